@@ -1,0 +1,69 @@
+# Everything is set up in the checkout; nothing outside it is touched.
+
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
+COMPOSE := docker compose
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format up down e2e lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+run: .venv/.ready ## start API and worker here, in one process
+	@.venv/bin/stowgate run
+
+test: .venv/.ready-dev ## run every test that this machine can run
+	@.venv/bin/python -m pytest $(TESTS)
+
+check: .venv/.ready-dev ## format, lint, types, then the tests
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	$(MAKE) --no-print-directory test
+
+format: .venv/.ready-dev ## format the code
+	.venv/bin/ruff format
+	.venv/bin/ruff check --fix
+
+up: ## start the compose stack
+	$(COMPOSE) up --build --detach --wait
+	@echo "Stowgate listens on http://127.0.0.1:$$(sed -n 's/^STOWGATE_PORT=//p' .env); make down stops it"
+
+down: ## stop the compose stack; its volumes stay
+	$(COMPOSE) down
+
+e2e: .venv/.ready-dev ## the compose stack, end to end, torn down after
+	@.venv/bin/python -m pytest tests/e2e
+
+lock: .venv/.ready-dev ## write the lock files anew
+	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
+		pyproject.toml --output-file requirements.lock
+	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
+		pyproject.toml --group dev --output-file requirements-dev.lock
+
+clean: ## remove what was set up; the data stays
+	rm -rf .venv .cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Stowgate needs Python 3.11 or newer: make PYTHON=/path/to/it" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || { rm -rf .venv; \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "installing python3-venv, which Debian keeps apart from Python" && \
+		apt-get -qq update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3-venv >/dev/null && \
+		$(PYTHON) -m venv .venv; } || { rm -rf .venv; \
+		echo "python3 -m venv fails: install Python's venv module (Debian: apt install python3-venv)" >&2; \
+		exit 1; }
+
+.venv/.ready: requirements.lock pyproject.toml | .venv/bin/python
+	@echo "setting up .venv, once"
+	@$(PIP) install --require-hashes --requirement requirements.lock
+	@$(PIP) install --no-deps --editable .
+	@touch $@
+
+.venv/.ready-dev: requirements-dev.lock .venv/.ready
+	@echo "setting up the tools of the tests, once"
+	@$(PIP) install --require-hashes --requirement requirements-dev.lock
+	@touch $@

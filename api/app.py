@@ -1,0 +1,64 @@
+"""The Flask application, put together from parts that are handed in."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flask import Flask, Response
+from prometheus_client import CollectorRegistry
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from api import problems
+from api.ingest import Ingest
+from api.openapi import openapi_document
+from api.status import status_blueprint
+from api.stow import StowOptions, stow_blueprint
+from api.vae import vae_blueprint
+from shared.health import Dependency, health_blueprint
+from shared.metrics import ApiMetrics
+from shared.records import Records
+from shared.vae import VaeRegistry
+
+Environ = dict[str, Any]
+WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
+
+
+def create_app(
+    *,
+    ingest: Ingest,
+    vaes: VaeRegistry,
+    records: Records,
+    dependencies: Mapping[str, Dependency],
+    registry: CollectorRegistry,
+    metrics: ApiMetrics,
+    options: StowOptions,
+    trusted_proxies: int = 0,
+) -> Flask:
+    app = Flask(__name__, static_folder=None)
+    # A redirect loses the body of a sender that streams it, so both spellings are one path here.
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    problems.install(app)
+    app.register_blueprint(stow_blueprint(ingest, vaes, options, metrics))
+    app.register_blueprint(vae_blueprint(vaes))
+    app.register_blueprint(status_blueprint(records))
+    app.register_blueprint(health_blueprint(dependencies, registry))
+
+    @app.get("/openapi.json")
+    def openapi() -> Response:
+        return Response(openapi_document(options.public_url), content_type="application/json")
+
+    app.wsgi_app = _OneSlash(app.wsgi_app)  # type: ignore[method-assign]
+    if trusted_proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted_proxies)  # type: ignore[method-assign]
+    return app
+
+
+class _OneSlash:
+    """Reads `//studies/` as `/studies`."""
+
+    def __init__(self, app: WsgiApp) -> None:
+        self._app = app
+
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        environ["PATH_INFO"] = "/" + "/".join(filter(None, environ["PATH_INFO"].split("/")))
+        return self._app(environ, start_response)

@@ -1,0 +1,395 @@
+"""The use case of a POST: check, store, record, announce.
+
+Parts are taken one at a time as they arrive. Each is spooled, its structure checked and its UIDs
+read; then it goes to the object store in another thread while the next part arrives. The ingest
+record is written when the body has ended properly and every instance is stored: the commit point.
+Until then nothing is acknowledged and nothing announced.
+"""
+
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from api.multipart import MediaType
+from api.problems import TooLarge, UnsupportedMediaType
+from api.spool import Spool
+from api.store_response import Failed, FailureReason, Stored, WarningReason
+from shared import events
+from shared.dicom.identity import Identity, identify
+from shared.dicom.structure import (
+    AttributesMissing,
+    InstanceRefused,
+    NotUnderstood,
+    Structure,
+    TransferSyntaxNotAccepted,
+    check_structure,
+)
+from shared.errors import StoreFull, StowgateError, Transient
+from shared.ids import new_payload_id
+from shared.metrics import ApiMetrics
+from shared.ports import EventPublisher, ObjectStore
+from shared.records import IngestRecord, Records, StoredInstance
+from shared.time import Clock, utc_now
+from shared.vae import Vae
+
+_log = structlog.get_logger()
+
+DICOM = "application/dicom"
+
+# `destination` of a request that names no VAE.
+DEFAULT_DESTINATION = "default"
+
+# How long a new record is left to the event that announces it before the relay steps in.
+ANNOUNCEMENT_GRACE = timedelta(seconds=10)
+
+# How many instances of one upload are on their way into the store at a time. Together with the
+# spool's threshold this bounds an upload's memory.
+_PUTS_PER_UPLOAD = 4
+
+_REASONS: dict[type[InstanceRefused], FailureReason] = {
+    NotUnderstood: FailureReason.CANNOT_UNDERSTAND,
+    TransferSyntaxNotAccepted: FailureReason.TRANSFER_SYNTAX_NOT_SUPPORTED,
+    AttributesMissing: FailureReason.DATASET_DOES_NOT_MATCH_SOP_CLASS,
+}
+
+
+class ReceivedPart(Protocol):
+    """One part of the body; iterating it yields its bytes as they arrive."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def media_type(self) -> MediaType: ...
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the URL says: the study all instances should belong to, and where they are meant."""
+
+    study_uid: str | None = None
+    workflow: str | None = None
+    vae: Vae | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    part_bytes: int
+    parts: int
+    spool_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of the parts, in the order of the request. `payload_id` is None where nothing
+    was stored and no record written."""
+
+    payload_id: str | None
+    stored: list[Stored]
+    failed: list[Failed]
+
+
+@dataclass
+class _Arrival:
+    """A part that is an instance, on its way into the store or failed."""
+
+    failure: Failed | None = None
+    instance: StoredInstance | None = None
+    put: "Future[None] | None" = None
+
+
+class Ingest:
+    def __init__(
+        self,
+        *,
+        instances: ObjectStore,
+        records: Records,
+        publisher: EventPublisher,
+        putters: ThreadPoolExecutor,
+        spool_folder: Path,
+        limits: Limits,
+        metrics: ApiMetrics,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._instances = instances
+        self._records = records
+        self._publisher = publisher
+        self._putters = putters
+        self._spool_folder = spool_folder
+        self._limits = limits
+        self._metrics = metrics
+        self._clock = clock
+
+    def ingest(
+        self, parts: Iterable[ReceivedPart], target: Target, source: str, correlation_id: str
+    ) -> Receipt | None:
+        """Take one request's parts; None where it had none.
+
+        `source` is the sender's address as the Workflow Manager takes it. Raises a `Problem` for
+        a request that is refused as a whole, `StoreFull` where nothing was stored for want of
+        room, and what the object store raises when it cannot do its work. What was stored by then
+        is removed again.
+        """
+        if not self._instances.has_room():
+            raise StoreFull("the object store is past its watermark of free space")
+        payload_id = new_payload_id()
+        received_at = self._clock()
+        with ExitStack() as undo:
+            upload = _Upload(
+                f"{payload_id}/", self._instances, self._putters, self._spool_folder, self._limits
+            )
+            undo.callback(upload.discard)
+            for part in parts:
+                upload.receive(part)
+            upload.finish()
+            if not upload.arrivals:
+                return None
+            stored, failed = upload.outcome(target.study_uid)
+            if not stored:
+                self._count(stored, failed, 0)
+                return Receipt(None, stored, failed)
+            record = IngestRecord(
+                payload_id=payload_id,
+                correlation_id=correlation_id,
+                received_at=received_at,
+                source=source,
+                destination=target.vae.name if target.vae else DEFAULT_DESTINATION,
+                workflow=target.workflow,
+                vae_workflows=target.vae.workflows if target.vae else None,
+                instances=upload.instances,
+                due_at=self._clock() + ANNOUNCEMENT_GRACE,
+            )
+            # A write that fails may have happened all the same, so from here on the objects stay;
+            # without a record, the sweep by age removes them.
+            undo.pop_all()
+        self._records.add(record)
+        self._announce(record)
+        self._count(stored, failed, sum(i.size_bytes for i in record.instances))
+        _log.info(
+            "instances stored",
+            payload_id=payload_id,
+            stored=len(stored),
+            failed=len(failed),
+            destination=record.destination,
+        )
+        return Receipt(payload_id, stored, failed)
+
+    def _announce(self, record: IngestRecord) -> None:
+        event = events.InstancesStored(record.payload_id, record.correlation_id)
+        try:
+            self._publisher.publish(events.encode(event))
+        except Transient as error:
+            self._metrics.unannounced.inc()
+            _log.warning(
+                "event not announced; the relay will",
+                payload_id=record.payload_id,
+                error=str(error),
+            )
+
+    def _count(self, stored: list[Stored], failed: list[Failed], size_bytes: int) -> None:
+        self._metrics.received_bytes.inc(size_bytes)
+        for instance in stored:
+            outcome = f"{instance.warning:04X}" if instance.warning else "stored"
+            self._metrics.instances.labels(outcome).inc()
+        for failure in failed:
+            self._metrics.instances.labels(f"{failure.reason:04X}").inc()
+
+
+class _Upload:
+    """The parts of one request and what becomes of them."""
+
+    def __init__(
+        self,
+        prefix: str,
+        store: ObjectStore,
+        putters: ThreadPoolExecutor,
+        spool_folder: Path,
+        limits: Limits,
+    ) -> None:
+        self.arrivals: list[_Arrival] = []
+        self._prefix = prefix
+        self._store = store
+        self._putters = putters
+        self._spool_folder = spool_folder
+        self._limits = limits
+        self._by_sop_instance_uid: dict[str, _Arrival] = {}
+        self._putting: deque[Future[None]] = deque()
+        self._foreign_parts = 0
+
+    def receive(self, part: ReceivedPart) -> None:
+        """Read a part to its end, and have it stored unless something is wrong with it."""
+        if part.number > self._limits.parts:
+            raise TooLarge(f"the request has more than {self._limits.parts} parts")
+        if part.media_type.type not in ("", DICOM):
+            self._foreign_parts += 1
+            self._fail(
+                FailureReason.CANNOT_UNDERSTAND,
+                f"part {part.number}: its Content-Type is not {DICOM}",
+            )
+            return
+        with ExitStack() as spooled:
+            spool = spooled.enter_context(
+                Spool(self._spool_folder, self._limits.spool_memory_bytes)
+            )
+            for data in part:
+                if spool.size_bytes + len(data) > self._limits.part_bytes:
+                    raise TooLarge(
+                        f"part {part.number} is over the limit of {self._limits.part_bytes} bytes"
+                    )
+                spool.write(data)
+            checked = self._check(part.number, spool)
+            if checked is None:
+                return
+            identity, structure = checked
+            if self._is_new(part.number, identity, spool.sha256):
+                self._store_spooled(identity, structure, spool, spooled.pop_all().close)
+
+    def _check(self, number: int, spool: Spool) -> tuple[Identity, Structure] | None:
+        try:
+            with spool.view() as data:
+                structure = check_structure(data, spool.scratch)
+            return identify(structure), structure
+        except InstanceRefused as refusal:
+            self._fail(
+                _REASONS[type(refusal)],
+                f"part {number}: {refusal}",
+                refusal.sop_class_uid,
+                refusal.sop_instance_uid,
+            )
+        except StowgateError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            # One instance that our own check trips over must not cost the sender the others. The
+            # error's text may hold a value of the dataset, so only its kind and place are logged.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            _log.error(
+                "instance could not be checked",
+                part=number,
+                error=type(error).__name__,
+                place=f"{place.filename}:{place.lineno}",
+            )
+            self._fail(
+                FailureReason.PROCESSING_FAILURE,
+                f"part {number}: an error of this service while it checked the instance",
+            )
+        return None
+
+    def _is_new(self, number: int, identity: Identity, sha256: str) -> bool:
+        """False for an instance that the request brought before; no failure if it is equal."""
+        first = self._by_sop_instance_uid.get(identity.sop_instance_uid)
+        if first is None:
+            return True
+        if first.instance is None or first.instance.sha256 != sha256:
+            self._fail(
+                FailureReason.DUPLICATE_SOP_INSTANCE,
+                f"part {number}: its SOP Instance UID came before in this request with other bytes",
+                identity.sop_class_uid,
+                identity.sop_instance_uid,
+            )
+        return False
+
+    def _store_spooled(
+        self,
+        identity: Identity,
+        structure: Structure,
+        spool: Spool,
+        close: Callable[[], None],
+    ) -> None:
+        instance = StoredInstance(
+            sop_class_uid=identity.sop_class_uid,
+            sop_instance_uid=identity.sop_instance_uid,
+            study_uid=identity.study_uid,
+            series_uid=identity.series_uid,
+            size_bytes=spool.size_bytes,
+            sha256=spool.sha256,
+            bulk_ranges=structure.bulk_ranges,
+        )
+        while len(self._putting) >= _PUTS_PER_UPLOAD:
+            self._settle(self._putting.popleft())
+        put = self._putters.submit(self._put, instance, spool)
+        put.add_done_callback(lambda _: close())
+        self._putting.append(put)
+        arrival = _Arrival(instance=instance, put=put)
+        self._by_sop_instance_uid[identity.sop_instance_uid] = arrival
+        self.arrivals.append(arrival)
+
+    def _put(self, instance: StoredInstance, spool: Spool) -> None:
+        self._store.put(self._prefix + instance.path, spool.open(), spool.size_bytes, DICOM)
+
+    def _settle(self, put: "Future[None]") -> None:
+        # A full store fails one instance; any other error of the store fails the request.
+        if not isinstance(put.exception(), StoreFull):
+            put.result()
+
+    def _fail(
+        self,
+        reason: FailureReason,
+        detail: str,
+        sop_class_uid: str | None = None,
+        sop_instance_uid: str | None = None,
+    ) -> None:
+        failure = Failed(reason, detail, sop_class_uid, sop_instance_uid)
+        self.arrivals.append(_Arrival(failure=failure))
+
+    def finish(self) -> None:
+        """Wait for the store. To be called once the body has ended properly."""
+        while self._putting:
+            self._settle(self._putting.popleft())
+        if self.arrivals and self._foreign_parts == len(self.arrivals):
+            raise UnsupportedMediaType(f"no part of the request is {DICOM}")
+        for arrival in self.arrivals:
+            full = arrival.put.exception() if arrival.put else None
+            if full and arrival.instance:
+                arrival.failure = Failed(
+                    FailureReason.OUT_OF_RESOURCES,
+                    f"{full}; send it again when there is room",
+                    arrival.instance.sop_class_uid,
+                    arrival.instance.sop_instance_uid,
+                )
+        failures = [a.failure for a in self.arrivals if a.failure]
+        if len(failures) == len(self.arrivals):
+            for failure in failures:
+                if failure.reason is FailureReason.OUT_OF_RESOURCES:
+                    raise StoreFull(failure.detail)
+
+    @property
+    def instances(self) -> tuple[StoredInstance, ...]:
+        return tuple(a.instance for a in self.arrivals if a.instance and not a.failure)
+
+    def outcome(self, study_uid: str | None) -> tuple[list[Stored], list[Failed]]:
+        stored = [
+            Stored(
+                instance.sop_class_uid,
+                instance.sop_instance_uid,
+                instance.study_uid,
+                None
+                if study_uid in (None, instance.study_uid)
+                else WarningReason.DATASET_DOES_NOT_MATCH_SOP_CLASS,
+            )
+            for instance in self.instances
+        ]
+        return stored, [a.failure for a in self.arrivals if a.failure]
+
+    def discard(self) -> None:
+        """Remove what was stored of a request that is not acknowledged."""
+        puts = [a.put for a in self.arrivals if a.put]
+        wait(puts)
+        keys = [self._prefix + a.instance.path for a in self.arrivals if a.instance]
+        if not keys:
+            return
+        try:
+            self._store.delete(keys)
+        except StowgateError as error:
+            _log.warning(
+                "objects of a refused upload are left to the sweep",
+                prefix=self._prefix,
+                error=str(error),
+            )

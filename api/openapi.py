@@ -1,0 +1,304 @@
+"""What is served, as an OpenAPI 3.1 document. The STOW-RS body and answer are described by hand."""
+
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from marshmallow import Schema, fields
+
+from api.status import LISTED, PayloadSchema
+from api.store_response import JSON_TYPE, XML_TYPE
+from shared.time import UtcDateTime
+from shared.vae import VaeSchema
+
+_UID = {"type": "string", "maxLength": 64, "pattern": r"^[0-9]+(\.[0-9]+)*$"}
+_WORKFLOW_ID = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$"}
+_AE_TITLE = {"type": "string", "pattern": r"^[A-Za-z0-9_-]{1,15}$"}
+_GUID = {"type": "string", "format": "uuid"}
+
+_FORMS = (
+    ("/dicomweb/studies", "no workflow: the Workflow Manager routes it"),
+    ("/dicomweb/{workflow}/studies", "the workflow named in the URL"),
+    ("/dicomweb/vae/{aet}/studies", "the workflows of a Virtual Application Entity"),
+    ("/dicomweb/vae/{aet}/{workflow}/studies", "the workflow named, for an AE title"),
+)
+
+
+class PayloadPageSchema(Schema):
+    payloads = fields.List(fields.Nested(LISTED), required=True)
+    next = fields.UUID(required=True, allow_none=True)
+
+
+def openapi_document(public_url: str | None) -> bytes:
+    shapes = MarshmallowPlugin()
+    spec = APISpec(
+        title="Stowgate",
+        version=version("stowgate"),
+        openapi_version="3.1.0",
+        plugins=[shapes],
+        info={"description": "STOW-RS in front of the MONAI Deploy Workflow Manager"},
+        servers=[{"url": public_url or "/"}],
+    )
+    if shapes.converter is None:
+        raise AssertionError("apispec gives its plug-ins the document they are for")
+    shapes.converter.map_to_openapi_type(  # type: ignore[no-untyped-call]
+        UtcDateTime, "string", "date-time"
+    )
+    spec.components.schema("Vae", schema=VaeSchema)
+    spec.components.schema("Payload", schema=PayloadSchema)
+    spec.components.schema("ListedPayload", schema=LISTED)
+    spec.components.schema("PayloadPage", schema=PayloadPageSchema)
+    spec.components.schema("Problem", _problem_schema())
+    spec.components.schema("StoreResponse", _dataset_schema())
+    for form, words in _FORMS:
+        for path in (form, f"{form}/{{study}}"):
+            spec.path(path, parameters=_parameters(path), operations={"post": _store(words)})
+    _vae_paths(spec)
+    _status_paths(spec)
+    return orjson.dumps(spec.to_dict())
+
+
+def _problem_schema() -> dict[str, Any]:
+    text = {"type": "string"}
+    return {
+        "type": "object",
+        "description": "RFC 9457",
+        "required": ["type", "title", "status", "detail"],
+        "properties": {
+            "type": text,
+            "title": text,
+            "status": {"type": "integer"},
+            "detail": text,
+            "correlation_id": _GUID,
+        },
+    }
+
+
+def _dataset_schema() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": (
+            "Store Instances Response Module (PS3.18 Annex I) in the DICOM JSON Model: 00081190 "
+            "RetrieveURL, 00081198 FailedSOPSequence, 00081199 ReferencedSOPSequence, 0008119A "
+            "OtherFailuresSequence. Each failed item says why in words in the private element "
+            "00091001 of the block STOWGATE."
+        ),
+        "additionalProperties": {
+            "type": "object",
+            "required": ["vr"],
+            "properties": {"vr": {"type": "string"}, "Value": {"type": "array"}},
+        },
+    }
+
+
+def _parameters(path: str) -> list[dict[str, Any]]:
+    schemas = {
+        "study": _UID,
+        "workflow": _WORKFLOW_ID,
+        "aet": _AE_TITLE,
+        "name": _AE_TITLE,
+        "payload_id": _GUID,
+    }
+    return [
+        {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in schemas.items()
+        if f"{{{name}}}" in path
+    ]
+
+
+def _json(words: str, schema: Any) -> dict[str, Any]:
+    return {"description": words, "content": {"application/json": {"schema": schema}}}
+
+
+def _problem(words: str) -> dict[str, Any]:
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {"description": words, "content": content}
+
+
+def _header(words: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": words, "schema": schema}
+
+
+def _store(words: str) -> dict[str, Any]:
+    binary = {"type": "string", "format": "binary"}
+    correlated = {"X-Correlation-ID": _header("of this request, also in the logs", _GUID)}
+    stored = correlated | {
+        "X-Payload-ID": _header("of what was stored", _GUID),
+        "Link": _header('with rel="status": where to follow it', {"type": "string"}),
+    }
+    dataset = {
+        JSON_TYPE: {"schema": {"$ref": "#/components/schemas/StoreResponse"}},
+        XML_TYPE: {"schema": {"type": "string"}},
+    }
+    answers: dict[str, Any] = {
+        "200": {"description": "all stored", "headers": stored, "content": dataset},
+        "202": {
+            "description": "stored with warnings, or stored in part",
+            "headers": stored,
+            "content": dataset,
+        },
+        "204": {"description": "the request carries no data"},
+        "400": _problem("malformed request, or a body that did not arrive whole"),
+        "408": _problem("the sender stalled"),
+        "409": {
+            "description": "no instance could be stored",
+            "headers": correlated,
+            "content": dataset,
+        },
+        "413": _problem("over a limit"),
+        "415": {"description": "unsupported media type or Content-Encoding"},
+        "500": _problem("an error of this service; nothing was acknowledged"),
+        "503": _problem("too busy, or the object store does not answer; see Retry-After"),
+        "507": _problem("the object store is full"),
+    }
+    return {
+        "summary": f"Store instances and open a workflow request: {words}",
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/dicom": {"schema": binary},
+                "multipart/related": {
+                    "schema": {"type": "object", "additionalProperties": binary},
+                },
+            },
+        },
+        "responses": answers,
+    }
+
+
+def _vae_paths(spec: APISpec) -> None:
+    vae = {"$ref": "#/components/schemas/Vae"}
+    body = {"required": True, "content": {"application/json": {"schema": vae}}}
+    spec.path(
+        "/config/vae",
+        operations={
+            "get": {
+                "summary": "List Virtual Application Entities",
+                "responses": {"200": _json("all of them", {"type": "array", "items": vae})},
+            },
+            "post": {
+                "summary": "Create one",
+                "requestBody": body,
+                "responses": {
+                    "201": _json("created", vae),
+                    "400": _problem("it breaks a rule"),
+                    "409": _problem("name or AE title is taken"),
+                },
+            },
+            "put": {
+                "summary": "Change the workflows and plug-ins of the one named in the body",
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {
+                            "schema": {
+                                "type": "object",
+                                "required": ["name"],
+                                "properties": {
+                                    "name": _AE_TITLE,
+                                    "workflows": {"type": "array", "items": _WORKFLOW_ID},
+                                    "plugInAssemblies": {
+                                        "type": "array",
+                                        "items": {"type": "string"},
+                                    },
+                                },
+                            }
+                        }
+                    },
+                },
+                "responses": {
+                    "200": _json("changed", vae),
+                    "400": _problem("it breaks a rule"),
+                    "404": _problem("no such VAE"),
+                },
+            },
+        },
+    )
+    spec.path(
+        "/config/vae/{name}",
+        parameters=_parameters("{name}"),
+        operations={
+            "get": {
+                "summary": "Show one",
+                "responses": {"200": _json("found", vae), "404": _problem("no such VAE")},
+            },
+            "delete": {
+                "summary": "Remove one",
+                "responses": {"200": _json("what it was", vae), "404": _problem("no such VAE")},
+            },
+        },
+    )
+    spec.path(
+        "/config/vae/plug-ins",
+        operations={
+            "get": {
+                "summary": "Input plug-ins, by name",
+                "responses": {"200": _json("none are built in", {"type": "object"})},
+            }
+        },
+    )
+
+
+def _status_paths(spec: APISpec) -> None:
+    query = [
+        {"name": "state", "schema": {"type": "string", "enum": ["pending", "opened", "failed"]}},
+        {"name": "limit", "schema": {"type": "integer", "minimum": 1, "maximum": 200}},
+        {"name": "cursor", "schema": _GUID},
+    ]
+    spec.path(
+        "/payloads",
+        operations={
+            "get": {
+                "summary": "What came in, the newest first",
+                "parameters": [{**parameter, "in": "query"} for parameter in query],
+                "responses": {
+                    "200": _json("a page", {"$ref": "#/components/schemas/PayloadPage"}),
+                    "400": _problem("a parameter breaks its rule"),
+                },
+            }
+        },
+    )
+    spec.path(
+        "/payloads/{payload_id}",
+        parameters=_parameters("{payload_id}"),
+        operations={
+            "get": {
+                "summary": "Where a payload stands",
+                "responses": {
+                    "200": _json("found", {"$ref": "#/components/schemas/Payload"}),
+                    "404": _problem("no such payload"),
+                },
+            }
+        },
+    )
+    state = {"type": "object"}
+    spec.path(
+        "/health/live",
+        operations={"get": {"responses": {"200": _json("the process serves", state)}}},
+    )
+    spec.path(
+        "/health/ready",
+        operations={
+            "get": {
+                "responses": {
+                    "200": _json("ready, or degraded by a broker that is down", state),
+                    "503": _json("unready", state),
+                }
+            }
+        },
+    )
+    spec.path(
+        "/metrics",
+        operations={
+            "get": {
+                "responses": {
+                    "200": {
+                        "description": "Prometheus text format",
+                        "content": {"text/plain": {"schema": {"type": "string"}}},
+                    }
+                }
+            }
+        },
+    )

@@ -1,0 +1,128 @@
+"""Problem details (RFC 9457): every refusal that is not a dataset says why in words.
+
+`Problem` and its kin are raised anywhere below a view; `install` renders them.
+"""
+
+from http import HTTPStatus
+from typing import ClassVar
+
+import orjson
+import structlog
+from flask import Flask, Response, g
+from werkzeug.exceptions import HTTPException
+
+from shared.errors import Permanent, StoreFull, Transient
+
+_log = structlog.get_logger()
+
+
+class Problem(Exception):
+    """A request that is refused as a whole. `detail` is shown to the sender."""
+
+    status: ClassVar[HTTPStatus] = HTTPStatus.BAD_REQUEST
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class BadRequest(Problem):
+    """The request is malformed, or its body did not arrive whole."""
+
+
+class NoSuchThing(Problem):
+    status = HTTPStatus.NOT_FOUND
+
+
+class Conflict(Problem):
+    status = HTTPStatus.CONFLICT
+
+
+class SenderTooSlow(Problem):
+    status = HTTPStatus.REQUEST_TIMEOUT
+
+
+class TooLarge(Problem):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class UnsupportedMediaType(Problem):
+    """Answered without a body; `detail` goes to the log only."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+class TooBusy(Problem):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+RETRY_AFTER_SECONDS = 5
+
+
+def problem_response(status: int, detail: str) -> Response:
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": int(status),
+        "detail": detail,
+    }
+    if "correlation_id" in g:
+        body["correlation_id"] = g.correlation_id
+    return Response(orjson.dumps(body), status, content_type="application/problem+json")
+
+
+def _render(problem: Problem) -> Response:
+    _log.info("request refused", status=int(problem.status), detail=problem.detail)
+    if isinstance(problem, UnsupportedMediaType):
+        return Response(status=problem.status)
+    response = problem_response(problem.status, problem.detail)
+    if isinstance(problem, TooBusy):
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response
+
+
+def _render_store_full(error: StoreFull) -> Response:
+    _log.error("object store full", error=str(error))
+    return problem_response(
+        HTTPStatus.INSUFFICIENT_STORAGE, f"nothing was stored: {error}; send again when it has room"
+    )
+
+
+def _render_transient(error: Transient) -> Response:
+    _log.error("engine unavailable", error=str(error))
+    response = problem_response(
+        HTTPStatus.SERVICE_UNAVAILABLE, f"nothing was acknowledged: {error}; send again later"
+    )
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response
+
+
+def _render_permanent(error: Permanent) -> Response:
+    _log.error("engine refused", error=str(error))
+    return problem_response(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        f"nothing was acknowledged: {error}; this needs the operator of this service",
+    )
+
+
+def _render_http_exception(error: HTTPException) -> Response:
+    status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        return problem_response(
+            status,
+            "nothing was acknowledged: an error of this service, which its log describes under "
+            "this correlation id",
+        )
+    response = problem_response(status, error.description or "")
+    for name, value in error.get_headers():
+        if name == "Allow":
+            response.headers[name] = value
+    return response
+
+
+def install(app: Flask) -> None:
+    app.register_error_handler(Problem, _render)
+    app.register_error_handler(StoreFull, _render_store_full)
+    app.register_error_handler(Transient, _render_transient)
+    app.register_error_handler(Permanent, _render_permanent)
+    app.register_error_handler(HTTPException, _render_http_exception)

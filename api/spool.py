@@ -1,0 +1,97 @@
+"""Where one part waits until it is whole: in memory, and on disk beyond a threshold."""
+
+import errno
+import hashlib
+import mmap
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from shared.errors import StoreFull, StoreUnavailable
+
+
+class Spool:
+    """The bytes of one part, with their count and SHA-256.
+
+    The file on disk has no name, so that nothing is left of it when the process is killed.
+    Raises `StoreFull` when the spool's disk is full.
+    """
+
+    def __init__(self, folder: Path, memory_bytes: int) -> None:
+        self._folder = folder
+        self._memory_bytes = memory_bytes
+        self._memory = bytearray()
+        self._file: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        self._hash.update(data)
+        self.size_bytes += len(data)
+        if self._file is None and self.size_bytes <= self._memory_bytes:
+            self._memory += data
+            return
+        with _disk_errors(self._folder):
+            if self._file is None:
+                self._file = self.scratch()
+                self._file.write(self._memory)
+                self._memory = bytearray()
+            self._file.write(data)
+
+    @contextmanager
+    def view(self) -> Iterator[memoryview | mmap.mmap]:
+        """All bytes, without a copy of them in memory."""
+        if self._file is None:
+            with memoryview(self._memory) as view:
+                yield view
+            return
+        with _disk_errors(self._folder):
+            self._file.flush()
+        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            yield mapped
+
+    def open(self) -> BinaryIO:
+        """From the start; valid until `close`."""
+        if self._file is None:
+            return BytesIO(self._memory)
+        with _disk_errors(self._folder):
+            self._file.seek(0)
+        return self._file
+
+    def scratch(self) -> BinaryIO:
+        """Another nameless file on the spool's disk, for a dataset that has to be inflated."""
+        with _disk_errors(self._folder):
+            return tempfile.TemporaryFile(dir=self._folder)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"the spool's disk at {folder} is full") from error
+        raise StoreUnavailable(f"the spool at {folder} cannot be written: {error}") from error

@@ -1,0 +1,90 @@
+"""Where a payload stands: the ingest records, as operators and senders see them."""
+
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from flask import Blueprint, Response, request
+from marshmallow import Schema, fields
+
+from api.problems import BadRequest, NoSuchThing
+from shared.ids import is_guid
+from shared.records import IngestRecord, Records, State
+from shared.time import UtcDateTime
+
+_MOST = 200
+
+
+class PayloadSchema(Schema):
+    payload_id = fields.UUID(required=True)
+    correlation_id = fields.UUID(required=True)
+    state = fields.Enum(State, by_value=True, required=True)
+    received_at = UtcDateTime(required=True)
+    opened_at = UtcDateTime(required=True, allow_none=True)
+    source = fields.String(required=True)
+    destination = fields.String(required=True)
+    workflows = fields.List(fields.String(), required=True, allow_none=True)
+    route = fields.String(required=True, allow_none=True)
+    file_count = fields.Function(
+        lambda record: len(record.instances), required=True, metadata={"type": "integer"}
+    )
+    attempts = fields.Integer(required=True)
+    last_error = fields.String(required=True, allow_none=True)
+    workflow_request = fields.Raw(required=True, allow_none=True)
+
+
+_PAYLOAD = PayloadSchema()
+# A request names every instance: a page of them would be megabytes.
+LISTED = PayloadSchema(exclude=["workflow_request"])
+
+
+def status_blueprint(records: Records) -> Blueprint:
+    blueprint = Blueprint("status", __name__, url_prefix="/payloads")
+
+    @blueprint.get("/<payload_id>")
+    def show(payload_id: str) -> Response:
+        held = records.find(payload_id.lower()) if is_guid(payload_id) else None
+        if held is None:
+            raise NoSuchThing(
+                "there is no payload of that id: either the id is mistyped, or the upload was "
+                "never acknowledged"
+            )
+        return _json(_PAYLOAD.dump(held.record))
+
+    @blueprint.get("")
+    def newest() -> Response:
+        page, cursor = records.newest(_state(), _limit(), _cursor())
+        return _json({"payloads": list(map(_dump_listed, page)), "next": cursor})
+
+    return blueprint
+
+
+def _dump_listed(record: IngestRecord) -> Any:
+    return LISTED.dump(record)
+
+
+def _state() -> State | None:
+    given = request.args.get("state")
+    if given is None:
+        return None
+    if given not in list(State):
+        raise BadRequest(f"state must be one of {', '.join(State)}")
+    return State(given)
+
+
+def _limit() -> int:
+    given = request.args.get("limit", "50")
+    if not (given.isdecimal() and 1 <= int(given) <= _MOST):
+        raise BadRequest(f"limit must be a whole number from 1 to {_MOST}")
+    return int(given)
+
+
+def _cursor() -> str:
+    given = request.args.get("cursor", "")
+    if given and not is_guid(given):
+        raise BadRequest("cursor must be what an earlier answer gave as next")
+    return given.lower()
+
+
+def _json(body: Any) -> Response:
+    return Response(orjson.dumps(body), HTTPStatus.OK, content_type="application/json")

@@ -1,0 +1,157 @@
+"""The answer of the Store transaction: PS3.18 10.5.3 and Annex I.2 (Store Instances Response)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from http import HTTPStatus
+from typing import Any
+from xml.etree import ElementTree
+
+import orjson
+from pydicom.datadict import keyword_for_tag
+
+JSON_TYPE = "application/dicom+json"
+XML_TYPE = "application/dicom+xml"
+
+
+class FailureReason(IntEnum):
+    """PS3.18 Table I.2-2, Store Instances Response Failure Reason Values, and C.4.2.1.5 of PS3.7
+    for 0111H."""
+
+    PROCESSING_FAILURE = 0x0110
+    DUPLICATE_SOP_INSTANCE = 0x0111
+    OUT_OF_RESOURCES = 0xA700
+    DATASET_DOES_NOT_MATCH_SOP_CLASS = 0xA900
+    CANNOT_UNDERSTAND = 0xC000
+    TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
+
+
+class WarningReason(IntEnum):
+    """PS3.18 Table I.2-1, Store Instances Response Warning Reason Values."""
+
+    DATASET_DOES_NOT_MATCH_SOP_CLASS = 0xB007
+
+
+@dataclass(frozen=True)
+class Stored:
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_uid: str
+    warning: WarningReason | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """`detail` says what to do about it; the SOP UIDs are None where the part does not tell."""
+
+    reason: FailureReason
+    detail: str
+    sop_class_uid: str | None = None
+    sop_instance_uid: str | None = None
+
+
+def status(stored: Sequence[Stored], failed: Sequence[Failed]) -> HTTPStatus:
+    """PS3.18 Table 10.5.3-1."""
+    if not stored:
+        return HTTPStatus.CONFLICT
+    if failed or any(instance.warning for instance in stored):
+        return HTTPStatus.ACCEPTED
+    return HTTPStatus.OK
+
+
+# Words have no element of their own in the response module. A private block (PS3.5 7.8.1) holds
+# them: clients that do not know it must ignore it.
+_PRIVATE_CREATOR = ("00090010", "LO", "STOWGATE")
+_DETAIL = ("00091001", "UT")
+
+_Element = dict[str, Any]
+_Dataset = dict[str, _Element]
+
+
+def _element(vr: str, *values: Any) -> _Element:
+    return {"vr": vr, "Value": list(values)}
+
+
+def _detail(words: str) -> _Dataset:
+    tag, vr, creator = _PRIVATE_CREATOR
+    return {tag: _element(vr, creator), _DETAIL[0]: _element(_DETAIL[1], words)}
+
+
+def _references(sop_class_uid: str, sop_instance_uid: str) -> _Dataset:
+    return {"00081150": _element("UI", sop_class_uid), "00081155": _element("UI", sop_instance_uid)}
+
+
+def _stored_item(instance: Stored) -> _Dataset:
+    item = _references(instance.sop_class_uid, instance.sop_instance_uid)
+    if instance.warning is not None:
+        item["00081196"] = _element("US", int(instance.warning))
+        item |= _detail("stored, but its Study Instance UID is not the one in the URL")
+    return item
+
+
+def _failed_item(failure: Failed) -> _Dataset:
+    item: _Dataset = {}
+    if failure.sop_class_uid and failure.sop_instance_uid:
+        item |= _references(failure.sop_class_uid, failure.sop_instance_uid)
+    item["00081197"] = _element("US", int(failure.reason))
+    return item | _detail(failure.detail)
+
+
+def dataset(
+    stored: Sequence[Stored], failed: Sequence[Failed], retrieve_url: str | None
+) -> _Dataset:
+    """The response as the DICOM JSON Model (PS3.18 Annex F) has it."""
+    known = [f for f in failed if f.sop_class_uid and f.sop_instance_uid]
+    other = [f for f in failed if not (f.sop_class_uid and f.sop_instance_uid)]
+    response: _Dataset = {}
+    if retrieve_url and stored:
+        response["00081190"] = _element("UR", retrieve_url)
+    if known:
+        response["00081198"] = _element("SQ", *map(_failed_item, known))
+    if stored:
+        response["00081199"] = _element("SQ", *map(_stored_item, stored))
+    if other:
+        response["0008119A"] = _element("SQ", *map(_failed_item, other))
+    return response
+
+
+def retrieve_url(base_url: str | None, stored: Sequence[Stored]) -> str | None:
+    """That of the study, or of all studies where the request brought several."""
+    if base_url is None:
+        return None
+    studies = {instance.study_uid for instance in stored}
+    study = f"/{studies.pop()}" if len(studies) == 1 else ""
+    return f"{base_url}/dicomweb/studies{study}"
+
+
+def to_json(response: _Dataset) -> bytes:
+    return orjson.dumps(response, option=orjson.OPT_SORT_KEYS)
+
+
+def to_xml(response: _Dataset) -> bytes:
+    """The Native DICOM Model (PS3.19 A.1)."""
+    root = ElementTree.Element(
+        "NativeDicomModel",
+        {"xmlns": "http://dicom.nema.org/PS3.19/models/NativeDICOM", "xml:space": "preserve"},
+    )
+    _append(root, response)
+    document: bytes = ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)
+    return document
+
+
+def _append(parent: ElementTree.Element, response: _Dataset) -> None:
+    for tag, element in sorted(response.items()):
+        attributes = {"tag": tag, "vr": element["vr"]}
+        if tag == _DETAIL[0]:
+            # PS3.19 A.1.5: a private element names its creator, and its block is written 00.
+            attributes |= {"tag": f"{tag[:4]}00{tag[6:]}", "privateCreator": _PRIVATE_CREATOR[2]}
+        elif tag == _PRIVATE_CREATOR[0]:
+            continue
+        else:
+            attributes["keyword"] = keyword_for_tag(int(tag, 16))
+        attribute = ElementTree.SubElement(parent, "DicomAttribute", attributes)
+        for number, value in enumerate(element["Value"], start=1):
+            if element["vr"] == "SQ":
+                _append(ElementTree.SubElement(attribute, "Item", number=str(number)), value)
+            else:
+                ElementTree.SubElement(attribute, "Value", number=str(number)).text = str(value)

@@ -1,0 +1,101 @@
+"""Administration of Virtual Application Entities: `config/vae` of the Informatics Gateway."""
+
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from flask import Blueprint, Response, request, url_for
+from marshmallow import Schema, ValidationError
+
+from api.problems import BadRequest, Conflict, NoSuchThing
+from shared.time import utc_now
+from shared.vae import Vae, VaeMissing, VaeRegistry, VaeSchema, VaeTaken
+
+_SCHEMA = VaeSchema()
+_UPDATE_SCHEMA = VaeSchema(exclude=["virtual_ae_title"])
+
+
+def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
+    blueprint = Blueprint("vae", __name__, url_prefix="/config/vae")
+
+    @blueprint.get("")
+    def list_all() -> Response:
+        return _json(_SCHEMA.dump(vaes.all().values(), many=True))
+
+    @blueprint.get("/plug-ins")
+    def plug_ins() -> Response:
+        """Input plug-ins by name; Stowgate changes nothing in what it is sent and has none."""
+        return _json({})
+
+    @blueprint.get("/<name>")
+    def show(name: str) -> Response:
+        vae = vaes.all().get(name)
+        if vae is None:
+            raise NoSuchThing(f"there is no VAE of that name; GET {url_for('.list_all')} lists all")
+        return _json(_SCHEMA.dump(vae))
+
+    @blueprint.post("")
+    def add() -> Response:
+        given = _load(_SCHEMA)
+        try:
+            vae = vaes.add(
+                Vae(
+                    name=given.get("name") or given["virtual_ae_title"],
+                    virtual_ae_title=given["virtual_ae_title"],
+                    workflows=tuple(given.get("workflows") or ()),
+                    plug_in_assemblies=tuple(given.get("plug_in_assemblies") or ()),
+                    date_time_created=utc_now(),
+                )
+            )
+        except VaeTaken as error:
+            raise Conflict(str(error)) from error
+        response = _json(_SCHEMA.dump(vae), HTTPStatus.CREATED)
+        response.headers["Location"] = url_for(".show", name=vae.name)
+        return response
+
+    @blueprint.put("")
+    def update() -> Response:
+        given = _load(_UPDATE_SCHEMA)
+        if "name" not in given:
+            raise BadRequest("name: the VAE to change must be named in the body")
+        changes = {
+            field: tuple(given[field] or ())
+            for field in ("workflows", "plug_in_assemblies")
+            if field in given
+        }
+        try:
+            vae = vaes.update(given["name"], date_time_updated=utc_now(), **changes)
+        except VaeMissing as error:
+            raise NoSuchThing(str(error)) from error
+        return _json(_SCHEMA.dump(vae))
+
+    @blueprint.delete("/<name>")
+    def remove(name: str) -> Response:
+        try:
+            return _json(_SCHEMA.dump(vaes.remove(name)))
+        except VaeMissing as error:
+            raise NoSuchThing("there is no VAE of that name") from error
+
+    return blueprint
+
+
+def _load(schema: Schema) -> dict[str, Any]:
+    try:
+        given: dict[str, Any] = schema.load(orjson.loads(request.get_data()))
+    except orjson.JSONDecodeError as error:
+        raise BadRequest("the body must be a JSON object that describes a VAE") from error
+    except ValidationError as error:
+        words = "; ".join(f"{field}: {_words(why)}" for field, why in error.messages_dict.items())
+        raise BadRequest(words) from error
+    return given
+
+
+def _words(messages: Any) -> str:
+    """marshmallow's messages, which nest by index for the items of a list."""
+    if isinstance(messages, dict):
+        return ", ".join(f"item {index}: {_words(why)}" for index, why in messages.items())
+    return ", ".join(map(str, messages))
+
+
+def _json(body: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    return Response(orjson.dumps(body), status, content_type="application/json")

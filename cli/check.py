@@ -1,0 +1,87 @@
+"""`stowgate check`: tries every dependency and setting, and says in words what is wrong."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from uuid import uuid4
+
+import click
+
+from shared.config import BadSetting, Settings, load_settings, unknown_variables
+from shared.engines import Engines, open_engines
+from shared.errors import StowgateError, VersionConflict
+from shared.ports import ObjectStore
+
+
+class _Wrong(Exception):
+    """One finding, in words."""
+
+
+@click.command()
+def check() -> None:
+    """Try every dependency and setting. Exits with 1 if anything is wrong."""
+    for sentence in unknown_variables(os.environ):
+        click.echo(f"warning   {sentence}")
+    settings = load_settings()
+    click.echo("ok        settings")
+    engines = open_engines(settings)
+    wrong = 0
+    for name, attempt in _attempts(settings, engines):
+        try:
+            attempt()
+        except (_Wrong, StowgateError, BadSetting) as error:
+            wrong += 1
+            click.echo(f"wrong     {name}: {error}")
+        else:
+            click.echo(f"ok        {name}")
+    engines.close()
+    sys.exit(1 if wrong else 0)
+
+
+def _attempts(settings: Settings, engines: Engines) -> Iterator[tuple[str, Callable[[], None]]]:
+    yield "spool", lambda: _try_spool(settings)
+    yield f"bucket {settings.bucket}", lambda: _try_bucket(engines.instances)
+    yield f"bucket {settings.state_bucket}", lambda: _try_bucket(engines.state)
+    yield "broker", engines.publisher.ping
+
+
+def _try_spool(settings: Settings) -> None:
+    try:
+        settings.spool.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.spool) as file:
+            file.write(b"stowgate")
+        free = shutil.disk_usage(settings.spool).free
+    except OSError as error:
+        raise _Wrong(f"{settings.spool} cannot be written: {error.strerror}") from error
+    if free < settings.min_free_bytes:
+        raise _Wrong(
+            f"{settings.spool} has {free} bytes free, below STOWGATE_MIN_FREE_BYTES of "
+            f"{settings.min_free_bytes}: uploads are refused"
+        )
+
+
+def _try_bucket(store: ObjectStore) -> None:
+    """With real objects, and with the conditional writes that leases and VAEs stand on."""
+    store.prepare()
+    key = f"stowgate-check/{uuid4()}"
+    version = store.create(key, b"1", "text/plain")
+    try:
+        if store.get(key).data != b"1":
+            raise _Wrong("an object was read back with other bytes than were written")
+        try:
+            store.create(key, b"2", "text/plain")
+        except VersionConflict:
+            pass
+        else:
+            raise _Wrong("the store ignores If-None-Match; Stowgate needs conditional writes")
+        store.replace(key, b"3", version, "text/plain")
+        try:
+            store.replace(key, b"4", version, "text/plain")
+        except VersionConflict:
+            pass
+        else:
+            raise _Wrong("the store ignores If-Match; Stowgate needs conditional writes")
+    finally:
+        store.delete([key])

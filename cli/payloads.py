@@ -1,0 +1,45 @@
+"""`stowgate payloads`: what came in and where it stands."""
+
+import click
+
+from cli.http import call, segment, show_json, show_rows, url_option
+from shared.records import State
+
+
+@click.group()
+def payloads() -> None:
+    """What came in and where it stands."""
+
+
+@payloads.command("list")
+@click.option("--state", type=click.Choice([str(state) for state in State]))
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
+@url_option
+def list_newest(state: str | None, limit: int, url: str) -> None:
+    """List the newest."""
+    fields = {"limit": str(limit)} | ({"state": state} if state else {})
+    found = call("GET", f"{url}/payloads", **fields)["payloads"]
+    show_rows(
+        ("payload", "state", "received", "from", "to", "files", "attempts", "last error"),
+        (
+            (
+                row["payload_id"],
+                row["state"],
+                row["received_at"],
+                row["source"],
+                row["destination"],
+                str(row["file_count"]),
+                str(row["attempts"]),
+                row["last_error"] or "",
+            )
+            for row in found
+        ),
+    )
+
+
+@payloads.command()
+@click.argument("payload_id")
+@url_option
+def show(payload_id: str, url: str) -> None:
+    """Show one, with the workflow request that was opened for it."""
+    show_json(call("GET", f"{url}/payloads/{segment(payload_id)}"))

@@ -1,0 +1,182 @@
+"""Events within one process, for the embedded run: both ends of the queues, in memory.
+
+What a queue holds dies with the process. That loses nothing: the ingest record is the truth, and
+the relay announces again what is still pending.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shared.adapters.queues import EventQueue, rejection
+from shared.errors import BrokerUnavailable, Unroutable
+from shared.ports import Message
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    message: Message
+    reason: str
+
+
+class MemoryBroker:
+    """Queues behind direct exchanges, for any number of publishers and consumers.
+
+    A queue takes `capacity` messages and refuses more, as one with `reject-publish` does. The
+    last `dead_letter_capacity` dead letters of each queue are kept to be looked at.
+    """
+
+    def __init__(
+        self, *queues: EventQueue, capacity: int = 100_000, dead_letter_capacity: int = 1_000
+    ) -> None:
+        self._queues = {queue: _Queue(queue, capacity, dead_letter_capacity) for queue in queues}
+
+    def publisher(self) -> "MemoryEventPublisher":
+        return MemoryEventPublisher(list(self._queues.values()))
+
+    def consumer(
+        self, queue: EventQueue, *, concurrency: int, close_seconds: float = 10.0
+    ) -> "MemoryEventConsumer":
+        """Consume one of the queues that the broker was made with; KeyError for another."""
+        return MemoryEventConsumer(self._queues[queue], concurrency, close_seconds)
+
+    def dead_letters(self, queue: EventQueue) -> list[DeadLetter]:
+        """What was rejected, oldest first."""
+        return self._queues[queue].dead_letters()
+
+
+class MemoryEventPublisher:
+    def __init__(self, queues: "list[_Queue]") -> None:
+        self._queues = queues
+        self._closed = False
+
+    def publish(self, message: Message) -> None:
+        self.ping()
+        bound = [queue for queue in self._queues if queue.takes(message)]
+        if not bound:
+            raise Unroutable(
+                f"the memory broker has no queue for exchange {message.exchange!r} and routing "
+                f"key {message.routing_key!r}, so message {message.message_id} came back"
+            )
+        for queue in bound:
+            queue.put(message)
+
+    def ping(self) -> None:
+        if self._closed:
+            raise BrokerUnavailable("the memory broker's publisher is closed")
+
+    def close(self) -> None:
+        self._closed = True
+
+
+class MemoryEventConsumer:
+    """Calls the handler in `concurrency` threads; they are daemons, as one of them may hang."""
+
+    def __init__(self, queue: "_Queue", concurrency: int, close_seconds: float) -> None:
+        self._queue = queue
+        self._concurrency = concurrency
+        self._close_seconds = close_seconds
+        self._threads: list[threading.Thread] = []
+        self._closing = threading.Event()
+
+    def start(self, handle: Callable[[bytes], None]) -> None:
+        if self._threads:
+            raise RuntimeError("this consumer is started already")
+        for number in range(self._concurrency):
+            thread = threading.Thread(
+                target=self._work, args=[handle], name=f"event-handler-{number}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def backlog(self) -> int:
+        self.ping()
+        return self._queue.backlog()
+
+    def ping(self) -> None:
+        if self._closing.is_set():
+            raise BrokerUnavailable("the memory broker's consumer is closed")
+
+    def close(self) -> None:
+        self._closing.set()
+        self._queue.close(self, self._close_seconds)
+
+    def _work(self, handle: Callable[[bytes], None]) -> None:
+        while (delivery := self._queue.take(self, self._closing)) is not None:
+            reason = rejection(handle, delivery.message.body, self._queue.name)
+            self._queue.settle(delivery, reason)
+
+
+@dataclass(frozen=True, eq=False)
+class _Delivery:
+    message: Message
+    consumer: MemoryEventConsumer
+
+
+class _Queue:
+    def __init__(self, shape: EventQueue, capacity: int, dead_letter_capacity: int) -> None:
+        self.name = shape.queue
+        self._shape = shape
+        self._capacity = capacity
+        self._changed = threading.Condition()
+        self._waiting: deque[Message] = deque()
+        self._in_hand: dict[_Delivery, None] = {}  # as a set that keeps the order
+        self._dead_letters: deque[DeadLetter] = deque(maxlen=dead_letter_capacity)
+
+    def takes(self, message: Message) -> bool:
+        return (message.exchange, message.routing_key) == (
+            self._shape.exchange,
+            self._shape.routing_key,
+        )
+
+    def put(self, message: Message) -> None:
+        with self._changed:
+            if len(self._waiting) >= self._capacity:
+                raise BrokerUnavailable(
+                    f"queue {self.name!r} of the memory broker is full with {self._capacity} "
+                    f"messages, so message {message.message_id} was refused"
+                )
+            self._waiting.append(message)
+            self._changed.notify_all()
+
+    def take(self, consumer: MemoryEventConsumer, closing: threading.Event) -> _Delivery | None:
+        """Wait for a message; None once the consumer is closing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or closing.is_set())
+            if closing.is_set():
+                return None
+            delivery = _Delivery(self._waiting.popleft(), consumer)
+            self._in_hand[delivery] = None
+            return delivery
+
+    def settle(self, delivery: _Delivery, rejected_for: str | None) -> None:
+        with self._changed:
+            if delivery not in self._in_hand:
+                return  # handed back meanwhile: it is somebody else's now
+            del self._in_hand[delivery]
+            if rejected_for is not None:
+                self._dead_letters.append(DeadLetter(delivery.message, rejected_for))
+            self._changed.notify_all()
+
+    def close(self, consumer: MemoryEventConsumer, close_seconds: float) -> None:
+        """Wake the consumer's threads, wait for what they have in hand, and take back the rest."""
+        with self._changed:
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._held_by(consumer), close_seconds)
+            unfinished = self._held_by(consumer)
+            for delivery in unfinished:
+                del self._in_hand[delivery]
+            self._waiting.extendleft(delivery.message for delivery in reversed(unfinished))
+            self._changed.notify_all()
+
+    def _held_by(self, consumer: MemoryEventConsumer) -> list[_Delivery]:
+        return [delivery for delivery in self._in_hand if delivery.consumer is consumer]
+
+    def backlog(self) -> int:
+        with self._changed:
+            return len(self._waiting)
+
+    def dead_letters(self) -> list[DeadLetter]:
+        with self._changed:
+            return list(self._dead_letters)

@@ -1,0 +1,63 @@
+"""What every broker adapter shares: how a queue of ours is shaped, and how an event is handled."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from shared.errors import MalformedEvent, StowgateError
+
+
+@dataclass(frozen=True)
+class EventQueue:
+    """A queue that Stowgate consumes, the direct exchange before it, and where its rejects go.
+
+    `dead_letter` names a fanout exchange and the one queue bound to it. `delivery_limit` is how
+    many times an event may come back unfinished before it is dead-lettered too.
+    """
+
+    exchange: str
+    routing_key: str
+    queue: str
+    dead_letter: str
+    delivery_limit: int = 20
+
+
+@dataclass(frozen=True)
+class TopicExchange:
+    """A durable topic exchange whose queues belong to somebody else and are not ours to declare."""
+
+    name: str
+
+
+INSTANCES_STORED = EventQueue(
+    exchange="stowgate",
+    routing_key="instances-stored",
+    queue="stowgate.instances-stored",
+    dead_letter="stowgate.dead-letter",
+)
+
+
+def rejection(handle: Callable[[bytes], None], body: bytes, queue: str) -> str | None:
+    """Handle one event; None when it is done, else the reason to dead-letter it for.
+
+    The reason is logged here, because AMQP's basic.reject has no room for one.
+    """
+    log = structlog.get_logger()
+    try:
+        handle(body)
+    except MalformedEvent as error:
+        log.warning("event dead-lettered", queue=queue, reason=str(error))
+        return str(error)
+    except Exception as error:  # noqa: BLE001 an event that trips a bug must not stop the consumer
+        # The text of a foreign exception may quote the dataset, so only its type is told.
+        reason = str(error) if isinstance(error, StowgateError) else type(error).__name__
+        log.error(
+            "event dead-lettered, its handler failed",
+            queue=queue,
+            reason=reason,
+            traceback="".join(traceback.format_tb(error.__traceback__)),
+        )
+        return reason
+    return None

@@ -1,0 +1,250 @@
+"""Settings: environment variables, each also readable from the file that its `_FILE` twin names.
+
+Each is declared once, with what reads it and what it is for; README's table is held to this list
+by a test.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from environs import EnvError, FileAwareEnv
+
+_PREFIX = "STOWGATE_"
+_TEST_PREFIX = "STOWGATE_TEST_"
+_FILE = "_FILE"
+
+
+class BadSetting(ValueError):
+    """One line: the variable, what it holds (secrets aside), and what would be right."""
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _address(text: str) -> Address:
+    found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})", text)
+    if not found or int(found[2]) > 65535:
+        raise ValueError("host:port with a port from 0 to 65535, such as 127.0.0.1:8080")
+    return Address(found[1].strip("[]"), int(found[2]))
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else -1
+        if value < least or (most is not None and value > most):
+            bound = f"of {least} or more" if most is None else f"from {least} to {most}"
+            raise ValueError(f"a whole number {bound}")
+        return value
+
+    return parse
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(" or ".join(choices))
+        return text
+
+    return parse
+
+
+def _url(*schemes: str, path: bool = False) -> Callable[[str], str]:
+    """An absolute URL of one of the schemes; also any plain word named among them."""
+    words = [s for s in schemes if not s.endswith("://")]
+    starts = tuple(s for s in schemes if s.endswith("://"))
+
+    def parse(text: str) -> str:
+        if text in words:
+            return text
+        try:
+            parts = urlsplit(text)
+            usable = text.startswith(starts) and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable or parts.query or parts.fragment or (parts.path.strip("/") and not path):
+            forms = [f"{start}host:port{'/path' if path else ''}" for start in starts]
+            raise ValueError(" or ".join([*words, *forms]))
+        return text.rstrip("/")
+
+    return parse
+
+
+def _bucket(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", text) or ".." in text:
+        raise ValueError("a bucket name: 3 to 63 of a-z 0-9 . -, first and last a letter or digit")
+    return text
+
+
+def _amqp_name(text: str) -> str:
+    if not 1 <= len(text.encode()) <= 255 or not text.isprintable():
+        raise ValueError("1 to 255 bytes of printable text")
+    return text
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def setting(
+    default: str | None, parse: Callable[[str], Any], doc: str, *, secret: bool = False
+) -> Any:
+    """A field of `Settings`, named as its variable is without the prefix, in lower case."""
+    return dataclasses.field(
+        metadata={"default": default, "parse": parse, "doc": doc, "secret": secret}
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    listen: Address = setting(
+        "127.0.0.1:8080",
+        _address,
+        "the API's address; port 0 takes a free one and prints it",
+    )
+    worker_listen: Address = setting(
+        "127.0.0.1:8081",
+        _address,
+        "the worker's health and metrics; in `stowgate run` they are on the API's port",
+    )
+    data: Path = setting("./data", _path, "folder of the embedded store and of the spool")
+    object_store: str = setting(
+        "folder",
+        _url("folder", "http://", "https://"),
+        "`folder`, or an S3 store as `http(s)://host:port`",
+    )
+    object_store_access_key: str | None = setting(None, _text, "S3 access key", secret=True)
+    object_store_secret_key: str | None = setting(None, _text, "S3 secret key", secret=True)
+    object_store_region: str = setting("us-east-1", _text, "S3 region")
+    broker: str = setting(
+        "memory",
+        _url("memory", "amqp://", "amqps://", path=True),
+        "`memory`, or RabbitMQ as `amqp(s)://user:password@host:port/vhost`",
+        secret=True,
+    )
+    bucket: str = setting(
+        "monaideploy", _bucket, "bucket of the payloads, shared with the Workflow Manager"
+    )
+    state_bucket: str = setting("stowgate", _bucket, "bucket of the records and the VAE registry")
+    public_url: str | None = setting(
+        None,
+        _url("http://", "https://", path=True),
+        "base of RetrieveURL and of links; without it links are relative",
+    )
+    auth: str = setting("none", _one_of("none"), "who may: `none` lets everybody")
+    log: str | None = setting(
+        None, _one_of("console", "json"), "`console` or `json`; by default `console` on a terminal"
+    )
+    api_processes: int = setting("1", _whole(1, 64), "processes of `stowgate api`")
+    api_threads: int = setting("16", _whole(2, 256), "threads of each API process")
+    trusted_proxies: int = setting(
+        "0", _whole(0, 16), "how many proxies in front set X-Forwarded-For"
+    )
+    max_body_bytes: int = setting(
+        "68719476736", _whole(1), "largest request body; above it 413 (64 GiB)"
+    )
+    max_part_bytes: int = setting(
+        "8589934592", _whole(1), "largest single instance; above it 413 (8 GiB)"
+    )
+    max_parts: int = setting("20000", _whole(1), "most parts of one request; above it 413")
+    spool_memory_bytes: int = setting(
+        "1048576", _whole(0), "an instance larger than this is spooled on disk on arrival"
+    )
+    min_free_bytes: int = setting(
+        "67108864",
+        _whole(0),
+        "watermark: the folder store and the spool refuse uploads (507) below this much free disk",
+    )
+    idle_seconds: int = setting(
+        "30", _whole(1, 3600), "a sender that sends nothing for this long is cut off"
+    )
+    worker_threads: int = setting("4", _whole(1, 64), "payloads that one worker opens at a time")
+    relay_seconds: int = setting("5", _whole(1, 3600), "pause between two looks of the relay")
+    workflow_manager_exchange: str = setting(
+        "monaideploy", _amqp_name, "topic exchange of the Workflow Manager"
+    )
+    workflow_manager_routing_key: str = setting(
+        "md.workflow.request", _amqp_name, "routing key of a workflow request"
+    )
+
+    @property
+    def spool(self) -> Path:
+        return self.data / "spool"
+
+
+class Declared(NamedTuple):
+    """One setting as an operator sees it; `default` is None where there is none."""
+
+    variable: str
+    default: str | None
+    doc: str
+
+
+def declared() -> list[Declared]:
+    return [
+        Declared(_variable(f), f.metadata["default"], f.metadata["doc"])
+        for f in dataclasses.fields(Settings)
+    ]
+
+
+def load_settings() -> Settings:
+    """Read the process's environment. Raises `BadSetting` at the first value that will not do."""
+    env = FileAwareEnv(strip_whitespace=True)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        variable, spec = _variable(field), field.metadata
+        try:
+            raw = env.str(variable, None)
+        except (EnvError, ValueError) as error:
+            raise BadSetting(f"{variable}{_FILE} must name a file that can be read") from error
+        raw = spec["default"] if raw is None or raw == "" else raw
+        try:
+            values[field.name] = None if raw is None else spec["parse"](raw)
+        except ValueError as error:
+            shown = "(a secret)" if spec["secret"] else repr(raw)
+            raise BadSetting(f"{variable} is {shown}, but must be {error}") from None
+    settings = Settings(**values)
+    if settings.object_store != "folder" and not (
+        settings.object_store_access_key and settings.object_store_secret_key
+    ):
+        raise BadSetting(
+            f"{_PREFIX}OBJECT_STORE is {settings.object_store!r}, which needs "
+            f"{_PREFIX}OBJECT_STORE_ACCESS_KEY and {_PREFIX}OBJECT_STORE_SECRET_KEY"
+        )
+    if settings.bucket == settings.state_bucket:
+        raise BadSetting(
+            f"{_PREFIX}STATE_BUCKET is {settings.bucket!r}, but must be another bucket than "
+            f"{_PREFIX}BUCKET: the Workflow Manager reads that one"
+        )
+    return settings
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """A sentence for each `STOWGATE_` variable that nothing reads, as a typo leaves it."""
+    known = [d.variable for d in declared()]
+    known += [name + _FILE for name in known]
+    sentences = []
+    for name in sorted(environ):
+        if name.startswith(_PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            sentences.append(f"{name} is set, but no setting has that name{hint}")
+    return sentences
+
+
+def _variable(field: "dataclasses.Field[Any]") -> str:
+    return _PREFIX + field.name.upper()

@@ -1,0 +1,105 @@
+"""The adapters that the settings name, made once for a process."""
+
+import threading
+from dataclasses import dataclass
+
+import structlog
+
+from shared import events
+from shared.adapters.folder import FolderObjectStore
+from shared.adapters.folder_publisher import FolderEventPublisher
+from shared.adapters.memory import MemoryBroker
+from shared.adapters.minio_store import MinioObjectStore
+from shared.adapters.queues import EventQueue, TopicExchange
+from shared.adapters.rabbitmq import RabbitEventConsumer, RabbitEventPublisher
+from shared.config import Settings
+from shared.errors import Transient
+from shared.ports import EventConsumer, EventPublisher, ObjectStore
+
+_log = structlog.get_logger()
+
+_PREPARE_AGAIN_SECONDS = 2.0
+
+_QUEUE = EventQueue(
+    exchange=events.EXCHANGE,
+    routing_key=events.ROUTING_KEY,
+    queue=events.QUEUE,
+    dead_letter=events.DEAD_LETTER,
+)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """`instances` is the payloads' bucket, `state` that of records and registry. `publisher`
+    takes our own events, `requests` those for the Workflow Manager."""
+
+    instances: ObjectStore
+    state: ObjectStore
+    publisher: EventPublisher
+    consumer: EventConsumer
+    requests: EventPublisher
+
+    def ping_stores(self) -> None:
+        self.instances.ping()
+        self.state.ping()
+
+    def prepare(self) -> None:
+        """Create the buckets where they are missing.
+
+        A store that does not answer yet is no reason not to start: this goes on in the background
+        until it does.
+        """
+        try:
+            self.instances.prepare()
+            self.state.prepare()
+        except Transient as error:
+            _log.warning("object store not ready; trying again", error=str(error))
+            timer = threading.Timer(_PREPARE_AGAIN_SECONDS, self.prepare)
+            timer.daemon = True
+            timer.start()
+
+    def close(self) -> None:
+        self.consumer.close()
+        self.publisher.close()
+        if self.requests is not self.publisher:
+            self.requests.close()
+
+
+def open_engines(settings: Settings) -> Engines:
+    """Connects to nothing yet."""
+    instances, state = (_store(settings, name) for name in (settings.bucket, settings.state_bucket))
+    if settings.broker == "memory":
+        broker = MemoryBroker(_QUEUE)
+        return Engines(
+            instances=instances,
+            state=state,
+            publisher=broker.publisher(),
+            consumer=broker.consumer(_QUEUE, concurrency=settings.worker_threads),
+            requests=FolderEventPublisher(settings.data / "workflow-requests"),
+        )
+    publisher = RabbitEventPublisher(
+        settings.broker,
+        topology=[_QUEUE, TopicExchange(settings.workflow_manager_exchange)],
+    )
+    return Engines(
+        instances=instances,
+        state=state,
+        publisher=publisher,
+        consumer=RabbitEventConsumer(
+            settings.broker, queue=_QUEUE, concurrency=settings.worker_threads
+        ),
+        requests=publisher,
+    )
+
+
+def _store(settings: Settings, bucket: str) -> ObjectStore:
+    if settings.object_store == "folder":
+        return FolderObjectStore(settings.data / bucket, min_free_bytes=settings.min_free_bytes)
+    return MinioObjectStore.connect(
+        settings.object_store,
+        access_key=settings.object_store_access_key or "",
+        secret_key=settings.object_store_secret_key or "",
+        region=settings.object_store_region,
+        bucket=bucket,
+        threads=settings.api_threads + settings.worker_threads,
+    )

@@ -1,0 +1,56 @@
+"""The event between the two services: it only says which record to look at."""
+
+from dataclasses import asdict, dataclass
+
+import orjson
+from marshmallow import RAISE, Schema, ValidationError, fields
+
+from shared.errors import MalformedEvent
+from shared.ids import is_guid
+from shared.ports import Message
+from shared.time import utc_now
+
+EXCHANGE = "stowgate"
+ROUTING_KEY = "instances-stored"
+QUEUE = "stowgate.instances-stored"
+DEAD_LETTER = "stowgate.dead-letter"
+
+
+@dataclass(frozen=True)
+class InstancesStored:
+    """The instances of one POST are stored, and their ingest record is written."""
+
+    payload_id: str
+    correlation_id: str
+
+
+class _InstancesStoredSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    payload_id = fields.String(required=True)
+    correlation_id = fields.String(required=True)
+
+
+def encode(event: InstancesStored) -> Message:
+    return Message(
+        exchange=EXCHANGE,
+        routing_key=ROUTING_KEY,
+        body=orjson.dumps(asdict(event)),
+        message_id=event.payload_id,
+        correlation_id=event.correlation_id,
+        type="InstancesStored",
+        app_id="stowgate",
+        timestamp=int(utc_now().timestamp()),
+    )
+
+
+def decode(body: bytes) -> InstancesStored:
+    """Raises `MalformedEvent`; the text never repeats what the body holds."""
+    try:
+        event = InstancesStored(**_InstancesStoredSchema().loads(body.decode()))
+    except (ValueError, ValidationError) as error:
+        raise MalformedEvent("the body is no InstancesStored event") from error
+    if not (is_guid(event.payload_id) and is_guid(event.correlation_id)):
+        raise MalformedEvent("payload_id and correlation_id of an event must be GUIDs")
+    return event

@@ -1,0 +1,61 @@
+"""Health and metrics over HTTP, the same for the API and the worker."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from flask import Blueprint, Response
+from prometheus_client import CollectorRegistry
+
+from shared.errors import StowgateError
+from shared.metrics import CONTENT_TYPE, exposition
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """`ping` raises a `StowgateError` when it is down. Without an essential one the process is
+    unready; without another it is degraded, and catches up later."""
+
+    ping: Callable[[], None]
+    essential: bool
+
+
+def health_blueprint(
+    dependencies: Mapping[str, Dependency], registry: CollectorRegistry
+) -> Blueprint:
+    blueprint = Blueprint("health", __name__)
+
+    @blueprint.get("/health/live")
+    def live() -> Response:
+        return _json({"status": "live"}, HTTPStatus.OK)
+
+    @blueprint.get("/health/ready")
+    def ready() -> Response:
+        states = {name: _state(dependency) for name, dependency in dependencies.items()}
+        down = [name for name, state in states.items() if state["status"] == "down"]
+        unready = any(dependencies[name].essential for name in down)
+        status = "unready" if unready else "degraded" if down else "ready"
+        return _json(
+            {"status": status, "dependencies": states},
+            HTTPStatus.SERVICE_UNAVAILABLE if unready else HTTPStatus.OK,
+        )
+
+    @blueprint.get("/metrics")
+    def metrics() -> Response:
+        return Response(exposition(registry), content_type=CONTENT_TYPE)
+
+    return blueprint
+
+
+def _state(dependency: Dependency) -> dict[str, str]:
+    try:
+        dependency.ping()
+    except StowgateError as error:
+        return {"status": "down", "detail": str(error)}
+    return {"status": "up"}
+
+
+def _json(body: Any, status: HTTPStatus) -> Response:
+    return Response(orjson.dumps(body), status, content_type="application/json")

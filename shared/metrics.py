@@ -1,0 +1,99 @@
+"""What Stowgate counts, for Prometheus. No label ever holds an identifier of data or a person."""
+
+import os
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# Where prometheus_client keeps its files when several processes serve as one.
+MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class ApiMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.posts = Counter(
+            "stowgate_posts", "STOW-RS requests by answer", ["status"], registry=registry
+        )
+        self.instances = Counter(
+            "stowgate_instances",
+            "instances by what became of them; a reason is one of PS3.18's",
+            ["outcome"],
+            registry=registry,
+        )
+        self.received_bytes = Counter(
+            "stowgate_received_bytes", "bytes of instances stored", registry=registry
+        )
+        self.post_seconds = Histogram(
+            "stowgate_post_seconds",
+            "from a request's head to its answer",
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+            registry=registry,
+        )
+        self.uploads = Gauge(
+            "stowgate_uploads_in_progress",
+            "uploads being received now",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.unannounced = Counter(
+            "stowgate_announcements_failed",
+            "events the broker did not take; the relay sends them later",
+            registry=registry,
+        )
+
+
+class WorkerMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.opened = Counter(
+            "stowgate_workflow_requests_opened",
+            "workflow requests by the rule that chose the workflows",
+            ["route"],
+            registry=registry,
+        )
+        self.attempts_failed = Counter(
+            "stowgate_attempts_failed",
+            "attempts to open a request, by whether another follows",
+            ["kind"],
+            registry=registry,
+        )
+        self.unroutable = Counter(
+            "stowgate_unroutable",
+            "workflow requests that came back: the Workflow Manager has no queue",
+            registry=registry,
+        )
+        self.lease_takeovers = Counter(
+            "stowgate_lease_takeovers",
+            "records taken from a worker that did not finish",
+            registry=registry,
+        )
+        self.announced_again = Counter(
+            "stowgate_announced_again", "events the relay sent", registry=registry
+        )
+        self.pending = Gauge("stowgate_pending", "records not opened yet", registry=registry)
+        self.oldest_pending_seconds = Gauge(
+            "stowgate_oldest_pending_seconds",
+            "age of the record that waits longest, 0 when none does",
+            registry=registry,
+        )
+        self.failed = Gauge(
+            "stowgate_failed",
+            "records that need a person: see `stowgate failed`",
+            registry=registry,
+        )
+
+
+def exposition(registry: CollectorRegistry) -> bytes:
+    """The text format, over all processes where several serve as one."""
+    if MULTIPROCESS_FOLDER in os.environ:
+        merged = CollectorRegistry()
+        multiprocess.MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
+        registry = merged
+    return generate_latest(registry)

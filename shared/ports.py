@@ -1,0 +1,171 @@
+"""What the two services need of the outside: an object store, and the two ends of the events.
+
+Each port has one contract test, in `tests/contract/`, that every adapter passes.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object's bytes, and the version that a conditional write may name."""
+
+    data: bytes
+    version: str
+
+
+@dataclass(frozen=True)
+class ListedObject:
+    key: str
+    size_bytes: int
+    modified_at: datetime
+
+
+KEY_MAX_BYTES = 1024
+"""Of a whole key in UTF-8, as in S3."""
+
+KEY_NAME_MAX_BYTES = 255
+"""Of each name in a key, as in most file systems."""
+
+_KEY_NAME = re.compile(r"[^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]*")
+
+
+def check_key(key: str) -> None:
+    """Raise `ValueError` for a key that not every store can hold.
+
+    A key is `/`-separated names of up to 255 bytes, together up to 1024, none empty, none beginning
+    with a dot, none with control characters.
+    """
+    names = key.split("/")
+    if len(key.encode()) > KEY_MAX_BYTES or not all(
+        _KEY_NAME.fullmatch(name) and len(name.encode()) <= KEY_NAME_MAX_BYTES for name in names
+    ):
+        raise ValueError(f"no key for an object: {key!r}")
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise `ValueError` for a prefix that is neither empty nor a key with a `/` behind it."""
+    if prefix:
+        if not prefix.endswith("/"):
+            raise ValueError(f"no prefix of keys, as it ends without a slash: {prefix!r}")
+        check_key(prefix.removesuffix("/"))
+
+
+class ObjectStore(Protocol):
+    """One bucket. A key is a relative path of `/`-separated names that are safe in a file system
+    (`check_key`): anything else is a programming error, `ValueError`.
+
+    What a call that writes has returned for is durable, and visible to every reader. Every call may
+    raise `StoreUnavailable` or `StoreRefused`, and every write `StoreFull`.
+    """
+
+    def prepare(self) -> None:
+        """Create the bucket where it is missing."""
+
+    def put(self, key: str, data: BinaryIO, size_bytes: int, content_type: str) -> None:
+        """Write `size_bytes` from `data`, all or nothing, over what may be there."""
+
+    def create(self, key: str, data: bytes, content_type: str) -> str:
+        """Write only where nothing is, and return the version.
+
+        Raises `VersionConflict` where something is there: of any number of callers at once, one
+        succeeds. Meant for small objects.
+        """
+
+    def replace(self, key: str, data: bytes, version: str, content_type: str) -> str:
+        """Write only over that version, and return the new one.
+
+        Raises `VersionConflict` where another version, or nothing, is there.
+        """
+
+    def get(self, key: str) -> StoredObject:
+        """Read a whole small object. Raises `ObjectMissing`."""
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Read `length` bytes from offset `start`, fewer at the end. Raises `ObjectMissing`."""
+
+    def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
+        """Every object whose key begins with `prefix` and sorts behind `after`, by key.
+
+        Lazy: a caller that stops early does not pay for the rest. `prefix` is empty or ends in `/`.
+        """
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove these; a key with nothing under it is no error."""
+
+    def has_room(self) -> bool:
+        """False when the store is known to be past its watermark."""
+
+    def ping(self) -> None:
+        """Return when the bucket can be reached."""
+
+
+AMQP_SHORTSTR_MAX_BYTES = 255
+"""AMQP 0-9-1, 4.2.5.3: exchange, routing key and the string properties are short strings."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message with the AMQP 0-9-1 basic properties that the two contracts use.
+
+    `timestamp` is in whole seconds since the epoch. `message_id` is unique among messages that
+    are published at the same time. Raises ValueError for what AMQP cannot carry.
+    """
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    message_id: str
+    correlation_id: str
+    type: str
+    app_id: str
+    timestamp: int
+    content_type: str = "application/json"
+    delivery_mode: int = 2
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str) and len(value.encode()) > AMQP_SHORTSTR_MAX_BYTES:
+                raise ValueError(
+                    f"{name} of a message has {len(value.encode())} bytes; "
+                    f"AMQP carries at most {AMQP_SHORTSTR_MAX_BYTES}"
+                )
+        if not 0 <= self.timestamp < 2**63:
+            raise ValueError(f"timestamp {self.timestamp} of a message is no AMQP timestamp")
+
+
+class EventPublisher(Protocol):
+    def publish(self, message: Message) -> None:
+        """Return once a queue has the message for good.
+
+        Raises `Unroutable` when no queue takes it and `BrokerUnavailable` when that cannot be
+        known within the adapter's deadline; the message may then still have arrived.
+        """
+
+    def ping(self) -> None:
+        """Return when a message could be published now; raises `BrokerUnavailable`."""
+
+    def close(self) -> None:
+        """Stop; waits no longer than the adapter's deadline."""
+
+
+class EventConsumer(Protocol):
+    def start(self, handle: Callable[[bytes], None]) -> None:
+        """Call `handle` with the body of each event, several at a time, until closed.
+
+        An event is done when `handle` returns, and dead-lettered when it raises `MalformedEvent`.
+        Until then it belongs to this consumer, and goes to another one if this process dies.
+        """
+
+    def backlog(self) -> int:
+        """How many events wait in the queue, untaken. Raises `BrokerUnavailable`."""
+
+    def ping(self) -> None:
+        """Return when events could be delivered now; raises `BrokerUnavailable`."""
+
+    def close(self) -> None:
+        """Take no more events, wait a bounded time for those in hand, hand back the rest."""

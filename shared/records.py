@@ -1,0 +1,254 @@
+"""The ingest record: what one POST brought in, and how far it has come.
+
+A record is one object in the state bucket, written after all its instances: the commit point.
+It lies in `pending/`, `opened/` or `failed/` and carries its own state, which is what counts:
+
+- every change to a pending record is a conditional write over the version that was read, so of
+  two workers, or a worker and a relay, one wins;
+- a record settles by such a write first, and is moved to its place after. Whoever finds one that
+  was settled and not moved (its worker died in between) moves it.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from heapq import merge
+from io import BytesIO
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+import orjson
+from marshmallow import Schema, fields
+
+from shared.errors import ObjectMissing, VersionConflict
+from shared.ports import ListedObject, ObjectStore
+from shared.time import UtcDateTime
+
+_JSON = "application/json"
+
+
+class State(StrEnum):
+    PENDING = "pending"
+    OPENED = "opened"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class StoredInstance:
+    """One instance in the payloads' bucket.
+
+    `bulk_ranges` are the byte ranges (start, end) of the file that its metadata sidecar has no
+    use for: pixel data and the like.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_uid: str
+    series_uid: str
+    size_bytes: int
+    sha256: str
+    bulk_ranges: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Below the payload's id, as the Workflow Manager wants it."""
+        return f"dcm/{self.study_uid}/{self.series_uid}/{self.sop_instance_uid}.dcm"
+
+    @property
+    def metadata_path(self) -> str:
+        return f"{self.path}.json"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Until then, only this worker may open the workflow request of the record."""
+
+    owner: str
+    until: datetime
+
+
+@dataclass(frozen=True)
+class IngestRecord:
+    """`workflow` is the one in the URL; `vae_workflows` are those the VAE had on receipt, and
+    None without a VAE. `due_at` is when the relay may announce the record again. `takeovers`
+    counts the workers that held the lease and did not come to an end."""
+
+    payload_id: str
+    correlation_id: str
+    received_at: datetime
+    source: str
+    destination: str
+    workflow: str | None
+    vae_workflows: tuple[str, ...] | None
+    instances: tuple[StoredInstance, ...]
+    due_at: datetime
+    state: State = State.PENDING
+    attempts: int = 0
+    takeovers: int = 0
+    last_error: str | None = None
+    lease: Lease | None = None
+    workflows: tuple[str, ...] | None = None
+    route: str | None = None
+    opened_at: datetime | None = None
+    workflow_request: dict[str, Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class HeldRecord:
+    """A record as it was read, with the version that the next write must find."""
+
+    record: IngestRecord
+    version: str
+    key: str
+
+
+class _Instances(fields.Field[tuple[StoredInstance, ...]]):
+    """Thousands of rows of our own making: a schema run per row would cost seconds."""
+
+    def _serialize(self, value: Any, *_: Any, **__: Any) -> list[dict[str, Any]]:
+        return [asdict(instance) for instance in value]
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[StoredInstance, ...]:
+        return tuple(
+            StoredInstance(**{**row, "bulk_ranges": tuple(map(tuple, row["bulk_ranges"]))})
+            for row in value
+        )
+
+
+class _Strings(fields.List[str]):
+    """A tuple of strings here, a list on the wire."""
+
+    def _deserialize(self, *args: Any, **kwargs: Any) -> Any:
+        return tuple(super()._deserialize(*args, **kwargs))
+
+
+class _LeaseSchema(Schema):
+    owner = fields.String(required=True)
+    until = UtcDateTime(required=True)
+
+
+class _RecordSchema(Schema):
+    payload_id = fields.String(required=True)
+    correlation_id = fields.String(required=True)
+    received_at = UtcDateTime(required=True)
+    source = fields.String(required=True)
+    destination = fields.String(required=True)
+    workflow = fields.String(required=True, allow_none=True)
+    vae_workflows = _Strings(fields.String(), required=True, allow_none=True)
+    instances = _Instances(required=True)
+    due_at = UtcDateTime(required=True)
+    state = fields.Enum(State, by_value=True, required=True)
+    attempts = fields.Integer(required=True)
+    takeovers = fields.Integer(required=True)
+    last_error = fields.String(required=True, allow_none=True)
+    lease = fields.Nested(_LeaseSchema, required=True, allow_none=True)
+    workflows = _Strings(fields.String(), required=True, allow_none=True)
+    route = fields.String(required=True, allow_none=True)
+    opened_at = UtcDateTime(required=True, allow_none=True)
+    workflow_request = fields.Raw(required=True, allow_none=True)
+
+
+def encode(record: IngestRecord) -> bytes:
+    return orjson.dumps(_RecordSchema().dump(record))
+
+
+def decode(data: bytes) -> IngestRecord:
+    row = _RecordSchema().load(orjson.loads(data))
+    lease = row.pop("lease")
+    return IngestRecord(lease=None if lease is None else Lease(**lease), **row)
+
+
+def newest_first(payload_id: str) -> str:
+    """The name of a record's object: what was received last sorts first.
+
+    The first 48 bits of a UUIDv7 are its time (RFC 9562 5.7); an object store lists in ascending
+    order only, so the name begins with their complement.
+    """
+    return f"{0xFFFF_FFFF_FFFF - (UUID(payload_id).int >> 80):012x}.{payload_id}.json"
+
+
+def _key(state: State, payload_id: str) -> str:
+    return f"{state}/{newest_first(payload_id)}"
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def payload_id_of(key: str) -> str:
+    return _name(key).split(".")[1]
+
+
+class Records:
+    """The records in the state bucket. Every call may raise what the object store raises."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def add(self, record: IngestRecord) -> None:
+        """The commit point of a POST."""
+        key, data = _key(State.PENDING, record.payload_id), encode(record)
+        try:
+            self._store.create(key, data, _JSON)
+        except VersionConflict:
+            # Ids are minted once, so this is our own write, whose answer was lost on the way.
+            if self._store.get(key).data != data:
+                raise
+
+    def find(self, payload_id: str) -> HeldRecord | None:
+        """The record wherever it is."""
+        # A record is written to its new place before it leaves the old one, so one pass in this
+        # order misses it only when a replay takes it back from failed/ meanwhile.
+        for state in (State.PENDING, State.OPENED, State.FAILED, State.PENDING):
+            held = self.read(_key(state, payload_id))
+            if held is not None:
+                return held
+        return None
+
+    def read(self, key: str) -> HeldRecord | None:
+        try:
+            found = self._store.get(key)
+        except ObjectMissing:
+            return None
+        return HeldRecord(decode(found.data), found.version, key)
+
+    def change(self, held: HeldRecord, **changes: Any) -> HeldRecord:
+        """Raises `VersionConflict` where somebody changed or moved the record meanwhile."""
+        record = replace(held.record, **changes)
+        version = self._store.replace(held.key, encode(record), held.version, _JSON)
+        return HeldRecord(record, version, held.key)
+
+    def settle(self, held: HeldRecord, state: State, **changes: Any) -> HeldRecord:
+        """Give a pending record its end, for all to see. Raises `VersionConflict` as `change`."""
+        settled = self.change(held, state=state, lease=None, **changes)
+        self.move(settled)
+        return settled
+
+    def move(self, held: HeldRecord) -> None:
+        """Bring a settled record to its place; harmless when several do it."""
+        data = encode(held.record)
+        target = _key(held.record.state, held.record.payload_id)
+        self._store.put(target, BytesIO(data), len(data), _JSON)
+        self._store.delete([held.key])
+
+    def pending(self) -> list[ListedObject]:
+        """What lies in pending/, the oldest first; the cost grows with these alone."""
+        return list(self._store.list(f"{State.PENDING}/"))[::-1]
+
+    def newest(
+        self, state: State | None, limit: int, cursor: str = ""
+    ) -> tuple[list[IngestRecord], str | None]:
+        """Up to `limit` records behind `cursor`, the newest first, and the next cursor."""
+        states = list(State) if state is None else [state]
+        after = newest_first(cursor) if cursor else ""
+        places = [self._store.list(f"{s}/", f"{s}/{after}" if after else "") for s in states]
+        keys = merge(*((o.key for o in place) for place in places), key=_name)
+        # A record in the middle of its move shows in two places.
+        ids = list(islice(dict.fromkeys(map(payload_id_of, keys)), limit + 1))
+        found = [held.record for held in map(self.find, ids[:limit]) if held is not None]
+        return found, ids[limit - 1] if len(ids) > limit else None
+
+    def count(self, state: State) -> int:
+        """The cost grows with the number of records in that state."""
+        return sum(1 for _ in self._store.list(f"{state}/"))

@@ -1,0 +1,33 @@
+"""Points in time as Stowgate writes them: ISO 8601, UTC, microseconds, `Z`."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from marshmallow import ValidationError, fields
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def iso_utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class UtcDateTime(fields.Field[datetime]):
+    """An aware `datetime` here, `iso_utc` on the wire."""
+
+    def _serialize(self, value: datetime | None, *_: Any, **__: Any) -> str | None:
+        return None if value is None else iso_utc(value)
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> datetime:
+        try:
+            moment = datetime.fromisoformat(value)
+        except (TypeError, ValueError) as error:
+            raise ValidationError("is no ISO 8601 date and time") from error
+        if moment.tzinfo is None:
+            raise ValidationError("has no time zone")
+        return moment

@@ -1,0 +1,199 @@
+"""Virtual Application Entities: their shape, and the registry that all replicas share.
+
+The registry is one object in the state bucket, changed by conditional writes only: whatever has
+to be unique is checked against all of it, and of two changes at once one is made on top of the
+other.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+
+import orjson
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, validate
+
+from shared.errors import ObjectMissing, StowgateError, VersionConflict
+from shared.ids import AE_TITLE_RULE, WORKFLOW_ID_RULE, is_ae_title, is_workflow_id
+from shared.ports import ObjectStore
+from shared.time import UtcDateTime
+
+_KEY = "vae/registry.json"
+_JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Vae:
+    """A Virtual Application Entity; the field names on the wire are the Informatics Gateway's."""
+
+    name: str
+    virtual_ae_title: str
+    workflows: tuple[str, ...]
+    plug_in_assemblies: tuple[str, ...]
+    date_time_created: datetime
+    created_by: str | None = None
+    updated_by: str | None = None
+    date_time_updated: datetime | None = None
+
+
+class VaeMissing(StowgateError):
+    """There is no VAE of that name."""
+
+
+class VaeTaken(StowgateError):
+    """Another VAE has that name or AE title already."""
+
+
+def _holds(rule: str, check: Callable[[str], bool]) -> Callable[[str], None]:
+    def validator(value: str) -> None:
+        if not check(value):
+            raise ValidationError(rule)
+
+    return validator
+
+
+class VaeSchema(Schema):
+    """A VAE as `config/vae` answers it and as the registry keeps it. Nulls are left out."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    name = fields.String(validate=_holds(AE_TITLE_RULE, is_ae_title))
+    virtual_ae_title = fields.String(
+        data_key="virtualAeTitle", required=True, validate=_holds(AE_TITLE_RULE, is_ae_title)
+    )
+    workflows = fields.List(
+        fields.String(validate=_holds(WORKFLOW_ID_RULE, is_workflow_id)), allow_none=True
+    )
+    plug_in_assemblies = fields.List(
+        fields.String(validate=validate.Length(min=1, max=512)),
+        data_key="plugInAssemblies",
+        allow_none=True,
+    )
+    created_by = fields.String(data_key="createdBy", dump_only=True)
+    updated_by = fields.String(data_key="updatedBy", dump_only=True)
+    date_time_created = UtcDateTime(data_key="dateTimeCreated", dump_only=True)
+    date_time_updated = UtcDateTime(data_key="dateTimeUpdated", dump_only=True)
+
+    @post_dump
+    def _omit_nulls(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return {key: value for key, value in data.items() if value is not None}
+
+
+class _StoredVaeSchema(VaeSchema):
+    created_by = fields.String(data_key="createdBy", load_default=None)
+    updated_by = fields.String(data_key="updatedBy", load_default=None)
+    date_time_created = UtcDateTime(data_key="dateTimeCreated", required=True)
+    date_time_updated = UtcDateTime(data_key="dateTimeUpdated", load_default=None)
+
+
+def _encode(vaes: Mapping[str, Vae]) -> bytes:
+    return orjson.dumps(_StoredVaeSchema(many=True).dump(vaes.values()), option=orjson.OPT_INDENT_2)
+
+
+def _decode(data: bytes) -> dict[str, Vae]:
+    rows = _StoredVaeSchema(many=True).load(orjson.loads(data))
+    vaes = (
+        Vae(
+            **{
+                **row,
+                "workflows": tuple(row["workflows"]),
+                "plug_in_assemblies": tuple(row["plug_in_assemblies"]),
+            }
+        )
+        for row in rows
+    )
+    return {vae.name: vae for vae in vaes}
+
+
+class VaeRegistry:
+    """Every call that reads or writes the store may raise what the object store raises."""
+
+    def __init__(self, store: ObjectStore, cache_seconds: float = 2.0) -> None:
+        self._store = store
+        self._cache_seconds = cache_seconds
+        self._cached: Mapping[str, Vae] = MappingProxyType({})
+        self._cached_until = 0.0
+
+    def all(self) -> Mapping[str, Vae]:
+        """Every VAE by its name, as the store has them now."""
+        vaes, _ = self._read()
+        self._cached = MappingProxyType(vaes)
+        self._cached_until = time.monotonic() + self._cache_seconds
+        return self._cached
+
+    def by_ae_title(self, ae_title: str) -> Vae | None:
+        """The VAE of exactly that title, no older than the cache's few seconds.
+
+        A title that the cache does not know is looked up in the store, so that a VAE created at
+        one replica can be used at the others at once.
+        """
+        fresh = time.monotonic() < self._cached_until
+        found = _find(self._cached, ae_title) if fresh else None
+        return found or _find(self.all(), ae_title)
+
+    def add(self, vae: Vae) -> Vae:
+        """Raises `VaeTaken`."""
+
+        def insert(vaes: dict[str, Vae]) -> Vae:
+            for other in vaes.values():
+                if other.name == vae.name:
+                    raise VaeTaken(f"there is a VAE named {vae.name} already")
+                if other.virtual_ae_title == vae.virtual_ae_title:
+                    raise VaeTaken(f"VAE {other.name} has AE title {vae.virtual_ae_title} already")
+            vaes[vae.name] = vae
+            return vae
+
+        return self._change(insert)
+
+    def update(self, name: str, **changes: Any) -> Vae:
+        """Raises `VaeMissing`."""
+
+        def rewrite(vaes: dict[str, Vae]) -> Vae:
+            vaes[name] = replace(_named(vaes, name), **changes)
+            return vaes[name]
+
+        return self._change(rewrite)
+
+    def remove(self, name: str) -> Vae:
+        """Raises `VaeMissing`."""
+
+        def drop(vaes: dict[str, Vae]) -> Vae:
+            removed = _named(vaes, name)
+            del vaes[name]
+            return removed
+
+        return self._change(drop)
+
+    def _read(self) -> tuple[dict[str, Vae], str | None]:
+        try:
+            found = self._store.get(_KEY)
+        except ObjectMissing:
+            return {}, None
+        return _decode(found.data), found.version
+
+    def _change(self, change: Callable[[dict[str, Vae]], Vae]) -> Vae:
+        while True:
+            vaes, version = self._read()
+            changed = change(vaes)
+            try:
+                if version is None:
+                    self._store.create(_KEY, _encode(vaes), _JSON)
+                else:
+                    self._store.replace(_KEY, _encode(vaes), version, _JSON)
+            except VersionConflict:
+                continue
+            self._cached_until = 0.0
+            return changed
+
+
+def _find(vaes: Mapping[str, Vae], ae_title: str) -> Vae | None:
+    return next((vae for vae in vaes.values() if vae.virtual_ae_title == ae_title), None)
+
+
+def _named(vaes: Mapping[str, Vae], name: str) -> Vae:
+    if name not in vaes:
+        raise VaeMissing(f"there is no VAE named {name}")
+    return vaes[name]

@@ -1,0 +1,952 @@
+"""One body of tests over every event broker, then what only one of them can show."""
+
+import contextlib
+import json
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import pika
+import pika.frame
+import pytest
+import structlog.testing
+
+from shared.adapters.folder_publisher import FolderEventPublisher
+from shared.adapters.memory import MemoryBroker
+from shared.adapters.queues import EventQueue, TopicExchange
+from shared.adapters.rabbitmq import RabbitEventConsumer, RabbitEventPublisher
+from shared.errors import BrokerUnavailable, MalformedEvent, Unroutable
+from shared.ports import EventConsumer, EventPublisher, Message
+
+R = TypeVar("R")
+
+PATIENCE_SECONDS = 30.0
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "not within the test's patience"
+        time.sleep(0.01)
+
+
+def within_patience(call: Callable[[], R]) -> R:
+    """Fail rather than hang where `call` waits for something that never comes."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(call).result(PATIENCE_SECONDS)
+    finally:
+        pool.shutdown(wait=False)
+
+
+class Handled:
+    """A handler that keeps what it got, and may do something more with it."""
+
+    def __init__(self, then: Callable[[bytes], object] = lambda _: None) -> None:
+        self.bodies: list[bytes] = []
+        self._then = then
+
+    def __call__(self, body: bytes) -> None:
+        self.bodies.append(body)
+        self._then(body)
+
+
+class Broker(Protocol):
+    queue: EventQueue
+
+    def publisher(self) -> EventPublisher: ...
+
+    def consumer(self, concurrency: int = 1, close_seconds: float = 10.0) -> EventConsumer: ...
+
+    def dead_letters(self) -> list[bytes]: ...
+
+    def message(self, body: bytes = b"{}", routing_key: str | None = None) -> Message: ...
+
+
+def random_queue() -> EventQueue:
+    name = f"stowgate-test-{secrets.token_hex(8)}"
+    return EventQueue(
+        exchange=name, routing_key="event", queue=f"{name}.events", dead_letter=f"{name}.dead"
+    )
+
+
+def message_for(queue: EventQueue, body: bytes = b"{}", routing_key: str | None = None) -> Message:
+    return Message(
+        exchange=queue.exchange,
+        routing_key=queue.routing_key if routing_key is None else routing_key,
+        body=body,
+        message_id=secrets.token_hex(16),
+        correlation_id="7a1d2c54-9a53-4a52-b5a7-19e4a3f1a001",
+        type="SomethingHappened",
+        app_id="stowgate-test",
+        timestamp=1_700_000_000,
+    )
+
+
+class InMemory:
+    def __init__(self, closing: contextlib.ExitStack) -> None:
+        self.queue = random_queue()
+        self._closing = closing
+        self._broker = MemoryBroker(self.queue)
+
+    def publisher(self) -> EventPublisher:
+        publisher = self._broker.publisher()
+        self._closing.callback(publisher.close)
+        return publisher
+
+    def consumer(self, concurrency: int = 1, close_seconds: float = 10.0) -> EventConsumer:
+        consumer = self._broker.consumer(
+            self.queue, concurrency=concurrency, close_seconds=close_seconds
+        )
+        self._closing.callback(consumer.close)
+        return consumer
+
+    def dead_letters(self) -> list[bytes]:
+        return [letter.message.body for letter in self._broker.dead_letters(self.queue)]
+
+    def message(self, body: bytes = b"{}", routing_key: str | None = None) -> Message:
+        return message_for(self.queue, body, routing_key)
+
+
+class Rabbit:
+    """`url` is the broker itself; the adapters may be sent through a proxy instead."""
+
+    def __init__(self, url: str, closing: contextlib.ExitStack) -> None:
+        self.url = url
+        self.queue = random_queue()
+        self.foreign = TopicExchange(f"{self.queue.exchange}.foreign")
+        self._closing = closing
+        connection = pika.BlockingConnection(pika.URLParameters(url))
+        closing.callback(connection.close)
+        self.channel = connection.channel()
+        closing.callback(self._delete_everything)
+
+    def publisher(self, url: str | None = None, deadline_seconds: float = 10) -> EventPublisher:
+        publisher = RabbitEventPublisher(
+            url or self.url,
+            topology=[self.queue, self.foreign],
+            deadline_seconds=deadline_seconds,
+        )
+        self._closing.callback(publisher.close)
+        return publisher
+
+    def consumer(
+        self, concurrency: int = 1, close_seconds: float = 10.0, url: str | None = None
+    ) -> EventConsumer:
+        consumer = RabbitEventConsumer(
+            url or self.url,
+            queue=self.queue,
+            concurrency=concurrency,
+            deadline_seconds=10,
+            close_seconds=close_seconds,
+        )
+        self._closing.callback(consumer.close)
+        return consumer
+
+    def dead_letters(self) -> list[bytes]:
+        bodies = []
+        while (got := self.channel.basic_get(self.queue.dead_letter))[0] is not None:
+            bodies.append(got[2])
+        self.channel.basic_nack(multiple=True, requeue=True)
+        return bodies
+
+    def message(self, body: bytes = b"{}", routing_key: str | None = None) -> Message:
+        return message_for(self.queue, body, routing_key)
+
+    def foreign_message(self) -> Message:
+        return message_for(
+            EventQueue(self.foreign.name, "some.request", "none of ours", "none of ours")
+        )
+
+    def bind_foreign_queue(self, **arguments: object) -> str:
+        name = f"{self.foreign.name}.queue"
+        self.channel.queue_declare(name, durable=True, arguments=arguments)
+        self.channel.queue_bind(name, self.foreign.name, routing_key="some.request")
+        return name
+
+    def _delete_everything(self) -> None:
+        for queue in (self.queue.queue, self.queue.dead_letter, f"{self.foreign.name}.queue"):
+            self.channel.queue_delete(queue)
+        for exchange in (self.queue.exchange, self.queue.dead_letter, self.foreign.name):
+            self.channel.exchange_delete(exchange)
+
+
+@pytest.fixture(params=["memory", "rabbitmq"])
+def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    with contextlib.ExitStack() as closing:
+        if request.param == "memory":
+            yield InMemory(closing)
+        else:
+            yield Rabbit(request.getfixturevalue("broker_url"), closing)
+
+
+@pytest.fixture
+def rabbit(broker_url: str) -> Iterator[Rabbit]:
+    with contextlib.ExitStack() as closing:
+        yield Rabbit(broker_url, closing)
+
+
+def test_a_published_event_reaches_the_handler_with_its_body(broker: Broker) -> None:
+    handled = Handled()
+    broker.consumer().start(handled)
+    body = '{"payload_id": "ü", "nul": "\\u0000"}'.encode()
+    broker.publisher().publish(broker.message(body))
+    eventually(lambda: handled.bodies == [body])
+
+
+def test_events_published_before_any_consumer_existed_are_delivered_in_order(
+    broker: Broker,
+) -> None:
+    bodies = [b"%d" % number for number in range(20)]
+    publisher = broker.publisher()
+    for body in bodies:
+        publisher.publish(broker.message(body))
+    handled = Handled()
+    broker.consumer().start(handled)
+    eventually(lambda: handled.bodies == bodies)
+
+
+def test_as_many_events_are_handled_at_once_as_the_concurrency_says(broker: Broker) -> None:
+    all_in_hand = threading.Barrier(3)
+    lock = threading.Lock()
+    now, most, done = 0, 0, 0
+
+    def handle(_body: bytes) -> None:
+        nonlocal now, most, done
+        with lock:
+            now += 1
+            most = max(most, now)
+        all_in_hand.wait(PATIENCE_SECONDS)
+        with lock:
+            now -= 1
+            done += 1
+
+    publisher = broker.publisher()
+    for _ in range(9):
+        publisher.publish(broker.message())
+    broker.consumer(concurrency=3).start(handle)
+    eventually(lambda: done == 9)
+    assert most == 3
+    assert broker.dead_letters() == []
+
+
+def test_a_malformed_event_is_dead_lettered_and_its_neighbours_are_handled(broker: Broker) -> None:
+    def refuse_poison(body: bytes) -> None:
+        if body == b"poison":
+            raise MalformedEvent("not one of ours")
+
+    publisher = broker.publisher()
+    for body in (b"before", b"poison", b"after"):
+        publisher.publish(broker.message(body))
+    handled = Handled(refuse_poison)
+    consumer = broker.consumer(concurrency=3)
+    consumer.start(handled)
+    eventually(lambda: broker.dead_letters() == [b"poison"])
+    eventually(lambda: len(handled.bodies) == 3)
+    consumer.close()
+    assert Counter(handled.bodies) == Counter([b"before", b"poison", b"after"])
+    assert broker.consumer().backlog() == 0
+
+
+def test_a_handler_that_fails_dead_letters_that_event_and_the_consumer_goes_on(
+    broker: Broker,
+) -> None:
+    def fail_once(body: bytes) -> None:
+        if body == b"bug":
+            raise KeyError("something nobody thought of")
+
+    publisher = broker.publisher()
+    publisher.publish(broker.message(b"bug"))
+    handled = Handled(fail_once)
+    broker.consumer().start(handled)
+    eventually(lambda: broker.dead_letters() == [b"bug"])
+    publisher.publish(broker.message(b"next"))
+    eventually(lambda: handled.bodies == [b"bug", b"next"])
+
+
+def test_a_handler_that_fails_is_logged_without_the_words_of_a_foreign_exception(
+    broker: Broker,
+) -> None:
+    patient_name = "DOE^JOHN"
+
+    def quote_the_dataset(_body: bytes) -> None:
+        raise ValueError(patient_name)
+
+    with structlog.testing.capture_logs() as log:
+        broker.publisher().publish(broker.message())
+        broker.consumer().start(quote_the_dataset)
+        eventually(broker.dead_letters)
+    (entry,) = [entry for entry in log if entry.get("queue") == broker.queue.queue]
+    assert entry["reason"] == "ValueError"
+    assert "quote_the_dataset" in entry["traceback"]
+    assert patient_name not in str(entry)
+
+
+def test_a_message_that_no_queue_takes_is_unroutable_and_says_where_it_went(
+    broker: Broker,
+) -> None:
+    publisher = broker.publisher()
+    with pytest.raises(Unroutable) as raised:
+        publisher.publish(broker.message(routing_key="nobody.listens"))
+    assert broker.queue.exchange in str(raised.value)
+    assert "nobody.listens" in str(raised.value)
+    publisher.publish(broker.message())
+
+
+def test_the_backlog_counts_what_nobody_took(broker: Broker) -> None:
+    publisher = broker.publisher()
+    for _ in range(5):
+        publisher.publish(broker.message())
+    released = threading.Event()
+    handled = Handled(lambda _: released.wait(PATIENCE_SECONDS))
+    consumer = broker.consumer(concurrency=2)
+    eventually(lambda: consumer.backlog() == 5)
+    consumer.start(handled)
+    eventually(lambda: len(handled.bodies) == 2)
+    eventually(lambda: consumer.backlog() == 3)
+    released.set()
+    eventually(lambda: consumer.backlog() == 0)
+    eventually(lambda: len(handled.bodies) == 5)
+
+
+def test_close_waits_for_the_event_in_hand_and_takes_no_more(broker: Broker) -> None:
+    in_hand, released = threading.Event(), threading.Event()
+
+    def handle(_body: bytes) -> None:
+        in_hand.set()
+        released.wait(PATIENCE_SECONDS)
+
+    publisher = broker.publisher()
+    publisher.publish(broker.message(b"in hand"))
+    publisher.publish(broker.message(b"waiting"))
+    consumer = broker.consumer(close_seconds=PATIENCE_SECONDS)
+    consumer.start(handle)
+    assert in_hand.wait(PATIENCE_SECONDS)
+    closing = threading.Thread(target=consumer.close)
+    closing.start()
+    released.set()
+    closing.join(PATIENCE_SECONDS)
+    assert not closing.is_alive()
+
+    rest = Handled()
+    broker.consumer().start(rest)
+    eventually(lambda: rest.bodies == [b"waiting"])
+
+
+def test_close_hands_back_what_is_not_finished_in_time(broker: Broker) -> None:
+    in_hand, released, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def handle(_body: bytes) -> None:
+        in_hand.set()
+        released.wait(PATIENCE_SECONDS)
+        finished.set()
+
+    broker.publisher().publish(broker.message(b"unfinished"))
+    hanging = broker.consumer(close_seconds=0.05)
+    hanging.start(handle)
+    assert in_hand.wait(PATIENCE_SECONDS)
+    hanging.close()
+
+    again = Handled()
+    successor = broker.consumer()
+    successor.start(again)
+    eventually(lambda: again.bodies == [b"unfinished"])
+    released.set()
+    assert finished.wait(PATIENCE_SECONDS)
+    successor.close()
+    assert again.bodies == [b"unfinished"]
+    assert broker.consumer().backlog() == 0
+    assert broker.dead_letters() == []
+
+
+def test_events_are_shared_out_among_consumers(broker: Broker) -> None:
+    both_busy = threading.Barrier(2)
+    first = Handled(lambda _: both_busy.wait(PATIENCE_SECONDS))
+    second = Handled(lambda _: both_busy.wait(PATIENCE_SECONDS))
+    broker.consumer().start(first)
+    broker.consumer().start(second)
+    publisher = broker.publisher()
+    publisher.publish(broker.message(b"1"))
+    publisher.publish(broker.message(b"2"))
+    eventually(lambda: sorted(first.bodies + second.bodies) == [b"1", b"2"])
+    assert len(first.bodies) == 1
+
+
+def test_many_threads_publish_at_once_and_nothing_is_lost(broker: Broker) -> None:
+    publisher = broker.publisher()
+    handled = Handled()
+    broker.consumer(concurrency=4).start(handled)
+
+    def publish(thread: int) -> None:
+        for number in range(200):
+            publisher.publish(broker.message(b"%d/%d" % (thread, number)))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(publish, range(8)))
+    eventually(lambda: len(handled.bodies) >= 1600)
+    assert Counter(handled.bodies) == Counter(
+        b"%d/%d" % (thread, number) for thread in range(8) for number in range(200)
+    )
+
+
+def test_routable_and_unroutable_messages_at_once_are_told_apart(broker: Broker) -> None:
+    publisher = broker.publisher()
+
+    def is_unroutable(number: int) -> bool:
+        try:
+            publisher.publish(broker.message(routing_key="nobody.listens" if number % 2 else None))
+        except Unroutable:
+            return True
+        return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(is_unroutable, range(400))) == [bool(n % 2) for n in range(400)]
+
+
+def test_both_ends_answer_a_ping_until_they_are_closed(broker: Broker) -> None:
+    publisher, consumer = broker.publisher(), broker.consumer()
+    publisher.ping()
+    consumer.start(Handled())
+    consumer.ping()
+    publisher.close()
+    consumer.close()
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        publisher.ping()
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        publisher.publish(broker.message())
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        consumer.ping()
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        consumer.backlog()
+
+
+def test_closing_twice_and_without_a_start_is_no_error(broker: Broker) -> None:
+    for end in (broker.publisher(), broker.consumer()):
+        end.close()
+        end.close()
+
+
+def test_a_consumer_is_started_once(broker: Broker) -> None:
+    consumer = broker.consumer()
+    consumer.start(Handled())
+    with pytest.raises(RuntimeError, match="started already"):
+        consumer.start(Handled())
+
+
+@pytest.mark.parametrize("field", ["routing_key", "correlation_id", "message_id"])
+def test_a_message_that_amqp_cannot_carry_is_not_made(field: str) -> None:
+    properties = vars(message_for(random_queue())) | {field: "é" * 128}
+    with pytest.raises(ValueError, match=f"{field} of a message has 256 bytes"):
+        Message(**properties)
+
+
+def test_a_full_memory_queue_refuses_and_takes_again_once_there_is_room() -> None:
+    queue = random_queue()
+    broker = MemoryBroker(queue, capacity=2)
+    publisher = broker.publisher()
+    publisher.publish(message_for(queue))
+    publisher.publish(message_for(queue))
+    with pytest.raises(BrokerUnavailable, match="full with 2 messages"):
+        publisher.publish(message_for(queue))
+    handled = Handled()
+    consumer = broker.consumer(queue, concurrency=1)
+    consumer.start(handled)
+    eventually(lambda: len(handled.bodies) == 2)
+    publisher.publish(message_for(queue))
+    eventually(lambda: len(handled.bodies) == 3)
+    consumer.close()
+
+
+def test_the_memory_broker_keeps_the_last_dead_letters_with_their_reasons() -> None:
+    queue = random_queue()
+    broker = MemoryBroker(queue, dead_letter_capacity=2)
+
+    def refuse(body: bytes) -> None:
+        raise MalformedEvent(f"event {body.decode()} is none")
+
+    publisher = broker.publisher()
+    for number in range(3):
+        publisher.publish(message_for(queue, b"%d" % number))
+    consumer = broker.consumer(queue, concurrency=1)
+    consumer.start(refuse)
+    eventually(
+        lambda: (
+            [letter.reason for letter in broker.dead_letters(queue)]
+            == ["event 1 is none", "event 2 is none"]
+        )
+    )
+    consumer.close()
+
+
+def test_the_properties_arrive_as_given(rabbit: Rabbit) -> None:
+    publisher = rabbit.publisher()
+    publisher.ping()
+    queue = rabbit.bind_foreign_queue()
+    message = rabbit.foreign_message()
+    publisher.publish(message)
+    method, properties, body = rabbit.channel.basic_get(queue, auto_ack=True)
+    assert (method.exchange, method.routing_key) == (message.exchange, message.routing_key)
+    assert body == message.body
+    given = {name: value for name, value in vars(properties).items() if value is not None}
+    assert given == {
+        "content_type": "application/json",
+        "delivery_mode": 2,
+        "message_id": message.message_id,
+        "correlation_id": message.correlation_id,
+        "type": message.type,
+        "app_id": message.app_id,
+        "timestamp": message.timestamp,
+    }
+
+
+def test_a_request_held_for_an_absent_queue_goes_through_once_it_is_there(rabbit: Rabbit) -> None:
+    publisher = rabbit.publisher()
+    message = rabbit.foreign_message()
+    with pytest.raises(Unroutable):
+        publisher.publish(message)
+    queue = rabbit.bind_foreign_queue()
+    publisher.publish(message)
+    assert rabbit.channel.basic_get(queue, auto_ack=True)[1].message_id == message.message_id
+
+
+def test_a_message_that_the_broker_refuses_is_not_taken_for_published(rabbit: Rabbit) -> None:
+    publisher = rabbit.publisher()
+    publisher.ping()
+    rabbit.bind_foreign_queue(**{"x-max-length": 1, "x-overflow": "reject-publish"})
+    publisher.publish(rabbit.foreign_message())
+    with pytest.raises(BrokerUnavailable, match="refused message"):
+        publisher.publish(rabbit.foreign_message())
+
+
+def test_a_queue_that_exists_with_other_arguments_is_named(rabbit: Rabbit) -> None:
+    rabbit.channel.queue_declare(rabbit.queue.queue, durable=True)
+    with pytest.raises(BrokerUnavailable) as raised:
+        rabbit.publisher().publish(rabbit.message())
+    assert "inequivalent arg" in str(raised.value)
+    assert rabbit.queue.queue in str(raised.value)
+
+
+def test_an_exchange_deleted_meanwhile_is_declared_again(rabbit: Rabbit) -> None:
+    publisher = rabbit.publisher()
+    publisher.publish(rabbit.message())
+    rabbit.channel.exchange_delete(rabbit.queue.exchange)
+    with pytest.raises(BrokerUnavailable, match="no exchange"):
+        publisher.publish(rabbit.message())
+    eventually(lambda: publishes(publisher, rabbit.message()))
+
+
+def test_a_consumer_whose_queue_is_deleted_declares_it_again_and_goes_on(rabbit: Rabbit) -> None:
+    handled = Handled()
+    consumer = rabbit.consumer()
+    consumer.start(handled)
+    publisher = rabbit.publisher()
+    publisher.publish(rabbit.message(b"before"))
+    eventually(lambda: handled.bodies == [b"before"])
+    rabbit.channel.queue_delete(rabbit.queue.queue)
+    eventually(lambda: publishes(publisher, rabbit.message(b"after")))
+    eventually(lambda: b"after" in handled.bodies)
+
+
+def test_counting_a_queue_that_is_gone_says_so_and_does_not_stop_the_consumer(
+    rabbit: Rabbit,
+) -> None:
+    idle = rabbit.consumer()
+    assert idle.backlog() == 0
+    rabbit.channel.queue_delete(rabbit.queue.queue)
+    with pytest.raises(BrokerUnavailable, match="no queue"):
+        idle.backlog()
+    handled = Handled()
+    rabbit.consumer().start(handled)
+    rabbit.publisher().publish(rabbit.message(b"event"))
+    eventually(lambda: handled.bodies == [b"event"])
+    assert idle.backlog() == 0
+
+
+@pytest.mark.parametrize("bad", ["memory", "amqp://user:pa/word@host:5672/v", "http://h:1/"])
+def test_a_broker_url_that_cannot_be_read_is_refused_without_quoting_it(bad: str) -> None:
+    with pytest.raises(ValueError, match="URL cannot be read") as raised:
+        RabbitEventPublisher(bad, topology=[])
+    assert "word" not in str(raised.value).replace("password", "")
+    assert raised.value.__suppress_context__
+
+
+class Proxy:
+    """Stands between a client and the broker, and can cut or black-hole what runs through it."""
+
+    def __init__(self, url: str) -> None:
+        broker = urlsplit(url)
+        self._target = (broker.hostname, broker.port or 5672)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        user = broker.netloc.rpartition("@")[0]
+        port = self._listener.getsockname()[1]
+        self.url = broker._replace(netloc=f"{user}@127.0.0.1:{port}").geturl()
+        self.accepted = 0
+        self._lock = threading.Lock()
+        self._links: list[_Link] = []
+        self._black_hole = False
+        self._refusing = False
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def cut(self) -> None:
+        with self._lock:
+            for link in self._links:
+                link.cut()
+            self._links.clear()
+
+    def refuse(self, refusing: bool) -> None:
+        """Hang up on whoever calls, as an address does where the broker is just starting."""
+        self._refusing = refusing
+        self.cut()
+
+    @property
+    def swallowed_bytes(self) -> int:
+        return sum(link.swallowed_bytes for link in self._links)
+
+    def black_hole(self, black_hole: bool) -> None:
+        """Swallow what comes in either direction. What was swallowed does not come back."""
+        with self._lock:
+            self._black_hole = black_hole
+            if black_hole:
+                for link in self._links:
+                    link.swallowing = True
+
+    def tell_clients(self, frame: bytes) -> None:
+        with self._lock:
+            for link in self._links:
+                link.client.sendall(frame)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(PATIENCE_SECONDS)
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client = self._listener.accept()[0]
+            except OSError:
+                return
+            self.accepted += 1
+            if self._refusing:
+                client.close()
+                continue
+            with self._lock:
+                self._links.append(
+                    _Link(client, socket.create_connection(self._target), self._black_hole)
+                )
+
+
+class _Link:
+    def __init__(self, client: socket.socket, server: socket.socket, swallowing: bool) -> None:
+        self.client = client
+        self.swallowing = swallowing
+        self.swallowed_bytes = 0
+        self._server = server
+        self._threads = [
+            threading.Thread(target=self._pump, args=pair, daemon=True)
+            for pair in ((client, server), (server, client))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                if self.swallowing:
+                    self.swallowed_bytes += len(data)
+                else:
+                    sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for end in (source, sink):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        reset = struct.pack("ii", 1, 0)
+        for end in (self.client, self._server):
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(PATIENCE_SECONDS)
+        for end in (self.client, self._server):
+            end.close()
+
+
+@pytest.fixture
+def proxy(broker_url: str) -> Iterator[Proxy]:
+    proxy = Proxy(broker_url)
+    yield proxy
+    proxy.close()
+
+
+def publishes(publisher: EventPublisher, message: Message) -> bool:
+    try:
+        publisher.publish(message)
+    except (BrokerUnavailable, Unroutable):
+        return False
+    return True
+
+
+def pings(end: EventPublisher | EventConsumer) -> bool:
+    try:
+        end.ping()
+    except BrokerUnavailable:
+        return False
+    return True
+
+
+def test_nothing_connects_before_the_first_use(rabbit: Rabbit, proxy: Proxy) -> None:
+    publisher = rabbit.publisher(proxy.url)
+    rabbit.consumer(url=proxy.url)
+    assert proxy.accepted == 0
+    publisher.publish(rabbit.message())
+    assert proxy.accepted == 1
+
+
+def test_a_broker_that_cannot_be_reached_is_named_with_the_cause_and_since_when_no_password(
+    rabbit: Rabbit,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    publisher = rabbit.publisher(f"amqp://somebody:swordfish@127.0.0.1:{port}/some-vhost")
+    with pytest.raises(BrokerUnavailable) as raised:
+        publisher.publish(rabbit.message())
+    text = str(raised.value)
+    assert f"127.0.0.1:{port}/some-vhost" in text
+    assert "Connection refused" in text
+    assert "not connected since 20" in text
+    assert "swordfish" not in text
+
+
+def test_a_refused_password_is_not_told(rabbit: Rabbit, proxy: Proxy) -> None:
+    address = proxy.url.rpartition("@")[2]
+    publisher = rabbit.publisher(f"amqp://guest:swordfish@{address}")
+    with pytest.raises(BrokerUnavailable, match="ACCESS_REFUSED") as raised:
+        publisher.publish(rabbit.message())
+    assert "swordfish" not in str(raised.value)
+
+
+def test_a_publisher_recovers_by_itself_when_its_connection_was_cut(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url)
+    publisher.publish(rabbit.message())
+    proxy.refuse(True)
+    eventually(lambda: not pings(publisher))
+    with pytest.raises(BrokerUnavailable, match="not connected since"):
+        publisher.publish(rabbit.message())
+    proxy.refuse(False)
+    eventually(lambda: publishes(publisher, rabbit.message()))
+
+
+def test_what_was_confirmed_while_connections_broke_is_in_the_queue(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url, deadline_seconds=5)
+    publisher.ping()
+    stop = threading.Event()
+    confirmed: list[bytes] = []
+
+    def publish(thread: int) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            body = b"%d/%d" % (thread, number)
+            if publishes(publisher, rabbit.message(body)):
+                confirmed.append(body)
+            else:
+                stop.wait(0.01)
+
+    def at_least(count: int) -> bool:
+        return len(confirmed) >= count
+
+    with ThreadPoolExecutor(4) as pool:
+        publishing = [pool.submit(publish, thread) for thread in range(4)]
+        for enough in (50, 100, 150):
+            eventually(partial(at_least, enough))
+            proxy.cut()
+        eventually(partial(at_least, 200))
+        stop.set()
+        for each in publishing:
+            each.result(PATIENCE_SECONDS)
+
+    handled = Handled()
+    rabbit.consumer(concurrency=4).start(handled)
+    eventually(lambda: set(confirmed) <= set(handled.bodies))
+
+
+def test_a_silent_broker_holds_no_publisher_beyond_its_deadline(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url, deadline_seconds=1)
+    publisher.publish(rabbit.message())
+    proxy.black_hole(True)
+    with ThreadPoolExecutor(16) as pool:
+        errors = [pool.submit(publisher.publish, rabbit.message()).exception for _ in range(16)]
+        # Far below the heartbeat's own time-out, 2 * (15 + 5) s.
+        assert {type(error(timeout=15)) for error in errors} == {BrokerUnavailable}
+    with pytest.raises(BrokerUnavailable, match="not connected since"):
+        within_patience(lambda: publisher.publish(rabbit.message()))
+    proxy.black_hole(False)
+    eventually(lambda: publishes(publisher, rabbit.message()))
+
+
+def test_a_broker_that_is_silent_from_the_beginning_is_given_up_at_the_deadline(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    proxy.black_hole(True)
+    publisher = rabbit.publisher(proxy.url, deadline_seconds=0.2)
+    with pytest.raises(BrokerUnavailable, match="first connection is still being made"):
+        within_patience(lambda: publisher.publish(rabbit.message()))
+    proxy.black_hole(False)
+    eventually(lambda: publishes(publisher, rabbit.message()))
+
+
+def test_closing_does_not_wait_for_a_silent_broker(rabbit: Rabbit, proxy: Proxy) -> None:
+    publisher = rabbit.publisher(proxy.url, deadline_seconds=0.5)
+    publisher.publish(rabbit.message())
+    proxy.black_hole(True)
+    within_patience(publisher.close)
+    eventually(lambda: not [t for t in threading.enumerate() if t.name == "stowgate publisher"])
+
+
+def test_a_broker_in_alarm_is_unavailable_at_once_until_it_takes_messages_again(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url)
+    publisher.publish(rabbit.message())
+    blocked = pika.frame.Method(0, pika.spec.Connection.Blocked(reason="low on memory"))
+    proxy.tell_clients(blocked.marshal())
+    eventually(lambda: not pings(publisher))
+    with pytest.raises(BrokerUnavailable, match="low on memory"):
+        publisher.publish(rabbit.message())
+    proxy.tell_clients(pika.frame.Method(0, pika.spec.Connection.Unblocked()).marshal())
+    eventually(lambda: publishes(publisher, rabbit.message()))
+    assert proxy.accepted == 1
+
+
+def test_a_message_under_way_when_the_alarm_comes_is_released_at_once(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url, deadline_seconds=PATIENCE_SECONDS * 2)
+    publisher.publish(rabbit.message())
+    proxy.black_hole(True)
+    with ThreadPoolExecutor(1) as pool:
+        publishing = pool.submit(publisher.publish, rabbit.message())
+        eventually(lambda: proxy.swallowed_bytes > 0)
+        blocked = pika.frame.Method(0, pika.spec.Connection.Blocked(reason="low on disk"))
+        proxy.tell_clients(blocked.marshal())
+        assert isinstance(publishing.exception(PATIENCE_SECONDS), BrokerUnavailable)
+    proxy.cut()
+
+
+def test_a_consumer_reconnects_and_goes_on(rabbit: Rabbit, proxy: Proxy) -> None:
+    handled = Handled()
+    consumer = rabbit.consumer(url=proxy.url)
+    consumer.start(handled)
+    publisher = rabbit.publisher()
+    publisher.publish(rabbit.message(b"1"))
+    eventually(lambda: handled.bodies == [b"1"])
+    proxy.refuse(True)
+    publisher.publish(rabbit.message(b"2"))
+    eventually(lambda: not pings(consumer))
+    proxy.refuse(False)
+    eventually(lambda: b"2" in handled.bodies)
+    eventually(lambda: pings(consumer))
+
+
+def test_an_event_in_hand_when_the_connection_breaks_is_delivered_again_and_acked_once(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    released = threading.Event()
+    deliveries: list[bytes] = []
+
+    def hang_at_first(body: bytes) -> None:
+        deliveries.append(body)
+        if len(deliveries) == 1:
+            released.wait(PATIENCE_SECONDS)
+
+    consumer = rabbit.consumer(concurrency=2, url=proxy.url)
+    consumer.start(hang_at_first)
+    publisher = rabbit.publisher()
+    publisher.publish(rabbit.message(b"in hand"))
+    eventually(lambda: deliveries == [b"in hand"])
+    proxy.cut()
+    eventually(lambda: deliveries == [b"in hand"] * 2)
+    connections = proxy.accepted
+    released.set()
+    publisher.publish(rabbit.message(b"next"))
+    eventually(lambda: deliveries[2:] == [b"next"])
+    consumer.close()
+    # A stale ack would have closed the channel, and the connection with it.
+    assert proxy.accepted == connections
+    assert rabbit.consumer().backlog() == 0
+
+
+def test_a_message_file_shows_properties_and_body(tmp_path: Path) -> None:
+    folder = tmp_path / "workflow-requests"
+    publisher = FolderEventPublisher(folder)
+    message = message_for(random_queue(), '{"payload_id": "ü", "workflows": []}'.encode())
+    publisher.ping()
+    publisher.publish(message)
+    publisher.publish(message)
+    (file,) = folder.iterdir()
+    assert file.name == f"{message.message_id}.json"
+    text = file.read_text(encoding="utf-8")
+    assert '\n  "body": {\n    "payload_id": "ü",' in text
+    assert json.loads(text) == {
+        "properties": {
+            "content_type": "application/json",
+            "delivery_mode": 2,
+            "message_id": message.message_id,
+            "app_id": message.app_id,
+            "correlation_id": message.correlation_id,
+            "type": message.type,
+            "timestamp": message.timestamp,
+            "exchange": message.exchange,
+            "routing_key": message.routing_key,
+        },
+        "body": {"payload_id": "ü", "workflows": []},
+    }
+
+
+def test_a_folder_that_cannot_be_written_is_an_unavailable_broker(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    publisher = FolderEventPublisher(in_the_way / "workflow-requests")
+    with pytest.raises(BrokerUnavailable, match=r"cannot write to .*workflow-requests"):
+        publisher.publish(message_for(random_queue()))
+    with pytest.raises(BrokerUnavailable, match=r"cannot write to .*workflow-requests"):
+        publisher.ping()
+
+
+def test_a_file_that_cannot_take_its_place_leaves_nothing_behind(tmp_path: Path) -> None:
+    message = message_for(random_queue())
+    (tmp_path / f"{message.message_id}.json").mkdir()
+    with pytest.raises(BrokerUnavailable):
+        FolderEventPublisher(tmp_path).publish(message)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{message.message_id}.json"]
+
+
+@pytest.mark.parametrize("message_id", ["../escape", "", ".hidden", "a/b"])
+def test_a_message_id_that_is_no_file_name_is_refused(tmp_path: Path, message_id: str) -> None:
+    folder = tmp_path / "folder"
+    properties = vars(message_for(random_queue())) | {"message_id": message_id}
+    with pytest.raises(ValueError, match="file name"):
+        FolderEventPublisher(folder).publish(Message(**properties))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,503 @@
+"""Real engines for the tests: an S3 object store and an AMQP broker, from wherever they can be had.
+
+The ways to one are tried in the order of `OBJECT_STORE_WAYS` and `BROKER_WAYS`; the first that
+leads to an engine that answers is taken. Whatever was started is gone when the run ends, also when
+the run is killed.
+"""
+
+import fcntl
+import gc
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pika
+import urllib3
+from docker.errors import DockerException, ImageNotFound  # type: ignore[import-untyped]
+from minio import Minio
+from minio.error import MinioException
+from pika.exceptions import AMQPError
+from testcontainers.core.config import testcontainers_config
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.docker_client import DockerClient
+
+OBJECT_STORE_VARIABLE = "STOWGATE_TEST_OBJECT_STORE"
+BROKER_VARIABLE = "STOWGATE_TEST_BROKER"
+MINIO_IMAGE = "quay.io/minio/minio:RELEASE.2025-09-07T16-13-09Z"
+RABBITMQ_IMAGE = "rabbitmq:4.1-management"
+MINIO_MODULE = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
+
+CACHE = Path(__file__).resolve().parents[1] / ".cache" / "engines"
+
+GIVEN_SECONDS = 5.0
+DOCKER_SILENCE_SECONDS = 30
+PULL_SECONDS = 300.0
+START_SECONDS = 90.0
+OBTAIN_SECONDS = 1200.0
+
+_container_start = threading.Lock()
+
+
+class NotToBeHad(Exception):
+    """This way leads to no engine; the text says why."""
+
+
+@dataclass(frozen=True)
+class ObjectStoreEndpoint:
+    """An S3 endpoint, `http(s)://host:port`, and one who may create buckets there."""
+
+    url: str
+    access_key: str
+    secret_key: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    address: ObjectStoreEndpoint | str
+    origin: str
+
+
+Say = Callable[[str], None]
+Way = Callable[[ExitStack, Say], Engine]
+
+
+def object_store_client(endpoint: ObjectStoreEndpoint) -> Minio:
+    """A client for setting tests up and clearing away behind them; gives up within seconds."""
+    url = urlsplit(endpoint.url)
+    return Minio(
+        endpoint=url.netloc,
+        access_key=endpoint.access_key,
+        secret_key=endpoint.secret_key,
+        secure=url.scheme == "https",
+        region="us-east-1",
+        http_client=urllib3.PoolManager(timeout=urllib3.Timeout(connect=3, read=10), retries=False),
+    )
+
+
+def _ask_object_store(endpoint: ObjectStoreEndpoint) -> None:
+    object_store_client(endpoint).bucket_exists(f"stowgate-probe-{secrets.token_hex(4)}")
+
+
+def _ask_broker(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "amqp":
+        # pika logs every refused connection as an error; knock before it does.
+        address = (parts.hostname or "localhost", parts.port or 5672)
+        with socket.create_connection(address, timeout=3) as connection:
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            if not connection.recv(1):
+                raise ConnectionError(f"{address[0]}:{address[1]} hangs up on AMQP 0-9-1")
+    pika.BlockingConnection(pika.URLParameters(url)).close()
+
+
+def _until_it_answers(
+    ask: Callable[[], None], seconds: float, alive: Callable[[], bool] = lambda: True
+) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except (OSError, MinioException, urllib3.exceptions.HTTPError, AMQPError) as error:
+            if not alive():
+                raise NotToBeHad("it stopped again") from error
+            if time.monotonic() > deadline:
+                raise NotToBeHad(f"no answer within {seconds:.0f} s ({error!r})") from error
+        time.sleep(0.1)
+
+
+def _given(variable: str) -> str:
+    value = os.environ.get(variable)
+    if not value:
+        raise NotToBeHad(f"{variable} is not set")
+    return value
+
+
+def _given_object_store(_stack: ExitStack, _say: Say) -> Engine:
+    url = urlsplit(_given(OBJECT_STORE_VARIABLE))
+    endpoint = ObjectStoreEndpoint(
+        url=f"{url.scheme}://{url.netloc.rpartition('@')[2]}",
+        access_key=unquote(url.username or ""),
+        secret_key=unquote(url.password or ""),
+    )
+    with _explaining(f"{OBJECT_STORE_VARIABLE} ({endpoint.url})"):
+        _until_it_answers(lambda: _ask_object_store(endpoint), GIVEN_SECONDS)
+    return Engine(endpoint, f"{endpoint.url} given by {OBJECT_STORE_VARIABLE}")
+
+
+def _given_broker(_stack: ExitStack, _say: Say) -> Engine:
+    url = _given(BROKER_VARIABLE)
+    place = urlsplit(url).netloc.rpartition("@")[2]
+    with _explaining(f"{BROKER_VARIABLE} ({place})"):
+        _until_it_answers(lambda: _ask_broker(url), GIVEN_SECONDS)
+    return Engine(url, f"{place} given by {BROKER_VARIABLE}")
+
+
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    try:
+        yield
+    except NotToBeHad as why:
+        raise NotToBeHad(f"{what}: {why}") from why
+
+
+def _need_image(image: str, say: Say) -> None:
+    with closing(DockerClient(timeout=DOCKER_SILENCE_SECONDS).client) as docker:
+        docker.ping()
+        try:
+            docker.images.get(testcontainers_config.ryuk_image)
+        except ImageNotFound:
+            # Ryuk clears away behind a run that was killed. Not worth a pull that may not work.
+            testcontainers_config.ryuk_disabled = True
+        try:
+            docker.images.get(image)
+            return
+        except ImageNotFound:
+            say(f"pulling {image}")
+        deadline = time.monotonic() + PULL_SECONDS
+        repository, _, tag = image.rpartition(":")
+        for progress in docker.api.pull(repository, tag=tag, stream=True, decode=True):
+            if "error" in progress:
+                raise NotToBeHad(f"cannot pull {image}: {progress['error']}")
+            if time.monotonic() > deadline:
+                raise NotToBeHad(f"{image} was not pulled within {PULL_SECONDS:.0f} s")
+
+
+def _start_container(container: DockerContainer, port: int, stack: ExitStack) -> str:
+    stack.callback(container.stop)
+    with _container_start:  # two first starts at once would make two reapers
+        container.start()
+    return f"{container.get_container_host_ip()}:{container.get_exposed_port(port)}"
+
+
+@contextmanager
+def _docker(image: str, say: Say) -> Iterator[DockerContainer]:
+    """A container of that image, not started; what Docker fails at is a way that leads nowhere."""
+    with _explaining("Docker"):
+        try:
+            _need_image(image, say)
+            yield DockerContainer(image, docker_client_kw={"timeout": DOCKER_SILENCE_SECONDS})
+        except (DockerException, OSError) as error:
+            raise NotToBeHad(" ".join(str(error).split())[:200]) from error
+
+
+def _object_store_in_docker(stack: ExitStack, say: Say) -> Engine:
+    with _docker(MINIO_IMAGE, say) as container:
+        access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
+        container.with_env("MINIO_ROOT_USER", access_key)
+        container.with_env("MINIO_ROOT_PASSWORD", secret_key)
+        container.with_command("server /data").with_exposed_ports(9000)
+        place = _start_container(container, 9000, stack)
+        endpoint = ObjectStoreEndpoint(f"http://{place}", access_key, secret_key)
+        _until_it_answers(lambda: _ask_object_store(endpoint), START_SECONDS)
+    return Engine(endpoint, f"Docker {MINIO_IMAGE}")
+
+
+def _broker_in_docker(stack: ExitStack, say: Say) -> Engine:
+    with _docker(RABBITMQ_IMAGE, say) as container:
+        password = secrets.token_hex(16)
+        container.with_env("RABBITMQ_DEFAULT_USER", "stowgate")
+        container.with_env("RABBITMQ_DEFAULT_PASS", password)
+        container.with_env("RABBITMQ_DEFAULT_VHOST", "tests")
+        container.with_exposed_ports(5672)
+        place = _start_container(container, 5672, stack)
+        url = f"amqp://stowgate:{password}@{place}/tests"
+        _until_it_answers(lambda: _ask_broker(url), START_SECONDS)
+    return Engine(url, f"Docker {RABBITMQ_IMAGE}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start_process(
+    command: list[str], environment: dict[str, str], folder: Path, stack: ExitStack
+) -> Callable[[], bool]:
+    """Run a command until the stack closes or this process dies; returns whether it still runs."""
+    # The shell's standard input is a pipe that only this process holds, so even `kill -9` of this
+    # process ends the group.
+    guard = '("$@" </dev/null; kill -9 0) & read -r _; kill -9 0'
+    with (folder / "output").open("ab") as output:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", guard, "sh", *command],
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            start_new_session=True,
+        )
+
+    def stop() -> None:
+        process.communicate()
+
+    stack.callback(stop)
+    return lambda: process.poll() is None
+
+
+def _temporary_folder(stack: ExitStack) -> Path:
+    return Path(
+        stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="stowgate-engine-", ignore_cleanup_errors=True)
+        )
+    )
+
+
+def _start_minio(program: Path, origin: str, stack: ExitStack) -> Engine:
+    folder = _temporary_folder(stack)
+    place, console = f"127.0.0.1:{_free_port()}", f"127.0.0.1:{_free_port()}"
+    endpoint = ObjectStoreEndpoint(f"http://{place}", secrets.token_hex(8), secrets.token_hex(16))
+    command = [str(program), "server", str(folder / "data"), "--address", place]
+    alive = _start_process(
+        [*command, "--console-address", console],
+        {
+            "MINIO_ROOT_USER": endpoint.access_key,
+            "MINIO_ROOT_PASSWORD": endpoint.secret_key,
+            "HOME": str(folder),
+        },
+        folder,
+        stack,
+    )
+    with _explaining(str(program)):
+        _until_it_answers(lambda: _ask_object_store(endpoint), START_SECONDS, alive)
+    return Engine(endpoint, origin)
+
+
+def _start_rabbitmq(program: Path, origin: str, stack: ExitStack) -> Engine:
+    folder = _temporary_folder(stack)
+    port, epmd_port, password = _free_port(), _free_port(), secrets.token_hex(16)
+    (folder / "enabled_plugins").write_text("[].\n")
+    (folder / "rabbitmq-env.conf").write_text("")
+    (folder / "rabbitmq.conf").write_text(
+        f"listeners.tcp.local = 127.0.0.1:{port}\n"
+        f"default_user = stowgate\ndefault_pass = {password}\ndefault_vhost = tests\n"
+    )
+    environment = {
+        "HOME": str(folder),
+        "ERL_EPMD_PORT": str(epmd_port),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODENAME": f"stowgate-{secrets.token_hex(4)}@localhost",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(_free_port()),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
+        "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+    }
+    with _explaining(str(program)):
+        epmd = shutil.which("epmd")
+        if epmd:
+            # One that RabbitMQ starts itself is a daemon and would stay behind.
+            alive = _start_process([epmd], environment, folder, stack)
+            _until_it_answers(
+                lambda: socket.create_connection(("127.0.0.1", epmd_port), timeout=3).close(),
+                START_SECONDS,
+                alive,
+            )
+        alive = _start_process([str(program)], environment, folder, stack)
+        url = f"amqp://stowgate:{password}@127.0.0.1:{port}/tests"
+        _until_it_answers(lambda: _ask_broker(url), START_SECONDS, alive)
+    return Engine(url, origin)
+
+
+def _program(places: Iterable[Path | str | None]) -> Path | None:
+    for place in places:
+        if place and os.access(place, os.X_OK):
+            return Path(place)
+    return None
+
+
+def _minio_here() -> Path | None:
+    return _program([shutil.which("minio"), "/usr/sbin/minio", CACHE / "minio"])
+
+
+def _rabbitmq_here() -> Path | None:
+    # First what Debian's /usr/sbin/rabbitmq-server wraps: the wrapper insists on a user of its own.
+    wrapped = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+    return _program([wrapped, shutil.which("rabbitmq-server"), "/usr/sbin/rabbitmq-server"])
+
+
+def _object_store_on_this_machine(stack: ExitStack, _say: Say) -> Engine:
+    program = _minio_here()
+    if program is None:
+        raise NotToBeHad("no minio on this machine")
+    return _start_minio(program, f"{program} on this machine", stack)
+
+
+def _broker_on_this_machine(stack: ExitStack, _say: Say) -> Engine:
+    program = _rabbitmq_here()
+    if program is None:
+        raise NotToBeHad("no rabbitmq-server on this machine")
+    return _start_rabbitmq(program, f"{program} on this machine", stack)
+
+
+@contextmanager
+def _one_run_at_a_time(name: str) -> Iterator[None]:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _command(command: list[str], environment: dict[str, str]) -> None:
+    try:
+        subprocess.run(
+            command,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=OBTAIN_SECONDS,
+            check=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NotToBeHad(f"{command[0]} took over {OBTAIN_SECONDS:.0f} s") from error
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip() or error.stdout.strip()).splitlines()[-1:]
+        raise NotToBeHad(f"{' '.join(command[:2])} failed: {' '.join(last)[:200]}") from error
+
+
+def _object_store_built(stack: ExitStack, say: Say) -> Engine:
+    go = _program([shutil.which("go"), "/usr/local/go/bin/go"])
+    if go is None:
+        raise NotToBeHad("no go to build minio with")
+    began = time.monotonic()
+    say(f"building minio with {go} (some minutes, once per checkout)")
+    target = CACHE / "minio"
+    with _one_run_at_a_time("minio"):
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+                _command(
+                    [str(go), "install", "-ldflags=-s -w", MINIO_MODULE],
+                    {"GOBIN": folder, "CGO_ENABLED": "0"},
+                )
+                os.replace(Path(folder) / "minio", target)
+    return _start_minio(target, f"{target}, built in {time.monotonic() - began:.0f} s", stack)
+
+
+@contextmanager
+def _no_service_starts() -> Iterator[None]:
+    """Debian's packages ask this script whether they may start their service (invoke-rc.d(8))."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    if policy.exists():
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    try:
+        policy.chmod(0o755)
+        yield
+    finally:
+        policy.unlink()
+
+
+def _broker_installed(stack: ExitStack, say: Say) -> Engine:
+    apt_get = shutil.which("apt-get")
+    if os.geteuid() != 0 or apt_get is None:
+        raise NotToBeHad("not root on a Debian, so rabbitmq-server cannot be installed")
+    began = time.monotonic()
+    say("installing rabbitmq-server with apt-get (a minute or two, once per machine)")
+    environment = {"DEBIAN_FRONTEND": "noninteractive"}
+    wait = "-oDPkg::Lock::Timeout=300"
+    install = [apt_get, "install", wait, "-y", "--no-install-recommends", "rabbitmq-server"]
+    with _one_run_at_a_time("rabbitmq-server"), _no_service_starts():
+        try:
+            _command(install, environment)
+        except NotToBeHad:
+            _command([apt_get, "update", wait], environment)
+            _command(install, environment)
+    program = _rabbitmq_here()
+    if program is None:
+        raise NotToBeHad("apt-get installed no rabbitmq-server")
+    origin = f"{program}, installed in {time.monotonic() - began:.0f} s"
+    return _start_rabbitmq(program, origin, stack)
+
+
+OBJECT_STORE_WAYS: tuple[Way, ...] = (
+    _given_object_store,
+    _object_store_in_docker,
+    _object_store_on_this_machine,
+    _object_store_built,
+)
+BROKER_WAYS: tuple[Way, ...] = (
+    _given_broker,
+    _broker_in_docker,
+    _broker_on_this_machine,
+    _broker_installed,
+)
+
+
+def _first_to_be_had(ways: Iterable[Way], stack: ExitStack, say: Say) -> Engine | NotToBeHad:
+    reasons = []
+    for way in ways:
+        with ExitStack() as attempt:
+            try:
+                engine = way(attempt, say)
+            except NotToBeHad as why:
+                reasons.append(str(why))
+                continue
+            stack.enter_context(attempt.pop_all())
+            return engine
+    return NotToBeHad("; ".join(reasons))
+
+
+class Engines:
+    """The engines of one test run, each started at most once."""
+
+    WAYS = {"object store": OBJECT_STORE_WAYS, "broker": BROKER_WAYS}  # noqa: RUF012
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._stack = ExitStack()
+        self._outcomes: dict[str, Engine | NotToBeHad] = {}
+
+    def start(self, names: Iterable[str]) -> None:
+        """Start these side by side; returns when each answers or is known not to be had."""
+        missing = [name for name in names if name not in self._outcomes]
+        with warnings.catch_warnings():
+            # docker-py leaves its socket open where no daemon listens; let no test answer for it.
+            warnings.simplefilter("ignore", ResourceWarning)
+            with ThreadPoolExecutor(max_workers=len(self.WAYS)) as threads:
+                starting = {
+                    name: threads.submit(_first_to_be_had, self.WAYS[name], self._stack, self._say)
+                    for name in missing
+                }
+            self._outcomes |= {name: outcome.result() for name, outcome in starting.items()}
+            gc.collect()
+
+    def address(self, name: str) -> ObjectStoreEndpoint | str:
+        """Where the engine answers; starts it if need be. Raises `NotToBeHad`."""
+        self.start([name])
+        outcome = self._outcomes[name]
+        if isinstance(outcome, NotToBeHad):
+            raise outcome
+        return outcome.address
+
+    def describe(self) -> str:
+        """One line: which engine is used for what, and where it came from."""
+        return "; ".join(f"{name}: {self._describe(name)}" for name in self.WAYS)
+
+    def _describe(self, name: str) -> str:
+        outcome = self._outcomes.get(name)
+        if outcome is None:
+            return "not needed"
+        return outcome.origin if isinstance(outcome, Engine) else f"NONE ({outcome})"
+
+    def close(self) -> None:
+        self._stack.close()

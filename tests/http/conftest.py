@@ -1,0 +1,21 @@
+"""One embedded Stowgate for the tests of the HTTP contract."""
+
+from collections.abc import Iterator
+
+import pytest
+from limits import MAX_BODY_BYTES, MAX_PART_BYTES, MAX_PARTS
+from service import Service, running
+
+
+@pytest.fixture(scope="session")
+def stowgate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(
+        "run",
+        tmp_path_factory.mktemp("embedded"),
+        STOWGATE_MAX_BODY_BYTES=str(MAX_BODY_BYTES),
+        STOWGATE_MAX_PART_BYTES=str(MAX_PART_BYTES),
+        STOWGATE_MAX_PARTS=str(MAX_PARTS),
+        STOWGATE_IDLE_SECONDS="2",
+        STOWGATE_SPOOL_MEMORY_BYTES="50000",
+    ) as service:
+        yield service

@@ -1,0 +1,222 @@
+"""The use case of an event: route, write the sidecars, open the workflow request.
+
+Whatever happens is written to the record, which the relay announces again when it is due. So an
+event is always done when it has been handled once; the broker never needs to retry.
+"""
+
+import random
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from io import BytesIO
+
+import structlog
+
+from shared import events
+from shared.dicom.metadata import metadata_json
+from shared.errors import Permanent, StowgateError, Transient, Unroutable, VersionConflict
+from shared.metrics import WorkerMetrics
+from shared.ports import EventPublisher, ObjectStore
+from shared.records import HeldRecord, Lease, Records, State, StoredInstance
+from shared.time import Clock, utc_now
+from worker.routing import resolve
+from worker.workflow_manager import WorkflowManager
+
+_log = structlog.get_logger()
+
+# A worker that dies leaves its payloads to others after this long. One that lives renews it.
+LEASE = timedelta(seconds=60)
+
+# A payload that so many workers did not survive is not tried on another one.
+MOST_TAKEOVERS = 5
+
+_FIRST_RETRY_SECONDS = 1.0
+_LONGEST_RETRY_SECONDS = 120.0
+
+# Sidecars between two looks at the lease: seconds of work, well below the lease.
+_BATCH = 100
+
+
+class Handler:
+    def __init__(
+        self,
+        *,
+        records: Records,
+        instances: ObjectStore,
+        publisher: EventPublisher,
+        workflow_manager: WorkflowManager,
+        sidecar_writers: ThreadPoolExecutor,
+        owner: str,
+        metrics: WorkerMetrics,
+        clock: Clock = utc_now,
+    ) -> None:
+        """`owner` names this worker, as no other, in the leases that it takes."""
+        self._records = records
+        self._instances = instances
+        self._publisher = publisher
+        self._workflow_manager = workflow_manager
+        self._sidecar_writers = sidecar_writers
+        self._owner = owner
+        self._metrics = metrics
+        self._clock = clock
+
+    def __call__(self, body: bytes) -> None:
+        """Raises `MalformedEvent` for a body that is no event of ours, and nothing else."""
+        event = events.decode(body)
+        with structlog.contextvars.bound_contextvars(
+            payload_id=event.payload_id, correlation_id=event.correlation_id
+        ):
+            try:
+                self.open_workflow_request(event.payload_id)
+            except VersionConflict:
+                _log.info("another worker has the record")
+            except StowgateError as error:
+                _log.warning("record not reached; the relay will try again", error=str(error))
+
+    def open_workflow_request(self, payload_id: str) -> None:
+        """Raises `VersionConflict` where another worker got in between, and what the object store
+        raises where not even the record could be reached."""
+        held = self._records.find(payload_id)
+        if held is None:
+            _log.warning("an event without a record: its upload was never acknowledged")
+            return
+        if held.record.state is not State.PENDING:
+            return
+        lease = held.record.lease
+        if lease is not None and lease.until > self._clock():
+            return
+        held = self._take(held)
+        if held.record.takeovers > MOST_TAKEOVERS:
+            self._fail(held, f"{MOST_TAKEOVERS} workers stopped in the middle of this payload")
+            return
+        try:
+            held = self._open(held)
+        except VersionConflict:
+            raise
+        except Transient as error:
+            self._try_later(held, error)
+        except Permanent as error:
+            self._fail(held, str(error))
+        except Exception as error:  # noqa: BLE001
+            # One payload that our own code trips over must not cost the worker the others. The
+            # error's text may hold a value of the dataset, so only its kind and place are told.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            self._fail(
+                held,
+                f"an error of this service ({type(error).__name__} in {place.name}, "
+                f"line {place.lineno}); replay it once that is mended",
+            )
+
+    def _take(self, held: HeldRecord) -> HeldRecord:
+        record = held.record
+        taken_over = record.lease is not None
+        if taken_over:
+            self._metrics.lease_takeovers.inc()
+        return self._records.change(
+            held,
+            lease=self._lease(),
+            attempts=record.attempts + 1,
+            takeovers=record.takeovers + taken_over,
+        )
+
+    def _lease(self) -> Lease:
+        return Lease(self._owner, self._clock() + LEASE)
+
+    def _open(self, held: HeldRecord) -> HeldRecord:
+        route = resolve(held.record)
+        for batch in _batches(held.record.instances):
+            held = self._keep(held)
+            list(self._sidecar_writers.map(self._sidecar_writer(held.record.payload_id), batch))
+        held = self._keep(held)
+        request = self._workflow_manager.request(held.record, route)
+        self._publisher.publish(self._workflow_manager.message(held.record, request))
+        held = self._records.settle(
+            held,
+            State.OPENED,
+            route=route.rule,
+            workflows=route.workflows,
+            opened_at=self._clock(),
+            last_error=None,
+            workflow_request=request,
+        )
+        self._metrics.opened.labels(route.rule).inc()
+        _log.info(
+            "workflow request opened",
+            route=route.rule,
+            workflows=route.workflows,
+            file_count=len(held.record.instances),
+            attempts=held.record.attempts,
+        )
+        return held
+
+    def _keep(self, held: HeldRecord) -> HeldRecord:
+        """Renew the lease when half of it is gone."""
+        lease = held.record.lease
+        if lease is not None and lease.until - self._clock() > LEASE / 2:
+            return held
+        return self._records.change(held, lease=self._lease())
+
+    def _sidecar_writer(self, payload_id: str) -> "_SidecarWriter":
+        return _SidecarWriter(self._instances, f"{payload_id}/")
+
+    def _try_later(self, held: HeldRecord, error: Transient) -> None:
+        self._metrics.attempts_failed.labels("transient").inc()
+        if isinstance(error, Unroutable):
+            self._metrics.unroutable.inc()
+        wait_seconds = retry_seconds(held.record.attempts)
+        self._records.change(
+            held,
+            lease=None,
+            last_error=str(error),
+            due_at=self._clock() + timedelta(seconds=wait_seconds),
+        )
+        _log.warning(
+            "workflow request not opened; trying again",
+            error=str(error),
+            attempts=held.record.attempts,
+            wait_seconds=round(wait_seconds, 1),
+        )
+
+    def _fail(self, held: HeldRecord, reason: str) -> None:
+        self._metrics.attempts_failed.labels("permanent").inc()
+        self._records.settle(held, State.FAILED, last_error=reason)
+        _log.error("workflow request failed for good", error=reason)
+
+
+class _SidecarWriter:
+    """Writes one instance's metadata beside it, where the Workflow Manager reads it."""
+
+    def __init__(self, store: ObjectStore, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+
+    def __call__(self, instance: StoredInstance) -> None:
+        key = self._prefix + instance.path
+        dataset = b"".join(
+            self._store.read_range(key, start, end - start) for start, end in _kept(instance)
+        )
+        data = metadata_json(dataset)
+        self._store.put(
+            self._prefix + instance.metadata_path, BytesIO(data), len(data), "application/json"
+        )
+
+
+def retry_seconds(attempts: int) -> float:
+    """Doubles with each attempt; the jitter keeps payloads that failed together apart."""
+    longest = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0 ** min(attempts - 1, 16))
+    return longest * random.uniform(0.75, 1.0)  # noqa: S311
+
+
+def _kept(instance: StoredInstance) -> Iterator[tuple[int, int]]:
+    """The byte ranges between the bulk ranges."""
+    start = 0
+    for bulk_start, bulk_end in (*instance.bulk_ranges, (instance.size_bytes, 0)):
+        if bulk_start > start:
+            yield start, bulk_start
+        start = bulk_end
+
+
+def _batches(instances: Sequence[StoredInstance]) -> Iterator[Sequence[StoredInstance]]:
+    for start in range(0, len(instances), _BATCH):
+        yield instances[start : start + _BATCH]

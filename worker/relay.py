@@ -1,0 +1,104 @@
+"""Announces again what is due: never announced, waiting for another attempt, or left by a worker
+that died.
+
+The record is the truth and the event only a bell, so an event too many costs nothing and one too
+few costs this relay's pause. It rings while the queue is short: what is in a long queue is not
+lost. Any number of relays may run.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import structlog
+
+from shared import events
+from shared.errors import StowgateError
+from shared.metrics import WorkerMetrics
+from shared.ports import EventPublisher, ListedObject
+from shared.records import IngestRecord, Records, State
+from shared.time import Clock, utc_now
+
+_log = structlog.get_logger()
+
+# Above this many waiting events the queue is a backlog.
+_SHORT_QUEUE = 100
+
+# After an announcement a record is left alone for this long.
+_AGAIN = timedelta(seconds=30)
+
+# A record that is settled and still in pending/ for this long was left by a worker that died. To
+# move one earlier could collide with the worker that is moving it.
+_LEFT = timedelta(seconds=60)
+
+
+class Relay:
+    def __init__(
+        self,
+        *,
+        records: Records,
+        publisher: EventPublisher,
+        backlog: Callable[[], int],
+        metrics: WorkerMetrics,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._records = records
+        self._publisher = publisher
+        self._backlog = backlog
+        self._metrics = metrics
+        self._clock = clock
+        self._not_before: dict[str, tuple[datetime, datetime]] = {}
+
+    def look(self) -> None:
+        """One pass over the pending records. Errors of the engines end it and are logged."""
+        try:
+            pending = self._records.pending()
+            self._measure(pending)
+            self._announce_due(pending)
+        except StowgateError as error:
+            _log.warning("relay could not finish its pass", error=str(error))
+
+    def _measure(self, pending: list[ListedObject]) -> None:
+        self._metrics.pending.set(len(pending))
+        oldest = min((o.modified_at for o in pending), default=None)
+        age = (self._clock() - oldest).total_seconds() if oldest else 0.0
+        self._metrics.oldest_pending_seconds.set(max(age, 0.0))
+        self._metrics.failed.set(self._records.count(State.FAILED))
+
+    def _announce_due(self, pending: list[ListedObject]) -> None:
+        """`_not_before` remembers, for each version of a record seen, when it is next of interest,
+        so that a pass reads only what changed or is due."""
+        seen = {listed.key: listed.modified_at for listed in pending}
+        self._not_before = {
+            key: (modified_at, when)
+            for key, (modified_at, when) in self._not_before.items()
+            if seen.get(key) == modified_at
+        }
+        now = self._clock()
+        room = _SHORT_QUEUE - self._backlog()
+        for listed in pending:
+            _, when = self._not_before.get(listed.key, (None, now))
+            if room <= 0 or when > now:
+                continue
+            held = self._records.read(listed.key)
+            if held is None:
+                continue
+            if held.record.state is not State.PENDING:
+                if listed.modified_at + _LEFT < now:
+                    self._records.move(held)
+                continue
+            when = _due(held.record)
+            if when <= now:
+                self._announce(held.record)
+                room -= 1
+                when = now + _AGAIN
+            self._not_before[listed.key] = (listed.modified_at, when)
+
+    def _announce(self, record: IngestRecord) -> None:
+        event = events.InstancesStored(record.payload_id, record.correlation_id)
+        self._publisher.publish(events.encode(event))
+        self._metrics.announced_again.inc()
+        _log.info("announced again", payload_id=record.payload_id, attempts=record.attempts)
+
+
+def _due(record: IngestRecord) -> datetime:
+    return max(record.due_at, record.lease.until) if record.lease else record.due_at

@@ -1,0 +1,67 @@
+"""The contract of the MONAI Deploy Workflow Manager: a WorkflowRequestEvent and its message.
+
+An event that differs is dropped or dead-lettered over there without a word to us, so everything
+about it stands here, and a payload's message is the same, byte for byte, on every attempt.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from shared.ports import Message
+from shared.records import IngestRecord
+from shared.time import iso_utc
+from worker.routing import Route
+
+# The Workflow Manager knows what an Informatics Gateway sends by this application id.
+APP_ID = "16988a78-87b5-4168-a5c3-2cfc2bab8e54"
+
+# Members of its enums DataService and ArtifactType, which travel as integers.
+_DICOM_WEB = 2
+_ARTIFACT_TYPE_UNSET = 0
+
+
+@dataclass(frozen=True)
+class WorkflowManager:
+    """Where its requests go, and the bucket that it shares with us."""
+
+    exchange: str
+    routing_key: str
+    bucket: str
+
+    def request(self, record: IngestRecord, route: Route) -> dict[str, Any]:
+        """The body of the WorkflowRequestEvent."""
+        return {
+            "payload_id": record.payload_id,
+            "workflows": list(route.workflows),
+            "file_count": len(record.instances),
+            "correlation_id": record.correlation_id,
+            "bucket": self.bucket,
+            "trigger": {
+                "dataService": _DICOM_WEB,
+                "source": record.source,
+                "destination": record.destination,
+                "artifactType": _ARTIFACT_TYPE_UNSET,
+            },
+            "data_origins": [],
+            "timestamp": iso_utc(record.received_at),
+            "workflow_instance_id": None,
+            "task_id": None,
+            "payload": [
+                {"path": instance.path, "metadata": instance.metadata_path}
+                for instance in record.instances
+            ],
+        }
+
+    def message(self, record: IngestRecord, request: dict[str, Any]) -> Message:
+        return Message(
+            exchange=self.exchange,
+            routing_key=self.routing_key,
+            body=orjson.dumps(request),
+            message_id=record.payload_id,
+            correlation_id=record.correlation_id,
+            type="WorkflowRequestEvent",
+            app_id=APP_ID,
+            timestamp=int(record.received_at.timestamp()),
+        )
