@@ -22,7 +22,6 @@ from api.multipart import MediaType
 from api.problems import TooLarge, UnsupportedMediaType
 from api.spool import Spool
 from api.store_response import Failed, FailureReason, Stored, WarningReason
-from shared import events
 from shared.dicom.identity import Identity, identify
 from shared.dicom.structure import (
     AttributesMissing,
@@ -33,9 +32,10 @@ from shared.dicom.structure import (
     check_structure,
 )
 from shared.errors import StoreFull, StowgateError, Transient
+from shared.events import InstancesStored
 from shared.ids import new_payload_id
 from shared.metrics import ApiMetrics
-from shared.ports import EventPublisher, ObjectStore
+from shared.ports import ObjectStore
 from shared.records import IngestRecord, Records, StoredInstance
 from shared.time import Clock, utc_now
 from shared.vae import Vae
@@ -112,7 +112,7 @@ class Ingest:
         *,
         instances: ObjectStore,
         records: Records,
-        publisher: EventPublisher,
+        announce: Callable[[InstancesStored], None],
         putters: ThreadPoolExecutor,
         spool_folder: Path,
         limits: Limits,
@@ -121,7 +121,7 @@ class Ingest:
     ) -> None:
         self._instances = instances
         self._records = records
-        self._publisher = publisher
+        self._announce = announce
         self._putters = putters
         self._spool_folder = spool_folder
         self._limits = limits
@@ -171,7 +171,7 @@ class Ingest:
             # without a record, the sweep by age removes them.
             undo.pop_all()
         self._records.add(record)
-        self._announce(record)
+        self._tell_workers(record)
         self._count(stored, failed, sum(i.size_bytes for i in record.instances))
         _log.info(
             "instances stored",
@@ -182,10 +182,9 @@ class Ingest:
         )
         return Receipt(payload_id, stored, failed)
 
-    def _announce(self, record: IngestRecord) -> None:
-        event = events.InstancesStored(record.payload_id, record.correlation_id)
+    def _tell_workers(self, record: IngestRecord) -> None:
         try:
-            self._publisher.publish(events.encode(event))
+            self._announce(InstancesStored(record.payload_id, record.correlation_id))
         except Transient as error:
             self._metrics.unannounced.inc()
             _log.warning(

@@ -23,7 +23,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     ingest = Ingest(
         instances=engines.instances,
         records=records,
-        publisher=engines.publisher,
+        announce=engines.announce,
         putters=ThreadPoolExecutor(settings.api_threads, thread_name_prefix="put"),
         spool_folder=settings.spool,
         limits=Limits(

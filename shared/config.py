@@ -87,8 +87,8 @@ def _bucket(text: str) -> str:
 
 
 def _amqp_name(text: str) -> str:
-    if not 1 <= len(text.encode()) <= 255 or not text.isprintable():
-        raise ValueError("1 to 255 bytes of printable text")
+    if not 1 <= len(text.encode()) <= 200 or not text.isprintable():
+        raise ValueError("1 to 200 bytes of printable text")
     return text
 
 
@@ -167,10 +167,13 @@ class Settings:
     min_free_bytes: int = setting(
         "67108864",
         _whole(0),
-        "watermark: the folder store and the spool refuse uploads (507) below this much free disk",
+        "watermark: below this much free disk the folder store refuses uploads (507)",
     )
     idle_seconds: int = setting(
         "30", _whole(1, 3600), "a sender that sends nothing for this long is cut off"
+    )
+    event_exchange: str = setting(
+        "stowgate", _amqp_name, "exchange of Stowgate's own events, and prefix of its queues"
     )
     worker_threads: int = setting("4", _whole(1, 64), "payloads that one worker opens at a time")
     relay_seconds: int = setting("5", _whole(1, 3600), "pause between two looks of the relay")

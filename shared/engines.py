@@ -20,24 +20,31 @@ _log = structlog.get_logger()
 
 _PREPARE_AGAIN_SECONDS = 2.0
 
-_QUEUE = EventQueue(
-    exchange=events.EXCHANGE,
-    routing_key=events.ROUTING_KEY,
-    queue=events.QUEUE,
-    dead_letter=events.DEAD_LETTER,
-)
+
+def _instances_stored(exchange: str) -> EventQueue:
+    return EventQueue(
+        exchange=exchange,
+        routing_key="instances-stored",
+        queue=f"{exchange}.instances-stored",
+        dead_letter=f"{exchange}.dead-letter",
+    )
 
 
 @dataclass(frozen=True)
 class Engines:
     """`instances` is the payloads' bucket, `state` that of records and registry. `publisher`
-    takes our own events, `requests` those for the Workflow Manager."""
+    takes our own events, which go to `queue`, and `requests` those for the Workflow Manager."""
 
     instances: ObjectStore
     state: ObjectStore
+    queue: EventQueue
     publisher: EventPublisher
     consumer: EventConsumer
     requests: EventPublisher
+
+    def announce(self, event: events.InstancesStored) -> None:
+        """Tell a worker. Raises what `EventPublisher.publish` raises."""
+        self.publisher.publish(events.encode(event, self.queue.exchange, self.queue.routing_key))
 
     def ping_stores(self) -> None:
         self.instances.ping()
@@ -67,26 +74,29 @@ class Engines:
 
 def open_engines(settings: Settings) -> Engines:
     """Connects to nothing yet."""
+    queue = _instances_stored(settings.event_exchange)
     instances, state = (_store(settings, name) for name in (settings.bucket, settings.state_bucket))
     if settings.broker == "memory":
-        broker = MemoryBroker(_QUEUE)
+        broker = MemoryBroker(queue)
         return Engines(
             instances=instances,
             state=state,
+            queue=queue,
             publisher=broker.publisher(),
-            consumer=broker.consumer(_QUEUE, concurrency=settings.worker_threads),
+            consumer=broker.consumer(queue, concurrency=settings.worker_threads),
             requests=FolderEventPublisher(settings.data / "workflow-requests"),
         )
     publisher = RabbitEventPublisher(
         settings.broker,
-        topology=[_QUEUE, TopicExchange(settings.workflow_manager_exchange)],
+        topology=[queue, TopicExchange(settings.workflow_manager_exchange)],
     )
     return Engines(
         instances=instances,
         state=state,
+        queue=queue,
         publisher=publisher,
         consumer=RabbitEventConsumer(
-            settings.broker, queue=_QUEUE, concurrency=settings.worker_threads
+            settings.broker, queue=queue, concurrency=settings.worker_threads
         ),
         requests=publisher,
     )

@@ -10,11 +10,6 @@ from shared.ids import is_guid
 from shared.ports import Message
 from shared.time import utc_now
 
-EXCHANGE = "stowgate"
-ROUTING_KEY = "instances-stored"
-QUEUE = "stowgate.instances-stored"
-DEAD_LETTER = "stowgate.dead-letter"
-
 
 @dataclass(frozen=True)
 class InstancesStored:
@@ -32,10 +27,10 @@ class _InstancesStoredSchema(Schema):
     correlation_id = fields.String(required=True)
 
 
-def encode(event: InstancesStored) -> Message:
+def encode(event: InstancesStored, exchange: str, routing_key: str) -> Message:
     return Message(
-        exchange=EXCHANGE,
-        routing_key=ROUTING_KEY,
+        exchange=exchange,
+        routing_key=routing_key,
         body=orjson.dumps(asdict(event)),
         message_id=event.payload_id,
         correlation_id=event.correlation_id,

@@ -1,8 +1,8 @@
 """Real engines for the tests: an S3 object store and an AMQP broker, from wherever they can be had.
 
-The ways to one are tried in the order of `OBJECT_STORE_WAYS` and `BROKER_WAYS`; the first that
-leads to an engine that answers is taken. Whatever was started is gone when the run ends, also when
-the run is killed.
+The ways to one are tried in the order of `WAYS`; the first that leads to an engine that answers is
+taken. Whatever was started is gone when the run ends. So are processes when the run is killed, and
+containers where Ryuk's image is at hand.
 """
 
 import fcntl
@@ -188,7 +188,7 @@ def _docker(image: str, say: Say) -> Iterator[DockerContainer]:
         try:
             _need_image(image, say)
             yield DockerContainer(image, docker_client_kw={"timeout": DOCKER_SILENCE_SECONDS})
-        except (DockerException, OSError) as error:
+        except (DockerException, OSError, RuntimeError) as error:  # the last of testcontainers
             raise NotToBeHad(" ".join(str(error).split())[:200]) from error
 
 
@@ -429,18 +429,20 @@ def _broker_installed(stack: ExitStack, say: Say) -> Engine:
     return _start_rabbitmq(program, origin, stack)
 
 
-OBJECT_STORE_WAYS: tuple[Way, ...] = (
-    _given_object_store,
-    _object_store_in_docker,
-    _object_store_on_this_machine,
-    _object_store_built,
-)
-BROKER_WAYS: tuple[Way, ...] = (
-    _given_broker,
-    _broker_in_docker,
-    _broker_on_this_machine,
-    _broker_installed,
-)
+WAYS: dict[str, tuple[Way, ...]] = {
+    "object store": (
+        _given_object_store,
+        _object_store_in_docker,
+        _object_store_on_this_machine,
+        _object_store_built,
+    ),
+    "broker": (
+        _given_broker,
+        _broker_in_docker,
+        _broker_on_this_machine,
+        _broker_installed,
+    ),
+}
 
 
 def _first_to_be_had(ways: Iterable[Way], stack: ExitStack, say: Say) -> Engine | NotToBeHad:
@@ -460,8 +462,6 @@ def _first_to_be_had(ways: Iterable[Way], stack: ExitStack, say: Say) -> Engine 
 class Engines:
     """The engines of one test run, each started at most once."""
 
-    WAYS = {"object store": OBJECT_STORE_WAYS, "broker": BROKER_WAYS}  # noqa: RUF012
-
     def __init__(self, say: Say) -> None:
         self._say = say
         self._stack = ExitStack()
@@ -473,9 +473,9 @@ class Engines:
         with warnings.catch_warnings():
             # docker-py leaves its socket open where no daemon listens; let no test answer for it.
             warnings.simplefilter("ignore", ResourceWarning)
-            with ThreadPoolExecutor(max_workers=len(self.WAYS)) as threads:
+            with ThreadPoolExecutor(max_workers=len(WAYS)) as threads:
                 starting = {
-                    name: threads.submit(_first_to_be_had, self.WAYS[name], self._stack, self._say)
+                    name: threads.submit(_first_to_be_had, WAYS[name], self._stack, self._say)
                     for name in missing
                 }
             self._outcomes |= {name: outcome.result() for name, outcome in starting.items()}
@@ -491,7 +491,7 @@ class Engines:
 
     def describe(self) -> str:
         """One line: which engine is used for what, and where it came from."""
-        return "; ".join(f"{name}: {self._describe(name)}" for name in self.WAYS)
+        return "; ".join(f"{name}: {self._describe(name)}" for name in WAYS)
 
     def _describe(self, name: str) -> str:
         outcome = self._outcomes.get(name)

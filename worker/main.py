@@ -79,7 +79,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     )
     relay = Relay(
         records=records,
-        publisher=engines.publisher,
+        announce=engines.announce,
         backlog=engines.consumer.backlog,
         metrics=metrics,
     )

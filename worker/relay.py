@@ -11,10 +11,10 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from shared import events
 from shared.errors import StowgateError
+from shared.events import InstancesStored
 from shared.metrics import WorkerMetrics
-from shared.ports import EventPublisher, ListedObject
+from shared.ports import ListedObject
 from shared.records import IngestRecord, Records, State
 from shared.time import Clock, utc_now
 
@@ -36,13 +36,13 @@ class Relay:
         self,
         *,
         records: Records,
-        publisher: EventPublisher,
+        announce: Callable[[InstancesStored], None],
         backlog: Callable[[], int],
         metrics: WorkerMetrics,
         clock: Clock = utc_now,
     ) -> None:
         self._records = records
-        self._publisher = publisher
+        self._announce = announce
         self._backlog = backlog
         self._metrics = metrics
         self._clock = clock
@@ -88,14 +88,13 @@ class Relay:
                 continue
             when = _due(held.record)
             if when <= now:
-                self._announce(held.record)
+                self._announce_again(held.record)
                 room -= 1
                 when = now + _AGAIN
             self._not_before[listed.key] = (listed.modified_at, when)
 
-    def _announce(self, record: IngestRecord) -> None:
-        event = events.InstancesStored(record.payload_id, record.correlation_id)
-        self._publisher.publish(events.encode(event))
+    def _announce_again(self, record: IngestRecord) -> None:
+        self._announce(InstancesStored(record.payload_id, record.correlation_id))
         self._metrics.announced_again.inc()
         _log.info("announced again", payload_id=record.payload_id, attempts=record.attempts)
 

@@ -145,7 +145,7 @@ class FolderObjectStore:
         Reads the names of one folder at a time, and of none that lies before `after`.
         """
         check_prefix(prefix)
-        self._require_bucket(f"list {prefix}")
+        self._require_bucket(f"list {prefix!r}")
         return self._walk(prefix, after)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -257,7 +257,7 @@ class FolderObjectStore:
         return folder
 
     def _walk(self, folder: str, after: str) -> Iterator[ListedObject]:
-        with self._typed(f"list {folder}"):
+        with self._typed(f"list {folder!r}"):
             names = _names(self._root / folder)
         for name in names:
             key = folder + name

@@ -31,7 +31,7 @@ _CONNECT_SECONDS = 4.0
 _READ_SECONDS = 9.0
 _RETRY_SECONDS = 2.0
 
-_PART_BYTES = 16 * 1024 * 1024
+_PART_BYTES = 8 * 1024 * 1024
 _MAX_PARTS = 10_000
 _PIECE_BYTES = 256 * 1024
 
@@ -72,7 +72,7 @@ class MinioObjectStore:
 
     Every request ends within 15 s, whether the store is dead, black-holed or silent: 4 s to
     connect, 9 s for each answer, and no retry begun later than 2 s after the first attempt. A
-    refused connection fails at once. `put` of more than 16 MiB, `delete` of more than 1000 keys and
+    refused connection fails at once. `put` of more than 8 MiB, `delete` of more than 1000 keys and
     a long `list` take several requests, and a `put` that fails in the middle one more to clear up.
     A version is the object's ETag.
     """
@@ -123,8 +123,9 @@ class MinioObjectStore:
     def put(self, key: str, data: BinaryIO, size_bytes: int, content_type: str) -> None:
         """Write `size_bytes` from `data`, all or nothing, over what may be there.
 
-        Holds up to 16 MiB of it in memory (more beyond 160 GB, as S3 takes 10,000 parts). Raises
-        `ValueError` where `data` ends early; what `data` raises passes through.
+        Goes in parts of 8 MiB (larger ones beyond 80 GB, as S3 takes 10,000), two of which are in
+        memory at a time. Raises `ValueError` where `data` ends early; what `data` raises passes
+        through.
         """
         check_key(key)
         with self._typed(f"put {key}"):
@@ -207,12 +208,13 @@ class MinioObjectStore:
             digest = hashlib.md5(data, usedforsecurity=False).digest()
             headers = {
                 "Content-Type": content_type,
+                "Content-Length": str(len(data)),
                 "Content-MD5": base64.b64encode(digest).decode(),
                 **condition,
             }
-            # Once sent, never again: of two attempts the second would find the first one's object.
-            once = _BriefRetry(connect=2, read=0, status=0, other=0, redirect=0)
-            response = self._pool.request("PUT", url, body=data, headers=headers, retries=once)
+            # Never twice: of two attempts the second would find the first one's object. Besides,
+            # urllib3 logs the URL of what it tries again, and this one is as good as a password.
+            response = self._pool.request("PUT", url, body=data, headers=headers, retries=False)
             if response.status in (200, 204):
                 return response.headers["ETag"].strip('"')
             told = None if response.status == _PRECONDITION_FAILED else S3Error.fromxml(response)
@@ -240,7 +242,7 @@ class MinioObjectStore:
                 response.release_conn()
 
     def _list(self, prefix: str, after: str) -> Iterator[ListedObject]:
-        with self._typed(f"list {prefix}"):
+        with self._typed(f"list {prefix!r}"):
             for found in self._client.list_objects(
                 bucket_name=self._bucket, prefix=prefix, recursive=True, start_after=after or None
             ):
@@ -273,7 +275,9 @@ class MinioObjectStore:
     def _error(self, doing: str, code: str, message: str | None, status: int = 0) -> StowgateError:
         told = ", ".join(word for word in (code, message, f"HTTP {status}" * bool(status)) if word)
         what = f"{self._place}: cannot {doing}: {told}"
-        if code in _FULL_CODES or status == _INSUFFICIENT_STORAGE:
+        # MinIO on a disk that is full to the last byte says InternalError and this.
+        out_of_space = "no space left on device" in (message or "")
+        if code in _FULL_CODES or status == _INSUFFICIENT_STORAGE or out_of_space:
             return StoreFull(f"{what}; free some space or give the store more")
         if code in _PASSING_CODES or status in _PASSING_STATUSES or status >= 500:
             return StoreUnavailable(f"{what}; look at the object store's own health and log")
@@ -291,20 +295,24 @@ class _BriefRetry(urllib3.Retry):
     Retry-After, a minute with MinIO, is not waited for either.
     """
 
-    def __init__(self, *, until: float | None = None, **given: Any) -> None:
-        defaults: dict[str, Any] = {
-            "total": 2,
-            "backoff_factor": 0.1,
-            "backoff_jitter": 0.1,
-            "status_forcelist": [500, 502, 503, 504],
-            "raise_on_status": False,
-            "respect_retry_after_header": False,
-        }
-        super().__init__(**{**defaults, **given})
-        self._until = time.monotonic() + _RETRY_SECONDS if until is None else until
+    def __init__(self, *, until: float, **named: Any) -> None:
+        super().__init__(**named)
+        self._until = until
 
-    def new(self, **given: Any) -> Self:
-        return super().new(until=self._until, **given)
+    @classmethod
+    def from_now(cls) -> Self:
+        return cls(
+            until=time.monotonic() + _RETRY_SECONDS,
+            total=2,
+            backoff_factor=0.1,
+            backoff_jitter=0.1,
+            status_forcelist=[500, 502, 503, 504],
+            raise_on_status=False,
+            respect_retry_after_header=False,
+        )
+
+    def new(self, **named: Any) -> Self:
+        return super().new(until=self._until, **named)
 
     def increment(self, *given: Any, **named: Any) -> Self:
         retry = self if time.monotonic() < self._until else self.new(total=0)
@@ -315,10 +323,11 @@ class _BriefPool(urllib3.PoolManager):
     def urlopen(  # type: ignore[override]  # as PoolManager's own
         self, method: str, url: str, redirect: bool = True, **named: Any
     ) -> urllib3.BaseHTTPResponse:
-        named.setdefault("retries", _BriefRetry())
-        if isinstance(named.get("body"), bytes):
+        named.setdefault("retries", _BriefRetry.from_now())
+        body = named.get("body")
+        if isinstance(body, bytes) and len(body) > _PIECE_BYTES:
             # A time-out is for one piece as it is sent; of plain bytes, all would be one piece.
-            named["body"] = io.BytesIO(named["body"])
+            named["body"] = io.BytesIO(body)
         return super().urlopen(method, url, redirect, **named)
 
 

@@ -31,14 +31,6 @@ class TopicExchange:
     name: str
 
 
-INSTANCES_STORED = EventQueue(
-    exchange="stowgate",
-    routing_key="instances-stored",
-    queue="stowgate.instances-stored",
-    dead_letter="stowgate.dead-letter",
-)
-
-
 def rejection(handle: Callable[[bytes], None], body: bytes, queue: str) -> str | None:
     """Handle one event; None when it is done, else the reason to dead-letter it for.
 

@@ -7,6 +7,7 @@ connections that publish, does not stop the consumer.
 import random
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -255,6 +256,8 @@ class RabbitEventConsumer:
         return self._connection.ask(self._count, self._deadline_seconds)
 
     def ping(self) -> None:
+        if self._closing:
+            raise self._connection.unavailable("this consumer is closed")
         self.backlog()
 
     def close(self) -> None:
@@ -467,7 +470,8 @@ class _Connection:
         def on_answer(channel: Channel, value: T) -> None:
             if not answer.done():
                 answer.set_result(value)
-            channel.close()
+            if channel.is_open:  # not where our own close came in between
+                channel.close()
 
         def on_close(_channel: Channel, error: Exception) -> None:
             if not answer.done():
@@ -508,7 +512,7 @@ class _Connection:
             self.call(self._begin_close)
             thread.join(deadline_seconds)
             if thread.is_alive():
-                self.call(partial(self._sever, "closed"))
+                self.call(self._abandon)
                 thread.join(deadline_seconds)
         self._down_cause = "closed"
         self._first_attempt_done.set()
@@ -521,9 +525,14 @@ class _Connection:
             loop.add_callback_threadsafe(self._connect)
             try:
                 loop.start()
-            except Exception:  # noqa: BLE001 without an I/O thread the service would be cut off
+            except Exception as error:  # noqa: BLE001 without an I/O thread the service would be cut off
                 # A bug, ours or pika's: nothing of this connection is to be trusted any more.
-                self._log.exception("broker connection failed unexpectedly")
+                self._log.error(
+                    "broker connection failed unexpectedly",
+                    error=type(error).__name__,
+                    # Not exc_info: some renderers add the locals, with the credentials among them.
+                    traceback="".join(traceback.format_tb(error.__traceback__)),
+                )
                 self._mark_down("a bug in the broker connection, see the log")
                 self._closing.wait(_LONGEST_BACK_OFF_SECONDS)
             finally:
@@ -545,6 +554,9 @@ class _Connection:
         )
 
     def _on_open(self, connection: pika.SelectConnection) -> None:
+        if self._closing.is_set():
+            connection.close()
+            return
         connection.add_on_connection_blocked_callback(self._on_connection_blocked)
         connection.add_on_connection_unblocked_callback(self._on_connection_unblocked)
         connection.channel(on_open_callback=self._on_channel_open).add_on_close_callback(
@@ -558,9 +570,12 @@ class _Connection:
         for item in self._topology:
             _declare(channel, item)
         channel.basic_qos(
-            prefetch_count=self._prefetch_count,
-            callback=lambda _: self._set_up(channel, partial(self._on_ready, channel)),
+            prefetch_count=self._prefetch_count, callback=lambda _: self._on_declared(channel)
         )
+
+    def _on_declared(self, channel: Channel) -> None:
+        if channel.is_open:  # not where our own close came in between
+            self._set_up(channel, partial(self._on_ready, channel))
 
     def _on_ready(self, channel: Channel) -> None:
         self._failed_attempts = 0
@@ -634,8 +649,18 @@ class _Connection:
     def _begin_close(self) -> None:
         if self._connection is None or self._connection.is_closed:
             self._stop_loop()
-        elif not self._connection.is_closing:
+        elif self._connection.is_open:
             self._connection.close()
+        # Else it is being opened: `_on_open` or `_on_closed` is next, and pika's close() would
+        # trip over its own assertion here.
+
+    def _abandon(self) -> None:
+        if self._connection is not None and (
+            self._connection.is_open or self._connection.is_closing
+        ):
+            self._sever("closed")
+        else:
+            self._stop_loop()
 
     def _stop_loop(self) -> None:
         if self._loop is not None:

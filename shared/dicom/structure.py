@@ -246,6 +246,7 @@ def check_structure(data: Buffer, scratch: Scratch = tempfile.TemporaryFile) -> 
 def _collect(dataset: EncodedDataset, values: dict[int, bytes]) -> tuple[tuple[int, int], ...]:
     """Walk to the end, add the wanted values to `values`, and return the bulk ranges."""
     bulk_ranges: list[tuple[int, int]] = []
+    step = None
     for step in walk(dataset):
         if step.depth or step.kind is not StepKind.ELEMENT:
             continue
@@ -256,6 +257,8 @@ def _collect(dataset: EncodedDataset, values: dict[int, bytes]) -> tuple[tuple[i
                 bulk_ranges[-1] = (bulk_ranges[-1][0], step.end)
             else:
                 bulk_ranges.append((step.start, step.end))
+    if step is None:
+        raise NotUnderstood("the file ends with its file meta information: it has no data set")
     return tuple(bulk_ranges)
 
 
@@ -525,7 +528,10 @@ class _Walk:
         if tag == 0:  # a command set's (PS3.7 6.3), or padding
             if not self._around and _is_zero(view, start):
                 return None
-            raise NotUnderstood(f"no element but {tag_name(tag)} begins at byte {start}")
+            raise NotUnderstood(
+                f"{tag_name(tag)} at byte {start} is no element of a data set, and no padding, as "
+                "other than zero bytes follow"
+            )
         self._elements += 1
         if self._elements > MAX_ELEMENTS:
             raise self._too_many()

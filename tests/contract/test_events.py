@@ -130,7 +130,9 @@ class Rabbit:
         self.channel = connection.channel()
         closing.callback(self._delete_everything)
 
-    def publisher(self, url: str | None = None, deadline_seconds: float = 10) -> EventPublisher:
+    def publisher(
+        self, url: str | None = None, deadline_seconds: float = 10
+    ) -> RabbitEventPublisher:
         publisher = RabbitEventPublisher(
             url or self.url,
             topology=[self.queue, self.foreign],
@@ -333,6 +335,7 @@ def test_close_waits_for_the_event_in_hand_and_takes_no_more(broker: Broker) -> 
     assert in_hand.wait(PATIENCE_SECONDS)
     closing = threading.Thread(target=consumer.close)
     closing.start()
+    eventually(lambda: not pings(consumer))
     released.set()
     closing.join(PATIENCE_SECONDS)
     assert not closing.is_alive()
@@ -823,6 +826,16 @@ def test_closing_does_not_wait_for_a_silent_broker(rabbit: Rabbit, proxy: Proxy)
     proxy.black_hole(True)
     within_patience(publisher.close)
     eventually(lambda: not [t for t in threading.enumerate() if t.name == "stowgate publisher"])
+
+
+def test_closing_while_connecting_is_quiet_and_leaves_no_thread(rabbit: Rabbit) -> None:
+    with structlog.testing.capture_logs() as log:
+        for _ in range(20):
+            publisher = rabbit.publisher()
+            publisher.start()
+            publisher.close()
+    assert [entry for entry in log if entry["log_level"] == "error"] == []
+    assert "stowgate publisher" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_broker_in_alarm_is_unavailable_at_once_until_it_takes_messages_again(

@@ -117,7 +117,7 @@ def test_a_file_cut_anywhere_but_between_two_top_level_elements_is_refused(name:
         accepted.append(size)
 
     starts = _starts_of_top_level_elements(TEST_FILES / name)
-    assert accepted == [*starts, len(whole)]
+    assert accepted == [*starts[1:], len(whole)]
 
 
 def _starts_of_top_level_elements(path: Path) -> list[int]:
@@ -163,10 +163,14 @@ def test_no_beginning_of_an_element_is_taken_for_the_whole(dataset: bytes) -> No
 
 
 def test_a_file_cut_in_its_file_meta_information_is_refused() -> None:
-    whole = file_with(b"")
+    meta = element(0x00020002, "UI", b"1.2.3\0")
+    whole = file_with(element(0x00080018, "UI", b"1.2.4\0"), EXPLICIT, meta)
     check_structure(whole)
-    for size in range(133, len(whole)):
+    dataset_start = whole.index(b"\x08\0\x18\0")
+    for size in range(dataset_start):
         assert refusal(whole[:size])
+    assert "no data set" in refusal(whole[:dataset_start])
+    assert "no data set" in refusal(whole[:dataset_start] + b"\0" * 100)
 
 
 def test_words_name_tag_and_offset_and_never_a_value() -> None:
@@ -223,6 +227,7 @@ def test_a_transfer_syntax_has_to_be_there_legal_and_known() -> None:
 
 def test_file_meta_information_ends_where_its_group_does() -> None:
     dataset = element(0x00080018, "UI", b"1.2.4\0")
+    check_structure(file_with(dataset))
     for wrong_length in (0, 2, 100_000):
         meta = element(0x00020000, "UL", struct.pack("<L", wrong_length))
         structure = check_structure(file_with(dataset, EXPLICIT, meta))
@@ -315,6 +320,14 @@ def test_fragments_are_limited_all_the_same() -> None:
             element(0x00081140, "SQ", item(ITEM_END)),
             "(FFFE,E00D) at byte 180 stands where an element should be",
         ),
+        (
+            element(0x00081140, "SQ", item(b"", UNDEFINED), UNDEFINED),
+            "(FFFE,E000) at byte 172 is cut: the file ends at byte 180 without its delimitation",
+        ),
+        (
+            element(0x00081140, "SQ", item(), UNDEFINED),
+            "(0008,1140) at byte 160 is cut: the file ends at byte 180 without its delimitation",
+        ),
         (SEQUENCE_END, "(FFFE,E0DD) at byte 160 stands where an element should be"),
         (item(), "(FFFE,E000) at byte 160 stands where an element should be"),
         (
@@ -383,6 +396,7 @@ def test_zero_bytes_behind_the_data_set_are_padding_and_others_are_not(syntax: b
     assert refusal(data + b"\0" * 200_000 + b"\1")
     assert refusal(data + b"\0\0\1")
     assert refusal(data + b"\r\n")
+    assert "(0000,0000)" in refusal(data + implicit_element(0, b"ab"))
 
 
 def test_an_identifying_element_may_be_repeated_but_not_differ() -> None:
@@ -471,7 +485,7 @@ def test_a_deflated_data_set_is_walked_inflated() -> None:
     assert structure.values[SOP_INSTANCE_UID] == b"1.2.4\0"
     assert structure.bulk_ranges == ()
     check_structure(file_with(stream + b"\0", DEFLATED))
-    check_structure(file_with(deflated(b""), DEFLATED))
+    assert "no data set" in refusal(file_with(deflated(b""), DEFLATED))
 
     words = refusal(file_with(deflated(dataset[:-1]), DEFLATED))
     assert "(7FE0,0010) at byte 14 is cut" in words

@@ -1,0 +1,47 @@
+# Nothing here needs a compiler, so the parts are installed in place: the dependencies in a layer
+# that changes with the lock file only, Stowgate itself in a small one behind it.
+FROM python:3.11-slim-bookworm AS installed
+
+RUN groupadd --gid 10001 stowgate \
+    && useradd --uid 10001 --gid stowgate --no-create-home --home-dir /data \
+        --shell /usr/sbin/nologin stowgate \
+    && install --directory --owner=stowgate --group=stowgate --mode=0750 /data
+
+RUN --mount=type=bind,source=requirements.lock,target=/requirements.lock \
+    pip install --no-cache-dir --root-user-action=ignore \
+        --require-hashes --requirement /requirements.lock
+
+RUN --mount=type=bind,target=/source,rw \
+    pip install --no-cache-dir --root-user-action=ignore --no-deps /source
+
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+
+USER 10001:10001
+
+
+# Stands where the MONAI Deploy Workflow Manager would, for demonstrations and tests.
+FROM installed AS workflow-manager-double
+
+COPY tests/workflow_manager_double.py /opt/
+
+ENTRYPOINT ["python", "/opt/workflow_manager_double.py"]
+
+
+FROM installed AS stowgate
+
+ENV STOWGATE_DATA=/data \
+    STOWGATE_LISTEN=0.0.0.0:8080 \
+    STOWGATE_WORKER_LISTEN=0.0.0.0:8081
+
+VOLUME ["/data"]
+EXPOSE 8080 8081
+
+# `stowgate worker` alone answers on the port of STOWGATE_WORKER_LISTEN instead.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import http.client, os; port = os.environ['STOWGATE_LISTEN'].rpartition(':')[2]; probe = http.client.HTTPConnection('127.0.0.1', int(port), timeout=4); probe.request('GET', '/health/live'); raise SystemExit(probe.getresponse().status != 200)"]
+
+STOPSIGNAL SIGTERM
+
+ENTRYPOINT ["stowgate"]
+CMD ["run"]

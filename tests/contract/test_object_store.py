@@ -1,0 +1,722 @@
+"""What every object store does, on the folder and on a real S3; then what only one of them can."""
+
+import contextlib
+import errno
+import hashlib
+import http.server
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from io import BytesIO, RawIOBase
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import urlsplit
+
+import pytest
+from engines import ObjectStoreEndpoint, object_store_client
+
+from shared.adapters.folder import FolderObjectStore
+from shared.adapters.minio_store import MinioObjectStore
+from shared.errors import (
+    ObjectMissing,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+    StowgateError,
+    VersionConflict,
+)
+from shared.ports import ObjectStore
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 1024 * 1024
+TEXT = "text/plain"
+
+
+def minio_store(endpoint: ObjectStoreEndpoint, bucket: str) -> MinioObjectStore:
+    return MinioObjectStore.connect(
+        endpoint.url,
+        access_key=endpoint.access_key,
+        secret_key=endpoint.secret_key,
+        region="us-east-1",
+        bucket=bucket,
+        threads=64,
+    )
+
+
+@pytest.fixture(params=["folder", "minio"])
+def unprepared(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """A store whose bucket does not exist yet."""
+    if request.param == "folder":
+        return FolderObjectStore(tmp_path / "bucket")
+    endpoint = request.getfixturevalue("object_store_endpoint")
+    return minio_store(endpoint, request.getfixturevalue("bucket"))
+
+
+@pytest.fixture
+def store(unprepared: ObjectStore) -> ObjectStore:
+    unprepared.prepare()
+    return unprepared
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> FolderObjectStore:
+    store = FolderObjectStore(tmp_path / "bucket")
+    store.prepare()
+    return store
+
+
+@pytest.fixture
+def minio(object_store_endpoint: ObjectStoreEndpoint, bucket: str) -> MinioObjectStore:
+    store = minio_store(object_store_endpoint, bucket)
+    store.prepare()
+    return store
+
+
+class Generated(RawIOBase):
+    """A stream of `size_bytes` that exist only as they are read; fails where it is told to."""
+
+    def __init__(self, size_bytes: int, fails_at: int | None = None) -> None:
+        super().__init__()
+        self._left = size_bytes
+        self._fails_at = fails_at
+        self._read = 0
+
+    def read(self, size: int = -1) -> bytes:
+        if self._fails_at is not None and self._read >= self._fails_at:
+            raise ConnectionResetError("the sender is gone")
+        size = min(self._left, MIB if size < 0 else size)
+        if self._fails_at is not None:
+            size = min(size, self._fails_at - self._read)
+        start = self._read
+        self._left -= size
+        self._read += size
+        return generated(start, size)
+
+
+def generated(start: int, size: int) -> bytes:
+    """The bytes of `Generated` from `start`: every 4 KiB are full of their own number."""
+    first, last = start // 4096, (start + size + 4095) // 4096
+    blocks = b"".join(number.to_bytes(8, "big") * 512 for number in range(first, last))
+    return blocks[start - first * 4096 :][:size]
+
+
+def put(store: ObjectStore, key: str, data: bytes) -> None:
+    store.put(key, BytesIO(data), len(data), TEXT)
+
+
+def keys(store: ObjectStore, prefix: str = "", after: str = "") -> list[str]:
+    return [found.key for found in store.list(prefix, after)]
+
+
+def at_once(calls: list[Callable[[], str]]) -> Counter[str]:
+    """Run these in a thread each, begun together; counts what they return or raise."""
+    together = threading.Barrier(len(calls))
+
+    def outcome(call: Callable[[], str]) -> str:
+        together.wait()
+        try:
+            return call()
+        except StowgateError as error:
+            return type(error).__name__
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return Counter(threads.map(outcome, calls))
+
+
+def test_what_was_put_is_read_back(store: ObjectStore) -> None:
+    put(store, "a/b.dcm", b"pixels")
+    assert store.get("a/b.dcm").data == b"pixels"
+
+
+def test_an_empty_object_is_an_object(store: ObjectStore) -> None:
+    put(store, "empty", b"")
+    assert store.get("empty").data == b""
+    assert store.read_range("empty", 0, 10) == b""
+
+
+def test_a_second_put_overwrites(store: ObjectStore) -> None:
+    put(store, "key", b"first, and longer")
+    put(store, "key", b"second")
+    assert store.get("key").data == b"second"
+
+
+def test_reading_what_is_not_there_is_object_missing(store: ObjectStore) -> None:
+    put(store, "there/is", b"something")
+    for key in ("nothing", "there", "there/is/not", "there/isn"):
+        with pytest.raises(ObjectMissing, match=key):
+            store.get(key)
+        with pytest.raises(ObjectMissing, match=key):
+            store.read_range(key, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "expected"),
+    [(0, 3, b"012"), (4, 2, b"45"), (8, 5, b"89"), (10, 1, b""), (50, 5, b""), (3, 0, b"")],
+)
+def test_a_range_is_cut_at_the_end_of_the_object(
+    store: ObjectStore, start: int, length: int, expected: bytes
+) -> None:
+    put(store, "digits", b"0123456789")
+    assert store.read_range("digits", start, length) == expected
+
+
+SCATTERED = ["a-b", "a.b", "a/b", "a/c-/x", "a/c/d", "a/c/e", "a/c0", "a0", "b/z", "é/ü", "日/本"]
+
+
+@pytest.fixture
+def scattered(store: ObjectStore) -> ObjectStore:
+    for key in reversed(SCATTERED):
+        put(store, key, key.encode())
+    return store
+
+
+def test_a_listing_is_in_the_byte_order_of_whole_keys(scattered: ObjectStore) -> None:
+    assert keys(scattered) == sorted(SCATTERED, key=str.encode)
+
+
+@pytest.mark.parametrize("prefix", ["a/", "a/c/", "é/", "none/"])
+def test_a_prefix_selects_the_keys_that_begin_with_it(scattered: ObjectStore, prefix: str) -> None:
+    assert keys(scattered, prefix) == [key for key in SCATTERED if key.startswith(prefix)]
+
+
+@pytest.mark.parametrize("after", [*SCATTERED, "a", "a/", "a/bb", "a/c", "a/c/", "a/c/dd", "c"])
+def test_a_listing_goes_on_behind_a_key(scattered: ObjectStore, after: str) -> None:
+    expected = [key for key in SCATTERED if key.encode() > after.encode()]
+    assert keys(scattered, "", after) == expected
+    assert keys(scattered, "a/", after) == [key for key in expected if key.startswith("a/")]
+
+
+def test_a_listing_tells_size_and_time(store: ObjectStore) -> None:
+    before = datetime.now(UTC) - timedelta(minutes=5)
+    put(store, "a/key", b"12345")
+    (found,) = store.list("a/")
+    assert found.size_bytes == 5
+    assert before < found.modified_at < datetime.now(UTC) + timedelta(minutes=5)
+
+
+def test_a_long_listing_is_whole_and_lazy_and_all_of_it_can_be_deleted(store: ObjectStore) -> None:
+    names = [f"n/{number:04}" for number in range(1010)]
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda name: put(store, name, b"x"), names))
+    assert keys(store, "n/") == names
+
+    listing = store.list("n/")
+    assert next(listing).key == names[0]
+    store.delete([names[-1]])
+    assert [found.key for found in listing] == names[1:-1]
+
+    store.delete(found.key for found in store.list("n/"))
+    assert keys(store) == []
+
+
+def test_create_takes_a_key_once(store: ObjectStore) -> None:
+    store.create("key", b"first", TEXT)
+    with pytest.raises(VersionConflict, match="key"):
+        store.create("key", b"second", TEXT)
+    assert store.get("key").data == b"first"
+
+
+def test_create_takes_more_than_one_piece(store: ObjectStore) -> None:
+    store.create("key", generated(0, MIB), TEXT)
+    assert store.get("key").data == generated(0, MIB)
+
+
+def test_of_64_creations_at_once_one_wins(store: ObjectStore) -> None:
+    def creation(number: int) -> str:
+        store.create("vae/one", str(number).encode(), TEXT)
+        winners.append(number)
+        return "created"
+
+    winners: list[int] = []
+    outcomes = at_once([partial(creation, number) for number in range(64)])
+    assert outcomes == {"created": 1, "VersionConflict": 63}
+    assert store.get("vae/one").data == str(winners[0]).encode()
+
+
+def test_replace_needs_the_version_that_is_there(store: ObjectStore) -> None:
+    first = store.create("key", b"1", TEXT)
+    assert store.get("key").version == first
+    second = store.replace("key", b"2", first, TEXT)
+    with pytest.raises(VersionConflict, match="key"):
+        store.replace("key", b"3", first, TEXT)
+    assert store.get("key").data == b"2"
+    assert store.get("key").version == second
+
+
+def test_what_was_put_can_be_replaced(store: ObjectStore) -> None:
+    put(store, "key", b"1")
+    store.replace("key", b"2", store.get("key").version, TEXT)
+    assert store.get("key").data == b"2"
+
+
+def test_of_32_replacements_of_one_version_one_wins(store: ObjectStore) -> None:
+    version = store.create("lease", b"nobody", TEXT)
+
+    def replacement(number: int) -> str:
+        store.replace("lease", str(number).encode(), version, TEXT)
+        return "replaced"
+
+    outcomes = at_once([partial(replacement, number) for number in range(32)])
+    assert outcomes == {"replaced": 1, "VersionConflict": 31}
+
+
+def count_up(store: ObjectStore, times: int) -> None:
+    for _ in range(times):
+        while True:
+            found = store.get("counter")
+            with contextlib.suppress(VersionConflict):
+                store.replace("counter", b"%d" % (int(found.data) + 1), found.version, TEXT)
+                break
+
+
+def test_no_replacement_is_lost_between_threads(store: ObjectStore) -> None:
+    store.create("counter", b"0", TEXT)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: count_up(store, 10), range(4)))
+    assert store.get("counter").data == b"40"
+
+
+def test_replacing_what_is_not_there_is_a_conflict(store: ObjectStore) -> None:
+    version = store.create("a/key", b"1", TEXT)
+    store.delete(["a/key"])
+    with pytest.raises(VersionConflict, match="a/key"):
+        store.replace("a/key", b"2", version, TEXT)
+    assert keys(store) == []
+
+
+def test_delete_is_idempotent(store: ObjectStore) -> None:
+    for key in ("a/b/c", "a/b/d", "e"):
+        put(store, key, b"x")
+    store.delete(["a/b/c", "never", "a", "a/b/c/deeper"])
+    store.delete(["a/b/c"])
+    store.delete([])
+    assert keys(store) == ["a/b/d", "e"]
+
+
+def test_a_deleted_key_can_be_created_again(store: ObjectStore) -> None:
+    store.create("a/b", b"1", TEXT)
+    store.delete(["a/b"])
+    store.create("a/b", b"2", TEXT)
+    assert store.get("a/b").data == b"2"
+
+
+def test_a_large_object_passes_through_little_memory(store: ObjectStore) -> None:
+    size = 120 * MIB + 5
+    stream = cast("BinaryIO", Generated(size))
+    tracemalloc.start()
+    try:
+        store.put("large", stream, size, "application/dicom")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * MIB
+    assert [found.size_bytes for found in store.list("")] == [size]
+    for start in (0, 8 * MIB - 4, 60 * MIB, size - 10):
+        assert store.read_range("large", start, 10) == generated(start, 10)
+
+
+def test_puts_at_once_do_not_mix(store: ObjectStore) -> None:
+    def one(number: int) -> bool:
+        data = hashlib.sha256(str(number).encode()).digest() * 4096
+        put(store, f"series/{number % 3}/{number}", data)
+        return store.get(f"series/{number % 3}/{number}").data == data
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(one, range(48)))
+    assert len(keys(store)) == 48
+
+
+@pytest.mark.parametrize("fails_at", [0, 3 * MIB, 33 * MIB])
+def test_a_stream_that_fails_leaves_nothing(store: ObjectStore, fails_at: int) -> None:
+    put(store, "kept", b"as it was")
+    size = 40 * MIB if fails_at > 8 * MIB else 8 * MIB
+    for key in ("new", "kept"):
+        with pytest.raises(ConnectionResetError, match="the sender is gone"):
+            store.put(key, cast("BinaryIO", Generated(size, fails_at)), size, TEXT)
+    assert keys(store) == ["kept"]
+    assert store.get("kept").data == b"as it was"
+
+
+def test_a_stream_that_ends_early_leaves_nothing(store: ObjectStore) -> None:
+    with pytest.raises(ValueError, match="2 bytes short of 5"):
+        store.put("new", BytesIO(b"123"), 5, TEXT)
+    assert keys(store) == []
+
+
+def test_no_more_of_a_stream_is_taken_than_was_told(store: ObjectStore) -> None:
+    stream = BytesIO(b"12345")
+    store.put("new", stream, 3, TEXT)
+    assert store.get("new").data == b"123"
+    assert stream.read() == b"45"
+
+
+def test_a_bucket_can_be_prepared_by_many_at_once_and_again(unprepared: ObjectStore) -> None:
+    def preparation() -> str:
+        unprepared.prepare()
+        return "prepared"
+
+    assert at_once([preparation] * 8) == {"prepared": 8}
+    put(unprepared, "key", b"kept")
+    unprepared.prepare()
+    assert unprepared.get("key").data == b"kept"
+    unprepared.ping()
+    assert unprepared.has_room()
+
+
+def test_without_a_bucket_every_call_is_refused(unprepared: ObjectStore) -> None:
+    """An unmounted disk or another endpoint must not look like a store that lost its objects."""
+    calls: list[Callable[[], object]] = [
+        unprepared.ping,
+        lambda: unprepared.get("key"),
+        lambda: unprepared.read_range("key", 0, 1),
+        lambda: list(unprepared.list("")),
+        lambda: put(unprepared, "key", b"x"),
+        lambda: unprepared.create("key", b"x", TEXT),
+        lambda: unprepared.replace("key", b"x", "0" * 32, TEXT),
+        lambda: unprepared.delete(["key"]),
+    ]
+    for call in calls:
+        with pytest.raises(StoreRefused, match="STOWGATE_"):
+            call()
+
+
+UNSAFE = ["", "/", "/a", "a/", "a//b", "..", "a/../b", "./a", ".tmp/a", "a/.b", "a\0", "a\nb"]
+TOO_LONG = ["n" * 256, "/".join(["n" * 100] * 11)]
+
+
+@pytest.mark.parametrize("key", [*UNSAFE, *TOO_LONG, "a\x7f", "\ud800"])
+def test_an_unsafe_key_is_a_programming_error(store: ObjectStore, key: str) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: put(store, key, b"x"),
+        lambda: store.create(key, b"x", TEXT),
+        lambda: store.replace(key, b"x", "0" * 32, TEXT),
+        lambda: store.get(key),
+        lambda: store.read_range(key, 0, 1),
+        lambda: store.delete([key]),
+        lambda: store.list(f"{key}/"),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError):  # noqa: PT011 - encoding a surrogate has a text of its own
+            call()
+    assert keys(store) == []
+
+
+def test_a_prefix_without_its_slash_is_a_programming_error(store: ObjectStore) -> None:
+    with pytest.raises(ValueError, match="without a slash"):
+        store.list("pending")
+
+
+def child(code: str, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+PUT_HALF = """
+import io, sys
+from pathlib import Path
+from shared.adapters.folder import FolderObjectStore
+
+class Half(io.RawIOBase):
+    left = 4
+    def read(self, size=-1):
+        if not self.left:
+            print("half", flush=True)
+            sys.stdin.read()
+        self.left -= 1
+        return bytes(size)
+
+FolderObjectStore(Path(sys.argv[1])).put("a/key", Half(), 1 << 30, "text/plain")
+"""
+
+
+def test_folder_killed_in_the_middle_of_a_put_leaves_no_half_object(
+    folder: FolderObjectStore, tmp_path: Path
+) -> None:
+    with child(PUT_HALF, str(tmp_path / "bucket")) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        process.send_signal(signal.SIGKILL)
+    (leftover,) = (tmp_path / "bucket" / ".tmp").iterdir()
+    assert leftover.stat().st_size >= 4 * MIB
+    assert keys(folder) == []
+    with pytest.raises(ObjectMissing):
+        folder.get("a/key")
+
+
+def test_folder_removes_leftovers_once_they_are_old(
+    folder: FolderObjectStore, tmp_path: Path
+) -> None:
+    old, young = (tmp_path / "bucket" / ".tmp" / name for name in ("old", "young"))
+    for leftover in (old, young):
+        leftover.write_bytes(b"half")
+    two_hours_ago = time.time() - 7200
+    os.utime(old, (two_hours_ago, two_hours_ago))
+    folder.prepare()
+    assert not old.exists()
+    assert young.exists()
+    assert keys(folder) == []
+
+
+COUNT_UP = """
+import sys
+from pathlib import Path
+sys.path[:0] = ["tests", "tests/contract"]
+from shared.adapters.folder import FolderObjectStore
+from test_object_store import count_up
+count_up(FolderObjectStore(Path(sys.argv[1])), 50)
+"""
+
+
+def test_folder_loses_no_replacement_between_processes(
+    folder: FolderObjectStore, tmp_path: Path
+) -> None:
+    folder.create("counter", b"0", TEXT)
+    with (
+        child(COUNT_UP, str(tmp_path / "bucket")) as one,
+        child(COUNT_UP, str(tmp_path / "bucket")) as two,
+    ):
+        assert (one.wait(60), two.wait(60)) == (0, 0)
+    assert folder.get("counter").data == b"100"
+
+
+def test_folder_puts_into_a_folder_that_is_being_emptied(folder: FolderObjectStore) -> None:
+    def putting(name: str) -> str:
+        for _ in range(100):
+            put(folder, f"a/b/{name}", b"x")
+            folder.delete([f"a/b/{name}"])
+        return "done"
+
+    assert at_once([partial(putting, name) for name in "1234"]) == {"done": 4}
+
+
+def test_folder_leaves_no_empty_folder_behind(folder: FolderObjectStore, tmp_path: Path) -> None:
+    put(folder, "a/b/c", b"x")
+    put(folder, "a/d", b"x")
+    folder.delete(["a/b/c"])
+    assert os.listdir(tmp_path / "bucket" / "a") == ["d"]
+    put(folder, "a/e/f/g", b"x")
+    folder.delete(["a/d", "a/e/f/g"])
+    assert not (tmp_path / "bucket" / "a").exists()
+
+
+def test_folder_refuses_a_key_below_an_object(folder: FolderObjectStore) -> None:
+    put(folder, "a", b"x")
+    with pytest.raises(StoreRefused, match="in the way"):
+        put(folder, "a/b/c", b"y")
+    with pytest.raises(StoreRefused, match="in the way"):
+        put(folder, "a/b", b"y")
+
+
+def test_folder_is_past_its_watermark_when_too_little_is_free(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    for min_free_bytes, room in ((0, True), (free * 2, False)):
+        store = FolderObjectStore(tmp_path / "bucket", min_free_bytes=min_free_bytes)
+        store.prepare()
+        assert store.has_room() is room
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk takes root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_folder_on_a_full_disk_is_store_full(small_disk: Path) -> None:
+    store = FolderObjectStore(small_disk / "bucket", min_free_bytes=MIB)
+    store.prepare()
+    put(store, "first", bytes(3 * MIB))
+    with pytest.raises(StoreFull, match="free some space"):
+        put(store, "second", bytes(2 * MIB))
+    with pytest.raises(StoreFull):
+        store.create("third", bytes(2 * MIB), TEXT)
+    assert keys(store) == ["first"]
+    assert os.listdir(small_disk / "bucket" / ".tmp") == []
+    assert store.has_room() is True
+    put(store, "fourth", bytes(MIB // 2))
+    assert store.has_room() is False
+
+
+def test_folder_does_not_take_the_failure_of_a_stream_for_its_own(
+    folder: FolderObjectStore,
+) -> None:
+    class NoSpace(RawIOBase):
+        def read(self, _size: int = -1) -> bytes:
+            raise OSError(errno.ENOSPC, "the spool is full")
+
+    with pytest.raises(OSError, match="the spool is full"):
+        folder.put("key", cast("BinaryIO", NoSpace()), 5, TEXT)
+
+
+def test_minio_keeps_the_content_type(
+    minio: MinioObjectStore, object_store_endpoint: ObjectStoreEndpoint, bucket: str
+) -> None:
+    minio.put("put", BytesIO(b"x"), 1, "application/dicom")
+    minio.create("created", b"x", "application/json")
+    client = object_store_client(object_store_endpoint)
+    types = [
+        client.stat_object(bucket_name=bucket, object_name=key).content_type
+        for key in ("put", "created")
+    ]
+    assert types == ["application/dicom", "application/json"]
+
+
+def every_call(store: ObjectStore) -> list[Callable[[], object]]:
+    return [
+        store.ping,
+        store.prepare,
+        lambda: store.get("key"),
+        lambda: store.read_range("key", 0, 1),
+        lambda: list(store.list("")),
+        lambda: put(store, "key", b"x"),
+        lambda: store.create("key", b"x", TEXT),
+        lambda: store.replace("key", b"x", "0" * 32, TEXT),
+        lambda: store.delete(["key"]),
+    ]
+
+
+def test_minio_that_is_not_running_is_unavailable(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:  # bound, but not listening: nobody else gets the port
+        taken.bind(("127.0.0.1", 0))
+        endpoint = ObjectStoreEndpoint(
+            f"http://127.0.0.1:{taken.getsockname()[1]}", "access", "secret"
+        )
+        for call in every_call(minio_store(endpoint, "bucket")):
+            with pytest.raises(StoreUnavailable, match="STOWGATE_OBJECT_STORE") as caught:
+                call()
+            assert "X-Amz" not in "".join(map(str, chain_of(caught.value)))
+    assert "X-Amz" not in caplog.text
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """What a traceback shows."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def test_minio_refuses_a_wrong_secret(
+    object_store_endpoint: ObjectStoreEndpoint, bucket: str
+) -> None:
+    wrong = ObjectStoreEndpoint(
+        object_store_endpoint.url, object_store_endpoint.access_key, "not-the-secret"
+    )
+    for call in every_call(minio_store(wrong, bucket)):
+        with pytest.raises(StoreRefused, match="STOWGATE_OBJECT_STORE_SECRET_KEY") as caught:
+            call()
+        assert "not-the-secret" not in str(caught.value)
+
+
+def s3_error(code: str, message: str = "no") -> str:
+    return f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (507, s3_error("XMinioStorageFull"), StoreFull),
+        (507, s3_error("Other"), StoreFull),
+        (400, s3_error("XMinioAdminBucketQuotaExceeded"), StoreFull),
+        (403, s3_error("QuotaExceeded"), StoreFull),
+        (500, s3_error("InternalError", "cause(no space left on device)"), StoreFull),
+        (500, s3_error("InternalError"), StoreUnavailable),
+        (503, s3_error("SlowDown"), StoreUnavailable),
+        (400, s3_error("RequestTimeout"), StoreUnavailable),
+        (403, s3_error("AccessDenied"), StoreRefused),
+        (404, s3_error("NoSuchBucket"), StoreRefused),
+        (403, s3_error("RequestTimeTooSkewed"), StoreRefused),
+        (502, "<html>Bad gateway<br>", StoreUnavailable),
+        (200, "", None),
+    ],
+)
+def test_minio_types_what_the_store_answers(
+    status: int, body: str, expected: type[StowgateError] | None
+) -> None:
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html" if "html" in body else "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", '"etag"')
+            self.send_header("Retry-After", "3600")
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = ObjectStoreEndpoint(f"http://127.0.0.1:{server.server_port}", "access", "secret")
+        store = minio_store(endpoint, "bucket")
+        for call in (lambda: put(store, "key", b"x"), lambda: store.create("key", b"x", TEXT)):
+            if expected is None:
+                call()
+            else:
+                with pytest.raises(expected):
+                    call()
+        server.shutdown()
+
+
+@pytest.fixture
+def deaf_endpoint(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[ObjectStoreEndpoint]:
+    """Passes each request on to the real store, and hangs up when its answer comes."""
+    real = urlsplit(object_store_endpoint.url)
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:  # closed
+                return
+            with near, socket.create_connection((real.hostname or "", real.port or 80)) as far:
+                threading.Thread(target=pump, args=(near, far), daemon=True).start()
+                far.recv(1)
+                near.shutdown(socket.SHUT_RDWR)
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,), daemon=True)
+        server.start()
+        yield ObjectStoreEndpoint(
+            f"http://127.0.0.1:{listener.getsockname()[1]}",
+            object_store_endpoint.access_key,
+            object_store_endpoint.secret_key,
+        )
+        listener.shutdown(socket.SHUT_RDWR)
+    server.join()
+
+
+def test_minio_does_not_send_a_conditional_write_twice(
+    minio: MinioObjectStore, deaf_endpoint: ObjectStoreEndpoint, bucket: str
+) -> None:
+    """Sent again after a lost answer, it would meet its own object and report a conflict."""
+    with pytest.raises(StoreUnavailable):
+        minio_store(deaf_endpoint, bucket).create("key", b"written", TEXT)
+    assert minio.get("key").data == b"written"

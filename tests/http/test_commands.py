@@ -1,0 +1,233 @@
+"""The command `stowgate`, as an operator uses it."""
+
+import json
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from instances import new_instance, real_file, uid
+from service import STOWGATE, Service, environment, running, wait_for
+
+
+def _run(
+    *arguments: str | Path, data: Path | None = None, **settings: str
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [STOWGATE, *map(str, arguments)],
+        env=environment(data or Path("unused"), settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder as one comes from a CD: two instances, a DICOMDIR and other things."""
+    folder = tmp_path / "a folder"
+    (folder / "IMAGES").mkdir(parents=True)
+    for number in range(2):
+        (folder / "IMAGES" / f"IM{number}").write_bytes(new_instance())
+    (folder / "DICOMDIR").write_bytes(real_file())
+    (folder / "README.TXT").write_text("read me")
+    return folder
+
+
+def test_send_stores_the_instances_of_a_folder_and_exits_with_0(
+    stowgate: Service, files: Path
+) -> None:
+    sent = _run("send", files, "--url", stowgate.url)
+
+    assert sent.returncode == 0, sent.stderr
+    assert sent.stdout.startswith("stored 2 of 2 files\npayload ")
+    assert "skipped 2 files" in sent.stderr
+    payload = stowgate.opened(sent.stdout.split()[-1])
+    assert payload["file_count"] == 2
+
+
+def test_send_names_the_file_that_failed_and_exits_with_1(stowgate: Service, files: Path) -> None:
+    good, bad = files / "IMAGES" / "IM0", files / "README.TXT"
+
+    sent = _run("send", good, bad, "--url", stowgate.url)
+
+    assert sent.returncode == 1
+    assert "stored 1 of 2 files" in sent.stdout
+    assert f"failed: {bad}: " in sent.stdout
+    assert "DICM" in sent.stdout
+
+
+def test_send_passes_study_workflow_and_vae_on(stowgate: Service, files: Path) -> None:
+    title = f"AE-{uuid4().hex[:6]}"
+    added = _run("vae", "add", title, "--workflow", "w-1", "--url", stowgate.url)
+    assert added.returncode == 0, added.stderr
+    study = uid(real_file(), "StudyInstanceUID")
+
+    sent = _run(
+        *("send", files, "--url", stowgate.url),
+        *("--vae", title, "--workflow", "w-2", "--study", study),
+    )
+
+    payload = stowgate.opened(sent.stdout.split()[-1])
+    assert (payload["destination"], payload["workflows"]) == (title, ["w-2"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--workflow", "not legal"], "workflow id"),
+        (["--vae", "nobody"], "no Virtual Application Entity"),
+        (["--study", "x"], "no UID"),
+    ],
+)
+def test_send_repeats_the_words_of_a_refusal_and_exits_with_2(
+    stowgate: Service, files: Path, options: list[str], words: str
+) -> None:
+    sent = _run("send", files, "--url", stowgate.url, *options)
+
+    assert sent.returncode == 2
+    assert words in sent.stderr
+
+
+def test_send_says_that_nobody_listens_and_exits_with_2(files: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        sent = _run("send", files, "--url", f"http://127.0.0.1:{closed.getsockname()[1]}")
+
+    assert sent.returncode == 2
+    assert "is Stowgate running there?" in sent.stderr
+
+
+def test_send_without_any_instance_exits_with_2(tmp_path: Path) -> None:
+    assert _run("send", tmp_path).returncode == 2
+
+
+def test_vae_commands_add_list_show_and_remove(stowgate: Service) -> None:
+    title = f"AE-{uuid4().hex[:6]}"
+
+    added = _run("vae", "add", title, "--workflow", "w-1", "--url", stowgate.url)
+    listed = _run("vae", "list", "--url", stowgate.url)
+    shown = _run("vae", "show", title, "--url", stowgate.url)
+    again = _run("vae", "add", title, "--url", stowgate.url)
+    removed = _run("vae", "remove", title, "--url", stowgate.url)
+    gone = _run("vae", "show", title, "--url", stowgate.url)
+
+    assert [r.returncode for r in (added, listed, shown, again, removed, gone)] == [
+        0,
+        0,
+        0,
+        2,
+        0,
+        2,
+    ]
+    assert json.loads(added.stdout) == json.loads(shown.stdout) == json.loads(removed.stdout)
+    assert any(line.split()[:3] == [title, title, "w-1"] for line in listed.stdout.splitlines())
+    assert "already" in again.stderr
+
+
+def test_payloads_commands_list_and_show(stowgate: Service, files: Path) -> None:
+    payload_id = _run("send", files, "--url", stowgate.url).stdout.split()[-1]
+    stowgate.opened(payload_id)
+
+    listed = _run("payloads", "list", "--state", "opened", "--url", stowgate.url)
+    shown = _run("payloads", "show", payload_id, "--url", stowgate.url)
+
+    assert any(line.startswith(f"{payload_id}  opened") for line in listed.stdout.splitlines())
+    assert json.loads(shown.stdout)["workflow_request"]["payload_id"] == payload_id
+
+
+def test_check_finds_nothing_wrong_with_a_sound_folder(tmp_path: Path) -> None:
+    checked = _run("check", data=tmp_path)
+
+    assert checked.returncode == 0, checked.stdout
+    assert "wrong" not in checked.stdout
+
+
+def test_check_says_in_words_what_is_wrong_and_exits_with_1(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        checked = _run(
+            "check",
+            data=tmp_path,
+            STOWGATE_BROKER=f"amqp://guest:hidden-word@127.0.0.1:{port}/vhost",
+            STOWGATE_OBJECT_STORE=f"http://127.0.0.1:{port}",
+            STOWGATE_OBJECT_STORE_ACCESS_KEY="access",
+            STOWGATE_OBJECT_STORE_SECRET_KEY="hidden-word",
+            STOWGATE_BROKR="typo",
+        )
+
+    assert checked.returncode == 1
+    wrong = [line.split()[1] for line in checked.stdout.splitlines() if line.startswith("wrong")]
+    assert wrong == ["bucket", "bucket", "broker:"]
+    assert "STOWGATE_BROKR" in checked.stdout
+    assert "hidden-word" not in checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "api", "worker", "check"])
+def test_a_bad_setting_stops_the_start_with_one_line(command: str, tmp_path: Path) -> None:
+    started = _run(command, data=tmp_path, STOWGATE_LISTEN="nowhere")
+
+    assert started.returncode == 1
+    (line,) = started.stderr.splitlines()
+    assert "STOWGATE_LISTEN is 'nowhere', but must be host:port" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "variable"),
+    [("run", "STOWGATE_LISTEN"), ("api", "STOWGATE_LISTEN"), ("worker", "STOWGATE_WORKER_LISTEN")],
+)
+def test_an_address_that_is_taken_stops_the_start_with_one_line(
+    command: str, variable: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        started = _run(command, data=tmp_path, **{variable: address})
+
+    assert started.returncode == 1
+    (line,) = started.stderr.splitlines()
+    assert f"{variable} is '{address}'" in line
+
+
+def test_every_command_has_help() -> None:
+    for command in ("run", "api", "worker", "send", "vae", "payloads", "check"):
+        shown = _run(command, "--help")
+        assert shown.returncode == 0
+        assert "Usage: stowgate" in shown.stdout
+
+
+def test_a_stopped_run_exits_cleanly_and_a_new_one_knows_what_was(tmp_path: Path) -> None:
+    with running("run", tmp_path) as first:
+        answer = first.post("/dicomweb/studies", new_instance(), "application/dicom")
+        payload_id = answer.headers["X-Payload-ID"]
+        first.opened(payload_id)
+        assert first.stop() == 0
+
+    with running("run", tmp_path) as second:
+        assert second.get(f"/payloads/{payload_id}").json()["state"] == "opened"
+
+
+def test_what_was_stored_but_not_opened_is_opened_by_the_next_start(tmp_path: Path) -> None:
+    with running("api", tmp_path) as api:
+        answer = api.post("/dicomweb/studies", new_instance(), "application/dicom")
+        payload_id = answer.headers["X-Payload-ID"]
+        assert api.get(f"/payloads/{payload_id}").json()["state"] == "pending"
+        api.process.send_signal(signal.SIGKILL)
+        api.process.wait()
+
+    with running("run", tmp_path) as pair:
+        assert pair.opened(payload_id)["file_count"] == 1
+
+
+def test_two_processes_of_one_api_count_as_one(tmp_path: Path) -> None:
+    with running("api", tmp_path, STOWGATE_API_PROCESSES="2") as api:
+        for _ in range(10):
+            assert api.post("/dicomweb/studies", new_instance(), "application/dicom").ok
+
+        def all_counted() -> bool:
+            return 'stowgate_posts_total{status="200"} 10.0' in api.get("/metrics").text
+
+        wait_for(all_counted, seconds=10)

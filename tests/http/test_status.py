@@ -1,0 +1,164 @@
+"""Progress, health, metrics and the description of it all."""
+
+import json
+from uuid import uuid4
+
+import pytest
+import requests
+from instances import new_instance
+from jsonschema import validate as validate_instance
+from openapi_spec_validator import validate
+from prometheus_client.parser import text_string_to_metric_families
+from service import Service
+
+FIELDS = {
+    "payload_id",
+    "correlation_id",
+    "state",
+    "received_at",
+    "opened_at",
+    "source",
+    "destination",
+    "workflows",
+    "route",
+    "file_count",
+    "attempts",
+    "last_error",
+    "workflow_request",
+}
+
+
+def _post(stowgate: Service) -> str:
+    answer = stowgate.post("/dicomweb/w-1/studies", new_instance(), "application/dicom")
+    assert answer.status_code == 200
+    return str(answer.headers["X-Payload-ID"])
+
+
+def test_a_payload_tells_everything_about_itself(stowgate: Service) -> None:
+    payload_id = _post(stowgate)
+
+    payload = stowgate.opened(payload_id)
+
+    assert set(payload) == FIELDS
+    assert payload["payload_id"] == payload_id
+    assert payload["source"] == "127.0.0.1"
+    assert payload["destination"] == "default"
+    assert payload["workflows"] == ["w-1"]
+    assert payload["file_count"] == payload["attempts"] == 1
+    assert payload["last_error"] is None
+    assert payload["received_at"] <= payload["opened_at"]
+    assert payload["received_at"].endswith("Z")
+
+
+def test_status_link_leads_to_the_payload(stowgate: Service) -> None:
+    answer = stowgate.post("/dicomweb/studies", new_instance(), "application/dicom")
+
+    link = requests.utils.parse_header_links(answer.headers["Link"])[0]
+
+    assert link["rel"] == "status"
+    assert stowgate.get(link["url"]).json()["payload_id"] == answer.headers["X-Payload-ID"]
+
+
+@pytest.mark.parametrize("payload_id", [str(uuid4()), "no-guid", "..", "%2e%2e%2f"])
+def test_an_unknown_payload_is_404(stowgate: Service, payload_id: str) -> None:
+    assert stowgate.get(f"/payloads/{payload_id}").status_code == 404
+
+
+def test_the_list_is_newest_first_and_goes_on_at_its_cursor(stowgate: Service) -> None:
+    sent = [_post(stowgate) for _ in range(5)]
+    for payload_id in sent:
+        stowgate.opened(payload_id)
+
+    pages, cursor = [], ""
+    for _ in range(3):
+        page = stowgate.get(f"/payloads?limit=2{cursor}").json()
+        pages.append([payload["payload_id"] for payload in page["payloads"]])
+        cursor = f"&cursor={page['next']}"
+
+    listed = [payload_id for page in pages for payload_id in page]
+    assert [len(page) for page in pages] == [2, 2, 2]
+    # Ids of one millisecond have no order among them.
+    assert set(listed[:5]) == set(sent)
+    received = [stowgate.get(f"/payloads/{i}").json()["received_at"] for i in listed]
+    assert [r[:23] for r in received] == sorted((r[:23] for r in received), reverse=True)
+
+
+def test_the_list_can_be_had_by_state(stowgate: Service) -> None:
+    payload_id = _post(stowgate)
+    stowgate.opened(payload_id)
+
+    opened = stowgate.get("/payloads?state=opened&limit=200").json()["payloads"]
+    failed = stowgate.get("/payloads?state=failed").json()
+
+    assert payload_id in {payload["payload_id"] for payload in opened}
+    assert {payload["state"] for payload in opened} == {"opened"}
+    assert set(opened[0]) == FIELDS - {"workflow_request"}
+    assert failed == {"payloads": [], "next": None}
+
+
+@pytest.mark.parametrize("query", ["state=lost", "limit=0", "limit=201", "limit=x", "cursor=x"])
+def test_a_list_asked_for_wrongly_is_400(stowgate: Service, query: str) -> None:
+    answer = stowgate.get(f"/payloads?{query}")
+
+    assert answer.status_code == 400
+    assert query.partition("=")[0] in answer.json()["detail"]
+
+
+def test_health_is_live_and_ready_with_every_dependency(stowgate: Service) -> None:
+    live, ready = stowgate.get("/health/live"), stowgate.get("/health/ready")
+
+    assert (live.status_code, ready.status_code) == (200, 200)
+    assert ready.json() == {
+        "status": "ready",
+        "dependencies": {"object_store": {"status": "up"}, "broker": {"status": "up"}},
+    }
+
+
+def test_metrics_count_what_happened_and_name_no_identifier(stowgate: Service) -> None:
+    payload_id = _post(stowgate)
+    stowgate.opened(payload_id)
+
+    text = stowgate.get("/metrics").text
+
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["stowgate_posts_total", "200"] >= 1
+    assert samples["stowgate_instances_total", "stored"] >= 1
+    assert samples["stowgate_workflow_requests_opened_total", "workflow-in-url"] >= 1
+    assert "stowgate_pending" in text
+    assert payload_id not in text
+    assert "1.3.6.1" not in text
+
+
+def test_the_openapi_document_is_valid_and_describes_every_route(stowgate: Service) -> None:
+    document = json.loads(stowgate.get("/openapi.json").content)
+
+    validate(document)
+    described = {
+        (path, method)
+        for path, operations in document["paths"].items()
+        for method in operations
+        if method != "parameters"
+    }
+    assert {
+        ("/dicomweb/studies", "post"),
+        ("/dicomweb/vae/{aet}/{workflow}/studies/{study}", "post"),
+        ("/config/vae", "put"),
+        ("/config/vae/{name}", "delete"),
+        ("/payloads/{payload_id}", "get"),
+        ("/payloads", "get"),
+        ("/health/ready", "get"),
+        ("/metrics", "get"),
+    } <= described
+    assert sum(path.startswith("/dicomweb") for path in document["paths"]) == 8
+
+
+def test_a_listed_payload_matches_its_published_schema(stowgate: Service) -> None:
+    stowgate.opened(_post(stowgate))
+    document = json.loads(stowgate.get("/openapi.json").content)
+    schema = {"$ref": "#/components/schemas/PayloadPage", "components": document["components"]}
+
+    validate_instance(stowgate.get("/payloads").json(), schema)

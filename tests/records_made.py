@@ -1,0 +1,22 @@
+"""Ingest records for tests."""
+
+from datetime import UTC, datetime
+
+from shared.ids import new_payload_id
+from shared.records import IngestRecord, StoredInstance
+
+RECEIVED_AT = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+def record(*instances: StoredInstance) -> IngestRecord:
+    return IngestRecord(
+        payload_id=new_payload_id(),
+        correlation_id="0b1c2d3e-0000-4000-8000-000000000001",
+        received_at=RECEIVED_AT,
+        source="127.0.0.1",
+        destination="default",
+        workflow=None,
+        vae_workflows=None,
+        instances=instances,
+        due_at=RECEIVED_AT,
+    )

@@ -1,0 +1,115 @@
+"""Settings: what is read, and the one line that a bad value gets."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shared.config import Address, BadSetting, load_settings, unknown_variables
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("STOWGATE_")]:
+        monkeypatch.delenv(name)
+
+
+def test_without_any_variable_it_is_the_embedded_run() -> None:
+    settings = load_settings()
+
+    assert (settings.object_store, settings.broker) == ("folder", "memory")
+    assert settings.listen == Address("127.0.0.1", 8080)
+    assert settings.data == Path("data").absolute()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "right"),
+    [
+        ("STOWGATE_LISTEN", "8080", "host:port"),
+        ("STOWGATE_LISTEN", "127.0.0.1:70000", "host:port"),
+        ("STOWGATE_WORKER_LISTEN", "::1:8080", "host:port"),
+        ("STOWGATE_OBJECT_STORE", "s3", "http://host:port"),
+        ("STOWGATE_OBJECT_STORE", "http://", "http://host:port"),
+        ("STOWGATE_OBJECT_STORE", "http://host:port", "http://host:port"),
+        ("STOWGATE_OBJECT_STORE", "http://host/bucket", "http://host:port"),
+        ("STOWGATE_BUCKET", "Upper", "bucket name"),
+        ("STOWGATE_BUCKET", "ab", "bucket name"),
+        ("STOWGATE_PUBLIC_URL", "ftp://host", "https://host:port"),
+        ("STOWGATE_AUTH", "ldap", "none"),
+        ("STOWGATE_LOG", "xml", "console or json"),
+        ("STOWGATE_MAX_PARTS", "0", "1 or more"),
+        ("STOWGATE_MAX_PARTS", "many", "whole number"),
+        ("STOWGATE_API_THREADS", "1", "from 2 to 256"),
+        ("STOWGATE_STATE_BUCKET", "monaideploy", "another bucket"),
+    ],
+)
+def test_a_bad_value_is_one_line_with_variable_value_and_what_is_right(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, right: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(BadSetting) as caught:
+        load_settings()
+
+    line = str(caught.value)
+    assert line.startswith(f"{variable} is '{value}'")
+    assert right in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("value", ["rabbit:secret@host", "amqp://:secret@/vhost"])
+def test_a_bad_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("STOWGATE_BROKER", value)
+
+    with pytest.raises(BadSetting, match="STOWGATE_BROKER is \\(a secret\\)") as caught:
+        load_settings()
+
+    assert "secret@" not in str(caught.value)
+
+
+def test_an_s3_store_needs_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOWGATE_OBJECT_STORE", "http://127.0.0.1:9000")
+
+    with pytest.raises(BadSetting, match="STOWGATE_OBJECT_STORE_SECRET_KEY"):
+        load_settings()
+
+
+def test_a_value_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secret = tmp_path / "broker"
+    secret.write_text("amqp://user:password@host:5672/vhost\n")
+    monkeypatch.setenv("STOWGATE_BROKER_FILE", str(secret))
+
+    assert load_settings().broker == "amqp://user:password@host:5672/vhost"
+
+
+def test_a_file_that_cannot_be_read_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STOWGATE_BROKER_FILE", str(tmp_path / "missing"))
+
+    with pytest.raises(BadSetting, match="STOWGATE_BROKER_FILE must name a file"):
+        load_settings()
+
+
+def test_an_ipv6_address_is_taken_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOWGATE_LISTEN", "[::1]:8080")
+
+    address = load_settings().listen
+
+    assert address == Address("::1", 8080)
+    assert str(address) == "[::1]:8080"
+
+
+def test_an_unknown_variable_is_named_with_the_nearest_known_one() -> None:
+    environ = {
+        "STOWGATE_BUKET": "x",
+        "STOWGATE_BUCKET": "x",
+        "STOWGATE_BROKER_FILE": "x",
+        "STOWGATE_TEST_BROKER": "x",
+        "PATH": "x",
+    }
+
+    (sentence,) = unknown_variables(environ)
+
+    assert "STOWGATE_BUKET" in sentence
+    assert "STOWGATE_BUCKET" in sentence

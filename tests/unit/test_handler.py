@@ -1,0 +1,305 @@
+"""Opening a workflow request, over a real folder store and a real in-memory broker."""
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from instances import new_instance, real_file, uid
+from prometheus_client import CollectorRegistry
+from records_made import RECEIVED_AT, record
+
+from shared import events
+from shared.adapters.folder import FolderObjectStore
+from shared.adapters.folder_publisher import FolderEventPublisher
+from shared.adapters.memory import MemoryBroker
+from shared.dicom.structure import check_structure
+from shared.errors import MalformedEvent
+from shared.metrics import WorkerMetrics
+from shared.ports import EventPublisher, Message
+from shared.records import IngestRecord, Lease, Records, State, StoredInstance
+from worker.handler import LEASE, MOST_TAKEOVERS, Handler, retry_seconds
+from worker.workflow_manager import WorkflowManager
+
+
+@dataclass
+class Bench:
+    """A handler, what it works on, and a clock that stands until it is moved."""
+
+    folder: Path
+    now: datetime = RECEIVED_AT + timedelta(seconds=1)
+
+    def __post_init__(self) -> None:
+        self.instances = FolderObjectStore(self.folder / "payloads")
+        self.state = FolderObjectStore(self.folder / "state")
+        self.instances.prepare()
+        self.state.prepare()
+        self.records = Records(self.state)
+        self.requests = FolderEventPublisher(self.folder / "requests")
+
+    def handler(self, publisher: EventPublisher | None = None, owner: str = "me") -> Handler:
+        return Handler(
+            records=self.records,
+            instances=self.instances,
+            publisher=publisher or self.requests,
+            workflow_manager=WorkflowManager("monaideploy", "md.workflow.request", "payloads"),
+            sidecar_writers=ThreadPoolExecutor(2),
+            owner=owner,
+            metrics=WorkerMetrics(CollectorRegistry()),
+            clock=lambda: self.now,
+        )
+
+    def add(self, *files: bytes, **changes: object) -> IngestRecord:
+        added = replace(record(*map(self._stored, files)), **changes)  # type: ignore[arg-type]
+        for file, instance in zip(files, added.instances, strict=True):
+            key = f"{added.payload_id}/{instance.path}"
+            self.instances.put(key, BytesIO(file), len(file), "application/dicom")
+        self.records.add(added)
+        return added
+
+    def _stored(self, file: bytes) -> StoredInstance:
+        return StoredInstance(
+            sop_class_uid=uid(file, "SOPClassUID"),
+            sop_instance_uid=uid(file, "SOPInstanceUID"),
+            study_uid=uid(file, "StudyInstanceUID"),
+            series_uid=uid(file, "SeriesInstanceUID"),
+            size_bytes=len(file),
+            sha256="",
+            bulk_ranges=check_structure(file).bulk_ranges,
+        )
+
+    def found(self, added: IngestRecord) -> IngestRecord:
+        held = self.records.find(added.payload_id)
+        assert held is not None
+        return held.record
+
+    def opened_requests(self) -> list[str]:
+        return sorted(path.stem for path in (self.folder / "requests").glob("*.json"))
+
+
+@dataclass
+class Observed:
+    """Passes messages on, and calls `look` before each."""
+
+    publisher: EventPublisher
+    look: Callable[[Message], None]
+
+    def publish(self, message: Message) -> None:
+        self.look(message)
+        self.publisher.publish(message)
+
+    def ping(self) -> None:
+        self.publisher.ping()
+
+    def close(self) -> None:
+        self.publisher.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_the_sidecars_are_there_before_the_request_is_published(bench: Bench) -> None:
+    added = bench.add(real_file(), real_file("MR_small.dcm"))
+    seen = []
+
+    def look(_: Message) -> None:
+        for instance in added.instances:
+            found = bench.instances.get(f"{added.payload_id}/{instance.metadata_path}")
+            seen.append(json.loads(found.data)["00080018"]["Value"])
+
+    bench.handler(Observed(bench.requests, look)).open_workflow_request(added.payload_id)
+
+    assert seen == [[instance.sop_instance_uid] for instance in added.instances]
+
+
+def test_a_sidecar_holds_everything_but_the_bulk(bench: Bench) -> None:
+    added = bench.add(real_file())
+
+    bench.handler().open_workflow_request(added.payload_id)
+
+    (instance,) = added.instances
+    assert instance.bulk_ranges
+    found = bench.instances.get(f"{added.payload_id}/{instance.metadata_path}")
+    metadata = json.loads(found.data)
+    assert "7FE00010" not in metadata
+    assert metadata["00280010"] == {"vr": "US", "Value": [128]}
+    assert metadata["0020000E"]["Value"] == [instance.series_uid]
+
+
+def test_an_opened_record_leaves_pending_and_says_what_was_opened(bench: Bench) -> None:
+    added = bench.add(real_file(), workflow="w-1")
+
+    bench.handler().open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.route, found.workflows) == (
+        State.OPENED,
+        "workflow-in-url",
+        ("w-1",),
+    )
+    assert (found.opened_at, found.lease, found.attempts) == (bench.now, None, 1)
+    assert found.workflow_request is not None
+    assert bench.records.pending() == []
+    assert bench.opened_requests() == [added.payload_id]
+
+
+def test_the_same_event_at_the_same_time_opens_one_request(bench: Bench) -> None:
+    added = bench.add(real_file())
+    published: list[str] = []
+    start = threading.Barrier(8)
+
+    def handle(number: int) -> None:
+        observed = Observed(bench.requests, lambda m: published.append(m.message_id))
+        handler = bench.handler(observed, owner=f"worker {number}")
+        start.wait()
+        handler(events.encode(_event(added), "e", "k").body)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(handle, range(8)))
+
+    assert published == [added.payload_id]
+    assert bench.found(added).state is State.OPENED
+
+
+def _event(added: IngestRecord) -> events.InstancesStored:
+    return events.InstancesStored(added.payload_id, added.correlation_id)
+
+
+def test_an_opened_record_is_not_opened_again(bench: Bench) -> None:
+    added = bench.add(real_file())
+    published: list[str] = []
+    handler = bench.handler(Observed(bench.requests, lambda m: published.append(m.message_id)))
+
+    handler.open_workflow_request(added.payload_id)
+    handler.open_workflow_request(added.payload_id)
+
+    assert len(published) == 1
+
+
+def test_a_request_without_a_queue_is_noted_and_due_again_later(bench: Bench) -> None:
+    added = bench.add(real_file())
+    no_queues = MemoryBroker().publisher()
+
+    bench.handler(no_queues).open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.attempts, found.lease) == (State.PENDING, 1, None)
+    assert "md.workflow.request" in (found.last_error or "")
+    assert found.due_at > bench.now
+
+    bench.handler().open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.attempts, found.last_error) == (State.OPENED, 2, None)
+
+
+def test_a_record_under_another_workers_lease_is_left_alone(bench: Bench) -> None:
+    lease = Lease("another", bench.now + timedelta(seconds=1))
+    added = bench.add(real_file(), lease=lease)
+
+    bench.handler().open_workflow_request(added.payload_id)
+
+    assert bench.opened_requests() == []
+    assert bench.found(added) == added
+
+
+def test_a_lease_that_ran_out_is_taken_over(bench: Bench) -> None:
+    added = bench.add(real_file(), lease=Lease("dead", bench.now - timedelta(seconds=1)))
+
+    bench.handler().open_workflow_request(added.payload_id)
+
+    assert bench.opened_requests() == [added.payload_id]
+    assert bench.found(added).takeovers == 1
+
+
+def test_a_payload_that_workers_do_not_survive_fails_with_words(bench: Bench) -> None:
+    added = bench.add(
+        real_file(),
+        takeovers=MOST_TAKEOVERS,
+        lease=Lease("dead", bench.now - timedelta(seconds=1)),
+    )
+
+    bench.handler().open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert found.state is State.FAILED
+    assert "workers stopped" in (found.last_error or "")
+    assert bench.opened_requests() == []
+
+
+def test_an_instance_that_is_gone_fails_the_payload_with_words(bench: Bench) -> None:
+    added = bench.add(real_file())
+    bench.instances.delete([f"{added.payload_id}/{added.instances[0].path}"])
+
+    bench.handler().open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert found.state is State.FAILED
+    assert added.instances[0].sop_instance_uid in (found.last_error or "")
+    assert bench.opened_requests() == []
+
+
+def test_an_error_of_our_own_fails_the_payload_without_quoting_it(bench: Bench) -> None:
+    added = bench.add(real_file())
+
+    def trip(_: Message) -> None:
+        raise ZeroDivisionError("Citizen^Jan")
+
+    bench.handler(Observed(bench.requests, trip)).open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert found.state is State.FAILED
+    assert "ZeroDivisionError" in (found.last_error or "")
+    assert "Citizen" not in (found.last_error or "")
+
+
+def test_a_lease_is_renewed_while_there_is_work(bench: Bench) -> None:
+    added = bench.add(*[new_instance() for _ in range(3)])
+    untils: list[datetime] = []
+
+    def look(_: Message) -> None:
+        lease = bench.found(added).lease
+        assert lease is not None
+        untils.append(lease.until)
+
+    handler = bench.handler(Observed(bench.requests, look))
+    instances = bench.instances
+
+    class SlowStore(FolderObjectStore):
+        def read_range(self, key: str, start: int, length: int) -> bytes:
+            bench.now += LEASE / 4
+            return instances.read_range(key, start, length)
+
+    handler._instances = SlowStore(bench.folder / "payloads")
+    handler.open_workflow_request(added.payload_id)
+
+    assert untils
+    assert untils[0] > bench.now + LEASE / 2
+
+
+def test_an_event_without_a_record_opens_nothing(bench: Bench) -> None:
+    bench.handler().open_workflow_request(record().payload_id)
+
+    assert bench.opened_requests() == []
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"payload_id": "x"}', b"\xff"])
+def test_a_body_that_is_no_event_is_malformed(bench: Bench, body: bytes) -> None:
+    with pytest.raises(MalformedEvent):
+        bench.handler()(body)
+
+
+def test_retries_double_up_to_two_minutes() -> None:
+    waits = [retry_seconds(attempts) for attempts in range(1, 40)]
+
+    assert 0.5 <= waits[0] <= 1
+    assert all(later > earlier for earlier, later in pairwise(waits[:7]))
+    assert 90 <= max(waits) <= 120

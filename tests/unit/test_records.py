@@ -1,0 +1,123 @@
+"""The ingest record: its shape on the wire and its moves, over a real folder store."""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from records_made import RECEIVED_AT, record
+
+from shared.adapters.folder import FolderObjectStore
+from shared.errors import VersionConflict
+from shared.ids import is_guid, new_payload_id
+from shared.records import Lease, Records, State, StoredInstance, decode, encode, newest_first
+
+INSTANCE = StoredInstance("1.2.1", "1.2.2", "1.2.3", "1.2.4", 5, "ab", ((1, 2), (3, 4)))
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    store = FolderObjectStore(tmp_path)
+    store.prepare()
+    return Records(store)
+
+
+def test_a_record_comes_back_as_it_was_written() -> None:
+    for written in (
+        record(),
+        replace(
+            record(INSTANCE),
+            workflow="w",
+            vae_workflows=("a", "b"),
+            lease=Lease("me", RECEIVED_AT + timedelta(microseconds=7)),
+            state=State.OPENED,
+            attempts=3,
+            takeovers=1,
+            last_error="x",
+            workflows=("w",),
+            route="workflow-in-url",
+            opened_at=RECEIVED_AT,
+            workflow_request={"payload_id": "x"},
+        ),
+    ):
+        assert decode(encode(written)) == written
+
+
+def test_payload_ids_are_uuid_version_7_in_order_of_time() -> None:
+    ids = [new_payload_id() for _ in range(1000)]
+
+    assert all(is_guid(i) and i[14] == "7" and i[19] in "89ab" for i in ids)
+    assert len(set(ids)) == 1000
+    assert [i[:13] for i in ids] == sorted(i[:13] for i in ids)
+    early, late = (
+        newest_first(f"{time}-0000-7000-8000-000000000000") for time in ("01890000", "01990000")
+    )
+    assert late < early
+
+
+def test_a_change_over_an_old_version_is_a_conflict(records: Records) -> None:
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+    records.change(held, attempts=1)
+
+    with pytest.raises(VersionConflict):
+        records.change(held, attempts=2)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.attempts == 1
+
+
+def test_a_settled_record_cannot_be_settled_again(records: Records) -> None:
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+    records.settle(held, State.OPENED)
+
+    with pytest.raises(VersionConflict):
+        records.settle(held, State.FAILED)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is State.OPENED
+
+
+def test_adding_again_what_was_written_is_no_error_and_anything_else_is(records: Records) -> None:
+    added = record()
+
+    records.add(added)
+    records.add(added)
+
+    with pytest.raises(VersionConflict):
+        records.add(replace(added, source="10.0.0.1"))
+
+
+def test_a_record_in_two_places_is_listed_once_and_found_in_pending(records: Records) -> None:
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+    settled = records.change(held, state=State.OPENED)
+    records.move(settled)
+    records.add(replace(added, state=State.OPENED))
+
+    page, cursor = records.newest(None, 10)
+
+    assert [found.payload_id for found in page] == [added.payload_id]
+    assert cursor is None
+
+
+def test_pages_follow_each_other_without_gap_or_overlap(records: Records) -> None:
+    ids = [f"0189{number:04x}-0000-7000-8000-000000000000" for number in range(10)]
+    for payload_id in ids:
+        records.add(replace(record(), payload_id=payload_id))
+
+    seen, cursor = [], ""
+    while cursor is not None:
+        page, cursor = records.newest(None, 3, cursor)
+        seen += [found.payload_id for found in page]
+
+    assert seen == ids[::-1]

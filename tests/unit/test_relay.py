@@ -1,0 +1,177 @@
+"""The relay, over a real folder store."""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from records_made import RECEIVED_AT, record
+
+from shared.adapters.folder import FolderObjectStore
+from shared.errors import BrokerUnavailable
+from shared.events import InstancesStored
+from shared.metrics import WorkerMetrics
+from shared.records import IngestRecord, Lease, Records, State
+from shared.time import utc_now
+from worker.relay import Relay
+
+
+@dataclass
+class Bench:
+    folder: Path
+    now: datetime = RECEIVED_AT + timedelta(minutes=1)
+    backlog: int = 0
+    broken: bool = False
+    announced: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.store = FolderObjectStore(self.folder)
+        self.store.prepare()
+        self.records = Records(self.store)
+        self.registry = CollectorRegistry()
+        self.relay = self.another_relay(self.registry)
+
+    def another_relay(self, registry: CollectorRegistry) -> Relay:
+        return Relay(
+            records=self.records,
+            announce=self._announce,
+            backlog=lambda: self.backlog,
+            metrics=WorkerMetrics(registry),
+            clock=lambda: self.now,
+        )
+
+    def _announce(self, event: InstancesStored) -> None:
+        if self.broken:
+            raise BrokerUnavailable("gone")
+        self.announced.append(event.payload_id)
+
+    def add(self, **changes: object) -> IngestRecord:
+        added = replace(record(), **changes)  # type: ignore[arg-type]
+        self.records.add(added)
+        return added
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_record_is_announced_when_it_is_due_and_not_before(bench: Bench) -> None:
+    added = bench.add(due_at=bench.now + timedelta(seconds=1))
+
+    bench.relay.look()
+    assert bench.announced == []
+
+    bench.now += timedelta(seconds=2)
+    bench.relay.look()
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_record_under_a_lease_is_due_when_the_lease_ran_out(bench: Bench) -> None:
+    added = bench.add(lease=Lease("worker", bench.now + timedelta(seconds=5)))
+
+    bench.relay.look()
+    assert bench.announced == []
+
+    bench.now += timedelta(seconds=6)
+    bench.relay.look()
+    assert bench.announced == [added.payload_id]
+
+
+def test_an_announced_record_is_left_alone_for_a_while(bench: Bench) -> None:
+    added = bench.add()
+
+    bench.relay.look()
+    bench.relay.look()
+    assert bench.announced == [added.payload_id]
+
+    bench.now += timedelta(minutes=1)
+    bench.relay.look()
+    assert bench.announced == [added.payload_id] * 2
+
+
+def test_a_long_queue_is_not_made_longer(bench: Bench) -> None:
+    bench.add()
+    bench.backlog = 1000
+
+    bench.relay.look()
+
+    assert bench.announced == []
+
+
+def test_a_pass_fills_the_queue_no_further_than_short(bench: Bench) -> None:
+    for _ in range(150):
+        bench.add()
+    bench.backlog = 40
+
+    bench.relay.look()
+
+    assert len(bench.announced) == 60
+
+
+def test_what_has_waited_longest_comes_first(bench: Bench) -> None:
+    older = bench.add(payload_id="01890000-0000-7000-8000-000000000000")
+    newer = bench.add(payload_id="01990000-0000-7000-8000-000000000000")
+
+    bench.relay.look()
+
+    assert bench.announced == [older.payload_id, newer.payload_id]
+
+
+def test_a_broker_that_is_gone_ends_the_pass_and_the_next_one_goes_on(bench: Bench) -> None:
+    added = bench.add()
+    bench.broken = True
+    bench.relay.look()
+
+    bench.broken = False
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_record_settled_by_a_worker_that_died_is_moved_to_its_place(bench: Bench) -> None:
+    added = bench.add()
+    held = bench.records.find(added.payload_id)
+    assert held is not None
+    bench.records.change(held, state=State.OPENED)
+
+    bench.now = utc_now()
+    bench.relay.look()
+    assert len(bench.records.pending()) == 1
+
+    bench.now += timedelta(minutes=2)
+    bench.relay.look()
+    assert bench.records.pending() == []
+    found = bench.records.find(added.payload_id)
+    assert found is not None
+    assert found.key.startswith("opened/")
+    assert bench.announced == []
+
+
+def test_a_pass_reads_only_what_is_due_or_changed(bench: Bench) -> None:
+    for _ in range(20):
+        bench.add(due_at=bench.now + timedelta(hours=1))
+    bench.relay.look()
+    reads: list[str] = []
+    read = bench.records.read
+    bench.records.read = lambda key: reads.append(key) or read(key)  # type: ignore[method-assign, func-returns-value]
+
+    bench.relay.look()
+
+    assert reads == []
+
+
+def test_it_measures_what_waits(bench: Bench) -> None:
+    bench.add()
+    bench.store.put("failed/x.json", BytesIO(b"{}"), 2, "application/json")
+    bench.now = utc_now() + timedelta(seconds=90)
+
+    bench.relay.look()
+
+    assert bench.registry.get_sample_value("stowgate_pending") == 1
+    assert bench.registry.get_sample_value("stowgate_failed") == 1
+    age = bench.registry.get_sample_value("stowgate_oldest_pending_seconds")
+    assert age is not None
+    assert 89 <= age <= 120
