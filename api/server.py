@@ -9,25 +9,12 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
-from shared.config import Address, BadSetting
-
-
-def bind(address: Address) -> socket.socket:
-    """Raises `BadSetting` where the address cannot be had."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        return socket.create_server(address, family=family, backlog=2048)
-    except OSError as error:
-        raise BadSetting(
-            f"STOWGATE_LISTEN is '{address}', but must be an address that is free here: "
-            f"{error.strerror or error}"
-        ) from error
-
 
 class Server(BaseApplication):  # type: ignore[misc]
     """Serves what `make_app` returns, which is called in each worker process after its fork.
 
-    `on_exit` is called in a worker process when it ends.
+    `on_exit` is called in a worker process when it ends, and `on_child_exit` with its process id
+    in the parent after that.
     """
 
     def __init__(
@@ -37,7 +24,8 @@ class Server(BaseApplication):  # type: ignore[misc]
         *,
         processes: int,
         threads: int,
-        on_exit: Callable[[], None] = lambda: None,
+        on_exit: Callable[[], None],
+        on_child_exit: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._make_app = make_app
         self._options = {
@@ -51,6 +39,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "timeout": 60,
             "logger_class": _SharedLogger,
             "worker_exit": lambda _server, _worker: on_exit(),
+            "child_exit": lambda _server, worker: on_child_exit(worker.pid),
             # No header of a sender may set the WSGI variables of that name.
             "forwarder_headers": "",
             "control_socket_disable": True,

@@ -1,91 +1,109 @@
-"""`stowgate run`, `stowgate api`, `stowgate worker`."""
+"""`stowgate run`, `stowgate api`, `stowgate worker`.
+
+What they are composed of is imported where it is used: in the process that serves, after the fork,
+and when prometheus_client, which looks at its environment on import, can see what was set here.
+"""
 
 import os
-import shutil
 import tempfile
+from typing import TYPE_CHECKING
 
 import click
 import structlog
-from flask import Flask
-from prometheus_client import CollectorRegistry
 
-from api import server, wsgi
+from api.server import Server
 from shared.config import BadSetting, Settings, load_settings, unknown_variables
 from shared.engines import Engines, open_engines
+from shared.listen import bind, url_of
 from shared.logs import configure_logs
-from shared.metrics import MULTIPROCESS_FOLDER
-from worker import main as worker_main
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from worker.main import Worker
+
+# prometheus_client keeps its counts in files here when several processes serve as one.
+_METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @click.command()
 def run() -> None:
     """Run API and worker in one process: all that is needed on one machine."""
     settings = _start()
-    listener = server.bind(settings.listen)
-    host, port = listener.getsockname()[:2]
-    url = f"http://{settings.listen._replace(host=host, port=port)}"
-    _say_where(settings, url)
-    embedded: list[tuple[worker_main.Worker, Engines]] = []
+    listener = bind(settings.listen, "STOWGATE_LISTEN")
+    _say_where(settings, url_of(listener))
+    embedded: list[tuple[Worker, Engines]] = []
 
-    def make_app() -> Flask:
+    def make_app() -> "Flask":
+        from prometheus_client import CollectorRegistry
+
+        import api.wsgi
+        import worker.main
+
         registry = CollectorRegistry()
         engines = open_engines(settings)
-        app = wsgi.compose(settings, engines, registry)
-        worker = worker_main.compose(settings, engines, registry)
+        app = api.wsgi.compose(settings, engines, registry)
+        opener = worker.main.compose(settings, engines, registry)
         engines.prepare()
-        worker.start()
-        embedded.append((worker, engines))
+        opener.start()
+        embedded.append((opener, engines))
         return app
 
     def on_exit() -> None:
-        for worker, engines in embedded:
-            worker.stop()
+        for opener, engines in embedded:
+            opener.stop()
             engines.close()
 
-    server.Server(
-        listener, make_app, processes=1, threads=settings.api_threads, on_exit=on_exit
-    ).run()
+    Server(listener, make_app, processes=1, threads=settings.api_threads, on_exit=on_exit).run()
 
 
 @click.command()
 def api() -> None:
     """Run the HTTP front end alone; any number may run on one store and broker."""
     settings = _start()
-    listener = server.bind(settings.listen)
-    host, port = listener.getsockname()[:2]
-    url = f"http://{settings.listen._replace(host=host, port=port)}"
-    click.echo(f"Stowgate's API listens on {url}")
+    listener = bind(settings.listen, "STOWGATE_LISTEN")
+    click.echo(f"Stowgate's API listens on {url_of(listener)}")
     opened: list[Engines] = []
 
-    def make_app() -> Flask:
+    def make_app() -> "Flask":
+        from prometheus_client import CollectorRegistry
+
+        import api.wsgi
+
         engines = open_engines(settings)
         engines.prepare()
         opened.append(engines)
-        return wsgi.compose(settings, engines, CollectorRegistry())
+        return api.wsgi.compose(settings, engines, CollectorRegistry())
 
     def on_exit() -> None:
         for engines in opened:
             engines.close()
 
-    if settings.api_processes > 1:
-        # prometheus_client adds the processes' counts up by files in this folder.
-        os.environ[MULTIPROCESS_FOLDER] = tempfile.mkdtemp(prefix="stowgate-metrics-")
-    try:
-        server.Server(
+    def on_child_exit(process_id: int) -> None:
+        if _METRICS_FOLDER in os.environ:
+            from prometheus_client.multiprocess import mark_process_dead
+
+            mark_process_dead(process_id)  # type: ignore[no-untyped-call]
+
+    with tempfile.TemporaryDirectory(prefix="stowgate-metrics-") as folder:
+        if settings.api_processes > 1:
+            os.environ[_METRICS_FOLDER] = folder
+        Server(
             listener,
             make_app,
             processes=settings.api_processes,
             threads=settings.api_threads,
             on_exit=on_exit,
+            on_child_exit=on_child_exit,
         ).run()
-    finally:
-        shutil.rmtree(os.environ.get(MULTIPROCESS_FOLDER, ""), ignore_errors=True)
 
 
 @click.command()
 def worker() -> None:
     """Run the worker alone; any number may run on one store and broker."""
-    worker_main.run(_start(), click.echo)
+    import worker.main
+
+    worker.main.run(_start(), click.echo)
 
 
 def _start() -> Settings:

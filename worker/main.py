@@ -14,9 +14,10 @@ from flask import Flask
 from prometheus_client import CollectorRegistry
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from shared.config import BadSetting, Settings
+from shared.config import Settings
 from shared.engines import Engines, open_engines
 from shared.health import Dependency, health_blueprint
+from shared.listen import bind, url_of
 from shared.metrics import WorkerMetrics
 from shared.ports import EventConsumer
 from shared.records import Records
@@ -96,19 +97,14 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     worker = compose(settings, engines, registry)
     app = Flask(__name__, static_folder=None)
     app.register_blueprint(health_blueprint(_dependencies(engines), registry))
-    try:
-        server = make_server(
-            settings.worker_listen.host,
-            settings.worker_listen.port,
-            app,
-            threaded=True,
-            request_handler=_QuietRequestHandler,
-        )
-    except (OSError, SystemExit) as error:
-        raise BadSetting(
-            f"STOWGATE_WORKER_LISTEN is '{settings.worker_listen}', but must be an address that "
-            "is free here"
-        ) from error
+    listener = bind(settings.worker_listen, "STOWGATE_WORKER_LISTEN")
+    server = make_server(
+        *settings.worker_listen,
+        app,
+        threaded=True,
+        request_handler=_QuietRequestHandler,
+        fd=listener.fileno(),
+    )
     stop = threading.Event()
 
     def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
@@ -119,8 +115,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     engines.prepare()
     worker.start()
     threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
-    address = settings.worker_listen._replace(port=server.port)
-    say(f"Stowgate's worker tells its health on http://{address}")
+    say(f"Stowgate's worker tells its health on {url_of(listener)}")
     stop.wait()
     _log.info("worker stopping")
     worker.stop()

@@ -1,0 +1,23 @@
+"""The address that a service listens on."""
+
+import socket
+
+from shared.config import Address, BadSetting
+
+
+def bind(address: Address, variable: str) -> socket.socket:
+    """Raises `BadSetting`, naming `variable`, where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        return socket.create_server(address, family=family, backlog=2048)
+    except OSError as error:
+        raise BadSetting(
+            f"{variable} is '{address}', but must be an address that is free here: "
+            f"{error.strerror or error}"
+        ) from error
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where it really listens, which a port of 0 does not tell."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{Address(host, port)}"
