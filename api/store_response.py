@@ -100,7 +100,7 @@ def _failed_item(failure: Failed) -> _Dataset:
 def dataset(
     stored: Sequence[Stored], failed: Sequence[Failed], retrieve_url: str | None
 ) -> _Dataset:
-    """The response as the DICOM JSON Model (PS3.18 Annex F) has it."""
+    """The response as the DICOM JSON Model (PS3.18 Annex F) has it, in ascending order of tags."""
     known = [f for f in failed if f.sop_class_uid and f.sop_instance_uid]
     other = [f for f in failed if not (f.sop_class_uid and f.sop_instance_uid)]
     response: _Dataset = {}
@@ -125,7 +125,7 @@ def retrieve_url(base_url: str | None, stored: Sequence[Stored]) -> str | None:
 
 
 def to_json(response: _Dataset) -> bytes:
-    return orjson.dumps(response, option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps(response)
 
 
 def to_xml(response: _Dataset) -> bytes:
@@ -140,7 +140,7 @@ def to_xml(response: _Dataset) -> bytes:
 
 
 def _append(parent: ElementTree.Element, response: _Dataset) -> None:
-    for tag, element in sorted(response.items()):
+    for tag, element in response.items():
         attributes = {"tag": tag, "vr": element["vr"]}
         if tag == _DETAIL[0]:
             # PS3.19 A.1.5: a private element names its creator, and its block is written 00.

@@ -178,7 +178,8 @@ def _parts(request: Request, body: RequestBody) -> Iterable[ReceivedPart]:
         return _only_part(body, media_type)
     if media_type.type != MULTIPART:
         raise UnsupportedMediaType("a Content-Type that is neither DICOM nor multipart/related")
-    if media_type.parameters.get("type", DICOM).lower() != DICOM:
+    # Some senders put the part's parameters into this one as well.
+    if parse_media_type(media_type.parameters.get("type", DICOM)).type != DICOM:
         raise UnsupportedMediaType("a multipart/related of another type than application/dicom")
     boundary = media_type.parameters.get("boundary")
     if not boundary:

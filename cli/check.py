@@ -1,5 +1,6 @@
 """`stowgate check`: tries every dependency and setting, and says in words what is wrong."""
 
+import logging
 import os
 import shutil
 import sys
@@ -12,6 +13,7 @@ import click
 from shared.config import BadSetting, Settings, load_settings, unknown_variables
 from shared.engines import Engines, open_engines
 from shared.errors import StowgateError, VersionConflict
+from shared.logs import configure_logs
 from shared.ports import ObjectStore
 
 
@@ -25,6 +27,8 @@ def check() -> None:
     for sentence in unknown_variables(os.environ):
         click.echo(f"warning   {sentence}")
     settings = load_settings()
+    # What the adapters have to say, the findings say in their own words.
+    configure_logs(settings.log, logging.CRITICAL)
     click.echo("ok        settings")
     engines = open_engines(settings)
     wrong = 0

@@ -13,7 +13,7 @@ from shared.adapters.minio_store import MinioObjectStore
 from shared.adapters.queues import EventQueue, TopicExchange
 from shared.adapters.rabbitmq import RabbitEventConsumer, RabbitEventPublisher
 from shared.config import Settings
-from shared.errors import Transient
+from shared.errors import StowgateError
 from shared.ports import EventConsumer, EventPublisher, ObjectStore
 
 _log = structlog.get_logger()
@@ -53,13 +53,13 @@ class Engines:
     def prepare(self) -> None:
         """Create the buckets where they are missing.
 
-        A store that does not answer yet is no reason not to start: this goes on in the background
-        until it does.
+        A store that does not answer yet, or refuses, is no reason not to start: this goes on in the
+        background until it succeeds, and meanwhile the service says that it is not ready.
         """
         try:
             self.instances.prepare()
             self.state.prepare()
-        except Transient as error:
+        except StowgateError as error:
             _log.warning("object store not ready; trying again", error=str(error))
             timer = threading.Timer(_PREPARE_AGAIN_SECONDS, self.prepare)
             timer.daemon = True

@@ -10,7 +10,9 @@ from typing import Any, TextIO
 import structlog
 
 
-def configure_logs(form: str | None, stream: TextIO | None = None) -> None:
+def configure_logs(
+    form: str | None, level: int = logging.INFO, stream: TextIO | None = None
+) -> None:
     """`form` is `console`, `json`, or None for `console` on a terminal and `json` elsewhere."""
     stream = stream or sys.stderr
     form = form or ("console" if stream.isatty() else "json")
@@ -44,7 +46,7 @@ def configure_logs(form: str | None, stream: TextIO | None = None) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(level)
     # Both say at length what our adapters report in one line; pydicom's lines may quote values.
     for name in ("pika", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,167 @@
+"""What a sender is told when the service itself is short of something."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from engines import ObjectStoreEndpoint
+from instances import BOUNDARY, multipart, new_instance
+from service import Service, running, wait_for
+
+
+def _stored_files(service: Service) -> list[Path]:
+    return [p for p in (service.data / "monaideploy").rglob("*.dcm") if p.is_file()]
+
+
+def test_a_store_past_its_watermark_is_507_before_the_body_is_read(tmp_path: Path) -> None:
+    with running("run", tmp_path, STOWGATE_MIN_FREE_BYTES=str(10**17)) as service:
+        answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
+
+        assert answer.status_code == 507
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert "room" in answer.json()["detail"]
+        assert _stored_files(service) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 3 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_store_that_fills_up_keeps_what_it_has_and_names_what_it_has_not(
+    small_disk: Path,
+) -> None:
+    small, large = new_instance(), new_instance("MR_small.dcm", PixelData=bytes(4 << 20))
+    settings = {"STOWGATE_SPOOL_MEMORY_BYTES": str(16 << 20)}
+    with running("run", small_disk, **settings) as service:
+        answer = service.post("/dicomweb/studies", *multipart(small, large, small))
+
+        assert answer.status_code == 202, answer.text
+        (failed,) = answer.json()["00081198"]["Value"]
+        assert failed["00081197"]["Value"] == [0xA700]
+        assert len(answer.json()["00081199"]["Value"]) == 1
+        assert service.opened(answer.headers["X-Payload-ID"])["file_count"] == 1
+
+        full = service.post("/dicomweb/studies", *multipart(large))
+
+        assert full.status_code == 507
+        assert "X-Payload-ID" not in full.headers
+
+
+def test_a_spool_that_fills_up_is_507(small_disk: Path) -> None:
+    large = new_instance("MR_small.dcm", PixelData=bytes(4 << 20))
+    with running("run", small_disk) as service:
+        answer = service.post("/dicomweb/studies", large, "application/dicom")
+
+        assert answer.status_code == 507
+        assert "spool" in answer.json()["detail"]
+
+
+def _with_store(url: str) -> dict[str, str]:
+    return {
+        "STOWGATE_OBJECT_STORE": url,
+        "STOWGATE_OBJECT_STORE_ACCESS_KEY": "nobody",
+        "STOWGATE_OBJECT_STORE_SECRET_KEY": "nothing-right",
+    }
+
+
+def test_without_its_object_store_the_service_starts_and_says_503(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        with running("run", tmp_path, **_with_store(url)) as service:
+            answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
+            ready = service.get("/health/ready")
+            live = service.get("/health/live")
+
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert "object store" in answer.json()["detail"]
+    assert (ready.status_code, ready.json()["status"], live.status_code) == (503, "unready", 200)
+    assert ready.json()["dependencies"]["object_store"]["status"] == "down"
+
+
+def test_an_object_store_that_refuses_is_500_for_the_operator(
+    object_store_endpoint: ObjectStoreEndpoint, tmp_path: Path
+) -> None:
+    url = object_store_endpoint.url
+    with running("run", tmp_path, **_with_store(url)) as service:
+        answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
+
+    assert answer.status_code == 500
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert "STOWGATE_OBJECT_STORE_ACCESS_KEY" in answer.json()["detail"]
+    assert "nothing-right" not in answer.text
+    assert "X-Payload-ID" not in answer.headers
+
+
+def test_without_its_broker_the_service_is_degraded_and_stores(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        broker = f"amqp://guest:guest@127.0.0.1:{closed.getsockname()[1]}/"
+        with running("api", tmp_path, STOWGATE_BROKER=broker) as service:
+            answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
+            ready = service.get("/health/ready")
+            payload = service.get(f"/payloads/{answer.headers['X-Payload-ID']}").json()
+
+    assert answer.status_code == 200
+    assert payload["state"] == "pending"
+    assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+
+
+def test_more_uploads_than_there_is_room_for_are_turned_away_unread(tmp_path: Path) -> None:
+    with running("run", tmp_path, STOWGATE_API_THREADS="3") as service:
+
+        def in_progress() -> bool:
+            return "stowgate_uploads_in_progress 1.0" in service.get("/metrics").text
+
+        turned_away: list[requests.Response] = []
+
+        def slow_body() -> Iterator[bytes]:
+            head, content_type = multipart(new_instance())
+            yield head[:1000]
+            wait_for(in_progress)
+            turned_away.append(service.post("/dicomweb/studies", head, content_type))
+            yield head[1000:]
+
+        answer = service.post(
+            "/dicomweb/studies", slow_body(), f"multipart/related; boundary={BOUNDARY}"
+        )
+
+    assert answer.status_code == 200
+    assert turned_away[0].status_code == 503
+    assert int(turned_away[0].headers["Retry-After"]) > 0
+    assert turned_away[0].headers["Content-Type"] == "application/problem+json"
+
+
+def test_a_public_url_is_the_base_of_every_link(tmp_path: Path) -> None:
+    public = "https://pacs.example/stowgate"
+    with running("run", tmp_path, STOWGATE_PUBLIC_URL=f"{public}/") as service:
+        one = new_instance()
+        answer = service.post("/dicomweb/studies", one, "application/dicom", Host="evil.example")
+        several = service.post(
+            "/dicomweb/studies", *multipart(one, new_instance(StudyInstanceUID="1.2.3"))
+        )
+
+    study = answer.json()["00081190"]["Value"][0]
+    assert study.startswith(f"{public}/dicomweb/studies/1.")
+    assert several.json()["00081190"] == {"vr": "UR", "Value": [f"{public}/dicomweb/studies"]}
+    payload_id = answer.headers["X-Payload-ID"]
+    assert answer.headers["Link"] == f'<{public}/payloads/{payload_id}>; rel="status"'
