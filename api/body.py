@@ -1,7 +1,7 @@
 """The body of one request, as a stream that knows whether it is whole."""
 
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from gunicorn.http.errors import ParseException
@@ -25,12 +25,17 @@ class RequestBody:
         self._stream = stream
         self._content_length = content_length
         self._limit_bytes = limit_bytes
-        self._broken = False
+        self._ended = False
         self.received_bytes = 0
 
     @property
     def chunked(self) -> bool:
         return self._content_length is None
+
+    @property
+    def is_through(self) -> bool:
+        """Whether nothing of the body is still to come."""
+        return self._ended or self.received_bytes == self._content_length
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, b"" at the end of a body that is whole."""
@@ -46,19 +51,19 @@ class RequestBody:
         try:
             data = self._stream.read(size)
         except TimeoutError as error:
-            self._broken = True
+            self._ended = True
             raise SenderTooSlow(
                 f"no data for too long: {self.received_bytes} bytes arrived, then nothing; "
                 "send it again"
             ) from error
         except (ParseException, OSError) as error:
-            self._broken = True
+            self._ended = True
             raise BadRequest(
                 f"the body is truncated or its chunks are malformed after {self.received_bytes} "
                 "bytes; send it again"
             ) from error
-        if not data and self._content_length is not None:
-            self._broken = True
+        self._ended = not data
+        if self._ended and self._content_length is not None:
             raise BadRequest(
                 f"the body is truncated: {self.received_bytes} of {self._content_length} bytes "
                 "arrived before the connection ended; send it again"
@@ -66,21 +71,14 @@ class RequestBody:
         self.received_bytes += len(data)
         return data
 
-    def discard(
-        self, most_bytes: int, most_seconds: float, clock: Callable[[], float] = time.monotonic
-    ) -> bool:
+    def discard(self, most_bytes: int, most_seconds: float) -> None:
         """Read on and forget, so that a sender in the middle of sending gets to see the answer.
 
         A connection closed with unread data on it is reset, and the answer lost (RFC 9112 9.6).
-        True when the body is through and the connection is good for another request.
         """
-        deadline = clock() + most_seconds
-        while not self._broken and most_bytes > 0 and clock() < deadline:
-            try:
-                data = self._receive(1 << 16)
-            except (BadRequest, SenderTooSlow):
-                return False
-            if not data:
-                return True
-            most_bytes -= len(data)
-        return False
+        deadline = time.monotonic() + most_seconds
+        most_bytes += self.received_bytes
+        with suppress(BadRequest, SenderTooSlow):
+            while self.received_bytes < most_bytes and time.monotonic() < deadline:
+                if not self._receive(1 << 16):
+                    return

@@ -74,7 +74,9 @@ def problem_response(status: int, detail: str) -> Response:
 def _render(problem: Problem) -> Response:
     _log.info("request refused", status=int(problem.status), detail=problem.detail)
     if isinstance(problem, UnsupportedMediaType):
-        return Response(status=problem.status)
+        bare = Response(status=problem.status)
+        del bare.headers["Content-Type"]
+        return bare
     response = problem_response(problem.status, problem.detail)
     if isinstance(problem, TooBusy):
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)

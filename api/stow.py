@@ -17,7 +17,7 @@ from api.body import RequestBody
 from api.ingest import DICOM, Ingest, Receipt, ReceivedPart, Target
 from api.multipart import MalformedMultipart, MediaType, parse_media_type, read_parts
 from api.problems import BadRequest, TooBusy, UnsupportedMediaType
-from shared.dicom.identity import is_uid
+from shared.dicom.uids import is_uid
 from shared.ids import WORKFLOW_ID_RULE, is_guid, is_workflow_id
 from shared.metrics import ApiMetrics
 from shared.vae import Vae, VaeRegistry
@@ -69,8 +69,12 @@ def stow_blueprint(
 
     @blueprint.after_request
     def end(response: Response) -> Response:
-        if g.body is not None and not g.body.discard(_DISCARD_BYTES, _DISCARD_SECONDS):
+        body: RequestBody | None = g.body
+        if body is not None and not body.is_through:
             response.headers["Connection"] = "close"
+            # Behind the answer, not before it: a proxy gives up on a peer that takes the body and
+            # then hangs up, and tells the sender to try again instead.
+            response.call_on_close(lambda: body.discard(_DISCARD_BYTES, _DISCARD_SECONDS))
         response.headers["X-Correlation-ID"] = g.correlation_id
         if response.status_code == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
             response.headers["Accept-Post"] = f"{DICOM}, {MULTIPART}"

@@ -19,7 +19,7 @@ STOWGATE = Path(sys.executable).with_name("stowgate")
 T = TypeVar("T")
 
 
-def wait_for(look: Callable[[], T], seconds: float = 30.0) -> T:
+def wait_for(look: Callable[[], T | None], seconds: float = 30.0) -> T:
     """The first true value that `look` returns."""
     deadline = time.monotonic() + seconds
     while True:

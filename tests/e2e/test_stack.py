@@ -345,9 +345,10 @@ def test_instance_of_100_megabytes_is_stored(stack: Stack) -> None:
 
 
 def test_sender_in_the_middle_of_sending_gets_to_see_the_refusal(stack: Stack) -> None:
-    answer = stack.post("/dicomweb/vae/NO_SUCH_VAE/studies", bytes(20_000_000), "application/dicom")
-    assert answer.status_code == 400
-    assert answer.headers["Content-Type"] == "application/problem+json"
+    for body in (bytes(20_000_000), iter([bytes(1_000_000)] * 200)):
+        answer = stack.post("/dicomweb/vae/NO_SUCH_VAE/studies", body, "application/dicom")
+        assert answer.status_code == 400
+        assert answer.headers["Content-Type"] == "application/problem+json"
 
 
 def test_source_is_the_sender_and_neither_the_proxy_nor_what_the_sender_claims(

@@ -180,6 +180,15 @@ def test_what_is_over_a_limit_is_413_and_names_the_limit(
     assert any(str(limit) in detail for limit in (MAX_BODY_BYTES, MAX_PART_BYTES, MAX_PARTS))
 
 
+def test_a_sender_in_the_middle_of_a_large_body_gets_to_see_the_refusal(
+    stowgate: Service,
+) -> None:
+    for _ in range(5):
+        body = iter([bytes(1_000_000)] * 50)
+
+        _problem(stowgate.post("/dicomweb/vae/nobody/studies", body, "application/dicom"), 400)
+
+
 def test_limits_are_inclusive(stowgate: Service) -> None:
     answer = stowgate.post("/dicomweb/studies", MAX_PART_BYTES * b"x", "application/dicom")
 
@@ -211,6 +220,7 @@ def test_another_media_type_or_coding_is_415_without_body(
 
     assert answer.status_code == 415
     assert answer.content == b""
+    assert "Content-Type" not in answer.headers
     assert answer.headers["X-Correlation-ID"]
     assert "application/dicom" in answer.headers["Accept-Post"]
 
