@@ -23,14 +23,13 @@ from api.problems import TooLarge, UnsupportedMediaType
 from api.spool import Spool
 from api.store_response import Failed, FailureReason, Stored, WarningReason
 from shared.dicom.identity import Identity, identify
-from shared.dicom.structure import (
+from shared.dicom.refusal import (
     AttributesMissing,
     InstanceRefused,
     NotUnderstood,
-    Structure,
     TransferSyntaxNotAccepted,
-    check_structure,
 )
+from shared.dicom.structure import Structure, check_structure
 from shared.errors import StoreFull, StowgateError, Transient
 from shared.events import InstancesStored
 from shared.ids import new_payload_id

@@ -1,46 +1,28 @@
-"""Events over RabbitMQ (AMQP 0-9-1), for 3.10 and later. The only module that imports pika.
+"""Events over RabbitMQ (AMQP 0-9-1), for 3.10 and later.
 
 Publisher and consumer each keep a connection of their own, so that a memory alarm, which stops
-connections that publish, does not stop the consumer.
+connections that publish, does not stop the consumer. Only this module and its connection's import
+pika.
 """
 
-import random
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
-import pika
-import structlog
-from pika.adapters.select_connection import IOLoop
-from pika.adapters.utils.connection_workflow import (
-    AMQPConnectionWorkflowFailed,
-    AMQPConnectorPhaseErrorBase,
-)
 from pika.channel import Channel
-from pika.exceptions import AMQPError, ChannelClosed, ConnectionClosed
+from pika.exceptions import AMQPError
 from pika.spec import Basic, BasicProperties
 
 from shared.adapters.queues import EventQueue, TopicExchange, rejection
+from shared.adapters.rabbitmq_connection import RabbitConnection, cause_in_words
 from shared.errors import BrokerUnavailable, Unroutable
 from shared.ports import Message
-
-T = TypeVar("T")
-
-_HEARTBEAT_SECONDS = 15
-_BLOCKED_CONNECTION_TIMEOUT_SECONDS = 60
-_TCP_CONNECT_TIMEOUT_SECONDS = 3
-_HANDSHAKE_TIMEOUT_SECONDS = 5
-_SET_UP_TIMEOUT_SECONDS = 10
-_FIRST_BACK_OFF_SECONDS = 0.2
-_LONGEST_BACK_OFF_SECONDS = 10.0
 
 
 class RabbitEventPublisher:
@@ -59,7 +41,7 @@ class RabbitEventPublisher:
         deadline_seconds: float = 3.0,
     ) -> None:
         self._deadline_seconds = deadline_seconds
-        self._connection = _Connection(
+        self._connection = RabbitConnection(
             url,
             name="stowgate publisher",
             topology=topology,
@@ -124,7 +106,7 @@ class RabbitEventPublisher:
         except BrokerUnavailable as error:
             publication.fail(error)
         except AMQPError as error:
-            publication.fail(self._connection.unavailable(_cause(error)))
+            publication.fail(self._connection.unavailable(cause_in_words(error)))
         else:
             self._last_delivery_tag += 1
             self._unconfirmed[self._last_delivery_tag] = publication
@@ -229,7 +211,7 @@ class RabbitEventConsumer:
         self._in_hand = 0
         self._in_hand_changed = threading.Condition()
         self._consumer_tag: str | None = None
-        self._connection = _Connection(
+        self._connection = RabbitConnection(
             url,
             name="stowgate consumer",
             topology=[queue],
@@ -343,360 +325,6 @@ class _Delivery:
             self.channel.basic_reject(self.delivery_tag, requeue=False)
 
 
-def _declare(channel: Channel, item: EventQueue | TopicExchange) -> None:
-    """Send the declarations; pika holds each back until the one before is answered."""
-    if isinstance(item, TopicExchange):
-        channel.exchange_declare(item.name, "topic", durable=True)
-        return
-    channel.exchange_declare(item.dead_letter, "fanout", durable=True)
-    channel.queue_declare(item.dead_letter, durable=True, arguments={"x-queue-type": "quorum"})
-    channel.queue_bind(item.dead_letter, item.dead_letter, routing_key="")
-    channel.exchange_declare(item.exchange, "direct", durable=True)
-    channel.queue_declare(
-        item.queue,
-        durable=True,
-        arguments={
-            "x-queue-type": "quorum",
-            "x-delivery-limit": item.delivery_limit,
-            "x-dead-letter-exchange": item.dead_letter,
-            "x-dead-letter-strategy": "at-least-once",
-            "x-overflow": "reject-publish",  # without it, at-least-once falls back to at-most-once
-        },
-    )
-    channel.queue_bind(item.queue, item.exchange, routing_key=item.routing_key)
-
-
 def _open_and_close(_channel: Channel, answer: Callable[[None], None]) -> None:
     """The least that needs an answer: opening the channel was one."""
     answer(None)
-
-
-class _Connection:
-    """One AMQP connection with one channel, made again for ever by an I/O thread of its own.
-
-    Whatever goes wrong with the channel or the set-up drops the connection too, so there is one
-    way to recover. All callbacks run on the I/O thread, as does every method here whose docstring
-    says so; the others are for any thread.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        name: str,
-        topology: Sequence[EventQueue | TopicExchange],
-        prefetch_count: int,
-        set_up: Callable[[Channel, Callable[[], None]], None],
-        on_blocked: Callable[[str], None],
-        on_down: Callable[[str], None],
-    ) -> None:
-        self._parameters = _parameters(url, name)
-        address = f"{self._parameters.host}:{self._parameters.port}"
-        self.broker = f"RabbitMQ at {address}/{self._parameters.virtual_host}"
-        self._name = name
-        self._topology = topology
-        self._prefetch_count = prefetch_count
-        self._set_up = set_up
-        self._on_blocked = on_blocked
-        self._on_down = on_down
-        self._log = structlog.get_logger(broker=self.broker, connection=name)
-
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._loop: IOLoop | None = None
-        self._closing = threading.Event()
-        self._first_attempt_done = threading.Event()
-
-        self.channel: Channel | None = None
-        self._blocked_cause: str | None = None
-        self._down_since = datetime.now(UTC)
-        self._down_cause = "never connected"
-
-        # From here on only the I/O thread's.
-        self._connection: Any = None
-        self._attempt_failed = False
-        self._failed_attempts = 0
-
-    def start(self) -> None:
-        """Start the I/O thread where it does not run yet."""
-        with self._lock:
-            if self._thread is None and not self._closing.is_set():
-                self._down_since = datetime.now(UTC)
-                self._down_cause = "the first connection is still being made"
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
-
-    def call(self, callback: Callable[[], None]) -> None:
-        """Run it on the I/O thread, behind all that was handed over before."""
-        with self._lock:
-            if self._loop is not None:
-                self._loop.add_callback_threadsafe(callback)
-
-    def require(self, grace_seconds: float) -> None:
-        """Return when the connection is usable, else raise `BrokerUnavailable` at once.
-
-        Only while the first attempt of this process is under way does it wait, `grace_seconds`.
-        """
-        self.start()
-        self._first_attempt_done.wait(grace_seconds)
-        self.usable_channel()
-
-    def usable_channel(self) -> Channel:
-        """The channel; raises `BrokerUnavailable` while there is none or the broker blocks it."""
-        channel, blocked_cause = self.channel, self._blocked_cause
-        if channel is None:
-            raise self.unavailable(
-                f"not connected since {self._down_since.isoformat(timespec='seconds')}: "
-                f"{self._down_cause}"
-            )
-        if blocked_cause is not None:
-            raise self.unavailable(blocked_cause)
-        return channel
-
-    def unavailable(self, cause: str) -> BrokerUnavailable:
-        return BrokerUnavailable(f"{self.broker}: {cause}")
-
-    def ask(
-        self, question: Callable[[Channel, Callable[[T], None]], None], deadline_seconds: float
-    ) -> T:
-        """Ask on a channel of its own, because a refusal closes the channel it comes on.
-
-        `question` gets that channel and whom to give the answer to. Raises `BrokerUnavailable`.
-        """
-        deadline = time.monotonic() + deadline_seconds
-        self.require(deadline_seconds)
-        answer: Future[T] = Future()
-
-        def on_answer(channel: Channel, value: T) -> None:
-            if not answer.done():
-                answer.set_result(value)
-            if channel.is_open:  # not where our own close came in between
-                channel.close()
-
-        def on_close(_channel: Channel, error: Exception) -> None:
-            if not answer.done():
-                answer.set_exception(self.unavailable(_cause(error)))
-
-        def on_io_thread() -> None:
-            try:
-                self.usable_channel()
-                channel = self._connection.channel(
-                    on_open_callback=lambda opened: question(opened, partial(on_answer, opened))
-                )
-                channel.add_on_close_callback(on_close)
-            except BrokerUnavailable as error:
-                answer.set_exception(error)
-            except AMQPError as error:
-                answer.set_exception(self.unavailable(_cause(error)))
-
-        self.call(on_io_thread)
-        try:
-            return answer.result(max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            raise self.unavailable(f"no answer within {deadline_seconds:g} s") from None
-
-    def drop(self, channel: Channel, cause: str) -> None:
-        """Abandon the connection without a farewell and make a new one; on the I/O thread.
-
-        Nothing where `channel` belongs to an earlier connection.
-        """
-        if self.channel is channel:
-            self._sever(cause)
-
-    def close(self, deadline_seconds: float) -> None:
-        """Close for good, politely within `deadline_seconds`."""
-        with self._lock:
-            self._closing.set()
-            thread = self._thread
-        if thread is not None:
-            self.call(self._begin_close)
-            thread.join(deadline_seconds)
-            if thread.is_alive():
-                self.call(self._abandon)
-                thread.join(deadline_seconds)
-        self._down_cause = "closed"
-        self._first_attempt_done.set()
-
-    def _run(self) -> None:
-        while not self._closing.is_set():
-            loop = IOLoop()
-            with self._lock:
-                self._loop = loop
-            loop.add_callback_threadsafe(self._connect)
-            try:
-                loop.start()
-            except Exception as error:  # noqa: BLE001 without an I/O thread the service would be cut off
-                # A bug, ours or pika's: nothing of this connection is to be trusted any more.
-                self._log.error(
-                    "broker connection failed unexpectedly",
-                    error=type(error).__name__,
-                    # Not exc_info: some renderers add the locals, with the credentials among them.
-                    traceback="".join(traceback.format_tb(error.__traceback__)),
-                )
-                self._mark_down("a bug in the broker connection, see the log")
-                self._closing.wait(_LONGEST_BACK_OFF_SECONDS)
-            finally:
-                with self._lock:
-                    self._loop = None
-                loop.close()
-
-    def _connect(self) -> None:
-        if self._closing.is_set():
-            self._stop_loop()
-            return
-        self._attempt_failed = False
-        self._connection = pika.SelectConnection(
-            self._parameters,
-            on_open_callback=self._on_open,
-            on_open_error_callback=self._on_closed,
-            on_close_callback=self._on_closed,
-            custom_ioloop=self._loop,
-        )
-
-    def _on_open(self, connection: pika.SelectConnection) -> None:
-        if self._closing.is_set():
-            connection.close()
-            return
-        connection.add_on_connection_blocked_callback(self._on_connection_blocked)
-        connection.add_on_connection_unblocked_callback(self._on_connection_unblocked)
-        connection.channel(on_open_callback=self._on_channel_open).add_on_close_callback(
-            self._on_channel_closed
-        )
-        connection.ioloop.call_later(
-            _SET_UP_TIMEOUT_SECONDS, partial(self._expect_set_up, connection)
-        )
-
-    def _on_channel_open(self, channel: Channel) -> None:
-        for item in self._topology:
-            _declare(channel, item)
-        channel.basic_qos(
-            prefetch_count=self._prefetch_count, callback=lambda _: self._on_declared(channel)
-        )
-
-    def _on_declared(self, channel: Channel) -> None:
-        if channel.is_open:  # not where our own close came in between
-            self._set_up(channel, partial(self._on_ready, channel))
-
-    def _on_ready(self, channel: Channel) -> None:
-        self._failed_attempts = 0
-        self.channel = channel
-        self._first_attempt_done.set()
-        self._log.info("broker connected")
-
-    def _expect_set_up(self, connection: pika.SelectConnection) -> None:
-        """pika's own time-outs end with the handshake."""
-        if connection is self._connection and connection.is_open and self.channel is None:
-            self._sever(f"no answer to the declarations within {_SET_UP_TIMEOUT_SECONDS} s")
-
-    def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
-        if channel.connection.is_open:
-            self._sever(_cause(error))
-
-    def _on_connection_blocked(self, _connection: pika.SelectConnection, frame: Any) -> None:
-        self._blocked_cause = (
-            f"it takes no messages for now (connection.blocked: {frame.method.reason})"
-        )
-        self._log.warning("broker blocks publishing", reason=frame.method.reason)
-        self._on_blocked(self._blocked_cause)
-
-    def _on_connection_unblocked(self, _connection: pika.SelectConnection, _frame: Any) -> None:
-        self._blocked_cause = None
-        self._log.info("broker takes messages again")
-
-    def _on_closed(self, connection: pika.SelectConnection, error: Exception) -> None:
-        if self._closing.is_set():
-            self._mark_down("closed")
-            self._stop_loop()
-            return
-        self._mark_down(_cause(error))
-        longest_seconds = min(
-            _LONGEST_BACK_OFF_SECONDS,
-            2 * _FIRST_BACK_OFF_SECONDS * 2 ** min(self._failed_attempts, 8),
-        )
-        self._failed_attempts += 1
-        delay_seconds = random.uniform(  # noqa: S311 nothing secret about a jitter
-            _FIRST_BACK_OFF_SECONDS, longest_seconds
-        )
-        connection.ioloop.call_later(delay_seconds, self._connect)
-
-    def _mark_down(self, cause: str) -> None:
-        """Note once per connection that it is unusable, why and since when."""
-        if self._attempt_failed:
-            return
-        self._attempt_failed = True
-        was_connected = self.channel is not None
-        if was_connected:
-            self._down_since = datetime.now(UTC)
-        self._down_cause = cause
-        self._blocked_cause = None
-        self.channel = None
-        self._first_attempt_done.set()
-        self._on_down(cause)
-        if self._closing.is_set():
-            self._log.info("broker connection closed")
-        elif was_connected:
-            self._log.warning("broker connection lost", cause=cause)
-        else:
-            self._log.warning("broker connection failed", cause=cause)
-
-    def _sever(self, cause: str) -> None:
-        self._mark_down(cause)
-        if self._connection is not None and not self._connection.is_closed:
-            # pika's public close() waits for the broker's answer, for which a silent broker is
-            # the wrong one. This is what its heartbeat checker calls.
-            self._connection._terminate_stream(pika.exceptions.AMQPConnectionError(cause))
-
-    def _begin_close(self) -> None:
-        if self._connection is None or self._connection.is_closed:
-            self._stop_loop()
-        elif self._connection.is_open:
-            self._connection.close()
-        # Else it is being opened: `_on_open` or `_on_closed` is next, and pika's close() would
-        # trip over its own assertion here.
-
-    def _abandon(self) -> None:
-        if self._connection is not None and (
-            self._connection.is_open or self._connection.is_closing
-        ):
-            self._sever("closed")
-        else:
-            self._stop_loop()
-
-    def _stop_loop(self) -> None:
-        if self._loop is not None:
-            self._loop.stop()
-
-
-def _parameters(url: str, name: str) -> pika.URLParameters:
-    try:
-        if not url.startswith(("amqp://", "amqps://")):
-            raise ValueError
-        parameters = pika.URLParameters(url)
-    except (ValueError, TypeError):
-        # Not chained: the parser quotes parts of the URL, and the password may be among them.
-        raise ValueError(
-            "the broker's URL cannot be read: it must be amqp(s)://user:password@host:port/vhost, "
-            "with / : @ ? # % in user, password and vhost percent-encoded"
-        ) from None
-    parameters.heartbeat = _HEARTBEAT_SECONDS
-    parameters.blocked_connection_timeout = _BLOCKED_CONNECTION_TIMEOUT_SECONDS
-    parameters.socket_timeout = _TCP_CONNECT_TIMEOUT_SECONDS
-    parameters.stack_timeout = _HANDSHAKE_TIMEOUT_SECONDS
-    parameters.connection_attempts = 1
-    parameters.client_properties = {"connection_name": name}
-    return parameters
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost cause in words; pika wraps it several times. Never holds credentials."""
-    if isinstance(error, AMQPConnectionWorkflowFailed):
-        return _cause(error.exceptions[-1])
-    if isinstance(error, AMQPConnectorPhaseErrorBase):
-        return _cause(error.exception)
-    if isinstance(error, ConnectionClosed | ChannelClosed):
-        return f"{error.reply_text} ({error.reply_code})"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if error.args and isinstance(error.args[0], BaseException):
-        return _cause(error.args[0])
-    return str(error) or type(error).__name__

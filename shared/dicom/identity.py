@@ -3,22 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shared.dicom.structure import (
+from shared.dicom.header import tag_name
+from shared.dicom.refusal import AttributesMissing, NotUnderstood
+from shared.dicom.structure import Structure
+from shared.dicom.uids import (
     SERIES_INSTANCE_UID,
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
     STUDY_INSTANCE_UID,
     UID_MAX_CHARACTERS,
-    AttributesMissing,
-    NotUnderstood,
-    Structure,
     is_uid,
     sop_uids,
-    tag_name,
     uid_text,
 )
-
-__all__ = ["Identity", "identify", "is_uid"]
 
 _KEYWORDS: Mapping[int, str] = {
     SOP_CLASS_UID: "SOPClassUID",

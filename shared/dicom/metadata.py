@@ -19,14 +19,9 @@ import orjson
 from pydicom.charset import CODES_TO_ENCODINGS, default_encoding, python_encoding
 from pydicom.datadict import private_dictionary_VR
 
-from shared.dicom.structure import (
-    BULK_VRS,
-    SMALLEST_BULK_BYTES,
-    Step,
-    StepKind,
-    open_dataset,
-    walk,
-)
+from shared.dicom.part10 import open_dataset
+from shared.dicom.structure import BULK_VRS, SMALLEST_BULK_BYTES
+from shared.dicom.walk import Step, StepKind, walk
 
 JsonObject: TypeAlias = dict[str, Any]
 

@@ -3,16 +3,15 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from shared.dicom.identity import Identity, identify, is_uid
-from shared.dicom.structure import (
+from shared.dicom.identity import Identity, identify
+from shared.dicom.refusal import AttributesMissing, NotUnderstood
+from shared.dicom.structure import Structure, check_structure
+from shared.dicom.uids import (
     SERIES_INSTANCE_UID,
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
     STUDY_INSTANCE_UID,
-    AttributesMissing,
-    NotUnderstood,
-    Structure,
-    check_structure,
+    is_uid,
 )
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"

@@ -17,7 +17,8 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from shared.dicom.identity import identify
 from shared.dicom.metadata import metadata_json
-from shared.dicom.structure import InstanceRefused, NotUnderstood, check_structure
+from shared.dicom.refusal import InstanceRefused, NotUnderstood
+from shared.dicom.structure import check_structure
 
 DATA = Path(pydicom.__file__).parent / "data"
 BULK_VRS = {"OB", "OD", "OF", "OL", "OV", "OW", "UN"}

@@ -11,15 +11,10 @@ import pydicom
 import pydicom.filereader
 import pytest
 
-from shared.dicom.structure import (
-    MAX_ELEMENTS,
-    MAX_NESTED_SEQUENCES,
-    SOP_INSTANCE_UID,
-    InstanceRefused,
-    NotUnderstood,
-    TransferSyntaxNotAccepted,
-    check_structure,
-)
+from shared.dicom.limits import MAX_ELEMENTS, MAX_NESTED_SEQUENCES
+from shared.dicom.refusal import InstanceRefused, NotUnderstood, TransferSyntaxNotAccepted
+from shared.dicom.structure import check_structure
+from shared.dicom.uids import SOP_INSTANCE_UID
 
 DATA = Path(pydicom.__file__).parent / "data"
 TEST_FILES = DATA / "test_files"

@@ -1,0 +1,21 @@
+"""How much of anything an instance may have, so that no file costs more than its size is worth."""
+
+MAX_NESTED_SEQUENCES = 64
+"""Sequences within sequences. Structured reports, the deepest in practice, stay well below; others
+will read the file with pydicom, which overflows Python's stack at about 200."""
+
+MAX_ELEMENTS = 200_000
+"""Data elements and sequence items, nested ones included. Enhanced multi-frame objects of thousands
+of frames have some tens of thousands; this many are walked in a fraction of a second."""
+
+MAX_FRAGMENTS = 2_000_000
+"""Fragments of encapsulated pixel data. Each frame has at least one (PS3.5 A.4), and whole slides
+have some hundreds of thousands of frames; this many are walked in about a second."""
+
+MAX_INFLATED_BYTES = 256 * 1024 * 1024
+"""A deflated data set, inflated. Deflate shrinks up to 1000:1, so a megabyte could otherwise become
+a gigabyte of scratch space; real objects in this transfer syntax stay far below."""
+
+KEPT_VALUE_BYTES = 1024
+"""How much is kept of a value that holds a UID: far more than a UID has, whatever its length field
+says."""

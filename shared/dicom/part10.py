@@ -1,0 +1,170 @@
+"""A Part 10 file: its file meta information, and the data set behind that (PS3.10 7)."""
+
+import mmap
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import BinaryIO, NamedTuple, TypeAlias
+
+from pydicom.config import IGNORE
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from shared.dicom.header import (
+    LITTLE_ENDIAN,
+    VRS_OF_SHORT_LENGTH,
+    cut_header,
+    cut_value,
+    read_explicit_header,
+)
+from shared.dicom.limits import MAX_ELEMENTS, MAX_INFLATED_BYTES
+from shared.dicom.refusal import NotUnderstood, TransferSyntaxNotAccepted
+from shared.dicom.uids import TRANSFER_SYNTAX_UID, WANTED_UIDS, is_uid, keep_value, uid_text
+
+Buffer: TypeAlias = bytes | memoryview | mmap.mmap
+Scratch: TypeAlias = Callable[[], BinaryIO]
+
+# PS3.5 A.5, and JPIP Referenced Deflate and JPIP HTJ2K Referenced Deflate of PS3.6 Table A-1: all
+# behind the file meta information is one deflate stream.
+_DEFLATED = frozenset(
+    {DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
+)
+
+_PREAMBLE_BYTES = 128
+_READ_BYTES = 64 * 1024
+_INFLATE_BYTES = 1024 * 1024
+
+
+class EncodedDataset(NamedTuple):
+    """A data set as bytes, from `start` to the end of `view`."""
+
+    view: memoryview
+    start: int
+    transfer_syntax_uid: str
+    is_inflated: bool
+
+
+@contextmanager
+def open_dataset(
+    data: Buffer, values: dict[int, bytes], scratch: Scratch
+) -> Iterator[EncodedDataset]:
+    """Read the file meta information, and give the data set behind it, inflated where needed.
+
+    The wanted values of the file meta information are added to `values`. The data set's `view` is
+    good within the context only. Raises as `check_structure` does.
+    """
+    with memoryview(data) as view:
+        start = _read_file_meta(view, values)
+        transfer_syntax_uid = _accepted_transfer_syntax(values)
+        if transfer_syntax_uid not in _DEFLATED:
+            yield EncodedDataset(view, start, transfer_syntax_uid, is_inflated=False)
+            return
+        with scratch() as file:
+            _inflate(view, start, file)
+            if file.tell() == 0:
+                yield EncodedDataset(memoryview(b""), 0, transfer_syntax_uid, is_inflated=True)
+                return
+            file.flush()
+            with (
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as inflated,
+                memoryview(inflated) as inflated_view,
+            ):
+                yield EncodedDataset(inflated_view, 0, transfer_syntax_uid, is_inflated=True)
+
+
+def _read_file_meta(view: memoryview, values: dict[int, bytes]) -> int:
+    """Take the wanted values of group 0002 (PS3.10 7.1), and return where the data set begins.
+
+    Group Length (0002,0000) is not relied on, as real files lack it or have it wrong: the file meta
+    information ends where the group changes.
+    """
+    size_bytes = len(view)
+    if size_bytes == 0:
+        raise NotUnderstood("the part is empty: there is no file in it")
+    if bytes(view[_PREAMBLE_BYTES : _PREAMBLE_BYTES + 4]) != b"DICM":
+        raise NotUnderstood(_words_without_preamble(view))
+    position = _PREAMBLE_BYTES + 4
+    for _ in range(MAX_ELEMENTS):
+        group = bytes(view[position : position + 2])
+        if not group or not b"\2\0".startswith(group):
+            return position
+        header = read_explicit_header(view, position, size_bytes, LITTLE_ENDIAN)
+        if header is None:
+            raise cut_header(position, size_bytes, "the file")
+        tag, _, length, value_start = header
+        if length > size_bytes - value_start:
+            raise cut_value(tag, position, length, size_bytes - value_start, "the file")
+        position = value_start + length
+        if tag in WANTED_UIDS:
+            keep_value(values, tag, view, value_start, position)
+    raise NotUnderstood(f"the file meta information has more than {MAX_ELEMENTS} elements")
+
+
+def _words_without_preamble(view: memoryview) -> str:
+    words = f"no DICOM preamble: there is no DICM at byte {_PREAMBLE_BYTES}"
+    begin = bytes(view[:6])
+    # The groups that a data set, or file meta information alone, begins with; or any VR.
+    if begin[:2] in (b"\2\0", b"\x08\0", b"\0\x08") or begin[4:] in VRS_OF_SHORT_LENGTH:
+        return (
+            f"{words}; this looks like a data set alone, which has to be sent as a Part 10 file, "
+            "with preamble and file meta information (PS3.10 7.1)"
+        )
+    return f"{words}; this is no Part 10 file, or not its beginning"
+
+
+def _accepted_transfer_syntax(values: Mapping[int, bytes]) -> str:
+    transfer_syntax_uid = uid_text(values.get(TRANSFER_SYNTAX_UID, b""))
+    if not transfer_syntax_uid:
+        raise NotUnderstood("TransferSyntaxUID (0002,0010) is missing or empty")
+    if not is_uid(transfer_syntax_uid):
+        raise NotUnderstood("TransferSyntaxUID (0002,0010) is not a UID")
+    # Without validation, as pydicom would warn of leading zeros.
+    if UID(transfer_syntax_uid, validation_mode=IGNORE).type != "Transfer Syntax":
+        raise TransferSyntaxNotAccepted(
+            f"TransferSyntaxUID (0002,0010) is {transfer_syntax_uid}, "
+            "which is no transfer syntax of the DICOM standard"
+        )
+    return transfer_syntax_uid
+
+
+def _inflate(view: memoryview, start: int, file: BinaryIO) -> None:
+    """Inflate all of `view` from `start` into `file`, in pieces and within the limit."""
+    inflater = zlib.decompressobj(wbits=-zlib.MAX_WBITS)  # PS3.5 A.5: RFC 1951, without header
+    checksum = inflated_bytes = 0
+    position = start
+    while not inflater.eof:
+        deflated = inflater.unconsumed_tail
+        if not deflated:
+            deflated = bytes(view[position : position + _READ_BYTES])
+            position += len(deflated)
+            if not deflated:
+                raise NotUnderstood(
+                    f"the deflated data set is cut: its stream has no end by byte {len(view)}, "
+                    "where the file ends"
+                )
+        try:
+            piece = inflater.decompress(deflated, _INFLATE_BYTES)
+        except zlib.error:
+            raise NotUnderstood(
+                f"the deflated data set is damaged at or before byte {position}"
+            ) from None
+        inflated_bytes += len(piece)
+        if inflated_bytes > MAX_INFLATED_BYTES:
+            raise NotUnderstood(f"the deflated data set has more than {MAX_INFLATED_BYTES} bytes")
+        checksum = zlib.crc32(piece, checksum)
+        file.write(piece)
+    rest = position - len(inflater.unused_data)
+    # Some writers leave the trailer of a gzip stream (RFC 1952 2.3.1) behind.
+    if view[rest:] != struct.pack("<LL", checksum, inflated_bytes) and not only_zeros_follow(
+        view, rest
+    ):
+        raise NotUnderstood(f"there is something behind the deflated data set, from byte {rest} on")
+
+
+def only_zeros_follow(view: memoryview, start: int) -> bool:
+    """Whether nothing but zero bytes follows: padding, as some writers and media leave it."""
+    for position in range(start, len(view), _READ_BYTES):
+        piece = bytes(view[position : position + _READ_BYTES])
+        if piece.count(0) != len(piece):
+            return False
+    return True

@@ -1,0 +1,33 @@
+"""Why an instance is not stored: the errors of the structure check and of reading the identity."""
+
+from shared.errors import StowgateError
+
+
+class InstanceRefused(StowgateError):
+    """One part that is not stored. Its text says why, without values of the data set.
+
+    The two SOP UIDs are set when both are known and legal, so that the sender can be told which
+    instance is meant (PS3.18 10.5.3: Failed SOP Sequence), and otherwise both None.
+    """
+
+    def __init__(
+        self,
+        words: str,
+        sop_class_uid: str | None = None,
+        sop_instance_uid: str | None = None,
+    ) -> None:
+        super().__init__(words)
+        self.sop_class_uid = sop_class_uid
+        self.sop_instance_uid = sop_instance_uid
+
+
+class NotUnderstood(InstanceRefused):
+    """Not Part 10, truncated, malformed, or over the structural limits: Failure Reason C000."""
+
+
+class TransferSyntaxNotAccepted(InstanceRefused):
+    """Not a transfer syntax of PS3.6 Table A-1: Failure Reason C122."""
+
+
+class AttributesMissing(InstanceRefused):
+    """An attribute that every instance has is not there: Failure Reason A900."""
