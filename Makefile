@@ -5,7 +5,7 @@ PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
 COMPOSE := docker compose
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format up down e2e lock clean
+.PHONY: help run test check format up down e2e faults chaos lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -35,6 +35,13 @@ down: ## stop the compose stack; its volumes stay
 
 e2e: .venv/.ready-dev ## the compose stack, end to end, torn down after
 	@.venv/bin/python -m pytest tests/e2e
+
+faults: .venv/.ready-dev ## what must hold when things break, on real processes
+	@.venv/bin/python -m pytest tests/faults
+
+chaos: .venv/.ready-dev ## POSTS=10000 SEED=n: kill everything at random while senders send
+	@.venv/bin/python tests/faults/chaos.py --posts $(or $(POSTS),1000) $(if $(SEED),--seed $(SEED)) \
+		$(if $(SENDERS),--senders $(SENDERS))
 
 lock: .venv/.ready-dev ## write the lock files anew
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \

@@ -8,12 +8,15 @@ from prometheus_client import CollectorRegistry
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from api import problems
+from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest
 from api.openapi import openapi_document
 from api.status import status_blueprint
 from api.stow import StowOptions, stow_blueprint
 from api.vae import vae_blueprint
-from shared.health import Dependency, health_blueprint
+from shared.engines import Dependency
+from shared.events import InstancesStored
+from shared.health import health_blueprint
 from shared.metrics import ApiMetrics
 from shared.records import Records
 from shared.vae import VaeRegistry
@@ -27,6 +30,8 @@ def create_app(
     ingest: Ingest,
     vaes: VaeRegistry,
     records: Records,
+    keys: IdempotencyKeys,
+    announce: Callable[[InstancesStored], None],
     dependencies: Mapping[str, Dependency],
     registry: CollectorRegistry,
     metrics: ApiMetrics,
@@ -38,9 +43,9 @@ def create_app(
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     problems.install(app)
-    app.register_blueprint(stow_blueprint(ingest, vaes, options, metrics))
+    app.register_blueprint(stow_blueprint(ingest, vaes, records, keys, options, metrics))
     app.register_blueprint(vae_blueprint(vaes))
-    app.register_blueprint(status_blueprint(records))
+    app.register_blueprint(status_blueprint(records, announce))
     app.register_blueprint(health_blueprint(dependencies, registry))
 
     @app.get("/openapi.json")

@@ -1,5 +1,7 @@
-"""The body of one request, as a stream that knows whether it is whole."""
+"""The body of one request, as a stream that knows whether it is whole, and in time."""
 
+import socket
+import threading
 import time
 from contextlib import suppress
 from typing import Protocol
@@ -13,20 +15,74 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
+class Hourglass:
+    """Ends reads that take too long, of any number of bodies, from a thread of its own.
+
+    A socket's time-out starts anew with every byte, so it does not end a sender that trickles.
+    Shutting the receiving side down wakes whoever reads from it; an answer can still be sent.
+    """
+
+    def __init__(self) -> None:
+        self._ends: dict[RequestBody, float] = {}
+        self._lock = threading.Lock()
+        self._running = False
+
+    def turn(self, body: "RequestBody", end: float) -> None:
+        """`body` is to have its next piece before `end`, by the monotonic clock."""
+        with self._lock:
+            self._ends[body] = end
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="hourglass", daemon=True).start()
+
+    def stop(self, body: "RequestBody") -> None:
+        with self._lock:
+            self._ends.pop(body, None)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(0.5)
+            now = time.monotonic()
+            with self._lock:
+                late = [body for body, end in self._ends.items() if end < now]
+            for body in late:
+                body.cut()
+
+
 class RequestBody:
     """Reads at most `limit_bytes` of `stream`.
 
     `content_length` is None for a chunked body (RFC 9112 7.1), whose end the server tells.
+    A sender that sends nothing for `idle_seconds`, less than a piece in four times that, or for
+    longer than `upload_seconds` in all, is cut off.
+
     Raises `BadRequest` when the body ends early or its chunks are malformed, `TooLarge` beyond
-    the limit, and `SenderTooSlow` when the socket's time-out strikes.
+    the limit, and `SenderTooSlow`.
     """
 
-    def __init__(self, stream: Readable, content_length: int | None, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        stream: Readable,
+        content_length: int | None,
+        *,
+        limit_bytes: int,
+        sock: socket.socket | None,
+        idle_seconds: float,
+        upload_seconds: float,
+        hourglass: Hourglass,
+    ) -> None:
         self._stream = stream
         self._content_length = content_length
         self._limit_bytes = limit_bytes
+        self._sock = sock
+        self._piece_seconds = 4 * idle_seconds
+        self._end = time.monotonic() + upload_seconds
+        self._hourglass = hourglass
         self._ended = False
+        self._cut = False
         self.received_bytes = 0
+        if sock is not None:
+            sock.settimeout(idle_seconds)
 
     @property
     def chunked(self) -> bool:
@@ -48,20 +104,25 @@ class RequestBody:
             size = min(size, self._content_length - self.received_bytes)
         if size == 0:
             return b""
+        self._hourglass.turn(self, min(self._end, time.monotonic() + self._piece_seconds))
         try:
             data = self._stream.read(size)
         except TimeoutError as error:
             self._ended = True
-            raise SenderTooSlow(
-                f"no data for too long: {self.received_bytes} bytes arrived, then nothing; "
-                "send it again"
-            ) from error
+            raise self._too_slow() from error
         except (ParseException, OSError) as error:
             self._ended = True
+            if self._cut:
+                raise self._too_slow() from error
             raise BadRequest(
                 f"the body is truncated or its chunks are malformed after {self.received_bytes} "
                 "bytes; send it again"
             ) from error
+        finally:
+            self._hourglass.stop(self)
+        if self._cut:
+            self._ended = True
+            raise self._too_slow()
         self._ended = not data
         if self._ended and self._content_length is not None:
             raise BadRequest(
@@ -70,6 +131,18 @@ class RequestBody:
             )
         self.received_bytes += len(data)
         return data
+
+    def _too_slow(self) -> SenderTooSlow:
+        return SenderTooSlow(
+            f"the body came too slowly: {self.received_bytes} bytes arrived in time; send it again"
+        )
+
+    def cut(self) -> None:
+        """End a read that is under way; for another thread."""
+        if self._sock is not None:
+            self._cut = True
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RD)
 
     def discard(self, most_bytes: int, most_seconds: float) -> None:
         """Read on and forget, so that a sender in the middle of sending gets to see the answer.

@@ -11,15 +11,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
+from api.idempotency import ClaimedKey, fingerprint
 from api.multipart import MediaType
-from api.problems import TooLarge, UnsupportedMediaType
+from api.problems import SenderTooSlow, TooLarge, UnsupportedMediaType
 from api.spool import Spool
 from api.store_response import Failed, FailureReason, Stored, WarningReason
 from shared.dicom.identity import Identity, identify
@@ -32,16 +33,18 @@ from shared.dicom.refusal import (
 from shared.dicom.structure import Structure, check_structure
 from shared.errors import StoreFull, StowgateError, Transient
 from shared.events import InstancesStored
-from shared.ids import new_payload_id
 from shared.metrics import ApiMetrics
 from shared.ports import ObjectStore
-from shared.records import IngestRecord, Records, StoredInstance
+from shared.records import FirstAnswer, IngestRecord, Records, StoredInstance
 from shared.time import Clock, utc_now
 from shared.vae import Vae
 
 _log = structlog.get_logger()
 
 DICOM = "application/dicom"
+
+# Stands for the digest of a part that is no DICOM, which is skipped unread.
+FOREIGN = "foreign"
 
 # `destination` of a request that names no VAE.
 DEFAULT_DESTINATION = "default"
@@ -70,6 +73,11 @@ class ReceivedPart(Protocol):
     def __iter__(self) -> Iterator[bytes]: ...
 
 
+def is_dicom(part: ReceivedPart) -> bool:
+    """A part without a Content-Type is taken for DICOM; many senders leave it out."""
+    return part.media_type.type in ("", DICOM)
+
+
 @dataclass(frozen=True)
 class Target:
     """What the URL says: the study all instances should belong to, and where they are meant."""
@@ -84,6 +92,7 @@ class Limits:
     part_bytes: int
     parts: int
     spool_memory_bytes: int
+    upload: timedelta
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,14 @@ class Receipt:
     payload_id: str | None
     stored: list[Stored]
     failed: list[Failed]
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """A POST with an Idempotency-Key: its claim on the key, and how its answer is rendered."""
+
+    claimed: ClaimedKey
+    answer: Callable[[Receipt, str], FirstAnswer]
 
 
 @dataclass
@@ -116,8 +133,10 @@ class Ingest:
         spool_folder: Path,
         limits: Limits,
         metrics: ApiMetrics,
+        mint: Callable[[datetime], str],
         clock: Clock = utc_now,
     ) -> None:
+        self._mint = mint
         self._instances = instances
         self._records = records
         self._announce = announce
@@ -128,7 +147,12 @@ class Ingest:
         self._clock = clock
 
     def ingest(
-        self, parts: Iterable[ReceivedPart], target: Target, source: str, correlation_id: str
+        self,
+        parts: Iterable[ReceivedPart],
+        target: Target,
+        source: str,
+        correlation_id: str,
+        keyed: "Keyed | None" = None,
     ) -> Receipt | None:
         """Take one request's parts; None where it had none.
 
@@ -139,22 +163,25 @@ class Ingest:
         """
         if not self._instances.has_room():
             raise StoreFull("the object store is past its watermark of free space")
-        payload_id = new_payload_id()
         received_at = self._clock()
+        payload_id = keyed.claimed.payload_id if keyed else self._mint(received_at)
         with ExitStack() as undo:
+            if keyed:
+                undo.callback(_release, keyed.claimed)
             upload = _Upload(
                 f"{payload_id}/", self._instances, self._putters, self._spool_folder, self._limits
             )
             undo.callback(upload.discard)
             for part in parts:
-                upload.receive(part)
+                upload.receive(part, keyed.claimed.keep if keyed else _nothing)
             upload.finish()
             if not upload.arrivals:
                 return None
             stored, failed = upload.outcome(target.study_uid)
+            receipt = Receipt(payload_id, stored, failed)
             if not stored:
-                self._count(stored, failed, 0)
-                return Receipt(None, stored, failed)
+                self._count(receipt, 0)
+                return replace(receipt, payload_id=None)
             record = IngestRecord(
                 payload_id=payload_id,
                 correlation_id=correlation_id,
@@ -165,13 +192,19 @@ class Ingest:
                 vae_workflows=target.vae.workflows if target.vae else None,
                 instances=upload.instances,
                 due_at=self._clock() + ANNOUNCEMENT_GRACE,
+                first_answer=keyed.answer(receipt, fingerprint(upload.digests)) if keyed else None,
             )
+            if keyed:
+                keyed.claimed.keep(at_least=0.9)
             # A write that fails may have happened all the same, so from here on the objects stay;
             # without a record, the sweep by age removes them.
             undo.pop_all()
         self._records.add(record)
+        if self._clock() - received_at > self._limits.upload:
+            # The sweep may have taken this upload for one that died.
+            raise SenderTooSlow(f"the upload took longer than {self._limits.upload}")
         self._tell_workers(record)
-        self._count(stored, failed, sum(i.size_bytes for i in record.instances))
+        self._count(receipt, sum(i.size_bytes for i in record.instances))
         _log.info(
             "instances stored",
             payload_id=payload_id,
@@ -179,7 +212,7 @@ class Ingest:
             failed=len(failed),
             destination=record.destination,
         )
-        return Receipt(payload_id, stored, failed)
+        return receipt
 
     def _tell_workers(self, record: IngestRecord) -> None:
         try:
@@ -192,13 +225,24 @@ class Ingest:
                 error=str(error),
             )
 
-    def _count(self, stored: list[Stored], failed: list[Failed], size_bytes: int) -> None:
+    def _count(self, receipt: Receipt, size_bytes: int) -> None:
         self._metrics.received_bytes.inc(size_bytes)
-        for instance in stored:
+        for instance in receipt.stored:
             outcome = f"{instance.warning:04X}" if instance.warning else "stored"
             self._metrics.instances.labels(outcome).inc()
-        for failure in failed:
+        for failure in receipt.failed:
             self._metrics.instances.labels(f"{failure.reason:04X}").inc()
+
+
+def _nothing() -> None:
+    """Between two pieces of an upload without an Idempotency-Key."""
+
+
+def _release(claimed: ClaimedKey) -> None:
+    try:
+        claimed.release()
+    except StowgateError as error:
+        _log.warning("an Idempotency-Key stays claimed until its lease ends", error=str(error))
 
 
 class _Upload:
@@ -213,6 +257,7 @@ class _Upload:
         limits: Limits,
     ) -> None:
         self.arrivals: list[_Arrival] = []
+        self.digests: list[str] = []
         self._prefix = prefix
         self._store = store
         self._putters = putters
@@ -222,12 +267,16 @@ class _Upload:
         self._putting: deque[Future[None]] = deque()
         self._foreign_parts = 0
 
-    def receive(self, part: ReceivedPart) -> None:
-        """Read a part to its end, and have it stored unless something is wrong with it."""
+    def receive(self, part: ReceivedPart, between: Callable[[], None]) -> None:
+        """Read a part to its end, and have it stored unless something is wrong with it.
+
+        `between` is called between two pieces.
+        """
         if part.number > self._limits.parts:
             raise TooLarge(f"the request has more than {self._limits.parts} parts")
-        if part.media_type.type not in ("", DICOM):
+        if not is_dicom(part):
             self._foreign_parts += 1
+            self.digests.append(FOREIGN)
             self._fail(
                 FailureReason.CANNOT_UNDERSTAND,
                 f"part {part.number}: its Content-Type is not {DICOM}",
@@ -243,6 +292,8 @@ class _Upload:
                         f"part {part.number} is over the limit of {self._limits.part_bytes} bytes"
                     )
                 spool.write(data)
+                between()
+            self.digests.append(spool.sha256)
             checked = self._check(part.number, spool)
             if checked is None:
                 return

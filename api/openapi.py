@@ -143,11 +143,15 @@ def _store(words: str) -> dict[str, Any]:
         "400": _problem("malformed request, or a body that did not arrive whole"),
         "408": _problem("the sender stalled"),
         "409": {
-            "description": "no instance could be stored",
+            "description": (
+                "no instance could be stored; or, as a problem and with Retry-After, the first "
+                "request with this Idempotency-Key is still running"
+            ),
             "headers": correlated,
-            "content": dataset,
+            "content": dataset | _problem("")["content"],
         },
         "413": _problem("over a limit"),
+        "422": _problem("this Idempotency-Key was used for another body"),
         "415": {"description": "unsupported media type or Content-Encoding"},
         "500": _problem("an error of this service; nothing was acknowledged"),
         "503": _problem("too busy, or the object store does not answer; see Retry-After"),
@@ -155,6 +159,15 @@ def _store(words: str) -> dict[str, Any]:
     }
     return {
         "summary": f"Store instances and open a workflow request: {words}",
+        "parameters": [
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "description": "sent again within 24 h, the first answer is given again",
+                "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+            },
+            {"name": "X-Correlation-ID", "in": "header", "schema": _GUID},
+        ],
         "requestBody": {
             "required": True,
             "content": {
@@ -269,6 +282,20 @@ def _status_paths(spec: APISpec) -> None:
                 "responses": {
                     "200": _json("found", {"$ref": "#/components/schemas/Payload"}),
                     "404": _problem("no such payload"),
+                },
+            }
+        },
+    )
+    spec.path(
+        "/payloads/{payload_id}/replay",
+        parameters=_parameters("{payload_id}"),
+        operations={
+            "post": {
+                "summary": "Open the workflow request of a failed payload once more",
+                "responses": {
+                    "202": _json("pending again", {"$ref": "#/components/schemas/Payload"}),
+                    "404": _problem("no such payload"),
+                    "409": _problem("it is not failed"),
                 },
             }
         },

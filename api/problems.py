@@ -20,6 +20,7 @@ class Problem(Exception):
     """A request that is refused as a whole. `detail` is shown to the sender."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.BAD_REQUEST
+    may_retry: ClassVar[bool] = False
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -38,6 +39,10 @@ class Conflict(Problem):
     status = HTTPStatus.CONFLICT
 
 
+class Unprocessable(Problem):
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+
 class SenderTooSlow(Problem):
     status = HTTPStatus.REQUEST_TIMEOUT
 
@@ -54,6 +59,7 @@ class UnsupportedMediaType(Problem):
 
 class TooBusy(Problem):
     status = HTTPStatus.SERVICE_UNAVAILABLE
+    may_retry = True
 
 
 RETRY_AFTER_SECONDS = 5
@@ -78,7 +84,7 @@ def _render(problem: Problem) -> Response:
         del bare.headers["Content-Type"]
         return bare
     response = problem_response(problem.status, problem.detail)
-    if isinstance(problem, TooBusy):
+    if problem.may_retry:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response
 

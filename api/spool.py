@@ -5,7 +5,7 @@ import hashlib
 import mmap
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -73,7 +73,9 @@ class Spool:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            # What is still buffered has nowhere to go on a full disk, and nobody needs it.
+            with suppress(OSError):
+                self._file.close()
 
     def __enter__(self) -> "Spool":
         return self

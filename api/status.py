@@ -1,5 +1,7 @@
 """Where a payload stands: the ingest records, as operators and senders see them."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -7,10 +9,12 @@ import orjson
 from flask import Blueprint, Response, request
 from marshmallow import Schema, fields
 
-from api.problems import BadRequest, NoSuchThing
+from api.problems import BadRequest, Conflict, NoSuchThing
+from shared.errors import Transient, VersionConflict
+from shared.events import InstancesStored
 from shared.ids import is_guid
-from shared.records import IngestRecord, Records, State
-from shared.time import UtcDateTime
+from shared.records import HeldRecord, IngestRecord, Records, State
+from shared.time import Clock, UtcDateTime, utc_now
 
 _MOST = 200
 
@@ -38,18 +42,37 @@ _PAYLOAD = PayloadSchema()
 LISTED = PayloadSchema(exclude=["workflow_request"])
 
 
-def status_blueprint(records: Records) -> Blueprint:
+def status_blueprint(
+    records: Records, announce: Callable[[InstancesStored], None], clock: Clock = utc_now
+) -> Blueprint:
     blueprint = Blueprint("status", __name__, url_prefix="/payloads")
 
     @blueprint.get("/<payload_id>")
     def show(payload_id: str) -> Response:
+        return _json(_PAYLOAD.dump(find(payload_id).record))
+
+    def find(payload_id: str) -> HeldRecord:
         held = records.find(payload_id.lower()) if is_guid(payload_id) else None
         if held is None:
             raise NoSuchThing(
                 "there is no payload of that id: either the id is mistyped, or the upload was "
                 "never acknowledged"
             )
-        return _json(_PAYLOAD.dump(held.record))
+        return held
+
+    @blueprint.post("/<payload_id>/replay")
+    def replay(payload_id: str) -> Response:
+        held = find(payload_id)
+        if held.record.state is not State.FAILED:
+            raise Conflict(f"the payload is {held.record.state}; only a failed one can be replayed")
+        try:
+            record = records.replay(held, due_at=clock()).record
+        except VersionConflict as error:
+            raise Conflict("the payload is being moved or replayed already") from error
+        # Where the broker does not take it, the relay will announce it: it is due.
+        with suppress(Transient):
+            announce(InstancesStored(record.payload_id, record.correlation_id))
+        return _json(_PAYLOAD.dump(record), HTTPStatus.ACCEPTED)
 
     @blueprint.get("")
     def newest() -> Response:
@@ -86,5 +109,5 @@ def _cursor() -> str:
     return given.lower()
 
 
-def _json(body: Any) -> Response:
-    return Response(orjson.dumps(body), HTTPStatus.OK, content_type="application/json")
+def _json(body: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    return Response(orjson.dumps(body), status, content_type="application/json")

@@ -13,13 +13,24 @@ import structlog
 from flask import Blueprint, Request, Response, g, request
 
 from api import store_response
-from api.body import RequestBody
-from api.ingest import DICOM, Ingest, Receipt, ReceivedPart, Target
+from api.body import Hourglass, RequestBody
+from api.idempotency import IdempotencyKeys, fingerprint
+from api.ingest import (
+    DICOM,
+    FOREIGN,
+    Ingest,
+    Keyed,
+    Receipt,
+    ReceivedPart,
+    Target,
+    is_dicom,
+)
 from api.multipart import MalformedMultipart, MediaType, parse_media_type, read_parts
-from api.problems import BadRequest, TooBusy, UnsupportedMediaType
+from api.problems import BadRequest, TooBusy, Unprocessable, UnsupportedMediaType
 from shared.dicom.uids import is_uid
 from shared.ids import WORKFLOW_ID_RULE, is_guid, is_workflow_id
 from shared.metrics import ApiMetrics
+from shared.records import FirstAnswer, Records
 from shared.vae import Vae, VaeRegistry
 
 MULTIPART = "multipart/related"
@@ -37,6 +48,7 @@ class StowOptions:
 
     body_bytes: int
     idle_seconds: float
+    upload_seconds: float
     concurrent_uploads: int
     public_url: str | None
 
@@ -54,10 +66,16 @@ class _OnlyPart:
 
 
 def stow_blueprint(
-    ingest: Ingest, vaes: VaeRegistry, options: StowOptions, metrics: ApiMetrics
+    ingest: Ingest,
+    vaes: VaeRegistry,
+    records: Records,
+    keys: IdempotencyKeys,
+    options: StowOptions,
+    metrics: ApiMetrics,
 ) -> Blueprint:
     blueprint = Blueprint("stow", __name__, url_prefix="/dicomweb")
     slots = BoundedSemaphore(options.concurrent_uploads)
+    hourglass = Hourglass()
 
     @blueprint.before_request
     def begin() -> None:
@@ -89,7 +107,7 @@ def stow_blueprint(
     def store(
         study: str | None = None, workflow: str | None = None, aet: str | None = None
     ) -> Response:
-        g.body = _body(request, options)
+        g.body = _body(request, options, hourglass)
         target = Target(_checked_study(study), _checked_workflow(workflow), _vae(vaes, aet))
         encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
@@ -101,19 +119,44 @@ def stow_blueprint(
                 f"{options.concurrent_uploads} uploads are in progress, as many as are taken at a "
                 "time; send it again later"
             )
+        metrics.uploads.inc()
         try:
-            metrics.uploads.inc()
-            receipt = ingest.ingest(
-                _parts(request, g.body), target, source_of(request.remote_addr), g.correlation_id
-            )
+            return receive(g.body, target)
         except MalformedMultipart as error:
             raise BadRequest(f"the multipart body is malformed: {error}") from error
         finally:
             metrics.uploads.dec()
             slots.release()
+
+    def receive(body: RequestBody, target: Target) -> Response:
+        parts, keyed = _parts(request, body), None
+        key = request.headers.get("Idempotency-Key")
+        if key is not None:
+            claimed = keys.claim(request.remote_addr or "", request.path, key)
+            if isinstance(claimed, str):
+                return again(claimed, parts)
+            keyed = Keyed(claimed, first_answer)
+        source = source_of(request.remote_addr)
+        receipt = ingest.ingest(parts, target, source, g.correlation_id, keyed)
         if receipt is None:
             return Response(status=HTTPStatus.NO_CONTENT)
-        return _render(receipt, options.public_url)
+        status, content_type, text = _rendered(receipt, options.public_url)
+        response = Response(text, status, content_type=content_type)
+        return _with_links(response, receipt.payload_id, options.public_url)
+
+    def first_answer(receipt: Receipt, body_fingerprint: str) -> FirstAnswer:
+        status, content_type, text = _rendered(receipt, options.public_url)
+        return FirstAnswer(body_fingerprint, status, content_type, text.decode())
+
+    def again(payload_id: str, parts: Iterable[ReceivedPart]) -> Response:
+        held = records.find(payload_id)
+        first = held.record.first_answer if held else None
+        if first is None or first.fingerprint != fingerprint(map(_digest, parts)):
+            raise Unprocessable(
+                "this Idempotency-Key was used for another body; a new request needs a new key"
+            )
+        response = Response(first.body, first.status, content_type=first.content_type)
+        return _with_links(response, payload_id, options.public_url)
 
     for form in (
         "/studies",
@@ -140,14 +183,17 @@ def source_of(address: str | None) -> str:
     return text if len(text) <= 15 else f"v6-{sha256(ip.packed).hexdigest()[:12]}"
 
 
-def _body(request: Request, options: StowOptions) -> RequestBody:
-    # The server waits for ever for a body that stalls, and holds a thread meanwhile.
-    sock = request.environ.get("gunicorn.socket")
-    if sock is not None:
-        sock.settimeout(options.idle_seconds)
+def _body(request: Request, options: StowOptions, hourglass: Hourglass) -> RequestBody:
     chunked = "chunked" in request.headers.get("Transfer-Encoding", "").lower()
-    length = None if chunked else request.content_length or 0
-    return RequestBody(request.environ["wsgi.input"], length, options.body_bytes)
+    return RequestBody(
+        request.environ["wsgi.input"],
+        None if chunked else request.content_length or 0,
+        limit_bytes=options.body_bytes,
+        sock=request.environ.get("gunicorn.socket"),
+        idle_seconds=options.idle_seconds,
+        upload_seconds=options.upload_seconds,
+        hourglass=hourglass,
+    )
 
 
 def _checked_study(study: str | None) -> str | None:
@@ -201,7 +247,18 @@ def _only_part(body: RequestBody, media_type: MediaType) -> Iterator[ReceivedPar
         )
 
 
-def _render(receipt: Receipt, public_url: str | None) -> Response:
+def _digest(part: ReceivedPart) -> str:
+    """As the upload that was stored took it."""
+    if not is_dicom(part):
+        return FOREIGN
+    digest = sha256()
+    for data in part:
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _rendered(receipt: Receipt, public_url: str | None) -> tuple[int, str, bytes]:
+    """Status, media type and body."""
     dataset = store_response.dataset(
         receipt.stored,
         receipt.failed,
@@ -209,17 +266,14 @@ def _render(receipt: Receipt, public_url: str | None) -> Response:
     )
     status = store_response.status(receipt.stored, receipt.failed)
     if _wants_xml(request):
-        response = Response(
-            store_response.to_xml(dataset), status, content_type=store_response.XML_TYPE
-        )
-    else:
-        response = Response(
-            store_response.to_json(dataset), status, content_type=store_response.JSON_TYPE
-        )
-    if receipt.payload_id is not None:
-        response.headers["X-Payload-ID"] = receipt.payload_id
-        url = f"{public_url or ''}/payloads/{receipt.payload_id}"
-        response.headers["Link"] = f'<{url}>; rel="status"'
+        return status, store_response.XML_TYPE, store_response.to_xml(dataset)
+    return status, store_response.JSON_TYPE, store_response.to_json(dataset)
+
+
+def _with_links(response: Response, payload_id: str | None, public_url: str | None) -> Response:
+    if payload_id is not None:
+        response.headers["X-Payload-ID"] = payload_id
+        response.headers["Link"] = f'<{public_url or ""}/payloads/{payload_id}>; rel="status"'
     return response
 
 

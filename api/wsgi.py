@@ -1,16 +1,18 @@
 """The composition root of the API: the one place that knows which parts it is made of."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
 from api.app import create_app
+from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest, Limits
 from api.stow import StowOptions
 from shared.config import Settings
 from shared.engines import Engines
-from shared.health import Dependency
+from shared.ids import PayloadIds
 from shared.metrics import ApiMetrics
 from shared.records import Records
 from shared.vae import VaeRegistry
@@ -20,6 +22,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     settings.spool.mkdir(parents=True, exist_ok=True)
     metrics = ApiMetrics(registry)
     records = Records(engines.state)
+    payload_ids = PayloadIds(settings.state_bucket)
     ingest = Ingest(
         instances=engines.instances,
         records=records,
@@ -30,22 +33,29 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             part_bytes=settings.max_part_bytes,
             parts=settings.max_parts,
             spool_memory_bytes=settings.spool_memory_bytes,
+            upload=timedelta(seconds=settings.max_upload_seconds),
         ),
         metrics=metrics,
+        mint=payload_ids.mint,
     )
     return create_app(
         ingest=ingest,
         vaes=VaeRegistry(engines.state),
         records=records,
-        dependencies={
-            "object_store": Dependency(engines.ping_stores, essential=True),
-            "broker": Dependency(engines.publisher.ping, essential=False),
-        },
+        keys=IdempotencyKeys(
+            engines.state,
+            records,
+            payload_ids.mint,
+            lease=timedelta(seconds=settings.lease_seconds),
+        ),
+        announce=engines.announce,
+        dependencies=engines.dependencies(engines.publisher.ping),
         registry=registry,
         metrics=metrics,
         options=StowOptions(
             body_bytes=settings.max_body_bytes,
             idle_seconds=settings.idle_seconds,
+            upload_seconds=settings.max_upload_seconds,
             # Some threads stay free, so that health and status answer while uploads run.
             concurrent_uploads=max(1, settings.api_threads - 2),
             public_url=settings.public_url,

@@ -5,6 +5,7 @@ import sys
 import click
 
 from cli.check import check
+from cli.failed import failed
 from cli.payloads import payloads
 from cli.send import send
 from cli.serve import api, run, worker
@@ -24,7 +25,7 @@ def stowgate() -> None:
     """
 
 
-for command in (run, api, worker, send, vae, payloads, check):
+for command in (run, api, worker, send, vae, payloads, failed, check):
     stowgate.add_command(command)
 
 

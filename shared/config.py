@@ -170,18 +170,37 @@ class Settings:
         "watermark: below this much free disk the folder store refuses uploads (507)",
     )
     idle_seconds: int = setting(
-        "30", _whole(1, 3600), "a sender that sends nothing for this long is cut off"
+        "30",
+        _whole(1, 3600),
+        "a sender that sends nothing for this long, or less than 1 MiB in four times this long, "
+        "is cut off with 408",
+    )
+    max_upload_seconds: int = setting(
+        "21600",
+        _whole(1, 604800),
+        "longest upload; above it 408. What one that died left is swept after twice this long",
+    )
+    lease_seconds: int = setting(
+        "60",
+        _whole(2, 3600),
+        "how long a worker that died, or an upload with an Idempotency-Key, keeps others waiting",
     )
     event_exchange: str = setting(
         "stowgate", _amqp_name, "exchange of Stowgate's own events, and prefix of its queues"
     )
     worker_threads: int = setting("4", _whole(1, 64), "payloads that one worker opens at a time")
     relay_seconds: int = setting("5", _whole(1, 3600), "pause between two looks of the relay")
+    sweep_seconds: int = setting("600", _whole(1, 86400), "pause between two sweeps")
     workflow_manager_exchange: str = setting(
         "monaideploy", _amqp_name, "topic exchange of the Workflow Manager"
     )
     workflow_manager_routing_key: str = setting(
         "md.workflow.request", _amqp_name, "routing key of a workflow request"
+    )
+    workflow_manager_queue: str = setting(
+        "md.workflow.request",
+        _amqp_name,
+        "queue of the Workflow Manager, looked for by ready and never declared",
     )
 
     @property

@@ -1,7 +1,9 @@
 """The adapters that the settings name, made once for a process."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -31,6 +33,15 @@ def _instances_stored(exchange: str) -> EventQueue:
 
 
 @dataclass(frozen=True)
+class Dependency:
+    """`ping` raises a `StowgateError` when it is down. Without an essential one a service is
+    unready; without another it is degraded, and catches up later."""
+
+    ping: Callable[[], None]
+    essential: bool
+
+
+@dataclass(frozen=True)
 class Engines:
     """`instances` is the payloads' bucket, `state` that of records and registry. `publisher`
     takes our own events, which go to `queue`, and `requests` those for the Workflow Manager."""
@@ -41,12 +52,21 @@ class Engines:
     publisher: EventPublisher
     consumer: EventConsumer
     requests: EventPublisher
+    expect_workflow_manager: Callable[[], None]
 
     def announce(self, event: events.InstancesStored) -> None:
         """Tell a worker. Raises what `EventPublisher.publish` raises."""
         self.publisher.publish(events.encode(event, self.queue.exchange, self.queue.routing_key))
 
-    def ping_stores(self) -> None:
+    def dependencies(self, ping_broker: Callable[[], None]) -> dict[str, Dependency]:
+        """What health tells of. Without a store nothing can be taken; all else is caught up."""
+        return {
+            "object_store": Dependency(self._ping_stores, essential=True),
+            "broker": Dependency(ping_broker, essential=False),
+            "workflow_manager_queue": Dependency(self.expect_workflow_manager, essential=False),
+        }
+
+    def _ping_stores(self) -> None:
         self.instances.ping()
         self.state.ping()
 
@@ -78,13 +98,15 @@ def open_engines(settings: Settings) -> Engines:
     instances, state = (_store(settings, name) for name in (settings.bucket, settings.state_bucket))
     if settings.broker == "memory":
         broker = MemoryBroker(queue)
+        requests = FolderEventPublisher(settings.data / "workflow-requests")
         return Engines(
             instances=instances,
             state=state,
             queue=queue,
             publisher=broker.publisher(),
             consumer=broker.consumer(queue, concurrency=settings.worker_threads),
-            requests=FolderEventPublisher(settings.data / "workflow-requests"),
+            requests=requests,
+            expect_workflow_manager=requests.ping,
         )
     publisher = RabbitEventPublisher(
         settings.broker,
@@ -99,6 +121,7 @@ def open_engines(settings: Settings) -> Engines:
             settings.broker, queue=queue, concurrency=settings.worker_threads
         ),
         requests=publisher,
+        expect_workflow_manager=partial(publisher.expect_queue, settings.workflow_manager_queue),
     )
 
 

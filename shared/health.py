@@ -1,7 +1,6 @@
 """Health and metrics over HTTP, the same for the API and the worker."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -9,17 +8,9 @@ import orjson
 from flask import Blueprint, Response
 from prometheus_client import CollectorRegistry
 
+from shared.engines import Dependency
 from shared.errors import StowgateError
 from shared.metrics import CONTENT_TYPE, exposition
-
-
-@dataclass(frozen=True)
-class Dependency:
-    """`ping` raises a `StowgateError` when it is down. Without an essential one the process is
-    unready; without another it is degraded, and catches up later."""
-
-    ping: Callable[[], None]
-    essential: bool
 
 
 def health_blueprint(

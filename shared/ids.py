@@ -1,8 +1,9 @@
 """The identifiers that Stowgate mints or takes from outside, and their grammars."""
 
+import hashlib
 import os
 import re
-import time
+from datetime import UTC, datetime
 from uuid import UUID
 
 _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
@@ -15,13 +16,45 @@ WORKFLOW_ID_RULE = (
 )
 AE_TITLE_RULE = "an AE title is 1 to 15 of A-Z a-z 0-9 _ -"
 
+_CHECK_BYTES = 4
 
-def new_payload_id() -> str:
-    """A UUID version 7 (RFC 9562 5.7): sorts by the millisecond it was minted in."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | 0x7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
-    return str(UUID(int=value))
+
+class PayloadIds:
+    """Payload ids of one Stowgate: UUID version 7 (RFC 9562 5.7), so they sort by time.
+
+    The last 32 of their random bits are a check sum over the rest and `realm`, the name of the
+    state bucket. So the sweeper knows its own among the payloads of other producers in a bucket
+    that they share.
+    """
+
+    def __init__(self, realm: str) -> None:
+        self._realm = realm.encode()
+
+    def mint(self, moment: datetime) -> str:
+        head = int(moment.timestamp() * 1000).to_bytes(6, "big") + os.urandom(6)
+        head = head[:6] + bytes([0x70 | head[6] & 0x0F, head[7], 0x80 | head[8] & 0x3F]) + head[9:]
+        return str(UUID(bytes=head + self._check(head)))
+
+    def minted(self, payload_id: str) -> bool:
+        """Whether it is one of this realm's; of foreign ids, one in four thousand million is."""
+        if not is_guid(payload_id):
+            return False
+        value = UUID(payload_id).bytes
+        return value[-_CHECK_BYTES:] == self._check(value[:-_CHECK_BYTES])
+
+    def _check(self, head: bytes) -> bytes:
+        return hashlib.sha256(self._realm + b"\0" + head).digest()[:_CHECK_BYTES]
+
+
+def minted_before(moment: datetime) -> str:
+    """All payload ids minted before that moment sort below this, and all later ones above."""
+    milliseconds = f"{int(moment.timestamp() * 1000):012x}"
+    return f"{milliseconds[:8]}-{milliseconds[8:]}"
+
+
+def minted_at(payload_id: str) -> datetime:
+    """When a UUIDv7 was minted, to the millisecond."""
+    return datetime.fromtimestamp((UUID(payload_id).int >> 80) / 1000, UTC)
 
 
 def is_guid(text: str) -> bool:

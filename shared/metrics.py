@@ -77,6 +77,11 @@ class WorkerMetrics:
         self.announced_again = Counter(
             "stowgate_announced_again", "events the relay sent", registry=registry
         )
+        self.swept = Counter(
+            "stowgate_swept_objects",
+            "objects removed that no record claims",
+            registry=registry,
+        )
         self.pending = Gauge("stowgate_pending", "records not opened yet", registry=registry)
         self.oldest_pending_seconds = Gauge(
             "stowgate_oldest_pending_seconds",

@@ -94,6 +94,9 @@ class ObjectStore(Protocol):
         Lazy: a caller that stops early does not pay for the rest. `prefix` is empty or ends in `/`.
         """
 
+    def folders(self, after: str) -> Iterator[str]:
+        """The names before the first `/` of all keys, each once, behind `after`, in order. Lazy."""
+
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these; a key with nothing under it is no error."""
 

@@ -69,6 +69,19 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class FirstAnswer:
+    """What a POST with an Idempotency-Key was answered, for when it is sent again.
+
+    `fingerprint` tells whether the body is the same one.
+    """
+
+    fingerprint: str
+    status: int
+    content_type: str
+    body: str
+
+
+@dataclass(frozen=True)
 class IngestRecord:
     """`workflow` is the one in the URL; `vae_workflows` are those the VAE had on receipt, and
     None without a VAE. `due_at` is when the relay may announce the record again. `takeovers`
@@ -92,6 +105,7 @@ class IngestRecord:
     route: str | None = None
     opened_at: datetime | None = None
     workflow_request: dict[str, Any] | None = field(default=None, repr=False)
+    first_answer: FirstAnswer | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,13 @@ class _LeaseSchema(Schema):
     until = UtcDateTime(required=True)
 
 
+class _FirstAnswerSchema(Schema):
+    fingerprint = fields.String(required=True)
+    status = fields.Integer(required=True)
+    content_type = fields.String(required=True)
+    body = fields.String(required=True)
+
+
 class _RecordSchema(Schema):
     payload_id = fields.String(required=True)
     correlation_id = fields.String(required=True)
@@ -147,6 +168,7 @@ class _RecordSchema(Schema):
     route = fields.String(required=True, allow_none=True)
     opened_at = UtcDateTime(required=True, allow_none=True)
     workflow_request = fields.Raw(required=True, allow_none=True)
+    first_answer = fields.Nested(_FirstAnswerSchema, required=True, allow_none=True)
 
 
 def encode(record: IngestRecord) -> bytes:
@@ -155,8 +177,12 @@ def encode(record: IngestRecord) -> bytes:
 
 def decode(data: bytes) -> IngestRecord:
     row = _RecordSchema().load(orjson.loads(data))
-    lease = row.pop("lease")
-    return IngestRecord(lease=None if lease is None else Lease(**lease), **row)
+    lease, first_answer = row.pop("lease"), row.pop("first_answer")
+    return IngestRecord(
+        lease=None if lease is None else Lease(**lease),
+        first_answer=None if first_answer is None else FirstAnswer(**first_answer),
+        **row,
+    )
 
 
 def newest_first(payload_id: str) -> str:
@@ -230,7 +256,26 @@ class Records:
         data = encode(held.record)
         target = _key(held.record.state, held.record.payload_id)
         self._store.put(target, BytesIO(data), len(data), _JSON)
-        self._store.delete([held.key])
+        # A replay that died in between has left the record in failed/ too.
+        left = {held.key, _key(State.FAILED, held.record.payload_id)} - {target}
+        self._store.delete(sorted(left))
+
+    def replay(self, held: HeldRecord, due_at: datetime) -> HeldRecord:
+        """Put a failed record back to pending, under the same payload id.
+
+        Raises `VersionConflict` where it is not in failed/, or somebody else replays it.
+        """
+        failed = _key(State.FAILED, held.record.payload_id)
+        if held.key != failed:
+            # A record that is settled and not moved yet would be moved over the new one.
+            raise VersionConflict(f"payload {held.record.payload_id} is not in failed/")
+        record = replace(
+            held.record, state=State.PENDING, attempts=0, takeovers=0, lease=None, due_at=due_at
+        )
+        key = _key(State.PENDING, record.payload_id)
+        version = self._store.create(key, encode(record), _JSON)
+        self._store.delete([failed])
+        return HeldRecord(record, version, key)
 
     def pending(self) -> list[ListedObject]:
         """What lies in pending/, the oldest first; the cost grows with these alone."""

@@ -18,20 +18,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import pika
 import urllib3
 from docker.errors import DockerException, ImageNotFound  # type: ignore[import-untyped]
+from docker.models.images import ImageCollection  # type: ignore[import-untyped]
 from minio import Minio
 from minio.error import MinioException
 from pika.exceptions import AMQPError
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
-from testcontainers.core.docker_client import DockerClient
 
 OBJECT_STORE_VARIABLE = "STOWGATE_TEST_OBJECT_STORE"
 BROKER_VARIABLE = "STOWGATE_TEST_BROKER"
@@ -42,8 +43,6 @@ MINIO_MODULE = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "engines"
 
 GIVEN_SECONDS = 5.0
-DOCKER_SILENCE_SECONDS = 30
-PULL_SECONDS = 300.0
 START_SECONDS = 90.0
 OBTAIN_SECONDS = 1200.0
 
@@ -63,14 +62,18 @@ class ObjectStoreEndpoint:
     secret_key: str
 
 
+Address: TypeAlias = ObjectStoreEndpoint | str
+"""Of an object store, or the URL of a broker."""
+
+
 @dataclass(frozen=True)
 class Engine:
-    address: ObjectStoreEndpoint | str
+    address: Address
     origin: str
 
 
-Say = Callable[[str], None]
-Way = Callable[[ExitStack, Say], Engine]
+Say: TypeAlias = Callable[[str], None]
+Way: TypeAlias = Callable[[ExitStack, Say], Engine]
 
 
 def object_store_client(endpoint: ObjectStoreEndpoint) -> Minio:
@@ -86,24 +89,26 @@ def object_store_client(endpoint: ObjectStoreEndpoint) -> Minio:
     )
 
 
-def _ask_object_store(endpoint: ObjectStoreEndpoint) -> None:
-    object_store_client(endpoint).bucket_exists(f"stowgate-probe-{secrets.token_hex(4)}")
-
-
-def _ask_broker(url: str) -> None:
-    parts = urlsplit(url)
+def _ask(address: Address) -> None:
+    if isinstance(address, ObjectStoreEndpoint):
+        object_store_client(address).bucket_exists(f"stowgate-probe-{secrets.token_hex(4)}")
+        return
+    parts = urlsplit(address)
     if parts.scheme == "amqp":
         # pika logs every refused connection as an error; knock before it does.
-        address = (parts.hostname or "localhost", parts.port or 5672)
-        with socket.create_connection(address, timeout=3) as connection:
+        place = (parts.hostname or "localhost", parts.port or 5672)
+        with socket.create_connection(place, timeout=3) as connection:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             if not connection.recv(1):
-                raise ConnectionError(f"{address[0]}:{address[1]} hangs up on AMQP 0-9-1")
-    pika.BlockingConnection(pika.URLParameters(url)).close()
+                raise ConnectionError(f"{place[0]}:{place[1]} hangs up on AMQP 0-9-1")
+    pika.BlockingConnection(pika.URLParameters(address)).close()
 
 
 def _until_it_answers(
-    ask: Callable[[], None], seconds: float, alive: Callable[[], bool] = lambda: True
+    origin: str,
+    ask: Callable[[], None],
+    seconds: float = START_SECONDS,
+    alive: Callable[[], bool] = lambda: True,
 ) -> None:
     deadline = time.monotonic() + seconds
     while True:
@@ -111,9 +116,10 @@ def _until_it_answers(
             return ask()
         except (OSError, MinioException, urllib3.exceptions.HTTPError, AMQPError) as error:
             if not alive():
-                raise NotToBeHad("it stopped again") from error
+                raise NotToBeHad(f"{origin}: it stopped again") from error
             if time.monotonic() > deadline:
-                raise NotToBeHad(f"no answer within {seconds:.0f} s ({error!r})") from error
+                words = f"{origin}: no answer within {seconds:.0f} s ({error!r})"
+                raise NotToBeHad(words) from error
         time.sleep(0.1)
 
 
@@ -131,90 +137,73 @@ def _given_object_store(_stack: ExitStack, _say: Say) -> Engine:
         access_key=unquote(url.username or ""),
         secret_key=unquote(url.password or ""),
     )
-    with _explaining(f"{OBJECT_STORE_VARIABLE} ({endpoint.url})"):
-        _until_it_answers(lambda: _ask_object_store(endpoint), GIVEN_SECONDS)
-    return Engine(endpoint, f"{endpoint.url} given by {OBJECT_STORE_VARIABLE}")
+    origin = f"{endpoint.url} given by {OBJECT_STORE_VARIABLE}"
+    _until_it_answers(origin, lambda: _ask(endpoint), GIVEN_SECONDS)
+    return Engine(endpoint, origin)
 
 
 def _given_broker(_stack: ExitStack, _say: Say) -> Engine:
     url = _given(BROKER_VARIABLE)
-    place = urlsplit(url).netloc.rpartition("@")[2]
-    with _explaining(f"{BROKER_VARIABLE} ({place})"):
-        _until_it_answers(lambda: _ask_broker(url), GIVEN_SECONDS)
-    return Engine(url, f"{place} given by {BROKER_VARIABLE}")
+    origin = f"{urlsplit(url).netloc.rpartition('@')[2]} given by {BROKER_VARIABLE}"
+    _until_it_answers(origin, lambda: _ask(url), GIVEN_SECONDS)
+    return Engine(url, origin)
 
 
-@contextmanager
-def _explaining(what: str) -> Iterator[None]:
+def _is_here(images: ImageCollection, image: str) -> bool:
     try:
-        yield
-    except NotToBeHad as why:
-        raise NotToBeHad(f"{what}: {why}") from why
+        images.get(image)
+    except ImageNotFound:
+        return False
+    return True
 
 
-def _need_image(image: str, say: Say) -> None:
-    with closing(DockerClient(timeout=DOCKER_SILENCE_SECONDS).client) as docker:
-        docker.ping()
-        try:
-            docker.images.get(testcontainers_config.ryuk_image)
-        except ImageNotFound:
+def _run_in_docker(
+    image: str,
+    port: int,
+    environment: dict[str, str],
+    stack: ExitStack,
+    say: Say,
+    command: str | None = None,
+) -> str:
+    """Start a container, and return the `host:port` at which it has that port."""
+    try:
+        container = DockerContainer(image, env=environment, command=command, ports=[port])
+        stack.callback(container.stop)
+        images = container.get_docker_client().client.images
+        if not _is_here(images, testcontainers_config.ryuk_image):
             # Ryuk clears away behind a run that was killed. Not worth a pull that may not work.
             testcontainers_config.ryuk_disabled = True
-        try:
-            docker.images.get(image)
-            return
-        except ImageNotFound:
+        if not _is_here(images, image):
             say(f"pulling {image}")
-        deadline = time.monotonic() + PULL_SECONDS
-        repository, _, tag = image.rpartition(":")
-        for progress in docker.api.pull(repository, tag=tag, stream=True, decode=True):
-            if "error" in progress:
-                raise NotToBeHad(f"cannot pull {image}: {progress['error']}")
-            if time.monotonic() > deadline:
-                raise NotToBeHad(f"{image} was not pulled within {PULL_SECONDS:.0f} s")
-
-
-def _start_container(container: DockerContainer, port: int, stack: ExitStack) -> str:
-    stack.callback(container.stop)
-    with _container_start:  # two first starts at once would make two reapers
-        container.start()
-    return f"{container.get_container_host_ip()}:{container.get_exposed_port(port)}"
-
-
-@contextmanager
-def _docker(image: str, say: Say) -> Iterator[DockerContainer]:
-    """A container of that image, not started; what Docker fails at is a way that leads nowhere."""
-    with _explaining("Docker"):
-        try:
-            _need_image(image, say)
-            yield DockerContainer(image, docker_client_kw={"timeout": DOCKER_SILENCE_SECONDS})
-        except (DockerException, OSError, RuntimeError) as error:  # the last of testcontainers
-            raise NotToBeHad(" ".join(str(error).split())[:200]) from error
+            images.pull(image)
+        with _container_start:  # two first starts at once would make two reapers
+            container.start()
+        return f"{container.get_container_host_ip()}:{container.get_exposed_port(port)}"
+    except (DockerException, OSError, RuntimeError) as error:  # the last of testcontainers
+        raise NotToBeHad(f"Docker: {' '.join(str(error).split())[:200]}") from error
 
 
 def _object_store_in_docker(stack: ExitStack, say: Say) -> Engine:
-    with _docker(MINIO_IMAGE, say) as container:
-        access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
-        container.with_env("MINIO_ROOT_USER", access_key)
-        container.with_env("MINIO_ROOT_PASSWORD", secret_key)
-        container.with_command("server /data").with_exposed_ports(9000)
-        place = _start_container(container, 9000, stack)
-        endpoint = ObjectStoreEndpoint(f"http://{place}", access_key, secret_key)
-        _until_it_answers(lambda: _ask_object_store(endpoint), START_SECONDS)
-    return Engine(endpoint, f"Docker {MINIO_IMAGE}")
+    access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
+    environment = {"MINIO_ROOT_USER": access_key, "MINIO_ROOT_PASSWORD": secret_key}
+    place = _run_in_docker(MINIO_IMAGE, 9000, environment, stack, say, command="server /data")
+    endpoint = ObjectStoreEndpoint(f"http://{place}", access_key, secret_key)
+    origin = f"Docker {MINIO_IMAGE}"
+    _until_it_answers(origin, lambda: _ask(endpoint))
+    return Engine(endpoint, origin)
 
 
 def _broker_in_docker(stack: ExitStack, say: Say) -> Engine:
-    with _docker(RABBITMQ_IMAGE, say) as container:
-        password = secrets.token_hex(16)
-        container.with_env("RABBITMQ_DEFAULT_USER", "stowgate")
-        container.with_env("RABBITMQ_DEFAULT_PASS", password)
-        container.with_env("RABBITMQ_DEFAULT_VHOST", "tests")
-        container.with_exposed_ports(5672)
-        place = _start_container(container, 5672, stack)
-        url = f"amqp://stowgate:{password}@{place}/tests"
-        _until_it_answers(lambda: _ask_broker(url), START_SECONDS)
-    return Engine(url, f"Docker {RABBITMQ_IMAGE}")
+    password = secrets.token_hex(16)
+    environment = {
+        "RABBITMQ_DEFAULT_USER": "stowgate",
+        "RABBITMQ_DEFAULT_PASS": password,
+        "RABBITMQ_DEFAULT_VHOST": "tests",
+    }
+    place = _run_in_docker(RABBITMQ_IMAGE, 5672, environment, stack, say)
+    url, origin = f"amqp://stowgate:{password}@{place}/tests", f"Docker {RABBITMQ_IMAGE}"
+    _until_it_answers(origin, lambda: _ask(url))
+    return Engine(url, origin)
 
 
 def _free_port() -> int:
@@ -241,10 +230,7 @@ def _start_process(
             start_new_session=True,
         )
 
-    def stop() -> None:
-        process.communicate()
-
-    stack.callback(stop)
+    stack.callback(process.communicate)
     return lambda: process.poll() is None
 
 
@@ -256,13 +242,12 @@ def _temporary_folder(stack: ExitStack) -> Path:
     )
 
 
-def _start_minio(program: Path, origin: str, stack: ExitStack) -> Engine:
+def _start_minio(program: str, origin: str, stack: ExitStack) -> Engine:
     folder = _temporary_folder(stack)
     place, console = f"127.0.0.1:{_free_port()}", f"127.0.0.1:{_free_port()}"
     endpoint = ObjectStoreEndpoint(f"http://{place}", secrets.token_hex(8), secrets.token_hex(16))
-    command = [str(program), "server", str(folder / "data"), "--address", place]
     alive = _start_process(
-        [*command, "--console-address", console],
+        [program, "server", str(folder / "data"), "--address", place, "--console-address", console],
         {
             "MINIO_ROOT_USER": endpoint.access_key,
             "MINIO_ROOT_PASSWORD": endpoint.secret_key,
@@ -271,18 +256,14 @@ def _start_minio(program: Path, origin: str, stack: ExitStack) -> Engine:
         folder,
         stack,
     )
-    with _explaining(str(program)):
-        _until_it_answers(lambda: _ask_object_store(endpoint), START_SECONDS, alive)
+    _until_it_answers(origin, lambda: _ask(endpoint), alive=alive)
     return Engine(endpoint, origin)
 
 
-def _start_rabbitmq(program: Path, origin: str, stack: ExitStack) -> Engine:
+def _start_rabbitmq(program: str, origin: str, stack: ExitStack) -> Engine:
     folder = _temporary_folder(stack)
     port, epmd_port, password = _free_port(), _free_port(), secrets.token_hex(16)
-    (folder / "enabled_plugins").write_text("[].\n")
-    (folder / "rabbitmq-env.conf").write_text("")
     (folder / "rabbitmq.conf").write_text(
-        f"listeners.tcp.local = 127.0.0.1:{port}\n"
         f"default_user = stowgate\ndefault_pass = {password}\ndefault_vhost = tests\n"
     )
     environment = {
@@ -290,6 +271,7 @@ def _start_rabbitmq(program: Path, origin: str, stack: ExitStack) -> Engine:
         "ERL_EPMD_PORT": str(epmd_port),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODENAME": f"stowgate-{secrets.token_hex(4)}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODE_PORT": str(port),
         "RABBITMQ_DIST_PORT": str(_free_port()),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
@@ -298,52 +280,40 @@ def _start_rabbitmq(program: Path, origin: str, stack: ExitStack) -> Engine:
         "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
         "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-        "RABBITMQ_PID_FILE": str(folder / "pid"),
     }
-    with _explaining(str(program)):
-        epmd = shutil.which("epmd")
-        if epmd:
-            # One that RabbitMQ starts itself is a daemon and would stay behind.
-            alive = _start_process([epmd], environment, folder, stack)
-            _until_it_answers(
-                lambda: socket.create_connection(("127.0.0.1", epmd_port), timeout=3).close(),
-                START_SECONDS,
-                alive,
-            )
-        alive = _start_process([str(program)], environment, folder, stack)
-        url = f"amqp://stowgate:{password}@127.0.0.1:{port}/tests"
-        _until_it_answers(lambda: _ask_broker(url), START_SECONDS, alive)
+    if epmd := shutil.which("epmd"):
+        # One that RabbitMQ starts itself is a daemon and would stay behind.
+        alive = _start_process([epmd], environment, folder, stack)
+        epmd_place = ("127.0.0.1", epmd_port)
+        _until_it_answers(epmd, lambda: socket.create_connection(epmd_place).close(), alive=alive)
+    alive = _start_process([program], environment, folder, stack)
+    url = f"amqp://stowgate:{password}@127.0.0.1:{port}/tests"
+    _until_it_answers(origin, lambda: _ask(url), alive=alive)
     return Engine(url, origin)
 
 
-def _program(places: Iterable[Path | str | None]) -> Path | None:
-    for place in places:
-        if place and os.access(place, os.X_OK):
-            return Path(place)
-    return None
-
-
-def _minio_here() -> Path | None:
-    return _program([shutil.which("minio"), "/usr/sbin/minio", CACHE / "minio"])
-
-
-def _rabbitmq_here() -> Path | None:
-    # First what Debian's /usr/sbin/rabbitmq-server wraps: the wrapper insists on a user of its own.
-    wrapped = "/usr/lib/rabbitmq/bin/rabbitmq-server"
-    return _program([wrapped, shutil.which("rabbitmq-server"), "/usr/sbin/rabbitmq-server"])
+def _program(name: str) -> str:
+    folders = [
+        # What Debian's /usr/sbin/rabbitmq-server wraps: the wrapper insists on a user of its own.
+        "/usr/lib/rabbitmq/bin",
+        os.environ.get("PATH", os.defpath),
+        "/usr/sbin",
+        "/usr/local/go/bin",
+        str(CACHE),
+    ]
+    program = shutil.which(name, path=os.pathsep.join(folders))
+    if program is None:
+        raise NotToBeHad(f"no {name} on this machine")
+    return program
 
 
 def _object_store_on_this_machine(stack: ExitStack, _say: Say) -> Engine:
-    program = _minio_here()
-    if program is None:
-        raise NotToBeHad("no minio on this machine")
+    program = _program("minio")
     return _start_minio(program, f"{program} on this machine", stack)
 
 
 def _broker_on_this_machine(stack: ExitStack, _say: Say) -> Engine:
-    program = _rabbitmq_here()
-    if program is None:
-        raise NotToBeHad("no rabbitmq-server on this machine")
+    program = _program("rabbitmq-server")
     return _start_rabbitmq(program, f"{program} on this machine", stack)
 
 
@@ -375,9 +345,7 @@ def _command(command: list[str], environment: dict[str, str]) -> None:
 
 
 def _object_store_built(stack: ExitStack, say: Say) -> Engine:
-    go = _program([shutil.which("go"), "/usr/local/go/bin/go"])
-    if go is None:
-        raise NotToBeHad("no go to build minio with")
+    go = _program("go")
     began = time.monotonic()
     say(f"building minio with {go} (some minutes, once per checkout)")
     target = CACHE / "minio"
@@ -385,11 +353,11 @@ def _object_store_built(stack: ExitStack, say: Say) -> Engine:
         if not target.exists():
             with tempfile.TemporaryDirectory(dir=CACHE) as folder:
                 _command(
-                    [str(go), "install", "-ldflags=-s -w", MINIO_MODULE],
+                    [go, "install", "-ldflags=-s -w", MINIO_MODULE],
                     {"GOBIN": folder, "CGO_ENABLED": "0"},
                 )
                 os.replace(Path(folder) / "minio", target)
-    return _start_minio(target, f"{target}, built in {time.monotonic() - began:.0f} s", stack)
+    return _start_minio(str(target), f"{target}, built in {time.monotonic() - began:.0f} s", stack)
 
 
 @contextmanager
@@ -408,9 +376,9 @@ def _no_service_starts() -> Iterator[None]:
 
 
 def _broker_installed(stack: ExitStack, say: Say) -> Engine:
-    apt_get = shutil.which("apt-get")
-    if os.geteuid() != 0 or apt_get is None:
-        raise NotToBeHad("not root on a Debian, so rabbitmq-server cannot be installed")
+    if os.geteuid() != 0:
+        raise NotToBeHad("not root, so rabbitmq-server cannot be installed")
+    apt_get = _program("apt-get")
     began = time.monotonic()
     say("installing rabbitmq-server with apt-get (a minute or two, once per machine)")
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
@@ -422,9 +390,7 @@ def _broker_installed(stack: ExitStack, say: Say) -> Engine:
         except NotToBeHad:
             _command([apt_get, "update", wait], environment)
             _command(install, environment)
-    program = _rabbitmq_here()
-    if program is None:
-        raise NotToBeHad("apt-get installed no rabbitmq-server")
+    program = _program("rabbitmq-server")
     origin = f"{program}, installed in {time.monotonic() - began:.0f} s"
     return _start_rabbitmq(program, origin, stack)
 
@@ -481,7 +447,7 @@ class Engines:
             self._outcomes |= {name: outcome.result() for name, outcome in starting.items()}
             gc.collect()
 
-    def address(self, name: str) -> ObjectStoreEndpoint | str:
+    def address(self, name: str) -> Address:
         """Where the engine answers; starts it if need be. Raises `NotToBeHad`."""
         self.start([name])
         outcome = self._outcomes[name]

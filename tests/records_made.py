@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from shared.ids import new_payload_id
+from shared.ids import PayloadIds
 from shared.records import IngestRecord, StoredInstance
 
 RECEIVED_AT = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -10,7 +10,7 @@ RECEIVED_AT = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 def record(*instances: StoredInstance) -> IngestRecord:
     return IngestRecord(
-        payload_id=new_payload_id(),
+        payload_id=PayloadIds("stowgate").mint(RECEIVED_AT),
         correlation_id="0b1c2d3e-0000-4000-8000-000000000001",
         received_at=RECEIVED_AT,
         source="127.0.0.1",

@@ -25,9 +25,6 @@ from worker.workflow_manager import WorkflowManager
 
 _log = structlog.get_logger()
 
-# A worker that dies leaves its payloads to others after this long. One that lives renews it.
-LEASE = timedelta(seconds=60)
-
 # A payload that so many workers did not survive is not tried on another one.
 MOST_TAKEOVERS = 5
 
@@ -48,16 +45,19 @@ class Handler:
         workflow_manager: WorkflowManager,
         sidecar_writers: ThreadPoolExecutor,
         owner: str,
+        lease: timedelta,
         metrics: WorkerMetrics,
         clock: Clock = utc_now,
     ) -> None:
-        """`owner` names this worker, as no other, in the leases that it takes."""
+        """`owner` names this worker, as no other, in the leases that it takes. One that dies
+        leaves its payloads to others after `lease`; one that lives renews it."""
         self._records = records
         self._instances = instances
         self._publisher = publisher
         self._workflow_manager = workflow_manager
         self._sidecar_writers = sidecar_writers
         self._owner = owner
+        self._lease = lease
         self._metrics = metrics
         self._clock = clock
 
@@ -115,13 +115,13 @@ class Handler:
             self._metrics.lease_takeovers.inc()
         return self._records.change(
             held,
-            lease=self._lease(),
+            lease=self._new_lease(),
             attempts=record.attempts + 1,
             takeovers=record.takeovers + taken_over,
         )
 
-    def _lease(self) -> Lease:
-        return Lease(self._owner, self._clock() + LEASE)
+    def _new_lease(self) -> Lease:
+        return Lease(self._owner, self._clock() + self._lease)
 
     def _open(self, held: HeldRecord) -> HeldRecord:
         route = resolve(held.record)
@@ -153,9 +153,9 @@ class Handler:
     def _keep(self, held: HeldRecord) -> HeldRecord:
         """Renew the lease when half of it is gone."""
         lease = held.record.lease
-        if lease is not None and lease.until - self._clock() > LEASE / 2:
+        if lease is not None and lease.until - self._clock() > self._lease / 2:
             return held
-        return self._records.change(held, lease=self._lease())
+        return self._records.change(held, lease=self._new_lease())
 
     def _sidecar_writer(self, payload_id: str) -> "_SidecarWriter":
         return _SidecarWriter(self._instances, f"{payload_id}/")

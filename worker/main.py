@@ -4,8 +4,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from uuid import uuid4
 
@@ -16,50 +18,61 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from shared.config import Settings
 from shared.engines import Engines, open_engines
-from shared.health import Dependency, health_blueprint
+from shared.health import health_blueprint
+from shared.ids import PayloadIds
 from shared.listen import bind, url_of
 from shared.metrics import WorkerMetrics
 from shared.ports import EventConsumer
 from shared.records import Records
 from worker.handler import Handler
 from worker.relay import Relay
+from worker.sweeper import Sweeper
 from worker.workflow_manager import WorkflowManager
 
 _log = structlog.get_logger()
 
+_ROUTINE_STOP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Routine:
+    """Something done at the start and then again after each pause."""
+
+    name: str
+    do: Callable[[], None]
+    pause_seconds: float
+
 
 class Worker:
-    """Handles events and runs the relay, each in threads of its own."""
+    """Handles events and runs its routines, each in threads of its own."""
 
     def __init__(
-        self,
-        consumer: EventConsumer,
-        handler: Handler,
-        relay: Relay,
-        relay_seconds: float,
+        self, consumer: EventConsumer, handler: Handler, routines: Sequence[Routine]
     ) -> None:
         self._consumer = consumer
         self._handler = handler
-        self._relay = relay
-        self._relay_seconds = relay_seconds
         self._stopping = threading.Event()
-        self._relaying = threading.Thread(target=self._run_relay, name="relay", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=[routine], name=routine.name, daemon=True)
+            for routine in routines
+        ]
 
     def start(self) -> None:
         self._consumer.start(self._handler)
-        self._relaying.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Finish or hand back what is in hand, in bounded time."""
         self._stopping.set()
         self._consumer.close()
-        self._relaying.join(timeout=5.0)
+        for thread in self._threads:
+            thread.join(timeout=_ROUTINE_STOP_SECONDS)
 
-    def _run_relay(self) -> None:
-        while True:
-            self._relay.look()
-            if self._stopping.wait(self._relay_seconds):
-                return
+    def _run(self, routine: Routine) -> None:
+        while not self._stopping.is_set():
+            routine.do()
+            self._stopping.wait(routine.pause_seconds)
 
 
 def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -> Worker:
@@ -76,6 +89,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         ),
         sidecar_writers=ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="sidecar"),
         owner=f"{socket.gethostname()}/{os.getpid()}/{uuid4()}",
+        lease=timedelta(seconds=settings.lease_seconds),
         metrics=metrics,
     )
     relay = Relay(
@@ -84,7 +98,23 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         backlog=engines.consumer.backlog,
         metrics=metrics,
     )
-    return Worker(engines.consumer, handler, relay, settings.relay_seconds)
+    sweeper = Sweeper(
+        instances=engines.instances,
+        state=engines.state,
+        records=records,
+        payload_ids=PayloadIds(settings.state_bucket),
+        # An upload that took longer than it may is not acknowledged, whatever came of it.
+        grace=2 * timedelta(seconds=settings.max_upload_seconds),
+        metrics=metrics,
+    )
+    return Worker(
+        engines.consumer,
+        handler,
+        [
+            Routine("relay", relay.look, settings.relay_seconds),
+            Routine("sweeper", sweeper.sweep, settings.sweep_seconds),
+        ],
+    )
 
 
 def run(settings: Settings, say: Callable[[str], None]) -> None:
@@ -96,7 +126,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     engines = open_engines(settings)
     worker = compose(settings, engines, registry)
     app = Flask(__name__, static_folder=None)
-    app.register_blueprint(health_blueprint(_dependencies(engines), registry))
+    app.register_blueprint(health_blueprint(engines.dependencies(engines.consumer.ping), registry))
     listener = bind(settings.worker_listen, "STOWGATE_WORKER_LISTEN")
     server = make_server(
         *settings.worker_listen,
@@ -121,13 +151,6 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     worker.stop()
     engines.close()
     server.shutdown()
-
-
-def _dependencies(engines: Engines) -> Mapping[str, Dependency]:
-    return {
-        "object_store": Dependency(engines.ping_stores, essential=True),
-        "broker": Dependency(engines.consumer.ping, essential=False),
-    }
 
 
 class _QuietRequestHandler(WSGIRequestHandler):

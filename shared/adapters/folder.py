@@ -148,6 +148,13 @@ class FolderObjectStore:
         self._require_bucket(f"list {prefix!r}")
         return self._walk(prefix, after)
 
+    def folders(self, after: str) -> Iterator[str]:
+        """The names of the folders at the top behind `after`, in order."""
+        self._require_bucket("list")
+        with self._typed("list"):
+            names = [name.removesuffix("/") for name in _names(self._root) if name.endswith("/")]
+        return (name for name in names if name > after)
+
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these and the folders that they leave empty; nothing there is no error."""
         changed = set()

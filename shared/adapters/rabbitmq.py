@@ -76,6 +76,14 @@ class RabbitEventPublisher:
     def ping(self) -> None:
         self._connection.ask(_open_and_close, self._deadline_seconds)
 
+    def expect_queue(self, queue: str) -> None:
+        """Return when there is a queue of that name, somebody else's; else `BrokerUnavailable`."""
+
+        def look(channel: Channel, answer: Callable[[None], None]) -> None:
+            channel.queue_declare(queue, passive=True, callback=lambda _: answer(None))
+
+        self._connection.ask(look, self._deadline_seconds)
+
     def close(self) -> None:
         self._connection.close(self._deadline_seconds)
 

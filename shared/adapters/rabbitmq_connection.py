@@ -40,6 +40,10 @@ class RabbitConnection:
     Whatever goes wrong with the channel or the set-up drops the connection too, so there is one
     way to recover. All callbacks run on the I/O thread, as does every method here whose docstring
     says so; the others are for any thread.
+
+    `topology` is declared on every connect. `set_up` then gets the channel, and whom to tell when
+    that is ready. `on_blocked` and `on_down` get the cause in words. Raises ValueError for a URL
+    that cannot be read.
     """
 
     def __init__(

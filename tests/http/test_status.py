@@ -110,7 +110,11 @@ def test_health_is_live_and_ready_with_every_dependency(stowgate: Service) -> No
     assert (live.status_code, ready.status_code) == (200, 200)
     assert ready.json() == {
         "status": "ready",
-        "dependencies": {"object_store": {"status": "up"}, "broker": {"status": "up"}},
+        "dependencies": {
+            "object_store": {"status": "up"},
+            "broker": {"status": "up"},
+            "workflow_manager_queue": {"status": "up"},
+        },
     }
 
 

@@ -24,8 +24,10 @@ from shared.errors import MalformedEvent
 from shared.metrics import WorkerMetrics
 from shared.ports import EventPublisher, Message
 from shared.records import IngestRecord, Lease, Records, State, StoredInstance
-from worker.handler import LEASE, MOST_TAKEOVERS, Handler, retry_seconds
+from worker.handler import MOST_TAKEOVERS, Handler, retry_seconds
 from worker.workflow_manager import WorkflowManager
+
+LEASE = timedelta(seconds=60)
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Bench:
             workflow_manager=WorkflowManager("monaideploy", "md.workflow.request", "payloads"),
             sidecar_writers=ThreadPoolExecutor(2),
             owner=owner,
+            lease=LEASE,
             metrics=WorkerMetrics(CollectorRegistry()),
             clock=lambda: self.now,
         )

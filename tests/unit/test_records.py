@@ -3,13 +3,14 @@
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from records_made import RECEIVED_AT, record
 
 from shared.adapters.folder import FolderObjectStore
 from shared.errors import VersionConflict
-from shared.ids import is_guid, new_payload_id
+from shared.ids import PayloadIds, is_guid, minted_at, minted_before
 from shared.records import Lease, Records, State, StoredInstance, decode, encode, newest_first
 
 INSTANCE = StoredInstance("1.2.1", "1.2.2", "1.2.3", "1.2.4", 5, "ab", ((1, 2), (3, 4)))
@@ -44,15 +45,27 @@ def test_a_record_comes_back_as_it_was_written() -> None:
 
 
 def test_payload_ids_are_uuid_version_7_in_order_of_time() -> None:
-    ids = [new_payload_id() for _ in range(1000)]
+    moments = [RECEIVED_AT + timedelta(milliseconds=number) for number in range(1000)]
+
+    ids = [PayloadIds("stowgate").mint(moment) for moment in moments]
 
     assert all(is_guid(i) and i[14] == "7" and i[19] in "89ab" for i in ids)
-    assert len(set(ids)) == 1000
-    assert [i[:13] for i in ids] == sorted(i[:13] for i in ids)
-    early, late = (
-        newest_first(f"{time}-0000-7000-8000-000000000000") for time in ("01890000", "01990000")
-    )
-    assert late < early
+    assert ids == sorted(ids)
+    assert [minted_at(i) for i in ids] == moments
+    assert all(i < minted_before(moments[500]) for i in ids[:500])
+    assert all(i > minted_before(moments[500]) for i in ids[500:])
+    assert newest_first(ids[1]) < newest_first(ids[0])
+
+
+def test_a_payload_id_tells_its_realm() -> None:
+    here, there = PayloadIds("here"), PayloadIds("there")
+
+    mine = [here.mint(RECEIVED_AT) for _ in range(200)]
+
+    assert len(set(mine)) == 200
+    assert all(map(here.minted, mine))
+    assert not any(map(there.minted, mine))
+    assert not any(here.minted(i) for i in ("", "x", "..", str(uuid4()), mine[0][:-1] + "g"))
 
 
 def test_a_change_over_an_old_version_is_a_conflict(records: Records) -> None:

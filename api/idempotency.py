@@ -1,0 +1,148 @@
+"""The Idempotency-Key of a POST: sent again, it gets the first answer and opens nothing new.
+
+A key is claimed by an object in the state bucket that names the payload id which the POST will
+have. Whether that POST came to its end is told by the ingest record under that id, and the record
+holds the first answer: there is one commit point, with a key as without one.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+
+import orjson
+from marshmallow import Schema, fields
+
+from api.problems import BadRequest, Conflict
+from shared.errors import ObjectMissing, VersionConflict
+from shared.ports import ObjectStore
+from shared.records import Records
+from shared.time import Clock, UtcDateTime, utc_now
+
+KEPT = timedelta(hours=24)
+PREFIX = "idempotency/"
+
+_JSON = "application/json"
+_GRAMMAR = re.compile(r"[!-~]{1,255}")
+
+
+class StillRunning(Conflict):
+    """The first POST with this key has not been answered yet."""
+
+    may_retry = True
+
+
+@dataclass(frozen=True)
+class _Claim:
+    payload_id: str
+    claimed_at: datetime
+    until: datetime
+
+
+class _ClaimSchema(Schema):
+    payload_id = fields.String(required=True)
+    claimed_at = UtcDateTime(required=True)
+    until = UtcDateTime(required=True)
+
+
+class ClaimedKey:
+    """A key that this POST holds until `until`, as long as it renews it."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        key: str,
+        claim: _Claim,
+        version: str,
+        lease: timedelta,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._claim = claim
+        self._version = version
+        self._lease = lease
+        self._clock = clock
+
+    @property
+    def payload_id(self) -> str:
+        return self._claim.payload_id
+
+    def keep(self, *, at_least: float = 0.5) -> None:
+        """Renew the claim when less than that part of it is left.
+
+        Raises `StillRunning` where another POST took it over, because this one stood still.
+        """
+        if self._claim.until - self._clock() > self._lease * at_least:
+            return
+        claim = replace(self._claim, until=self._clock() + self._lease)
+        try:
+            self._version = self._store.replace(self._key, _encode(claim), self._version, _JSON)
+        except VersionConflict as error:
+            raise StillRunning("another request with this Idempotency-Key took over") from error
+        self._claim = claim
+
+    def release(self) -> None:
+        """Let the key be used again, after a POST that opened nothing."""
+        self._store.delete([self._key])
+
+
+class IdempotencyKeys:
+    """Every call may raise what the object store raises."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        records: Records,
+        mint: Callable[[datetime], str],
+        lease: timedelta,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._store = store
+        self._records = records
+        self._mint = mint
+        self._lease = lease
+        self._clock = clock
+
+    def claim(self, caller: str, path: str, key: str) -> ClaimedKey | str:
+        """Claim the key, or return the payload id of the POST that had it before.
+
+        Raises `BadRequest` for a key that is none, and `StillRunning`.
+        """
+        if not _GRAMMAR.fullmatch(key):
+            raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
+        digest = hashlib.sha256("\0".join((caller, path, key)).encode()).hexdigest()
+        place = f"{PREFIX}{digest}.json"
+        while True:
+            now = self._clock()
+            claim = _Claim(self._mint(now), now, now + self._lease)
+            try:
+                found = self._store.get(place)
+            except ObjectMissing:
+                found = None
+            try:
+                if found is None:
+                    version = self._store.create(place, _encode(claim), _JSON)
+                else:
+                    first = _Claim(**_ClaimSchema().load(orjson.loads(found.data)))
+                    if first.claimed_at + KEPT > now:
+                        if self._records.find(first.payload_id) is not None:
+                            return first.payload_id
+                        if first.until > now:
+                            raise StillRunning(
+                                "the first request with this Idempotency-Key is still running"
+                            )
+                    version = self._store.replace(place, _encode(claim), found.version, _JSON)
+            except VersionConflict:
+                continue
+            return ClaimedKey(self._store, place, claim, version, self._lease, self._clock)
+
+
+def fingerprint(part_digests: Iterable[str]) -> str:
+    """What a body holds, whatever boundary its sender made up this time."""
+    return hashlib.sha256("\n".join(part_digests).encode()).hexdigest()
+
+
+def _encode(claim: _Claim) -> bytes:
+    return orjson.dumps(_ClaimSchema().dump(asdict(claim)))

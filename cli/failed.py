@@ -1,0 +1,83 @@
+"""`stowgate failed`: what could not be opened, why, and once more."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from cli.http import Unusable, call, segment, show_json, show_rows, url_option
+
+_PAGE = "200"
+
+
+@click.group()
+def failed() -> None:
+    """Payloads whose workflow request could not be opened, and needs a person."""
+
+
+@failed.command("list")
+@url_option
+def list_all(url: str) -> None:
+    """List all, the oldest first."""
+    show_rows(
+        ("payload", "received", "from", "to", "files", "attempts", "reason"),
+        (
+            (
+                row["payload_id"],
+                row["received_at"],
+                row["source"],
+                row["destination"],
+                str(row["file_count"]),
+                str(row["attempts"]),
+                row["last_error"] or "",
+            )
+            for row in _oldest_first(url)
+        ),
+    )
+
+
+@failed.command()
+@click.argument("payload_id")
+@url_option
+def show(payload_id: str, url: str) -> None:
+    """Show one."""
+    payload = call("GET", f"{url}/payloads/{segment(payload_id)}")
+    if payload["state"] != "failed":
+        raise Unusable(f"payload {payload_id} is {payload['state']}, not failed")
+    show_json(payload)
+
+
+@failed.command()
+@click.argument("payload_ids", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Replay all, the oldest first.")
+@url_option
+def replay(payload_ids: tuple[str, ...], everything: bool, url: str) -> None:
+    """Try again, under the same payload id. Exits with 2 if one cannot be replayed."""
+    if everything == bool(payload_ids):
+        raise click.UsageError("give the payloads to replay, or --all")
+    chosen = [row["payload_id"] for row in _oldest_first(url)] if everything else payload_ids
+    refused = []
+    for payload_id in chosen:
+        try:
+            call("POST", f"{url}/payloads/{segment(payload_id)}/replay")
+        except Unusable as error:
+            refused.append(payload_id)
+            click.echo(f"{payload_id}  {error}", err=True)
+        else:
+            click.echo(f"{payload_id}  pending")
+    if refused:
+        raise Unusable(f"{len(refused)} of {len(chosen)} were not replayed")
+
+
+def _oldest_first(url: str) -> list[dict[str, Any]]:
+    return list(_newest_first(url))[::-1]
+
+
+def _newest_first(url: str) -> Iterator[dict[str, Any]]:
+    fields = {"state": "failed", "limit": _PAGE}
+    while True:
+        page = call("GET", f"{url}/payloads", **fields)
+        yield from page["payloads"]
+        if page["next"] is None:
+            return
+        fields["cursor"] = page["next"]

@@ -1,0 +1,91 @@
+"""Removes what uploads left that never came to their record, and Idempotency-Keys past their time.
+
+Nothing refers to such objects. Those of other producers in the same bucket are never touched: a
+payload id tells whether it was minted here.
+"""
+
+from datetime import timedelta
+
+import orjson
+import structlog
+
+from shared.errors import ObjectMissing, StowgateError, VersionConflict
+from shared.ids import PayloadIds, minted_before
+from shared.metrics import WorkerMetrics
+from shared.ports import ObjectStore
+from shared.records import Records
+from shared.time import Clock, utc_now
+
+_log = structlog.get_logger()
+
+# Up to which payload id all were looked at. Ids sort by time, so each is looked at once.
+_CURSOR = "sweep/cursor.json"
+_JSON = "application/json"
+
+_KEYS = "idempotency/"
+_KEYS_KEPT = timedelta(hours=24)
+
+
+class Sweeper:
+    def __init__(
+        self,
+        *,
+        instances: ObjectStore,
+        state: ObjectStore,
+        records: Records,
+        payload_ids: PayloadIds,
+        grace: timedelta,
+        metrics: WorkerMetrics,
+        clock: Clock = utc_now,
+    ) -> None:
+        """`grace` is longer than any upload can take that is still acknowledged."""
+        self._instances = instances
+        self._state = state
+        self._records = records
+        self._payload_ids = payload_ids
+        self._grace = grace
+        self._metrics = metrics
+        self._clock = clock
+
+    def sweep(self) -> None:
+        """One pass. Errors of the object store end it and are logged; the next one goes on."""
+        try:
+            self._sweep_payloads()
+            self._sweep_keys()
+        except VersionConflict:
+            _log.info("another worker swept meanwhile")
+        except StowgateError as error:
+            _log.warning("sweep could not finish", error=str(error))
+
+    def _sweep_payloads(self) -> None:
+        until = minted_before(self._clock() - self._grace)
+        after, version = self._cursor()
+        for payload_id in self._instances.folders(after):
+            if payload_id > until:
+                break
+            if self._payload_ids.minted(payload_id) and self._records.find(payload_id) is None:
+                self._remove(payload_id)
+        data = orjson.dumps({"after": max(after, until)})
+        if version is None:
+            self._state.create(_CURSOR, data, _JSON)
+        else:
+            self._state.replace(_CURSOR, data, version, _JSON)
+
+    def _remove(self, payload_id: str) -> None:
+        keys = [found.key for found in self._instances.list(f"{payload_id}/")]
+        self._instances.delete(keys)
+        self._metrics.swept.inc(len(keys))
+        _log.info("swept", payload_id=payload_id, objects=len(keys))
+
+    def _cursor(self) -> tuple[str, str | None]:
+        try:
+            found = self._state.get(_CURSOR)
+        except ObjectMissing:
+            return "", None
+        return orjson.loads(found.data)["after"], found.version
+
+    def _sweep_keys(self) -> None:
+        past = self._clock() - _KEYS_KEPT
+        self._state.delete(
+            [found.key for found in self._state.list(_KEYS) if found.modified_at < past]
+        )
