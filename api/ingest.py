@@ -50,7 +50,7 @@ FOREIGN = "foreign"
 DEFAULT_DESTINATION = "default"
 
 # How long a new record is left to the event that announces it before the relay steps in.
-ANNOUNCEMENT_GRACE = timedelta(seconds=10)
+ANNOUNCEMENT_GRACE = timedelta(seconds=5)
 
 # How many instances of one upload are on their way into the store at a time. Together with the
 # spool's threshold this bounds an upload's memory.

@@ -720,3 +720,17 @@ def test_minio_does_not_send_a_conditional_write_twice(
     with pytest.raises(StoreUnavailable):
         minio_store(deaf_endpoint, bucket).create("key", b"written", TEXT)
     assert minio.get("key").data == b"written"
+
+
+def test_folders_are_the_first_names_of_keys_each_once_in_order(store: ObjectStore) -> None:
+    for key in ("0b/1", "0a/x/1", "0a/x/2", "0a/y", "0c/1", "top"):
+        put(store, key, b"x")
+
+    assert list(store.folders("")) == ["0a", "0b", "0c"]
+    assert list(store.folders("0a")) == ["0b", "0c"]
+    assert list(store.folders("0az")) == ["0b", "0c"]
+    assert list(store.folders("0c")) == []
+
+
+def test_folders_of_an_empty_bucket_are_none(store: ObjectStore) -> None:
+    assert list(store.folders("")) == []

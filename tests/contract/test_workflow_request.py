@@ -288,8 +288,17 @@ def test_a_request_that_no_queue_takes_is_held_and_opens_when_the_queue_appears(
         "STOWGATE_BROKER": broker_url,
         "STOWGATE_EVENT_EXCHANGE": f"{name}-events",
         "STOWGATE_WORKFLOW_MANAGER_EXCHANGE": name,
+        "STOWGATE_WORKFLOW_MANAGER_QUEUE": name,
     }
+
+    def ready() -> tuple[int, str, str]:
+        answer = service.get("/health/ready")
+        state = answer.json()
+        queue = state["dependencies"]["workflow_manager_queue"]["status"]
+        return answer.status_code, state["status"], queue
+
     with running("run", tmp_path, **settings) as service:
+        assert ready() == (200, "degraded", "down")
         answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
         assert answer.status_code == 200
         payload_id = answer.headers["X-Payload-ID"]
@@ -302,6 +311,7 @@ def test_a_request_that_no_queue_takes_is_held_and_opens_when_the_queue_appears(
         with _workflow_manager_queue(broker_url, name) as queue:
             payload = service.opened(payload_id)
             published = queue.take(payload_id)
+            assert ready() == (200, "ready", "up")
 
     assert payload["attempts"] >= 2
     assert payload["last_error"] is None

@@ -1,7 +1,6 @@
 """The command `stowgate`, as an operator uses it."""
 
 import json
-import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -215,8 +214,7 @@ def test_what_was_stored_but_not_opened_is_opened_by_the_next_start(tmp_path: Pa
         answer = api.post("/dicomweb/studies", new_instance(), "application/dicom")
         payload_id = answer.headers["X-Payload-ID"]
         assert api.get(f"/payloads/{payload_id}").json()["state"] == "pending"
-        api.process.send_signal(signal.SIGKILL)
-        api.process.wait()
+        api.kill()
 
     with running("run", tmp_path) as pair:
         assert pair.opened(payload_id)["file_count"] == 1

@@ -1,6 +1,7 @@
 """What bad input gets: a status, words, nothing stored and nothing announced."""
 
 import gzip
+import select
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +33,9 @@ def _traces(stowgate: Service) -> set[str]:
         str(path)
         for folder in ("monaideploy", "stowgate", "workflow-requests")
         for path in (stowgate.data / folder).rglob("*")
-        if path.is_file() and ".tmp" not in path.parts and not path.name.startswith(".")
+        if path.is_file()
+        and not {".tmp", "sweep"} & set(path.parts)
+        and not path.name.startswith(".")
     }
 
 
@@ -138,6 +141,23 @@ def test_a_sender_that_stalls_is_cut_off_with_408(stowgate: Service) -> None:
     answer = _exchange(stowgate, "Content-Length: 39206", real_file()[:1000], finish=False)
 
     assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_sender_that_trickles_is_cut_off_with_408(stowgate: Service) -> None:
+    address = urlsplit(stowgate.url)
+    with socket.create_connection((address.hostname or "", address.port or 0), 30) as connection:
+        connection.sendall(
+            f"POST /dicomweb/studies HTTP/1.1\r\nHost: {address.netloc}\r\n"
+            f"Content-Type: application/dicom\r\nContent-Length: 39206\r\n\r\n".encode()
+        )
+
+        def answer() -> bytes:
+            """the sender is cut off"""
+            connection.sendall(b"x")
+            readable, _, _ = select.select([connection], [], [], 0.2)
+            return connection.recv(65536) if readable else b""
+
+        assert wait_for(answer).startswith(b"HTTP/1.1 408 ")
 
 
 def _exchange(stowgate: Service, head: str, sent: bytes, *, finish: bool = True) -> bytes:

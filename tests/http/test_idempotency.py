@@ -1,0 +1,191 @@
+"""Idempotency-Key: the same POST again gets the first answer and opens nothing new."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from uuid import uuid4
+
+import pytest
+import requests
+from instances import BOUNDARY, multipart, new_instance
+from pydicom.uid import generate_uid
+from service import Service, running, wait_for
+
+STUDIES = "/dicomweb/studies"
+
+
+def _post(
+    service: Service, key: str, *instances: bytes, path: str = STUDIES, **headers: str
+) -> requests.Response:
+    body, content_type = multipart(*instances)
+    answer: requests.Response = service.post(
+        path, body, content_type, **{"Idempotency-Key": key}, **headers
+    )
+    return answer
+
+
+def _payloads(service: Service) -> int:
+    return len(service.get("/payloads?limit=200").json()["payloads"])
+
+
+def test_the_same_key_again_gets_the_first_answers_bytes_and_opens_nothing(
+    stowgate: Service,
+) -> None:
+    key, other_study = str(uuid4()), generate_uid()
+    instances = [new_instance(), new_instance(StudyInstanceUID=other_study), b"no DICOM"]
+    first = _post(stowgate, key, *instances)
+    stowgate.opened(first.headers["X-Payload-ID"])
+    before = _payloads(stowgate)
+
+    body, content_type = multipart(*instances)
+    other_boundary = (
+        body.replace(BOUNDARY.encode(), b"anew"),
+        content_type.replace(BOUNDARY, "anew"),
+    )
+    again = stowgate.post(STUDIES, *other_boundary, **{"Idempotency-Key": key})
+
+    assert first.status_code == again.status_code == 202
+    assert again.content == first.content
+    for header in ("X-Payload-ID", "Link", "Content-Type"):
+        assert again.headers[header] == first.headers[header]
+    assert _payloads(stowgate) == before
+
+
+def test_xml_stays_xml(stowgate: Service) -> None:
+    key, instance = str(uuid4()), new_instance()
+
+    first = _post(stowgate, key, instance, Accept="application/dicom+xml")
+    again = _post(stowgate, key, instance)
+
+    assert first.headers["Content-Type"] == again.headers["Content-Type"] == "application/dicom+xml"
+    assert first.content == again.content
+
+
+def test_another_body_under_the_key_is_422(stowgate: Service) -> None:
+    key = str(uuid4())
+    assert _post(stowgate, key, new_instance()).status_code == 200
+
+    answer = _post(stowgate, key, new_instance())
+
+    assert answer.status_code == 422
+    assert "Idempotency-Key" in answer.json()["detail"]
+    assert "X-Payload-ID" not in answer.headers
+
+
+def test_another_path_is_another_key(stowgate: Service) -> None:
+    key, instance = str(uuid4()), new_instance()
+
+    one = _post(stowgate, key, instance)
+    two = _post(stowgate, key, instance, path="/dicomweb/w-1/studies")
+
+    assert (one.status_code, two.status_code) == (200, 200)
+    assert one.headers["X-Payload-ID"] != two.headers["X-Payload-ID"]
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "with space", "tab\tbed"])
+def test_a_key_that_is_none_is_400(stowgate: Service, key: str) -> None:
+    answer = _post(stowgate, key, new_instance())
+
+    assert answer.status_code == 400
+    assert "Idempotency-Key" in answer.json()["detail"]
+
+
+def test_a_refused_post_leaves_its_key_free(stowgate: Service) -> None:
+    key, instance = str(uuid4()), new_instance()
+    body, content_type = multipart(instance)
+    cut = stowgate.post(STUDIES, body[:-10], content_type, **{"Idempotency-Key": key})
+    nothing_stored = _post(stowgate, key, b"no DICOM")
+
+    answer = _post(stowgate, key, instance)
+
+    assert (cut.status_code, nothing_stored.status_code, answer.status_code) == (400, 409, 200)
+
+
+def test_of_many_at_once_one_runs_and_the_others_get_409_or_its_answer(stowgate: Service) -> None:
+    key, instances = str(uuid4()), [new_instance() for _ in range(10)]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: _post(stowgate, key, *instances), range(8)))
+
+    stored = [answer for answer in answers if answer.status_code == 200]
+    assert stored
+    assert len({answer.headers["X-Payload-ID"] for answer in stored}) == 1
+    assert len({answer.content for answer in stored}) == 1
+    for answer in answers:
+        if answer not in stored:
+            assert answer.status_code == 409
+            assert answer.headers["Content-Type"] == "application/problem+json"
+            assert int(answer.headers["Retry-After"]) > 0
+
+
+@pytest.fixture
+def replicas(tmp_path: Path) -> Iterator[tuple[Service, Service]]:
+    settings = {"STOWGATE_LEASE_SECONDS": "2"}
+    with running("api", tmp_path, **settings) as one, running("api", tmp_path, **settings) as two:
+        yield one, two
+
+
+def test_a_key_counts_at_every_replica(replicas: tuple[Service, Service]) -> None:
+    key, instance = str(uuid4()), new_instance()
+
+    first, again = (_post(replica, key, instance) for replica in replicas)
+
+    assert first.status_code == again.status_code == 200
+    assert first.headers["X-Payload-ID"] == again.headers["X-Payload-ID"]
+
+
+def test_a_key_whose_api_was_killed_is_taken_over_when_its_lease_ends(
+    replicas: tuple[Service, Service],
+) -> None:
+    doomed, survivor = replicas
+    key, instance = str(uuid4()), new_instance()
+    seen: list[int] = []
+
+    def body() -> Iterator[bytes]:
+        whole, _ = multipart(instance)
+        yield whole[:1000]
+        wait_for(lambda: "in_progress 1.0" in doomed.get("/metrics").text)
+        answer = _post(survivor, key, instance)
+        seen.append(answer.status_code)
+        doomed.kill()
+        yield whole[1000:]
+
+    with pytest.raises(requests.ConnectionError):
+        doomed.post(
+            STUDIES,
+            body(),
+            f"multipart/related; boundary={BOUNDARY}",
+            **{"Idempotency-Key": key},
+        )
+
+    def taken_over() -> requests.Response | None:
+        answer = _post(survivor, key, instance)
+        return answer if answer.status_code != 409 else None
+
+    answer = wait_for(taken_over, seconds=15)
+    assert seen == [409]
+    assert answer.status_code == 200
+    assert _post(survivor, key, instance).headers["X-Payload-ID"] == answer.headers["X-Payload-ID"]
+
+
+def test_a_long_upload_keeps_its_key(replicas: tuple[Service, Service]) -> None:
+    one, two = replicas
+    key = str(uuid4())
+    instances = [new_instance(PixelData=bytes(3 << 20), Rows=1024, Columns=1536) for _ in range(3)]
+    seen: list[int] = []
+
+    def body() -> Iterator[bytes]:
+        whole, _ = multipart(*instances)
+        for start in range(0, len(whole), 1 << 20):
+            yield whole[start : start + (1 << 20)]
+            seen.append(_post(two, key, *instances).status_code)
+            # Longer than the lease in all, and never for so long without a piece.
+            Event().wait(0.5)
+
+    answer = one.post(
+        STUDIES, body(), f"multipart/related; boundary={BOUNDARY}", **{"Idempotency-Key": key}
+    )
+
+    assert answer.status_code == 200
+    assert set(seen[1:]) == {409}

@@ -1,0 +1,151 @@
+"""The sweep, over real folder stores."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from prometheus_client import CollectorRegistry
+from records_made import RECEIVED_AT, record
+
+from shared.adapters.folder import FolderObjectStore
+from shared.ids import PayloadIds
+from shared.metrics import WorkerMetrics
+from shared.records import Records, State
+from shared.time import utc_now
+from worker.sweeper import Sweeper
+
+GRACE = timedelta(hours=1)
+
+
+@dataclass
+class Bench:
+    folder: Path
+    now: datetime = RECEIVED_AT + 2 * GRACE
+
+    def __post_init__(self) -> None:
+        self.instances = FolderObjectStore(self.folder / "payloads")
+        self.state = FolderObjectStore(self.folder / "state")
+        self.instances.prepare()
+        self.state.prepare()
+        self.records = Records(self.state)
+        self.payload_ids = PayloadIds("stowgate")
+        self.registry = CollectorRegistry()
+        self.sweeper = Sweeper(
+            instances=self.instances,
+            state=self.state,
+            records=self.records,
+            payload_ids=self.payload_ids,
+            grace=GRACE,
+            metrics=WorkerMetrics(self.registry),
+            clock=lambda: self.now,
+        )
+
+    def upload(self, payload_id: str) -> str:
+        for name in ("1.dcm", "2.dcm"):
+            key = f"{payload_id}/dcm/1.2/1.3/{name}"
+            self.instances.put(key, BytesIO(b"x"), 1, "application/dicom")
+        return payload_id
+
+    def left(self) -> set[str]:
+        return set(self.instances.folders(""))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_an_upload_without_a_record_is_removed_after_its_grace(bench: Bench) -> None:
+    minted = bench.now - GRACE - timedelta(seconds=1)
+    old = bench.upload(bench.payload_ids.mint(minted))
+    young = bench.upload(bench.payload_ids.mint(bench.now - GRACE + timedelta(seconds=1)))
+
+    bench.sweeper.sweep()
+
+    assert bench.left() == {young}
+    assert bench.registry.get_sample_value("stowgate_swept_objects_total") == 2
+
+    bench.now += timedelta(seconds=2)
+    bench.sweeper.sweep()
+
+    assert bench.left() == set()
+    assert old != young
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_an_upload_with_a_record_stays_whatever_its_state(bench: Bench, state: State) -> None:
+    added = record()
+    bench.records.add(added)
+    if state is not State.PENDING:
+        held = bench.records.find(added.payload_id)
+        assert held is not None
+        bench.records.settle(held, state)
+    bench.upload(added.payload_id)
+
+    bench.sweeper.sweep()
+
+    assert bench.left() == {added.payload_id}
+
+
+def test_payloads_of_other_producers_are_never_touched(bench: Bench) -> None:
+    foreign = {
+        bench.upload(name)
+        for name in (
+            str(uuid4()),
+            PayloadIds("another stowgate").mint(RECEIVED_AT),
+            "not-a-payload",
+            "00000000-0000-0000-0000-000000000000",
+        )
+    }
+
+    bench.sweeper.sweep()
+
+    assert bench.left() == foreign
+
+
+def test_a_sweep_looks_only_at_what_is_new_since_the_last(bench: Bench) -> None:
+    for number in range(5):
+        added = replace(
+            record(), payload_id=bench.payload_ids.mint(RECEIVED_AT + timedelta(seconds=number))
+        )
+        bench.records.add(added)
+        bench.upload(added.payload_id)
+    bench.sweeper.sweep()
+    looked_at: list[str] = []
+    find = bench.records.find
+    bench.records.find = lambda i: looked_at.append(i) or find(i)  # type: ignore[method-assign, func-returns-value]
+
+    bench.now += GRACE
+    bench.sweeper.sweep()
+
+    assert looked_at == []
+
+
+def test_two_sweepers_at_once_do_no_harm(bench: Bench) -> None:
+    bench.upload(bench.payload_ids.mint(RECEIVED_AT))
+    other = Bench(bench.folder, bench.now)
+    find = bench.records.find
+
+    def interrupted(payload_id: str) -> object:
+        other.sweeper.sweep()
+        return find(payload_id)
+
+    bench.records.find = interrupted  # type: ignore[method-assign, assignment]
+
+    bench.sweeper.sweep()
+
+    assert bench.left() == set()
+
+
+def test_idempotency_keys_are_removed_after_a_day(bench: Bench) -> None:
+    bench.state.create("idempotency/x.json", b"{}", "application/json")
+    bench.now = utc_now() + timedelta(hours=23)
+    bench.sweeper.sweep()
+    assert [found.key for found in bench.state.list("idempotency/")] == ["idempotency/x.json"]
+
+    bench.now = utc_now() + timedelta(hours=25)
+    bench.sweeper.sweep()
+    assert list(bench.state.list("idempotency/")) == []
