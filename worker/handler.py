@@ -5,11 +5,13 @@ event is always done when it has been handled once; the broker never needs to re
 """
 
 import random
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from io import BytesIO
+from typing import Any
 
 import structlog
 
@@ -18,7 +20,14 @@ from shared.dicom.metadata import metadata_json
 from shared.errors import Permanent, StowgateError, Transient, Unroutable, VersionConflict
 from shared.metrics import WorkerMetrics
 from shared.ports import EventPublisher, ObjectStore
-from shared.records import HeldRecord, Lease, Records, State, StoredInstance
+from shared.records import (
+    HeldRecord,
+    IngestRecord,
+    Lease,
+    Records,
+    State,
+    StoredInstance,
+)
 from shared.time import Clock, utc_now
 from worker.routing import resolve
 from worker.workflow_manager import WorkflowManager
@@ -33,6 +42,10 @@ _LONGEST_RETRY_SECONDS = 120.0
 
 # Sidecars between two looks at the lease: seconds of work, well below the lease.
 _BATCH = 100
+
+
+class _Stopping(Transient):
+    """This worker was told to stop; the payload is for another one."""
 
 
 class Handler:
@@ -60,6 +73,11 @@ class Handler:
         self._lease = lease
         self._metrics = metrics
         self._clock = clock
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Hand back what is in hand at the next opportunity, a second or two from now."""
+        self._stopping.set()
 
     def __call__(self, body: bytes) -> None:
         """Raises `MalformedEvent` for a body that is no event of ours, and nothing else."""
@@ -86,53 +104,61 @@ class Handler:
         lease = held.record.lease
         if lease is not None and lease.until > self._clock():
             return
-        held = self._take(held)
-        if held.record.takeovers > MOST_TAKEOVERS:
-            self._fail(held, f"{MOST_TAKEOVERS} workers stopped in the middle of this payload")
+        self._open_taken(self._take(held))
+
+    def _take(self, held: HeldRecord) -> "_Taken":
+        record = held.record
+        taken_over = record.lease is not None
+        if taken_over:
+            self._metrics.lease_takeovers.inc()
+        taken = _Taken(self._records, held)
+        taken.change(
+            lease=self._new_lease(),
+            attempts=record.attempts + 1,
+            takeovers=record.takeovers + taken_over,
+        )
+        return taken
+
+    def _new_lease(self) -> Lease:
+        return Lease(self._owner, self._clock() + self._lease)
+
+    def _open_taken(self, taken: "_Taken") -> None:
+        if taken.record.takeovers > MOST_TAKEOVERS:
+            self._fail(taken, f"{MOST_TAKEOVERS} workers stopped in the middle of this payload")
             return
         try:
-            held = self._open(held)
+            self._open(taken)
         except VersionConflict:
             raise
+        except _Stopping:
+            attempts = taken.record.attempts - 1
+            taken.change(lease=None, attempts=attempts, due_at=self._clock())
+            _log.info("handed back, as this worker stops")
         except Transient as error:
-            self._try_later(held, error)
+            self._try_later(taken, error)
         except Permanent as error:
-            self._fail(held, str(error))
+            self._fail(taken, str(error))
         except Exception as error:  # noqa: BLE001
             # One payload that our own code trips over must not cost the worker the others. The
             # error's text may hold a value of the dataset, so only its kind and place are told.
             place = traceback.extract_tb(error.__traceback__)[-1]
             self._fail(
-                held,
+                taken,
                 f"an error of this service ({type(error).__name__} in {place.name}, "
                 f"line {place.lineno}); replay it once that is mended",
             )
 
-    def _take(self, held: HeldRecord) -> HeldRecord:
-        record = held.record
-        taken_over = record.lease is not None
-        if taken_over:
-            self._metrics.lease_takeovers.inc()
-        return self._records.change(
-            held,
-            lease=self._new_lease(),
-            attempts=record.attempts + 1,
-            takeovers=record.takeovers + taken_over,
-        )
-
-    def _new_lease(self) -> Lease:
-        return Lease(self._owner, self._clock() + self._lease)
-
-    def _open(self, held: HeldRecord) -> HeldRecord:
-        route = resolve(held.record)
-        for batch in _batches(held.record.instances):
-            held = self._keep(held)
-            list(self._sidecar_writers.map(self._sidecar_writer(held.record.payload_id), batch))
-        held = self._keep(held)
-        request = self._workflow_manager.request(held.record, route)
-        self._publisher.publish(self._workflow_manager.message(held.record, request))
-        held = self._records.settle(
-            held,
+    def _open(self, taken: "_Taken") -> None:
+        record = taken.record
+        route = resolve(record)
+        write_sidecar = _SidecarWriter(self._instances, f"{record.payload_id}/")
+        for batch in _batches(record.instances):
+            self._keep(taken)
+            list(self._sidecar_writers.map(write_sidecar, batch))
+        self._keep(taken)
+        request = self._workflow_manager.request(record, route)
+        self._publisher.publish(self._workflow_manager.message(record, request))
+        taken.settle(
             State.OPENED,
             route=route.rule,
             workflows=route.workflows,
@@ -145,28 +171,25 @@ class Handler:
             "workflow request opened",
             route=route.rule,
             workflows=route.workflows,
-            file_count=len(held.record.instances),
-            attempts=held.record.attempts,
+            file_count=len(record.instances),
+            attempts=record.attempts,
         )
-        return held
 
-    def _keep(self, held: HeldRecord) -> HeldRecord:
-        """Renew the lease when half of it is gone."""
-        lease = held.record.lease
-        if lease is not None and lease.until - self._clock() > self._lease / 2:
-            return held
-        return self._records.change(held, lease=self._new_lease())
+    def _keep(self, taken: "_Taken") -> None:
+        """Renew the lease when half of it is gone. Raises `_Stopping` when told to."""
+        if self._stopping.is_set():
+            raise _Stopping("this worker stops")
+        lease = taken.record.lease
+        if lease is None or lease.until - self._clock() <= self._lease / 2:
+            taken.change(lease=self._new_lease())
 
-    def _sidecar_writer(self, payload_id: str) -> "_SidecarWriter":
-        return _SidecarWriter(self._instances, f"{payload_id}/")
-
-    def _try_later(self, held: HeldRecord, error: Transient) -> None:
+    def _try_later(self, taken: "_Taken", error: Transient) -> None:
         self._metrics.attempts_failed.labels("transient").inc()
         if isinstance(error, Unroutable):
             self._metrics.unroutable.inc()
-        wait_seconds = retry_seconds(held.record.attempts)
-        self._records.change(
-            held,
+        attempts = taken.record.attempts
+        wait_seconds = retry_seconds(attempts)
+        taken.change(
             lease=None,
             last_error=str(error),
             due_at=self._clock() + timedelta(seconds=wait_seconds),
@@ -174,14 +197,32 @@ class Handler:
         _log.warning(
             "workflow request not opened; trying again",
             error=str(error),
-            attempts=held.record.attempts,
+            attempts=attempts,
             wait_seconds=round(wait_seconds, 1),
         )
 
-    def _fail(self, held: HeldRecord, reason: str) -> None:
+    def _fail(self, taken: "_Taken", reason: str) -> None:
         self._metrics.attempts_failed.labels("permanent").inc()
-        self._records.settle(held, State.FAILED, last_error=reason)
+        taken.settle(State.FAILED, last_error=reason)
         _log.error("workflow request failed for good", error=reason)
+
+
+class _Taken:
+    """A record under this worker's lease, always in the version that was written last."""
+
+    def __init__(self, records: Records, held: HeldRecord) -> None:
+        self._records = records
+        self._held = held
+
+    @property
+    def record(self) -> IngestRecord:
+        return self._held.record
+
+    def change(self, **changes: Any) -> None:
+        self._held = self._records.change(self._held, **changes)
+
+    def settle(self, state: State, **changes: Any) -> None:
+        self._held = self._records.settle(self._held, state, **changes)
 
 
 class _SidecarWriter:

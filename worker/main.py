@@ -65,6 +65,7 @@ class Worker:
     def stop(self) -> None:
         """Finish or hand back what is in hand, in bounded time."""
         self._stopping.set()
+        self._handler.stop()
         self._consumer.close()
         for thread in self._threads:
             thread.join(timeout=_ROUTINE_STOP_SECONDS)

@@ -288,6 +288,36 @@ def test_a_lease_is_renewed_while_there_is_work(bench: Bench) -> None:
     assert untils[0] > bench.now + LEASE / 2
 
 
+def test_what_went_wrong_after_a_renewal_is_noted_too(bench: Bench) -> None:
+    added = bench.add(real_file())
+
+    class SlowStore(FolderObjectStore):
+        def read_range(self, key: str, start: int, length: int) -> bytes:
+            bench.now += LEASE * 0.6
+            return super().read_range(key, start, length)
+
+    handler = bench.handler(MemoryBroker().publisher())
+    handler._instances = SlowStore(bench.folder / "payloads")
+    handler.open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.lease) == (State.PENDING, None)
+    assert found.last_error
+
+
+def test_a_worker_that_stops_hands_back_what_it_has_in_hand(bench: Bench) -> None:
+    added = bench.add(real_file())
+    handler = bench.handler()
+    handler.stop()
+
+    handler.open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.lease, found.attempts) == (State.PENDING, None, 0)
+    assert found.due_at == bench.now
+    assert bench.opened_requests() == []
+
+
 def test_an_event_without_a_record_opens_nothing(bench: Bench) -> None:
     bench.handler().open_workflow_request(record().payload_id)
 
