@@ -5,7 +5,7 @@ PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
 COMPOSE := docker compose
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format up down e2e faults chaos lock clean
+.PHONY: help run test check format up down e2e faults chaos bench-relay lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -48,6 +48,9 @@ lock: .venv/.ready-dev ## write the lock files anew
 		pyproject.toml --output-file requirements.lock
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
 		pyproject.toml --group dev --output-file requirements-dev.lock
+
+bench-relay: .venv/.ready ## what a look of the relay costs with many records
+	@.venv/bin/python benchmarks/relay.py $(ARGS)
 
 clean: ## remove what was set up; the data stays
 	rm -rf .venv .cache

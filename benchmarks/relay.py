@@ -1,0 +1,104 @@
+"""What a look of the relay costs: flat with opened records, growing with pending ones only.
+
+    .venv/bin/python benchmarks/relay.py [--opened 100000] [--store folder|http://host:port]
+
+An S3 store takes its keys from STOWGATE_OBJECT_STORE_ACCESS_KEY and ..._SECRET_KEY.
+"""
+
+import os
+import secrets
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+
+import click
+from prometheus_client import CollectorRegistry
+
+from shared.adapters.folder import FolderObjectStore
+from shared.adapters.minio_store import MinioObjectStore
+from shared.ids import PayloadIds
+from shared.metrics import WorkerMetrics
+from shared.ports import ObjectStore
+from shared.records import IngestRecord, Records, State, encode, newest_first
+from worker.relay import Relay
+
+_RECEIVED_AT = datetime(2026, 1, 1, tzinfo=UTC)
+_LOOKS = 9
+
+
+@click.command()
+@click.option("--opened", default=100_000, show_default=True)
+@click.option("--store", "where", default="folder", show_default=True)
+def main(opened: int, where: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = _store(where, Path(folder))
+        store.prepare()
+        print(f"{'opened':>8} {'pending':>8}   first look       later looks, median")
+        for opened_records, pending in ((0, 0), (opened, 0), (opened, 100), (opened, 1000)):
+            _fill(store, State.OPENED, opened_records)
+            _fill(store, State.PENDING, pending)
+            first, later = _measure(store)
+            print(f"{opened_records:>8} {pending:>8}   {first:>8.1f} ms   {later:>12.1f} ms")
+
+
+def _store(where: str, folder: Path) -> ObjectStore:
+    if where == "folder":
+        return FolderObjectStore(folder / "state")
+    return MinioObjectStore.connect(
+        where,
+        access_key=os.environ["STOWGATE_OBJECT_STORE_ACCESS_KEY"],
+        secret_key=os.environ["STOWGATE_OBJECT_STORE_SECRET_KEY"],
+        region="us-east-1",
+        bucket=f"stowgate-bench-{secrets.token_hex(4)}",
+        threads=16,
+    )
+
+
+def _fill(store: ObjectStore, state: State, count: int) -> None:
+    """Bring the number of records in that place up to `count`."""
+    there = sum(1 for _ in store.list(f"{state}/"))
+    mint = PayloadIds("bench").mint
+
+    def write(number: int) -> None:
+        record = IngestRecord(
+            payload_id=mint(_RECEIVED_AT + timedelta(seconds=number)),
+            correlation_id="0b1c2d3e-0000-4000-8000-000000000001",
+            received_at=_RECEIVED_AT,
+            source="127.0.0.1",
+            destination="default",
+            workflow=None,
+            vae_workflows=None,
+            instances=(),
+            due_at=_RECEIVED_AT + timedelta(days=36500),
+        )
+        data = encode(replace(record, state=state))
+        key = f"{state}/{newest_first(record.payload_id)}"
+        store.put(key, BytesIO(data), len(data), "application/json")
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(write, range(there, count)))
+
+
+def _measure(store: ObjectStore) -> tuple[float, float]:
+    """Milliseconds of a new relay's first look, which reads what is pending, and of later ones."""
+    relay = Relay(
+        records=Records(store),
+        announce=lambda _: None,
+        backlog=lambda: 0,
+        metrics=WorkerMetrics(CollectorRegistry()),
+    )
+    looks = []
+    for _ in range(_LOOKS):
+        started = time.perf_counter()
+        relay.look()
+        looks.append((time.perf_counter() - started) * 1000)
+    return looks[0], statistics.median(looks[1:])
+
+
+if __name__ == "__main__":
+    main()
