@@ -31,7 +31,7 @@ from shared.dicom.refusal import (
     TransferSyntaxNotAccepted,
 )
 from shared.dicom.structure import Structure, check_structure
-from shared.errors import StoreFull, StowgateError, Transient
+from shared.errors import StoreFull, StoreUnavailable, StowgateError, Transient
 from shared.events import InstancesStored
 from shared.metrics import ApiMetrics
 from shared.ports import ObjectStore
@@ -266,6 +266,7 @@ class _Upload:
         self._by_sop_instance_uid: dict[str, _Arrival] = {}
         self._putting: deque[Future[None]] = deque()
         self._foreign_parts = 0
+        self._store_is_away = False
 
     def receive(self, part: ReceivedPart, between: Callable[[], None]) -> None:
         """Read a part to its end, and have it stored unless something is wrong with it.
@@ -375,8 +376,10 @@ class _Upload:
 
     def _settle(self, put: "Future[None]") -> None:
         # A full store fails one instance; any other error of the store fails the request.
-        if not isinstance(put.exception(), StoreFull):
-            put.result()
+        error = put.exception()
+        if error is not None and not isinstance(error, StoreFull):
+            self._store_is_away = isinstance(error, StoreUnavailable)
+            raise error
 
     def _fail(
         self,
@@ -428,11 +431,13 @@ class _Upload:
         return stored, [a.failure for a in self.arrivals if a.failure]
 
     def discard(self) -> None:
-        """Remove what was stored of a request that is not acknowledged."""
-        puts = [a.put for a in self.arrivals if a.put]
-        wait(puts)
+        """Remove what was stored of a request that is not acknowledged.
+
+        A store that does not answer is left to the sweep, as the sender waits for its answer.
+        """
+        wait(self._putting)
         keys = [self._prefix + a.instance.path for a in self.arrivals if a.instance]
-        if not keys:
+        if not keys or self._store_is_away:
             return
         try:
             self._store.delete(keys)

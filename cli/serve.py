@@ -6,6 +6,7 @@ and when prometheus_client, which looks at its environment on import, can see wh
 
 import os
 import tempfile
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
@@ -85,9 +86,10 @@ def api() -> None:
 
             mark_process_dead(process_id)  # type: ignore[no-untyped-call]
 
-    with tempfile.TemporaryDirectory(prefix="stowgate-metrics-") as folder:
+    with ExitStack() as stack:
         if settings.api_processes > 1:
-            os.environ[_METRICS_FOLDER] = folder
+            folder = tempfile.TemporaryDirectory(prefix="stowgate-metrics-")
+            os.environ[_METRICS_FOLDER] = stack.enter_context(folder)
         Server(
             listener,
             make_app,
