@@ -74,18 +74,20 @@ class ClaimedKey:
 
         Raises `StillRunning` where another POST took it over, because this one stood still.
         """
-        if self._claim.until - self._clock() > self._lease * at_least:
-            return
-        claim = replace(self._claim, until=self._clock() + self._lease)
+        if self._claim.until - self._clock() <= self._lease * at_least:
+            self._write(self._clock() + self._lease)
+
+    def release(self) -> None:
+        """Let the key be used again, after a POST that opened nothing. Raises as `keep`."""
+        self._write(self._clock())
+
+    def _write(self, until: datetime) -> None:
+        claim = replace(self._claim, until=until)
         try:
             self._version = self._store.replace(self._key, _encode(claim), self._version, _JSON)
         except VersionConflict as error:
             raise StillRunning("another request with this Idempotency-Key took over") from error
         self._claim = claim
-
-    def release(self) -> None:
-        """Let the key be used again, after a POST that opened nothing."""
-        self._store.delete([self._key])
 
 
 class IdempotencyKeys:

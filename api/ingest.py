@@ -18,7 +18,7 @@ from typing import Protocol
 
 import structlog
 
-from api.idempotency import ClaimedKey, fingerprint
+from api.idempotency import ClaimedKey, StillRunning, fingerprint
 from api.multipart import MediaType
 from api.problems import SenderTooSlow, TooLarge, UnsupportedMediaType
 from api.spool import Spool
@@ -241,8 +241,10 @@ def _nothing() -> None:
 def _release(claimed: ClaimedKey) -> None:
     try:
         claimed.release()
-    except StowgateError as error:
-        _log.warning("an Idempotency-Key stays claimed until its lease ends", error=str(error))
+    except (StowgateError, StillRunning) as error:
+        _log.warning(
+            "an Idempotency-Key is not released; its lease ends by itself", error=str(error)
+        )
 
 
 class _Upload:

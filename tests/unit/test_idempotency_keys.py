@@ -1,0 +1,105 @@
+"""Claims on Idempotency-Keys, over a real folder store."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from records_made import RECEIVED_AT, record
+
+from api.idempotency import KEPT, ClaimedKey, IdempotencyKeys, StillRunning, fingerprint
+from shared.adapters.folder import FolderObjectStore
+from shared.ids import PayloadIds
+from shared.records import Records
+
+LEASE = timedelta(seconds=60)
+
+
+@dataclass
+class Bench:
+    folder: Path
+    now: datetime = RECEIVED_AT
+
+    def __post_init__(self) -> None:
+        store = FolderObjectStore(self.folder)
+        store.prepare()
+        self.records = Records(store)
+        self.keys = IdempotencyKeys(
+            store, self.records, PayloadIds("stowgate").mint, LEASE, clock=lambda: self.now
+        )
+
+    def claim(self, key: str = "k", caller: str = "10.0.0.1") -> ClaimedKey | str:
+        return self.keys.claim(caller, "/dicomweb/studies", key)
+
+    def claimed(self) -> ClaimedKey:
+        claimed = self.claim()
+        assert isinstance(claimed, ClaimedKey)
+        return claimed
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_claimed_key_is_still_running_until_its_lease_ends(bench: Bench) -> None:
+    first = bench.claimed()
+    with pytest.raises(StillRunning):
+        bench.claim()
+
+    bench.now += LEASE + timedelta(seconds=1)
+
+    assert bench.claimed().payload_id != first.payload_id
+
+
+def test_a_key_that_is_kept_stays_claimed(bench: Bench) -> None:
+    first = bench.claimed()
+    for _ in range(5):
+        bench.now += LEASE * 0.6
+        first.keep()
+
+    with pytest.raises(StillRunning):
+        bench.claim()
+
+
+def test_who_lost_a_key_is_told_and_cannot_release_it_for_the_winner(bench: Bench) -> None:
+    loser = bench.claimed()
+    bench.now += LEASE * 2
+    bench.claimed()
+
+    with pytest.raises(StillRunning):
+        loser.keep()
+    with pytest.raises(StillRunning):
+        loser.release()
+
+    with pytest.raises(StillRunning):
+        bench.claim()
+
+
+def test_a_released_key_is_free_at_once(bench: Bench) -> None:
+    bench.claimed().release()
+
+    assert isinstance(bench.claim(), ClaimedKey)
+
+
+def test_a_key_whose_record_is_written_leads_to_it_for_a_day(bench: Bench) -> None:
+    claimed = bench.claimed()
+    bench.records.add(replace(record(), payload_id=claimed.payload_id))
+
+    assert bench.claim() == claimed.payload_id
+    bench.now += KEPT - timedelta(seconds=1)
+    assert bench.claim() == claimed.payload_id
+    bench.now += timedelta(seconds=2)
+    assert isinstance(bench.claim(), ClaimedKey)
+
+
+def test_each_caller_has_keys_of_its_own(bench: Bench) -> None:
+    bench.claim(caller="10.0.0.1")
+
+    assert isinstance(bench.claim(caller="10.0.0.2"), ClaimedKey)
+
+
+def test_a_fingerprint_tells_order_and_number_of_parts() -> None:
+    prints = {fingerprint(parts) for parts in (["a"], ["a", "b"], ["b", "a"], ["ab"], [])}
+
+    assert len(prints) == 5
