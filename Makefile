@@ -40,7 +40,7 @@ faults: .venv/.ready-dev ## what must hold when things break, on real processes
 	@.venv/bin/python -m pytest tests/faults
 
 chaos: .venv/.ready-dev ## POSTS=10000 SEED=n: kill everything at random while senders send
-	@.venv/bin/python tests/faults/chaos.py --posts $(or $(POSTS),1000) $(if $(SEED),--seed $(SEED)) \
+	@PYTHONPATH=tests .venv/bin/python tests/faults/chaos.py --posts $(or $(POSTS),1000) $(if $(SEED),--seed $(SEED)) \
 		$(if $(SENDERS),--senders $(SENDERS))
 
 lock: .venv/.ready-dev ## write the lock files anew
