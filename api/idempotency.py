@@ -17,11 +17,8 @@ from marshmallow import Schema, fields
 from api.problems import BadRequest, Conflict
 from shared.errors import ObjectMissing, VersionConflict
 from shared.ports import ObjectStore
-from shared.records import Records
+from shared.records import KEYS_KEPT, KEYS_PREFIX, Records
 from shared.time import Clock, UtcDateTime, utc_now
-
-KEPT = timedelta(hours=24)
-PREFIX = "idempotency/"
 
 _JSON = "application/json"
 _GRAMMAR = re.compile(r"[!-~]{1,255}")
@@ -115,7 +112,7 @@ class IdempotencyKeys:
         if not _GRAMMAR.fullmatch(key):
             raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
         digest = hashlib.sha256("\0".join((caller, path, key)).encode()).hexdigest()
-        place = f"{PREFIX}{digest}.json"
+        place = f"{KEYS_PREFIX}{digest}.json"
         while True:
             now = self._clock()
             claim = _Claim(self._mint(now), now, now + self._lease)
@@ -128,7 +125,7 @@ class IdempotencyKeys:
                     version = self._store.create(place, _encode(claim), _JSON)
                 else:
                     first = _Claim(**_ClaimSchema().load(orjson.loads(found.data)))
-                    if first.claimed_at + KEPT > now:
+                    if first.claimed_at + KEYS_KEPT > now:
                         if self._records.find(first.payload_id) is not None:
                             return first.payload_id
                         if first.until > now:

@@ -161,13 +161,13 @@ class Ingest:
         room, and what the object store raises when it cannot do its work. What was stored by then
         is removed again.
         """
-        if not self._instances.has_room():
-            raise StoreFull("the object store is past its watermark of free space")
         received_at = self._clock()
         payload_id = keyed.claimed.payload_id if keyed else self._mint(received_at)
         with ExitStack() as undo:
             if keyed:
                 undo.callback(_release, keyed.claimed)
+            if not self._instances.has_room():
+                raise StoreFull("the object store is past its watermark of free space")
             upload = _Upload(
                 f"{payload_id}/", self._instances, self._putters, self._spool_folder, self._limits
             )
@@ -196,13 +196,14 @@ class Ingest:
             )
             if keyed:
                 keyed.claimed.keep(at_least=0.9)
+            self._check_time(received_at)
             # A write that fails may have happened all the same, so from here on the objects stay;
             # without a record, the sweep by age removes them.
             undo.pop_all()
         self._records.add(record)
-        if self._clock() - received_at > self._limits.upload:
-            # The sweep may have taken this upload for one that died.
-            raise SenderTooSlow(f"the upload took longer than {self._limits.upload}")
+        # Once more, as this process may have stood still: the sweep may have taken its upload for
+        # one that died.
+        self._check_time(received_at)
         self._tell_workers(record)
         self._count(receipt, sum(i.size_bytes for i in record.instances))
         _log.info(
@@ -213,6 +214,10 @@ class Ingest:
             destination=record.destination,
         )
         return receipt
+
+    def _check_time(self, received_at: datetime) -> None:
+        if self._clock() - received_at > self._limits.upload:
+            raise SenderTooSlow(f"the upload took longer than {self._limits.upload}")
 
     def _tell_workers(self, record: IngestRecord) -> None:
         try:

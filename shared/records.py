@@ -10,7 +10,7 @@ It lies in `pending/`, `opened/` or `failed/` and carries its own state, which i
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from heapq import merge
 from io import BytesIO
@@ -19,13 +19,21 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from marshmallow import Schema, fields
+from marshmallow import Schema, ValidationError, fields
 
-from shared.errors import ObjectMissing, VersionConflict
+from shared.errors import ObjectMissing, Permanent, StoreUnavailable, VersionConflict
 from shared.ports import ListedObject, ObjectStore
 from shared.time import UtcDateTime
 
+# The claims on Idempotency-Keys, beside the records that they lead to.
+KEYS_PREFIX = "idempotency/"
+KEYS_KEPT = timedelta(hours=24)
+
 _JSON = "application/json"
+
+
+class RecordUnreadable(Permanent):
+    """What lies in a record's place is no record, or one of a newer Stowgate."""
 
 
 class State(StrEnum):
@@ -176,7 +184,11 @@ def encode(record: IngestRecord) -> bytes:
 
 
 def decode(data: bytes) -> IngestRecord:
-    row = _RecordSchema().load(orjson.loads(data))
+    """Raises `RecordUnreadable`."""
+    try:
+        row = _RecordSchema().load(orjson.loads(data))
+    except (ValueError, TypeError, KeyError, ValidationError) as error:
+        raise RecordUnreadable("no ingest record, or one of a newer Stowgate") from error
     lease, first_answer = row.pop("lease"), row.pop("first_answer")
     return IngestRecord(
         lease=None if lease is None else Lease(**lease),
@@ -218,12 +230,15 @@ class Records:
         try:
             self._store.create(key, data, _JSON)
         except VersionConflict:
-            # Ids are minted once, so this is our own write, whose answer was lost on the way.
             if self._store.get(key).data != data:
+                raise
+        except StoreUnavailable:
+            # The write may have happened, and only its answer been lost on the way.
+            if self.find(record.payload_id) is None:
                 raise
 
     def find(self, payload_id: str) -> HeldRecord | None:
-        """The record wherever it is."""
+        """The record wherever it is. Raises `RecordUnreadable`."""
         # A record is written to its new place before it leaves the old one, so one pass in this
         # order misses it only when a replay takes it back from failed/ meanwhile.
         for state in (State.PENDING, State.OPENED, State.FAILED, State.PENDING):
@@ -237,7 +252,10 @@ class Records:
             found = self._store.get(key)
         except ObjectMissing:
             return None
-        return HeldRecord(decode(found.data), found.version, key)
+        try:
+            return HeldRecord(decode(found.data), found.version, key)
+        except RecordUnreadable as error:
+            raise RecordUnreadable(f"{key}: {error}; look at it and move it away") from error
 
     def change(self, held: HeldRecord, **changes: Any) -> HeldRecord:
         """Raises `VersionConflict` where somebody changed or moved the record meanwhile."""

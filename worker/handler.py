@@ -17,7 +17,14 @@ import structlog
 
 from shared import events
 from shared.dicom.metadata import metadata_json
-from shared.errors import Permanent, StowgateError, Transient, Unroutable, VersionConflict
+from shared.errors import (
+    Permanent,
+    StoreUnavailable,
+    StowgateError,
+    Transient,
+    Unroutable,
+    VersionConflict,
+)
 from shared.metrics import WorkerMetrics
 from shared.ports import EventPublisher, ObjectStore
 from shared.records import (
@@ -40,8 +47,11 @@ MOST_TAKEOVERS = 5
 _FIRST_RETRY_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 120.0
 
-# Sidecars between two looks at the lease: seconds of work, well below the lease.
+# Sidecars that are handed to the writers at a time.
 _BATCH = 100
+
+# A request that is out and cannot be noted is left to the lease's end when no more is left of it.
+_NOTE_AGAIN_SECONDS = 1.0
 
 
 class _Stopping(Transient):
@@ -153,13 +163,13 @@ class Handler:
         route = resolve(record)
         write_sidecar = _SidecarWriter(self._instances, f"{record.payload_id}/")
         for batch in _batches(record.instances):
-            self._keep(taken)
-            list(self._sidecar_writers.map(write_sidecar, batch))
+            for _ in self._sidecar_writers.map(write_sidecar, batch):
+                self._keep(taken)
         self._keep(taken)
         request = self._workflow_manager.request(record, route)
         self._publisher.publish(self._workflow_manager.message(record, request))
-        taken.settle(
-            State.OPENED,
+        self._note_opened(
+            taken,
             route=route.rule,
             workflows=route.workflows,
             opened_at=self._clock(),
@@ -174,6 +184,23 @@ class Handler:
             file_count=len(record.instances),
             attempts=record.attempts,
         )
+
+    def _note_opened(self, taken: "_Taken", **changes: Any) -> None:
+        """Settle the record of a request that is out: what is not noted is published again."""
+        while True:
+            try:
+                return taken.settle(State.OPENED, **changes)
+            except VersionConflict:
+                held = self._records.find(taken.record.payload_id)
+                if held is None or held.record.state is not State.OPENED:
+                    raise
+                # An earlier round did it, and only the answer was lost.
+                return self._records.move(held)
+            except StoreUnavailable:
+                lease = taken.record.lease
+                if lease is None or lease.until - self._clock() < self._lease / 4:
+                    raise
+                self._stopping.wait(_NOTE_AGAIN_SECONDS)
 
     def _keep(self, taken: "_Taken") -> None:
         """Renew the lease when half of it is gone. Raises `_Stopping` when told to."""
@@ -191,6 +218,7 @@ class Handler:
         wait_seconds = retry_seconds(attempts)
         taken.change(
             lease=None,
+            takeovers=0,
             last_error=str(error),
             due_at=self._clock() + timedelta(seconds=wait_seconds),
         )

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,7 +73,17 @@ class Worker:
 
     def _run(self, routine: Routine) -> None:
         while not self._stopping.is_set():
-            routine.do()
+            try:
+                routine.do()
+            except Exception as error:  # noqa: BLE001
+                # A routine that ended would be missed by nobody until much is waiting for it.
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                _log.error(
+                    "routine failed; it goes on after its pause",
+                    routine=routine.name,
+                    error=type(error).__name__,
+                    place=f"{place.filename}:{place.lineno}",
+                )
             self._stopping.wait(routine.pause_seconds)
 
 

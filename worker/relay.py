@@ -13,9 +13,16 @@ import structlog
 
 from shared.errors import StowgateError
 from shared.events import InstancesStored
+from shared.ids import minted_at
 from shared.metrics import WorkerMetrics
 from shared.ports import ListedObject
-from shared.records import IngestRecord, Records, State
+from shared.records import (
+    IngestRecord,
+    Records,
+    RecordUnreadable,
+    State,
+    payload_id_of,
+)
 from shared.time import Clock, utc_now
 
 _log = structlog.get_logger()
@@ -59,8 +66,8 @@ class Relay:
 
     def _measure(self, pending: list[ListedObject]) -> None:
         self._metrics.pending.set(len(pending))
-        oldest = min((o.modified_at for o in pending), default=None)
-        age = (self._clock() - oldest).total_seconds() if oldest else 0.0
+        received = [minted_at(payload_id_of(listed.key)) for listed in pending[:1]]
+        age = max(((self._clock() - moment).total_seconds() for moment in received), default=0.0)
         self._metrics.oldest_pending_seconds.set(max(age, 0.0))
         self._metrics.failed.set(self._records.count(State.FAILED))
 
@@ -79,8 +86,13 @@ class Relay:
             _, when = self._not_before.get(listed.key, (None, now))
             if room <= 0 or when > now:
                 continue
-            held = self._records.read(listed.key)
+            try:
+                held = self._records.read(listed.key)
+            except RecordUnreadable as error:
+                _log.error("record passed over", error=str(error))
+                held = None
             if held is None:
+                self._not_before[listed.key] = (listed.modified_at, now + _AGAIN)
                 continue
             if held.record.state is not State.PENDING:
                 if listed.modified_at + _LEFT < now:

@@ -13,7 +13,7 @@ from shared.errors import ObjectMissing, StowgateError, VersionConflict
 from shared.ids import PayloadIds, minted_before
 from shared.metrics import WorkerMetrics
 from shared.ports import ObjectStore
-from shared.records import Records
+from shared.records import KEYS_KEPT, KEYS_PREFIX, Records
 from shared.time import Clock, utc_now
 
 _log = structlog.get_logger()
@@ -21,9 +21,6 @@ _log = structlog.get_logger()
 # Up to which payload id all were looked at. Ids sort by time, so each is looked at once.
 _CURSOR = "sweep/cursor.json"
 _JSON = "application/json"
-
-_KEYS = "idempotency/"
-_KEYS_KEPT = timedelta(hours=24)
 
 
 class Sweeper:
@@ -81,11 +78,13 @@ class Sweeper:
         try:
             found = self._state.get(_CURSOR)
         except ObjectMissing:
-            return "", None
+            # From now on only. Where the state bucket is new, it may be because the old one was
+            # lost, and what has no record then is data all the same.
+            return minted_before(self._clock()), None
         return orjson.loads(found.data)["after"], found.version
 
     def _sweep_keys(self) -> None:
-        past = self._clock() - _KEYS_KEPT
+        past = self._clock() - KEYS_KEPT
         self._state.delete(
-            [found.key for found in self._state.list(_KEYS) if found.modified_at < past]
+            [found.key for found in self._state.list(KEYS_PREFIX) if found.modified_at < past]
         )

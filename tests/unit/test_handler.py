@@ -20,10 +20,10 @@ from shared.adapters.folder import FolderObjectStore
 from shared.adapters.folder_publisher import FolderEventPublisher
 from shared.adapters.memory import MemoryBroker
 from shared.dicom.structure import check_structure
-from shared.errors import MalformedEvent
+from shared.errors import MalformedEvent, StoreUnavailable
 from shared.metrics import WorkerMetrics
 from shared.ports import EventPublisher, Message
-from shared.records import IngestRecord, Lease, Records, State, StoredInstance
+from shared.records import HeldRecord, IngestRecord, Lease, Records, State, StoredInstance
 from worker.handler import MOST_TAKEOVERS, Handler, retry_seconds
 from worker.workflow_manager import WorkflowManager
 
@@ -236,6 +236,37 @@ def test_a_payload_that_workers_do_not_survive_fails_with_words(bench: Bench) ->
     assert found.state is State.FAILED
     assert "workers stopped" in (found.last_error or "")
     assert bench.opened_requests() == []
+
+
+def test_an_orderly_end_of_an_attempt_forgives_earlier_takeovers(bench: Bench) -> None:
+    added = bench.add(real_file(), takeovers=MOST_TAKEOVERS - 1)
+
+    bench.handler(MemoryBroker().publisher()).open_workflow_request(added.payload_id)
+
+    assert bench.found(added).takeovers == 0
+
+
+def test_a_request_that_is_out_is_noted_although_the_store_blinks(bench: Bench) -> None:
+    added = bench.add(real_file())
+    published: list[str] = []
+    handler = bench.handler(Observed(bench.requests, lambda m: published.append(m.message_id)))
+    settle, blinks = bench.records.settle, [StoreUnavailable("blink")]
+
+    def blinking(held: HeldRecord, state: State, **changes: object) -> HeldRecord:
+        if blinks:
+            # Written, and the answer lost.
+            bench.records.change(held, state=state, lease=None, **changes)
+            raise blinks.pop()
+        return settle(held, state, **changes)
+
+    bench.records.settle = blinking  # type: ignore[method-assign, assignment]
+
+    handler.open_workflow_request(added.payload_id)
+    handler.open_workflow_request(added.payload_id)
+
+    assert published == [added.payload_id]
+    assert bench.found(added).state is State.OPENED
+    assert bench.records.pending() == []
 
 
 def test_an_instance_that_is_gone_fails_the_payload_with_words(bench: Bench) -> None:

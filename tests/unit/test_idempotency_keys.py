@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from records_made import RECEIVED_AT, record
 
-from api.idempotency import KEPT, ClaimedKey, IdempotencyKeys, StillRunning, fingerprint
+from api.idempotency import ClaimedKey, IdempotencyKeys, StillRunning, fingerprint
 from shared.adapters.folder import FolderObjectStore
 from shared.ids import PayloadIds
-from shared.records import Records
+from shared.records import KEYS_KEPT, Records
 
 LEASE = timedelta(seconds=60)
 
@@ -87,7 +87,7 @@ def test_a_key_whose_record_is_written_leads_to_it_for_a_day(bench: Bench) -> No
     bench.records.add(replace(record(), payload_id=claimed.payload_id))
 
     assert bench.claim() == claimed.payload_id
-    bench.now += KEPT - timedelta(seconds=1)
+    bench.now += KEYS_KEPT - timedelta(seconds=1)
     assert bench.claim() == claimed.payload_id
     bench.now += timedelta(seconds=2)
     assert isinstance(bench.claim(), ClaimedKey)

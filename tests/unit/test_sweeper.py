@@ -42,6 +42,9 @@ class Bench:
             metrics=WorkerMetrics(self.registry),
             clock=lambda: self.now,
         )
+        now, self.now = self.now, RECEIVED_AT - timedelta(days=1)
+        self.sweeper.sweep()
+        self.now = now
 
     def upload(self, payload_id: str) -> str:
         for name in ("1.dcm", "2.dcm"):
@@ -122,6 +125,17 @@ def test_a_sweep_looks_only_at_what_is_new_since_the_last(bench: Bench) -> None:
     bench.sweeper.sweep()
 
     assert looked_at == []
+
+
+def test_without_its_state_the_sweep_takes_nothing_for_abandoned(bench: Bench) -> None:
+    kept = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
+    bench.state.delete([found.key for found in bench.state.list("")])
+
+    bench.sweeper.sweep()
+    bench.now += 10 * GRACE
+    bench.sweeper.sweep()
+
+    assert bench.left() == {kept}
 
 
 def test_two_sweepers_at_once_do_no_harm(bench: Bench) -> None:
