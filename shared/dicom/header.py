@@ -52,7 +52,23 @@ LITTLE_ENDIAN, BIG_ENDIAN = (
 
 
 def tag_name(tag: int) -> str:
-    return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+    """A tag in words for the sender.
+
+    One that the data dictionary does not have is not repeated: behind a wrong length, what stands
+    where a tag should be may be the text of a value.
+    """
+    if _is_known(tag):
+        return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+    return "a private element" if tag & 0x10000 else "an element of no dictionary"
+
+
+def _is_known(tag: int) -> bool:
+    if tag in (0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD):  # PS3.5 7.5: items and their delimiters
+        return True
+    try:
+        return bool(dictionary_VR(tag))
+    except KeyError:
+        return False
 
 
 def read_explicit_header(
@@ -110,7 +126,7 @@ def cut_header(start: int, limit: int, surroundings: str) -> NotUnderstood:
 def cut_value(
     tag: int, start: int, length: int, left_bytes: int, surroundings: str
 ) -> NotUnderstood:
+    needs = f"it needs {length} bytes and " if _is_known(tag) else ""
     return NotUnderstood(
-        f"{tag_name(tag)} at byte {start} is cut: it needs {length} bytes and {surroundings} has "
-        f"{left_bytes} left"
+        f"{tag_name(tag)} at byte {start} is cut: {needs}{surroundings} has {left_bytes} left"
     )

@@ -16,6 +16,14 @@ MAX_INFLATED_BYTES = 256 * 1024 * 1024
 """A deflated data set, inflated. Deflate shrinks up to 1000:1, so a megabyte could otherwise become
 a gigabyte of scratch space; real objects in this transfer syntax stay far below."""
 
+MAX_DESCRIBED_BYTES = 64 * 1024 * 1024
+"""What an instance has beside its bulk values. All of it goes into the metadata sidecar, which is
+made in memory; the waveforms of a day, the largest in practice, are well below."""
+
+MAX_VALUES = 1_000_000
+"""Values of one element in the metadata sidecar. As Python objects each takes far more memory than
+its bytes in the file, so an element with more is given by its VR alone."""
+
 KEPT_VALUE_BYTES = 1024
 """How much is kept of a value that holds a UID: far more than a UID has, whatever its length field
 says."""

@@ -19,6 +19,7 @@ import orjson
 from pydicom.charset import CODES_TO_ENCODINGS, default_encoding, python_encoding
 from pydicom.datadict import private_dictionary_VR
 
+from shared.dicom.limits import MAX_VALUES
 from shared.dicom.part10 import open_dataset
 from shared.dicom.structure import BULK_VRS, SMALLEST_BULK_BYTES
 from shared.dicom.walk import Step, StepKind, walk
@@ -179,7 +180,7 @@ def _base64(vr: str, value: bytes, byte_order: str) -> str:
 
 
 def _values(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> list[Any]:
-    """PS3.18 Table F.2.3-1; [] where the bytes do not fit the VR."""
+    """PS3.18 Table F.2.3-1; [] where the bytes do not fit the VR, or are too many values."""
     number_format = _NUMBERS.get(vr)
     if number_format is not None:
         return _numbers(number_format, value, byte_order)
@@ -192,6 +193,8 @@ def _values(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> li
     text = _decoded(value, codecs, _RESETS[vr]) if vr in _RESETS else value.decode("latin-1")
     if vr in _VRS_OF_ONE_VALUE:
         return [text.rstrip("\0 ") or None]
+    if text.count("\\") >= MAX_VALUES:
+        return []
     texts = [part.rstrip("\0 ") for part in text.split("\\")]
     if vr == "PN":
         return [_person_name(part) for part in texts]
@@ -206,7 +209,7 @@ def _values(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> li
 
 def _numbers(number_format: str, value: bytes, byte_order: str) -> list[Any]:
     count, odd_bytes = divmod(len(value), struct.calcsize("=" + number_format))
-    if odd_bytes:
+    if odd_bytes or count > MAX_VALUES:
         return []
     numbers = list(struct.unpack(f"{byte_order}{count}{number_format}", value))
     if number_format in "fd":

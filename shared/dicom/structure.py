@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shared.dicom.limits import MAX_DESCRIBED_BYTES
 from shared.dicom.part10 import Buffer, EncodedDataset, Scratch, open_dataset
 from shared.dicom.refusal import InstanceRefused, NotUnderstood
 from shared.dicom.uids import (
@@ -92,4 +93,9 @@ def _collect(dataset: EncodedDataset, values: dict[int, bytes]) -> tuple[tuple[i
                 bulk_ranges.append((step.start, step.end))
     if step is None:
         raise NotUnderstood("the file ends with its file meta information: it has no data set")
+    described_bytes = len(dataset.view) - dataset.start - sum(e - s for s, e in bulk_ranges)
+    if described_bytes > MAX_DESCRIBED_BYTES:
+        raise NotUnderstood(
+            f"the data set has more than {MAX_DESCRIBED_BYTES} bytes beside pixel data and its like"
+        )
     return tuple(bulk_ranges)

@@ -11,7 +11,7 @@ import pydicom
 import pydicom.filereader
 import pytest
 
-from shared.dicom.limits import MAX_ELEMENTS, MAX_NESTED_SEQUENCES
+from shared.dicom.limits import MAX_DESCRIBED_BYTES, MAX_ELEMENTS, MAX_NESTED_SEQUENCES
 from shared.dicom.refusal import InstanceRefused, NotUnderstood, TransferSyntaxNotAccepted
 from shared.dicom.structure import check_structure
 from shared.dicom.uids import SOP_INSTANCE_UID
@@ -349,7 +349,7 @@ def test_a_vr_of_no_edition_has_a_32_bit_length() -> None:
     strange = struct.pack("<HH2sHL", 0x0009, 0x1001, b"ZZ", 0, 4) + b"abcd"
     structure = check_structure(file_with(strange + element(0x00200011, "IS", b"1 ")))
     assert structure.bulk_ranges == ()
-    assert "(0009,1001) at byte 160 is cut" in refusal(file_with(strange[:-1]))
+    assert "a private element at byte 160 is cut" in refusal(file_with(strange[:-1]))
 
 
 def test_un_of_undefined_length_is_a_sequence_of_implicit_or_explicit_items() -> None:
@@ -533,3 +533,42 @@ def test_a_deflate_bomb_is_refused_with_memory_flat_and_leaves_no_file_open() ->
 def test_every_refusal_is_an_instance_refused() -> None:
     assert issubclass(NotUnderstood, InstanceRefused)
     assert issubclass(TransferSyntaxNotAccepted, InstanceRefused)
+
+
+def test_text_that_stands_where_a_tag_should_be_is_not_repeated() -> None:
+    """As behind a length that is wrong: the next header is read out of a patient's name."""
+    whole = (TEST_FILES / "CT_small.dcm").read_bytes()
+    name = whole.index(b"\x10\x00\x10\x00PN")
+    length = int.from_bytes(whole[name + 6 : name + 8], "little")
+    assert length > 8
+    marked = whole[: name + 8] + b"MARKED^N" + whole[name + 16 :]
+    refused = []
+    for wrong in range(0, length, 2):
+        try:
+            check_structure(marked[: name + 6] + wrong.to_bytes(2, "little") + marked[name + 8 :])
+        except NotUnderstood as error:
+            refused.append(str(error))
+
+    assert refused
+    text = b"MARKED^N"
+    for start in range(len(text) - 3):
+        little = text[start : start + 4]
+        as_tag = f"{little[1]:02X}{little[0]:02X},{little[3]:02X}{little[2]:02X}"
+        as_lengths = {str(int.from_bytes(little[:size], "little")) for size in (2, 4)}
+        for words in refused:
+            assert as_tag not in words
+            assert not as_lengths & set(words.split())
+
+
+def test_more_than_can_be_described_is_refused_and_bulk_does_not_count() -> None:
+    whole = (TEST_FILES / "CT_small.dcm").read_bytes()
+    pixels = whole.index(b"\xe0\x7f\x10\x00OW")
+    head = whole[:pixels]
+    too_much = MAX_DESCRIBED_BYTES + 2
+
+    def element(tag: bytes, vr: bytes) -> bytes:
+        return tag + vr + b"\0\0" + too_much.to_bytes(4, "little") + bytes(too_much)
+
+    check_structure(head + element(b"\xe0\x7f\x10\x00", b"OW"))
+    with pytest.raises(NotUnderstood, match="beside pixel data"):
+        check_structure(head + element(b"\x40\x50\x00\xa1", b"UT"))
