@@ -1,52 +1,18 @@
 """The body of one request, as a stream that knows whether it is whole, and in time."""
 
 import socket
-import threading
 import time
 from contextlib import suppress
 from typing import Protocol
 
 from gunicorn.http.errors import ParseException
 
+from api.hourglass import Hourglass
 from api.problems import BadRequest, SenderTooSlow, TooLarge
 
 
 class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
-
-
-class Hourglass:
-    """Ends reads that take too long, of any number of bodies, from a thread of its own.
-
-    A socket's time-out starts anew with every byte, so it does not end a sender that trickles.
-    Shutting the receiving side down wakes whoever reads from it; an answer can still be sent.
-    """
-
-    def __init__(self) -> None:
-        self._ends: dict[RequestBody, float] = {}
-        self._lock = threading.Lock()
-        self._running = False
-
-    def turn(self, body: "RequestBody", end: float) -> None:
-        """`body` is to have its next piece before `end`, by the monotonic clock."""
-        with self._lock:
-            self._ends[body] = end
-            if not self._running:
-                self._running = True
-                threading.Thread(target=self._run, name="hourglass", daemon=True).start()
-
-    def stop(self, body: "RequestBody") -> None:
-        with self._lock:
-            self._ends.pop(body, None)
-
-    def _run(self) -> None:
-        while True:
-            time.sleep(0.5)
-            now = time.monotonic()
-            with self._lock:
-                late = [body for body, end in self._ends.items() if end < now]
-            for body in late:
-                body.cut()
 
 
 class RequestBody:

@@ -77,12 +77,17 @@ def problem_response(status: int, detail: str) -> Response:
     return Response(orjson.dumps(body), status, content_type="application/problem+json")
 
 
+def bare(status: HTTPStatus) -> Response:
+    """An answer without a body, and so without a type of one."""
+    response = Response(status=status)
+    del response.headers["Content-Type"]
+    return response
+
+
 def _render(problem: Problem) -> Response:
     _log.info("request refused", status=int(problem.status), detail=problem.detail)
     if isinstance(problem, UnsupportedMediaType):
-        bare = Response(status=problem.status)
-        del bare.headers["Content-Type"]
-        return bare
+        return bare(problem.status)
     response = problem_response(problem.status, problem.detail)
     if problem.may_retry:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)

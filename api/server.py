@@ -1,13 +1,71 @@
 """gunicorn, started from here rather than from its command line."""
 
 import logging
+import resource
+import selectors
 import socket
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
+import orjson
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
+from gunicorn.http import errors, message
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from api.hourglass import Hourglass
+
+# What nginx takes as well; gunicorn's own limit would let each connection hold 800 kB.
+_HEAD_BYTES = 32 << 10
+_HEAD_SECONDS = 5.0
+
+# Of a request that is no upload; an upload has limits of its own.
+_SMALL_BODY_SECONDS = 5.0
+_UPLOADS = "dicomweb/"
+
+_SOCKET_SECONDS = 30.0
+
+# What is read and forgotten behind the last answer on a connection.
+_LINGER_BYTES = 64 << 20
+_LINGER_SECONDS = 5.0
+
+_PIECE_BYTES = 64 << 10
+
+_REFUSALS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
+    (errors.LimitRequestLine, HTTPStatus.REQUEST_URI_TOO_LONG, "the request line is too long"),
+    (
+        errors.LimitRequestHeaders,
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "the header fields are too many or too long",
+    ),
+    (
+        errors.ExpectationFailed,
+        HTTPStatus.EXPECTATION_FAILED,
+        "the Expect header asks for something other than 100-continue",
+    ),
+    (
+        errors.UnsupportedTransferCoding,
+        HTTPStatus.NOT_IMPLEMENTED,
+        "the Transfer-Encoding is none that is known here",
+    ),
+    (errors.InvalidRequestMethod, HTTPStatus.BAD_REQUEST, "the request method is malformed"),
+    (errors.InvalidHTTPVersion, HTTPStatus.BAD_REQUEST, "the HTTP version is none spoken here"),
+    (errors.InvalidRequestLine, HTTPStatus.BAD_REQUEST, "the request line is malformed"),
+    (errors.InvalidHeaderName, HTTPStatus.BAD_REQUEST, "the name of a header field is malformed"),
+    (
+        errors.InvalidHeader,
+        HTTPStatus.BAD_REQUEST,
+        "a header field is malformed or contradicts another",
+    ),
+    (errors.ObsoleteFolding, HTTPStatus.BAD_REQUEST, "a header field is folded over lines"),
+    (errors.ParseException, HTTPStatus.BAD_REQUEST, "the request is no HTTP/1.1"),
+)
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -30,9 +88,10 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._make_app = make_app
         self._options = {
             "bind": f"fd://{listener.fileno()}",
-            "worker_class": "gthread",
+            "worker_class": PatientWorker,
             "workers": processes,
             "threads": threads,
+            "worker_connections": _most_connections(),
             "keepalive": 30,
             "graceful_timeout": 30,
             # The beat of the process's main thread, which no request runs on.
@@ -50,8 +109,30 @@ class Server(BaseApplication):  # type: ignore[misc]
         for name, value in self._options.items():
             self.cfg.set(name, value)
 
-    def load(self) -> Flask:
-        return self._make_app()
+    def load(self) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
+        return _closing_when_told(self._make_app())
+
+
+def _most_connections() -> int:
+    """Per process; half of the open files it may have is left for all else."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1000 if files == resource.RLIM_INFINITY else min(1000, files // 2)
+
+
+def _closing_when_told(
+    app: Callable[[dict[str, Any], Any], Iterable[bytes]],
+) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
+    """Honours the header `Connection: close` of an answer, which gunicorn drops."""
+
+    def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            if ("connection", "close") in ((n.lower(), v.lower()) for n, v in headers):
+                start_response.__self__.force_close()
+            return start_response(status, headers, exc_info)
+
+        return app(environ, start)
+
+    return call
 
 
 class _SharedLogger(Logger):  # type: ignore[misc]
@@ -62,3 +143,203 @@ class _SharedLogger(Logger):  # type: ignore[misc]
         self.error_log.handlers.clear()
         self.error_log.propagate = True
         self.error_log.setLevel(logging.WARNING)
+
+
+class _SmallBody:
+    """The body of a request that is no upload, for the hourglass."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def cut(self) -> None:
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+
+
+class PatientWorker(ThreadWorker):  # type: ignore[misc]
+    """gunicorn's worker, in which a connection takes a thread only while its request is served.
+
+    gunicorn's own gives a connection a thread from its first byte on, also when the rest of the
+    request's head never comes, and waits on its main loop for peers that do not close, so that a
+    few connections keep everyone out. Here both wait in the poller of the main loop, which costs
+    a file descriptor each: a head until it is whole, and a connection behind its last answer until
+    its peer closes. All methods run on the main loop except `handle` and what it calls.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._hourglass = Hourglass()
+        # Until when each connection may stay in the poller, by the monotonic clock.
+        self._ends: dict[TConn, float] = {}
+
+    def enqueue_req(self, conn: TConn) -> None:
+        """Where gunicorn gives a connection a thread: new, readable again, or read ahead.
+
+        What a pipelining sender sent of its next request is in the parser's buffer already.
+        """
+        conn.init()
+        conn.sock.setblocking(False)
+        self._ends[conn] = time.monotonic() + self.cfg.keepalive
+        if conn.parser.unreader.buf.getvalue():
+            self._ends[conn] = time.monotonic() + _HEAD_SECONDS
+        if self._is_whole(conn):
+            self._serve(conn)
+        else:
+            self.poller.register(
+                conn.sock, selectors.EVENT_READ, lambda _: self._receive_head(conn)
+            )
+
+    def _receive_head(self, conn: TConn) -> None:
+        try:
+            data = conn.sock.recv(_PIECE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(conn)
+            return
+        unreader = conn.parser.unreader
+        before = unreader.take_buffered()
+        if not before:
+            self._ends[conn] = time.monotonic() + _HEAD_SECONDS
+        unreader.unread(before + data)
+        if self._is_whole(conn):
+            self.poller.unregister(conn.sock)
+            self._serve(conn)
+
+    @staticmethod
+    def _is_whole(conn: TConn) -> bool:
+        """Whether gunicorn can answer what was received, if only with a refusal."""
+        head = conn.parser.unreader.buf.getvalue()
+        return b"\r\n\r\n" in head or b"\n\n" in head or len(head) > _HEAD_BYTES
+
+    def _serve(self, conn: TConn) -> None:
+        del self._ends[conn]
+        conn.body_end = time.monotonic() + _SMALL_BODY_SECONDS
+        super().enqueue_req(conn)
+
+    def handle(self, conn: TConn) -> bool:
+        """Refuses a head that is too long, which gunicorn would go on reading."""
+        head = conn.parser.unreader.buf.getvalue()
+        if len(head) > _HEAD_BYTES and b"\r\n\r\n" not in head:
+            conn.sock.settimeout(_SOCKET_SECONDS)
+            self.handle_error(None, conn.sock, conn.client, errors.LimitRequestHeaders("too long"))
+            return False
+        return bool(super().handle(conn))
+
+    def handle_request(self, req: message.Request, conn: TConn) -> bool:
+        """Bounds how long the sender may keep the thread.
+
+        The time of a body counts from when its head was whole, not from when a thread was free:
+        so those that stall together are ended together, however many they are.
+        """
+        conn.sock.settimeout(_SOCKET_SECONDS)
+        body = _SmallBody(conn.sock)
+        if not req.path.lstrip("/").startswith(_UPLOADS):
+            self._hourglass.turn(body, conn.body_end)
+        try:
+            return bool(super().handle_request(req, conn))
+        except TimeoutError:
+            # A peer that does not take its answer; gunicorn would log it as an error of ours.
+            return False
+        finally:
+            self._hourglass.stop(body)
+
+    def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:
+        """gunicorn would wait 5 s for a body that the application left unread."""
+        try:
+            return keepalive and conn.parser.finish_body(deadline=time.monotonic() + 0.1)
+        except errors.ParseException:
+            # The answer was sent; gunicorn would send a refusal behind it.
+            return False
+
+    def handle_error(
+        self,
+        req: message.Request | None,  # noqa: ARG002
+        client: socket.socket,
+        addr: Any,  # noqa: ARG002
+        exc: Exception,
+    ) -> None:
+        """Answers with fixed words: gunicorn's repeat what was sent, to the log as well."""
+        for kind, kind_status, words in _REFUSALS:
+            # A header of an answer that is malformed is no fault of the sender.
+            at_fault = (errors.InvalidResponseHeader, errors.InvalidResponseHeaderName)
+            if isinstance(exc, kind) and not isinstance(exc, at_fault):
+                status, detail = kind_status, words
+                self.log.warning("request refused with %d: %s", status, detail)
+                break
+        else:
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            detail = "an error of this service, which its log describes"
+            place = traceback.extract_tb(exc.__traceback__)[-1]
+            self.log.error(
+                "request failed: %s at %s:%s", type(exc).__name__, place.filename, place.lineno
+            )
+        body = orjson.dumps(
+            {
+                "type": "about:blank",
+                "title": status.phrase,
+                "status": int(status),
+                "detail": detail,
+            }
+        )
+        head = (
+            f"HTTP/1.1 {status:d} {status.phrase}\r\n"
+            "Connection: close\r\n"
+            "Content-Type: application/problem+json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        with suppress(OSError):
+            client.sendall(head.encode() + body)
+
+    def finish_request(self, conn: TConn, fs: "Future[bool]") -> None:
+        if fs.cancelled() or fs.exception() or not fs.result():
+            self._linger(conn)
+        else:
+            super().finish_request(conn, fs)
+
+    def _linger(self, conn: TConn) -> None:
+        """Read on and forget, so that a sender in the middle of sending gets to see the answer.
+
+        A connection closed with unread data on it is reset, and the answer lost (RFC 9112 9.6).
+        """
+        self._ends[conn] = time.monotonic() + _LINGER_SECONDS
+        conn.linger_bytes = _LINGER_BYTES
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+            conn.sock.setblocking(False)
+            self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._forget(conn))
+        except (OSError, ValueError):
+            self._close(conn)
+
+    def _forget(self, conn: TConn) -> None:
+        try:
+            received = len(conn.sock.recv(_PIECE_BYTES))
+        except BlockingIOError:
+            return
+        except OSError:
+            received = 0
+        conn.linger_bytes -= received
+        if not received or conn.linger_bytes < 0:
+            self._close(conn)
+
+    def _close(self, conn: TConn) -> None:
+        """The one place that ends a connection which is not kept alive."""
+        del self._ends[conn]
+        with suppress(OSError, KeyError, ValueError):
+            self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
+
+    def murder_pending(self) -> None:
+        """gunicorn calls this at least once a second."""
+        now = time.monotonic()
+        for conn in [conn for conn, end in self._ends.items() if end < now]:
+            self._close(conn)
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """gunicorn calls this when it stops, for connections that have no request under way."""
+        super()._cap_keepalive(deadline)
+        for conn, end in self._ends.items():
+            self._ends[conn] = min(end, deadline)

@@ -13,7 +13,8 @@ import structlog
 from flask import Blueprint, Request, Response, g, request
 
 from api import store_response
-from api.body import Hourglass, RequestBody
+from api.body import RequestBody
+from api.hourglass import Hourglass
 from api.idempotency import IdempotencyKeys, fingerprint
 from api.ingest import (
     DICOM,
@@ -26,7 +27,7 @@ from api.ingest import (
     is_dicom,
 )
 from api.multipart import MalformedMultipart, MediaType, parse_media_type, read_parts
-from api.problems import BadRequest, TooBusy, Unprocessable, UnsupportedMediaType
+from api.problems import BadRequest, TooBusy, Unprocessable, UnsupportedMediaType, bare
 from shared.dicom.uids import is_uid
 from shared.ids import WORKFLOW_ID_RULE, is_guid, is_workflow_id
 from shared.metrics import ApiMetrics
@@ -36,6 +37,9 @@ from shared.vae import Vae, VaeRegistry
 MULTIPART = "multipart/related"
 
 _PIECE_BYTES = 1 << 20
+
+# A claim on an Idempotency-Key is renewed between pieces, also those of a slow sender.
+_KEYED_PIECE_BYTES = 1 << 16
 
 # What is read of a refused body so that its sender gets to see the answer.
 _DISCARD_BYTES = 64 << 20
@@ -59,10 +63,11 @@ class _OnlyPart:
 
     body: RequestBody
     media_type: MediaType
+    piece_bytes: int
     number: int = 1
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(lambda: self.body.read(_PIECE_BYTES), b"")
+        return iter(lambda: self.body.read(self.piece_bytes), b"")
 
 
 def stow_blueprint(
@@ -89,10 +94,9 @@ def stow_blueprint(
     def end(response: Response) -> Response:
         body: RequestBody | None = g.body
         if body is not None and not body.is_through:
+            # The server reads on behind the answer, not before it: a proxy gives up on a peer that
+            # takes the body and then hangs up, and tells the sender to try again instead.
             response.headers["Connection"] = "close"
-            # Behind the answer, not before it: a proxy gives up on a peer that takes the body and
-            # then hangs up, and tells the sender to try again instead.
-            response.call_on_close(lambda: body.discard(_DISCARD_BYTES, _DISCARD_SECONDS))
         response.headers["X-Correlation-ID"] = g.correlation_id
         if response.status_code == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
             response.headers["Accept-Post"] = f"{DICOM}, {MULTIPART}"
@@ -109,11 +113,9 @@ def stow_blueprint(
     ) -> Response:
         g.body = _body(request, options, hourglass)
         target = Target(_checked_study(study), _checked_workflow(workflow), _vae(vaes, aet))
-        encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise UnsupportedMediaType("a Content-Encoding other than identity")
+        _check_codings(request)
         if request.content_length in (None, 0) and not g.body.chunked:
-            return Response(status=HTTPStatus.NO_CONTENT)
+            return bare(HTTPStatus.NO_CONTENT)
         if not slots.acquire(blocking=False):
             raise TooBusy(
                 f"{options.concurrent_uploads} uploads are in progress, as many as are taken at a "
@@ -129,8 +131,8 @@ def stow_blueprint(
             slots.release()
 
     def receive(body: RequestBody, target: Target) -> Response:
-        parts, keyed = _parts(request, body), None
-        key = request.headers.get("Idempotency-Key")
+        key, keyed = request.headers.get("Idempotency-Key"), None
+        parts = _parts(request, body, _PIECE_BYTES if key is None else _KEYED_PIECE_BYTES)
         if key is not None:
             claimed = keys.claim(request.remote_addr or "", request.path, key)
             if isinstance(claimed, str):
@@ -139,7 +141,7 @@ def stow_blueprint(
         source = source_of(request.remote_addr)
         receipt = ingest.ingest(parts, target, source, g.correlation_id, keyed)
         if receipt is None:
-            return Response(status=HTTPStatus.NO_CONTENT)
+            return bare(HTTPStatus.NO_CONTENT)
         status, content_type, text = _rendered(receipt, options.public_url)
         response = Response(text, status, content_type=content_type)
         return _with_links(response, receipt.payload_id, options.public_url)
@@ -196,6 +198,14 @@ def _body(request: Request, options: StowOptions, hourglass: Hourglass) -> Reque
     )
 
 
+def _check_codings(request: Request) -> None:
+    """Nothing is ever inflated: a few bytes could become any number."""
+    coding = request.headers.get("Content-Encoding", "").strip().lower()
+    transfer_coding = request.headers.get("Transfer-Encoding", "").strip().lower()
+    if coding not in ("", "identity") or transfer_coding not in ("", "identity", "chunked"):
+        raise UnsupportedMediaType("a coding of the body other than identity or chunked")
+
+
 def _checked_study(study: str | None) -> str | None:
     if study is not None and not is_uid(study):
         raise BadRequest(
@@ -222,10 +232,10 @@ def _vae(vaes: VaeRegistry, aet: str | None) -> Vae | None:
     return vae
 
 
-def _parts(request: Request, body: RequestBody) -> Iterable[ReceivedPart]:
+def _parts(request: Request, body: RequestBody, piece_bytes: int) -> Iterable[ReceivedPart]:
     media_type = parse_media_type(request.headers.get("Content-Type", ""))
     if media_type.type == DICOM:
-        return _only_part(body, media_type)
+        return _only_part(_OnlyPart(body, media_type, piece_bytes))
     if media_type.type != MULTIPART:
         raise UnsupportedMediaType("a Content-Type that is neither DICOM nor multipart/related")
     # Some senders put the part's parameters into this one as well.
@@ -234,13 +244,12 @@ def _parts(request: Request, body: RequestBody) -> Iterable[ReceivedPart]:
     boundary = media_type.parameters.get("boundary")
     if not boundary:
         raise BadRequest("the Content-Type is multipart/related without a boundary parameter")
-    return read_parts(body, boundary, _PIECE_BYTES)
+    return read_parts(body, boundary, piece_bytes)
 
 
-def _only_part(body: RequestBody, media_type: MediaType) -> Iterator[ReceivedPart]:
-    part = _OnlyPart(body, media_type)
+def _only_part(part: _OnlyPart) -> Iterator[ReceivedPart]:
     yield part
-    if body.received_bytes == 0:
+    if part.body.received_bytes == 0:
         raise BadRequest(
             "the chunked body is empty: it was probably lost when the request was "
             "sent again; send it anew"

@@ -15,6 +15,12 @@ _SCHEMA = VaeSchema()
 _UPDATE_SCHEMA = VaeSchema(exclude=["virtual_ae_title"])
 
 
+_MOST_BYTES = 1 << 20
+
+# A VAE of this name could not be shown.
+_PLUG_INS = "plug-ins"
+
+
 def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
     blueprint = Blueprint("vae", __name__, url_prefix="/config/vae")
 
@@ -22,7 +28,7 @@ def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
     def list_all() -> Response:
         return _json(_SCHEMA.dump(vaes.all().values(), many=True))
 
-    @blueprint.get("/plug-ins")
+    @blueprint.get(f"/{_PLUG_INS}")
     def plug_ins() -> Response:
         """Input plug-ins by name; Stowgate changes nothing in what it is sent and has none."""
         return _json({})
@@ -37,10 +43,13 @@ def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
     @blueprint.post("")
     def add() -> Response:
         given = _load(_SCHEMA)
+        name = given.get("name") or given["virtual_ae_title"]
+        if name == _PLUG_INS:
+            raise BadRequest(f"name: {_PLUG_INS} is the name of the list of plug-ins")
         try:
             vae = vaes.add(
                 Vae(
-                    name=given.get("name") or given["virtual_ae_title"],
+                    name=name,
                     virtual_ae_title=given["virtual_ae_title"],
                     workflows=tuple(given.get("workflows") or ()),
                     plug_in_assemblies=tuple(given.get("plug_in_assemblies") or ()),
@@ -80,6 +89,7 @@ def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
 
 
 def _load(schema: Schema) -> dict[str, Any]:
+    request.max_content_length = _MOST_BYTES
     try:
         given: dict[str, Any] = schema.load(orjson.loads(request.get_data()))
     except orjson.JSONDecodeError as error:

@@ -49,6 +49,7 @@ def _attempts(settings: Settings, engines: Engines) -> Iterator[tuple[str, Calla
     yield f"bucket {settings.bucket}", lambda: _try_bucket(engines.instances)
     yield f"bucket {settings.state_bucket}", lambda: _try_bucket(engines.state)
     yield "broker", engines.publisher.ping
+    yield "queue of the Workflow Manager", engines.expect_workflow_manager
 
 
 def _try_spool(settings: Settings) -> None:

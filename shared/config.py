@@ -59,7 +59,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def _url(*schemes: str, path: bool = False) -> Callable[[str], str]:
+def _url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str], str]:
     """An absolute URL of one of the schemes; also any plain word named among them."""
     words = [s for s in schemes if not s.endswith("://")]
     starts = tuple(s for s in schemes if s.endswith("://"))
@@ -72,7 +72,14 @@ def _url(*schemes: str, path: bool = False) -> Callable[[str], str]:
             usable = text.startswith(starts) and bool(parts.hostname) and parts.port != 0
         except ValueError:
             usable = False
-        if not usable or parts.query or parts.fragment or (parts.path.strip("/") and not path):
+        if (
+            not usable
+            or parts.query
+            or parts.fragment
+            or re.search(r"[\s\x00-\x1f]", text)
+            or ("@" in parts.netloc and not user)
+            or (parts.path.strip("/") and not path)
+        ):
             forms = [f"{start}host:port{'/path' if path else ''}" for start in starts]
             raise ValueError(" or ".join([*words, *forms]))
         return text.rstrip("/")
@@ -132,7 +139,7 @@ class Settings:
     object_store_region: str = setting("us-east-1", _text, "S3 region")
     broker: str = setting(
         "memory",
-        _url("memory", "amqp://", "amqps://", path=True),
+        _url("memory", "amqp://", "amqps://", path=True, user=True),
         "`memory`, or RabbitMQ as `amqp(s)://user:password@host:port/vhost`",
         secret=True,
     )

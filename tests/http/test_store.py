@@ -204,6 +204,7 @@ def test_a_request_without_data_is_answered_204_without_body(
 
     assert answer.status_code == 204
     assert answer.content == b""
+    assert "Content-Type" not in answer.headers
     assert "X-Payload-ID" not in answer.headers
 
 

@@ -50,6 +50,7 @@ def test_a_new_vae_is_201_with_its_place_and_then_found(stowgate: Service) -> No
         ({"virtualAeTitle": "ok", "workflows": ["fine", "not fine"]}, "item 1"),
         ({"virtualAeTitle": "ok", "workflows": [""]}, "workflows"),
         ({"virtualAeTitle": "ok", "workflows": "one"}, "workflows"),
+        ({"virtualAeTitle": "plug-ins"}, "plug-ins"),
         ([], "Invalid input"),
     ],
 )
@@ -68,6 +69,12 @@ def test_a_body_that_is_no_json_is_400(stowgate: Service) -> None:
 
     assert answer.status_code == 400
     assert "JSON" in answer.json()["detail"]
+
+
+def test_a_body_larger_than_any_vae_is_413(stowgate: Service) -> None:
+    answer = requests.post(f"{stowgate.url}/config/vae", data=bytes(2_000_000), timeout=30)
+
+    assert answer.status_code == 413
 
 
 def test_name_and_ae_title_are_each_taken_once(stowgate: Service) -> None:
