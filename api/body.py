@@ -109,15 +109,3 @@ class RequestBody:
             self._cut = True
             with suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RD)
-
-    def discard(self, most_bytes: int, most_seconds: float) -> None:
-        """Read on and forget, so that a sender in the middle of sending gets to see the answer.
-
-        A connection closed with unread data on it is reset, and the answer lost (RFC 9112 9.6).
-        """
-        deadline = time.monotonic() + most_seconds
-        most_bytes += self.received_bytes
-        with suppress(BadRequest, SenderTooSlow):
-            while self.received_bytes < most_bytes and time.monotonic() < deadline:
-                if not self._receive(1 << 16):
-                    return

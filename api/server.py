@@ -172,6 +172,12 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         # Until when each connection may stay in the poller, by the monotonic clock.
         self._ends: dict[TConn, float] = {}
 
+    def accept(self, listener: socket.socket) -> None:
+        """When there are as many as may be, the one that waits the longest makes room."""
+        super().accept(listener)
+        if self.nr_conns >= self.worker_connections and len(self._ends) > 1:
+            self._close(next(iter(self._ends)))
+
     def enqueue_req(self, conn: TConn) -> None:
         """Where gunicorn gives a connection a thread: new, readable again, or read ahead.
 
@@ -325,8 +331,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self._close(conn)
 
     def _close(self, conn: TConn) -> None:
-        """The one place that ends a connection which is not kept alive."""
-        del self._ends[conn]
+        """End a connection that waits in the poller, which may have an event for it still."""
+        if self._ends.pop(conn, None) is None:
+            return
         with suppress(OSError, KeyError, ValueError):
             self.poller.unregister(conn.sock)
         self.nr_conns -= 1

@@ -19,8 +19,8 @@ STOWGATE = Path(sys.executable).with_name("stowgate")
 T = TypeVar("T")
 
 
-def wait_for(look: Callable[[], T | None], seconds: float = 30.0) -> T:
-    """The first true value that `look` returns."""
+def wait_for(look: Callable[[], T | None], seconds: float = 30.0, pause_seconds: float = 0.02) -> T:
+    """The first true value that `look` returns; it is called again after each pause."""
     deadline = time.monotonic() + seconds
     while True:
         found = look()
@@ -28,7 +28,7 @@ def wait_for(look: Callable[[], T | None], seconds: float = 30.0) -> T:
             return found
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:.0f} s: {look.__doc__ or look}")
-        time.sleep(0.02)
+        time.sleep(pause_seconds)
 
 
 @dataclass

@@ -166,5 +166,8 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 class _QuietRequestHandler(WSGIRequestHandler):
+    # Of a connection that says nothing; each holds a thread.
+    timeout = 10.0
+
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Probes come every few seconds and say nothing that the metrics do not."""

@@ -20,14 +20,23 @@ import requests
 from docker.errors import DockerException, NotFound  # type: ignore[import-untyped]
 from engines import NotToBeHad, ObjectStoreEndpoint, Say
 from minio.error import MinioException
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 from service import STOWGATE, environment
 from urllib3.exceptions import HTTPError
 
 END_SECONDS = 60.0
 
-# What `Part.ask` may raise of a part that does not serve.
-NOT_SERVING = (OSError, requests.RequestException, MinioException, HTTPError, AMQPError)
+# What `Part.ask` may raise of a part that does not serve. pika's time-out of the handshake, which
+# a frozen broker leads to, is no AMQPError.
+NOT_SERVING = (
+    OSError,
+    requests.RequestException,
+    MinioException,
+    HTTPError,
+    AMQPError,
+    AMQPConnectorException,
+)
 
 
 class Body(Protocol):
@@ -90,7 +99,9 @@ class Process:
             os.killpg(self._group.pid, number)
         except ProcessLookupError:
             if number is not signal.SIGKILL:
-                raise RuntimeError(f"{self.command[0]} ended by itself, see {self.folder}") from None
+                raise RuntimeError(
+                    f"{self.command[0]} ended by itself, see {self.folder}"
+                ) from None
 
 
 @dataclass
@@ -176,11 +187,7 @@ def object_store(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, Object
         )
 
     part = _first(
-        "object store",
-        partial(engines._ask, endpoint),
-        (on_this_machine, in_docker),
-        stack,
-        say,
+        "object store", partial(engines._ask, endpoint), (on_this_machine, in_docker), say
     )
     return part, endpoint
 
@@ -210,9 +217,7 @@ def broker(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, str]:
         }
         return _container(engines.RABBITMQ_IMAGE, {5672: port}, given, stack, say, command=None)
 
-    part = _first(
-        "broker", partial(_ask_broker, url), (on_this_machine, in_docker), stack, say
-    )
+    part = _first("broker", partial(_ask_broker, url), (on_this_machine, in_docker), say)
     return part, url
 
 
@@ -254,7 +259,6 @@ def _first(
     kind: str,
     ask: Callable[[], None],
     ways: tuple[Callable[[], Body], ...],
-    stack: ExitStack,
     say: Say,
 ) -> Part:
     reasons = []

@@ -3,13 +3,10 @@ what must agree when everything is at rest.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-
-GetSha256 = Callable[[str], str | None]
-"""Of the object under a key of the payloads' bucket; None where nothing is."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,8 @@ class Post:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One time that a POST was sent; times on the monotonic clock. `status` is None where no answer
-    came, and `error` says why. `stored` are the SOP Instance UIDs that the answer lists."""
+    """One time that a POST was sent; times in seconds of the epoch. `status` is None where no
+    answer came, and `error` says why. `stored` are the SOP Instance UIDs that the answer lists."""
 
     post: Post
     correlation_id: str
@@ -77,13 +74,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Everything known at the end. `payloads` is what the API tells of each payload, by its id."""
+    """Everything known at the end. `payloads` is what the API tells of each payload, by its id;
+    `object_keys` are those of the payloads' bucket, and `sha256` that of each instance in it."""
 
     attempts: Sequence[Attempt]
     deliveries: Sequence[Delivery]
     payloads: Mapping[str, Mapping[str, Any]]
     object_keys: frozenset[str]
-    get_sha256: GetSha256 = field(repr=False)
+    sha256: Mapping[str, str]
 
     @cached_property
     def acknowledged(self) -> list[Attempt]:
@@ -172,7 +170,7 @@ class Ledger:
             times = _publications(copies)
             if times > 1:
                 attempts = self.payloads.get(payload_id, {}).get("attempts")
-                cases.append(f"payload {payload_id}: {times} times in {attempts} attempts")
+                cases.append(f"payload {payload_id} {times} times in {attempts} attempts:")
         return Finding("published twice", tuple(cases))
 
     def redelivered(self) -> int:
@@ -216,7 +214,7 @@ class Ledger:
             if post := self._post_of(payload_id):
                 wanted |= {post.object_key(payload_id, u): s for u, s in post.sha256.items()}
         for key, sha256 in wanted.items():
-            found = self.get_sha256(key)
+            found = self.sha256.get(key)
             if found != sha256:
                 yield f"{key}: {'missing' if found is None else 'other bytes'}"
 
@@ -234,7 +232,7 @@ class Ledger:
                 yield f"{_name(attempt)}: {len(attempt.stored)} of {len(attempt.post.sha256)}"
 
     def _keys_with_several_payloads(self) -> Iterable[str]:
-        payloads = defaultdict(set)
+        payloads: dict[str, set[str | None]] = defaultdict(set)
         for payload_id in self.payloads:
             post = self._post_of(payload_id)
             if post is not None and post.key is not None:

@@ -1,0 +1,223 @@
+"""A TCP proxy that fails when it is told to, so that a test meets its moment from outside."""
+
+import re
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST and forget what was not sent
+_PIECE_BYTES = 1 << 16
+# A pattern may begin in one piece and end in the next.
+_OVERLAP_BYTES = 512
+
+_State = Literal["pass", "cut", "black hole"]
+
+
+class Hold:
+    """The first request that matches, or its answer, stopped on its way."""
+
+    def __init__(self, pattern: bytes, *, answer: bool) -> None:
+        self.pattern = re.compile(pattern, re.DOTALL)
+        self.answer = answer
+        self._matched = threading.Event()
+        self._reached = threading.Event()
+        self._over = threading.Event()
+        self._dropped = False
+
+    def wait_reached(self, seconds: float = 30.0) -> None:
+        assert self._reached.wait(seconds), f"nothing like {self.pattern.pattern!r} came along"
+
+    def release(self) -> None:
+        """Let it go on."""
+        self._over.set()
+
+    def drop(self) -> None:
+        """Lose it, and the connection that it came on."""
+        self._dropped = True
+        self._over.set()
+
+    def matches(self, window: bytes) -> bool:
+        if self._matched.is_set() or not self.pattern.search(window):
+            return False
+        self._matched.set()
+        return True
+
+    def stop_here(self) -> bool:
+        """Wait for the end of the hold; whether to go on."""
+        self._reached.set()
+        self._over.wait()
+        return not self._dropped
+
+
+@dataclass(eq=False)
+class _Link:
+    """One connection of a client, and the one made for it."""
+
+    client: socket.socket
+    upstream: socket.socket
+    answers: list[Hold] = field(default_factory=list)
+
+    def reset(self) -> None:
+        for end in (self.client, self.upstream):
+            with suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+class Proxy:
+    """Passes everything to `host:port`, from a port of its own, until it is told otherwise."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._state: _State = "pass"
+        self._delay_seconds = 0.0
+        self._changed = threading.Condition()
+        self._links: set[_Link] = set()
+        self._holds: list[Hold] = []
+        self._refused: re.Pattern[bytes] | None = None
+        self._closed = False
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
+
+    def __enter__(self) -> "Proxy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def place(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def heal(self) -> None:
+        """Pass everything again; what a black hole has kept so far goes on."""
+        self._become("pass")
+
+    def cut(self) -> None:
+        """Reset every connection, and each new one at once."""
+        self._become("cut")
+        for link in self._all_links():
+            link.reset()
+
+    def black_hole(self) -> None:
+        """Take connections and bytes, and pass nothing on."""
+        self._become("black hole")
+
+    def delay(self, seconds: float) -> None:
+        """Each piece waits so long before it goes on."""
+        self._delay_seconds = seconds
+
+    def hold(self, pattern: bytes) -> Hold:
+        """Stop the first request that matches, on its way there."""
+        return self._add(Hold(pattern, answer=False))
+
+    def hold_answer(self, pattern: bytes) -> Hold:
+        """Let the first request that matches go there, and stop what comes back."""
+        return self._add(Hold(pattern, answer=True))
+
+    def refuse(self, pattern: bytes | None) -> None:
+        """Reset connections on which a request matches; None to end that."""
+        self._refused = re.compile(pattern, re.DOTALL) if pattern else None
+
+    def close(self) -> None:
+        self._closed = True
+        self._become("cut")
+        for hold in self._holds:
+            hold.drop()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for link in self._all_links():
+            link.reset()
+
+    def _add(self, hold: Hold) -> Hold:
+        with self._changed:
+            self._holds.append(hold)
+        return hold
+
+    def _become(self, state: _State) -> None:
+        with self._changed:
+            self._state = state
+            self._changed.notify_all()
+
+    def _all_links(self) -> list[_Link]:
+        with self._changed:
+            return list(self._links)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=[client], daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            self._until_passing()
+            upstream = socket.create_connection(self._target, timeout=10)
+        except OSError:
+            with suppress(OSError):
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            client.close()
+            return
+        for end in (client, upstream):
+            end.settimeout(None)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link = _Link(client, upstream)
+        with self._changed:
+            self._links.add(link)
+        back = threading.Thread(
+            target=self._pump, args=[link, upstream, client, False], daemon=True
+        )
+        back.start()
+        self._pump(link, client, upstream, True)
+        back.join()
+        link.reset()
+        with self._changed:
+            self._links.discard(link)
+
+    def _until_passing(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._state != "black hole")
+            if self._state == "cut":
+                raise ConnectionResetError
+
+    def _pump(
+        self, link: _Link, source: socket.socket, target: socket.socket, asking: bool
+    ) -> None:
+        window = b""
+        try:
+            while piece := source.recv(_PIECE_BYTES):
+                window = window[-_OVERLAP_BYTES:] + piece
+                if not (self._may_ask(link, window) if asking else self._may_answer(link)):
+                    raise ConnectionResetError
+                if self._delay_seconds:
+                    time.sleep(self._delay_seconds)
+                self._until_passing()
+                target.sendall(piece)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            link.reset()
+
+    def _may_ask(self, link: _Link, window: bytes) -> bool:
+        if self._refused is not None and self._refused.search(window):
+            return False
+        with self._changed:
+            holds = list(self._holds)
+        for hold in holds:
+            if hold.matches(window):
+                if hold.answer:
+                    link.answers.append(hold)
+                elif not hold.stop_here():
+                    return False
+        return True
+
+    def _may_answer(self, link: _Link) -> bool:
+        return all(hold.stop_here() for hold in link.answers)

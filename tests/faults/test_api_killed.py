@@ -1,0 +1,101 @@
+"""`kill -9` of the API at each point of an upload."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+from instances import BOUNDARY, multipart
+from reconciliation import reconcile
+from service import wait_for
+from stowgate_site import S3Bucket, Site, study
+
+# Given to the worker alone: it sweeps after twice that, and no upload here need hurry.
+SWEPT_SOON = {"STOWGATE_MAX_UPLOAD_SECONDS": "2", "STOWGATE_SWEEP_SECONDS": "1"}
+
+# A payload of another producer in the shared bucket, with an id that looks like ours.
+FOREIGN = "01890000-0000-7000-8000-0123456789ab/dcm/1.2/1.2.3/1.2.3.4.dcm"
+
+
+def _is_swept(site: Site) -> bool:
+    return not {key.partition("/")[0] for key in site.payloads.listing()} - {
+        FOREIGN.partition("/")[0],
+        *site.records(),
+    }
+
+
+def test_api_killed_mid_upload_leaves_no_record_and_the_retry_succeeds_and_the_rest_is_swept(
+    site: Site,
+) -> None:
+    api, worker = site.api(), site.worker(**SWEPT_SOON)
+    wait_for(lambda: api.ready()[0] == 200)
+    assert isinstance(site.payloads, S3Bucket)
+    site.payloads.put(FOREIGN, b"not ours")
+    # Larger than the pieces that the API reads, so that a part is stored before the next is sent.
+    instances = study(3, bytes(1 << 20))
+
+    def until_one_is_stored() -> Iterator[bytes]:
+        body, _ = multipart(*instances)
+        half = body.index(f"--{BOUNDARY}".encode(), len(body) // 2)
+        yield body[:half]
+        wait_for(lambda: len(site.payloads.listing()) > 1)
+        api.kill()
+        yield body[half:]
+
+    with pytest.raises(requests.ConnectionError):
+        site.post(api, instances, pieces=until_one_is_stored())
+    assert site.records() == {}
+    assert len(site.payloads.listing()) > 1
+
+    assert site.post(site.api(), instances).status_code == 200
+
+    wait_for(lambda: _is_swept(site))
+    assert worker.metric("stowgate_swept_objects_total") >= 1
+    assert '"event": "swept"' in worker.log()
+    ledger = reconcile(site)
+    assert ledger.orphans() == [FOREIGN]
+    assert len(ledger.payloads) == 1
+
+
+def test_api_killed_between_the_objects_and_the_record_leaves_no_record_and_the_retry_succeeds(
+    site: Site,
+) -> None:
+    api, _ = site.api(), site.worker(**SWEPT_SOON)
+    instances = study(3)
+    record = api.store.hold(f"PUT /{site.name}-state/pending/".encode())
+    with ThreadPoolExecutor(1) as sender:
+        first = sender.submit(site.post, api, instances)
+        record.wait_reached()
+        api.kill()
+        record.drop()
+        assert isinstance(first.exception(), requests.ConnectionError)
+    assert site.records() == {}
+    assert len(site.payloads.listing()) == len(instances)
+
+    assert site.post(site.api(), instances).status_code == 200
+
+    wait_for(lambda: _is_swept(site))
+    ledger = reconcile(site)
+    assert ledger.orphans() == []
+    assert len(ledger.payloads) == 1
+
+
+def test_api_killed_between_the_record_and_the_publish_is_announced_under_the_same_payload_id(
+    site: Site,
+) -> None:
+    api, worker = site.pair()
+    recorded = api.store.hold_answer(f"PUT /{site.name}-state/pending/".encode())
+    with ThreadPoolExecutor(1) as sender:
+        first = sender.submit(site.post, api, study())
+        recorded.wait_reached()
+        api.kill()
+        recorded.drop()
+        assert isinstance(first.exception(), requests.ConnectionError)
+    (payload_id,) = site.records()
+
+    site.opened(payload_id)
+
+    assert worker.metric("stowgate_announced_again_total") == 1
+    ledger = reconcile(site)
+    assert [delivery.payload_id for delivery in ledger.deliveries] == [payload_id]
+    assert ledger.orphans() == []

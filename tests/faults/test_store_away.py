@@ -1,0 +1,175 @@
+"""The object store cut off, silent, slow, killed or full."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import own_engine, small_disk
+from engines import ObjectStoreEndpoint
+from instances import BOUNDARY, multipart, new_instance
+from killable import Container, Part, object_store
+from reconciliation import reconcile
+from service import wait_for
+from stowgate_site import Site, study
+
+MIB = 1 << 20
+OUT_OF_RESOURCES = 0xA700
+
+# minio-py alone would take five times five minutes.
+BOUNDED_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def own_store(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Part, ObjectStoreEndpoint]]:
+    with ExitStack() as stack:
+        folder = tmp_path_factory.mktemp("minio")
+        yield own_engine(lambda: object_store(folder, stack, print))
+
+
+@contextmanager
+def _site(
+    data: Path, broker_url: str, endpoint: ObjectStoreEndpoint | None, **settings: str
+) -> Iterator[Site]:
+    site = Site(data, broker_url, endpoint, **settings)
+    site.start_workflow_manager()
+    try:
+        yield site
+    finally:
+        site.close()
+        site.remove()
+
+
+def test_a_store_that_is_down_is_503_without_a_record_and_the_retry_succeeds(site: Site) -> None:
+    api, _ = site.pair()
+    instances = study()
+    api.store.cut()
+
+    answer = site.post(api, instances)
+
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert "X-Payload-ID" not in answer.headers
+    assert api.ready()[0] == 503
+    assert site.records() == {}
+
+    api.store.heal()
+    assert site.post(api, instances).status_code == 200
+    ledger = reconcile(site)
+    assert len(ledger.payloads) == 1
+    assert ledger.orphans() == []
+
+
+def test_a_store_that_falls_silent_is_503_in_bounded_time_and_opens_nothing_unrecorded(
+    site: Site,
+) -> None:
+    api, _ = site.pair()
+    record = api.store.hold(f"PUT /{site.name}-state/pending/".encode())
+    with ThreadPoolExecutor(4) as senders:
+
+        def send() -> int:
+            answer = site.post(api, study(), timeout_seconds=BOUNDED_SECONDS)
+            return int(answer.status_code)
+
+        # One has its instances stored, and the write of its record is what stays unanswered.
+        before_its_record = senders.submit(send)
+        record.wait_reached()
+        api.store.black_hole()
+        before_its_objects = [senders.submit(send) for _ in range(3)]
+        statuses = [sent.result() for sent in (before_its_record, *before_its_objects)]
+        live = api.service.get("/health/live").status_code
+    assert statuses == [503] * 4
+    assert live == 200
+    assert site.records() == {}
+
+    # What was on its way may arrive yet.
+    record.release()
+    api.store.heal()
+    assert send() == 200
+    reconcile(site)
+
+
+def test_a_store_that_is_slow_only_costs_time(site: Site) -> None:
+    api, worker = site.pair()
+    for node in (api, worker):
+        node.store.delay(0.1)
+
+    assert site.post(api, study(3)).status_code == 200
+
+    ledger = reconcile(site)
+    assert ledger.orphans() == []
+
+
+def test_what_was_acknowledged_outlives_a_killed_store_and_the_upload_it_met_is_503(
+    own_store: tuple[Part, ObjectStoreEndpoint], broker_url: str, tmp_path: Path
+) -> None:
+    part, endpoint = own_store
+    with _site(tmp_path, broker_url, endpoint) as site:
+        api, worker = site.pair()
+        site.opened(site.post(api, study()).headers["X-Payload-ID"])
+        # From now on nothing but the records remembers what has to be opened.
+        worker.kill()
+        before = [site.post(api, study()) for _ in range(3)]
+        instances = study(3, bytes(MIB))
+
+        def until_one_is_stored() -> Iterator[bytes]:
+            stored = len(site.payloads.listing())
+            body, _ = multipart(*instances)
+            half = body.index(f"--{BOUNDARY}".encode(), len(body) // 2)
+            yield body[:half]
+            wait_for(lambda: len(site.payloads.listing()) > stored)
+            part.body.kill()
+            yield body[half:]
+
+        met = site.post(api, instances, pieces=until_one_is_stored())
+        while_down = site.post(api, study())
+        site.worker()  # starts without its store
+        part.body.start()
+        part.until_it_serves()
+        after = site.post(api, instances)
+
+        assert [a.status_code for a in (*before, met, while_down, after)] == [
+            *[200] * 3,
+            *[503] * 2,
+            200,
+        ]
+        ledger = reconcile(site)
+        assert len(ledger.payloads) == 5
+
+
+@pytest.mark.parametrize("kind", ["folder", "MinIO"])
+def test_a_full_store_is_507_if_nothing_was_stored_else_202_with_a700_for_each_that_was_not(
+    kind: str, broker_url: str, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        disk, data, endpoint = (
+            stack.enter_context(small_disk(tmp_path / "disk", 32)),
+            tmp_path,
+            None,
+        )
+        if kind == "folder":
+            data = disk
+        else:
+            part, endpoint = own_engine(lambda: object_store(disk, stack, print))
+            if isinstance(part.body, Container):
+                pytest.skip("MinIO runs in a container, whose disk cannot be made small here")
+        settings = {"STOWGATE_SPOOL_MEMORY_BYTES": str(64 * MIB)}
+        site = stack.enter_context(_site(data, broker_url, endpoint, **settings))
+        api, _ = site.pair()
+        small, large = study(2), new_instance(PixelData=bytes(40 * MIB))
+
+        some = site.post(api, small, beside=[large])
+        none = site.post(api, [], beside=[large])
+
+        assert some.status_code == 202, some.text
+        assert len(some.json()["00081199"]["Value"]) == len(small)
+        (failed,) = some.json()["00081198"]["Value"]
+        assert failed["00081197"]["Value"] == [OUT_OF_RESOURCES]
+        assert none.status_code == 507
+        assert "X-Payload-ID" not in none.headers
+        ledger = reconcile(site)
+        assert len(ledger.payloads) == 1
+        assert ledger.orphans() == []

@@ -1,0 +1,107 @@
+"""`kill -9` of a worker, and a worker that stands still, at each point of opening a request."""
+
+from reconciliation import reconcile
+from service import wait_for
+from stowgate_site import BASIC_ACK, Node, Site, publish_to, study
+
+
+def _other_has_it(worker: Node) -> bool:
+    return "another worker has the record" in worker.log()
+
+
+def test_worker_killed_before_the_request_is_opened_is_followed_by_one_that_opens_it_once(
+    site: Site,
+) -> None:
+    api, first = site.pair()
+    request = first.broker.hold(publish_to(site.name))
+    answer = site.post(api, study())
+    request.wait_reached()
+    second = site.worker()
+    first.kill()
+    request.drop()
+
+    record = site.opened(answer.headers["X-Payload-ID"])
+
+    assert (record["attempts"], record["takeovers"]) == (2, 1)
+    assert second.metric("stowgate_lease_takeovers_total") == 1
+    ledger = reconcile(site)
+    assert len(ledger.deliveries) == 1
+
+
+def test_worker_killed_after_the_request_is_opened_and_before_the_record_says_so_opens_it_again_under_the_same_id(  # noqa: E501
+    site: Site,
+) -> None:
+    api, first = site.pair()
+    confirm = first.broker.hold_answer(publish_to(site.name))
+    answer = site.post(api, study())
+    confirm.wait_reached()
+    wait_for(lambda: site.waiting(site.name) == 1)
+    site.worker()
+    first.kill()
+    confirm.drop()
+
+    site.opened(answer.headers["X-Payload-ID"])
+
+    ledger = reconcile(site, published_twice=1)
+    assert len({delivery.body for delivery in ledger.deliveries}) == 1
+
+
+def test_worker_killed_after_the_record_says_opened_and_before_the_ack_does_not_open_it_again(
+    site: Site,
+) -> None:
+    api, first = site.pair()
+    ack = first.broker.hold(BASIC_ACK)
+    answer = site.post(api, study())
+    ack.wait_reached()
+    site.opened(answer.headers["X-Payload-ID"])
+    first.kill()
+    ack.drop()
+    wait_for(lambda: site.waiting(site.event_queue) == 1)  # the broker has taken it back
+
+    site.worker()
+
+    ledger = reconcile(site)
+    assert len(ledger.deliveries) == 1
+
+
+def test_worker_killed_between_the_record_that_says_opened_and_its_move_does_not_open_it_again(
+    site: Site,
+) -> None:
+    api, first = site.pair()
+    move = first.store.hold(f"PUT /{site.name}-state/opened/".encode())
+    answer = site.post(api, study())
+    move.wait_reached()
+    first.kill()
+    move.drop()
+
+    second = site.worker()
+
+    payload = api.service.get(f"/payloads/{answer.headers['X-Payload-ID']}").json()
+    assert payload["state"] == "opened"
+    ledger = reconcile(site)
+    assert len(ledger.deliveries) == 1
+    assert second.service.process.returncode == 0
+
+
+def test_worker_that_stands_still_beyond_its_lease_does_not_open_what_another_has_opened(
+    site: Site,
+) -> None:
+    api, first = site.pair()
+    sidecar = first.store.hold(rf"PUT /{site.name}/[^ ]*\.json".encode())
+    answer = site.post(api, study())
+    sidecar.wait_reached()
+    first.pause()
+    sidecar.release()
+    # Else the broker goes on to give it events, until it misses the heartbeats.
+    first.broker.cut()
+    second = site.worker()
+
+    record = site.opened(answer.headers["X-Payload-ID"])
+    first.broker.heal()
+    first.resume()
+
+    wait_for(lambda: _other_has_it(first))
+    assert record["takeovers"] == 1
+    assert second.metric("stowgate_lease_takeovers_total") == 1
+    ledger = reconcile(site)
+    assert len(ledger.deliveries) == 1
