@@ -9,6 +9,7 @@ from typing import ClassVar
 import orjson
 import structlog
 from flask import Flask, Response, g
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from shared.errors import Permanent, StoreFull, Transient
@@ -118,6 +119,13 @@ def _render_permanent(error: Permanent) -> Response:
     )
 
 
+def _render_malformed_framing(_: ParseException) -> Response:
+    # Its text has what was sent in it.
+    return problem_response(
+        HTTPStatus.BAD_REQUEST, "the body is truncated, or its chunks are malformed"
+    )
+
+
 def _render_http_exception(error: HTTPException) -> Response:
     status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -138,4 +146,5 @@ def install(app: Flask) -> None:
     app.register_error_handler(StoreFull, _render_store_full)
     app.register_error_handler(Transient, _render_transient)
     app.register_error_handler(Permanent, _render_permanent)
+    app.register_error_handler(ParseException, _render_malformed_framing)
     app.register_error_handler(HTTPException, _render_http_exception)

@@ -41,10 +41,6 @@ _PIECE_BYTES = 1 << 20
 # A claim on an Idempotency-Key is renewed between pieces, also those of a slow sender.
 _KEYED_PIECE_BYTES = 1 << 16
 
-# What is read of a refused body so that its sender gets to see the answer.
-_DISCARD_BYTES = 64 << 20
-_DISCARD_SECONDS = 5.0
-
 
 @dataclass(frozen=True)
 class StowOptions:
