@@ -8,6 +8,7 @@ containers where Ryuk's image is at hand.
 import fcntl
 import gc
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -18,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -207,9 +208,13 @@ def _broker_in_docker(stack: ExitStack, say: Say) -> Engine:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the range that outgoing connections take theirs from: one of those must not have it
+    when an engine is started again."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _start_process(
