@@ -20,7 +20,8 @@ T = TypeVar("T")
 
 
 def wait_for(look: Callable[[], T | None], seconds: float = 30.0, pause_seconds: float = 0.02) -> T:
-    """The first true value that `look` returns; it is called again after each pause."""
+    """The first true value that `look` returns; it is called again after pauses that grow, so that
+    looking is not what keeps a service busy."""
     deadline = time.monotonic() + seconds
     while True:
         found = look()
@@ -29,6 +30,7 @@ def wait_for(look: Callable[[], T | None], seconds: float = 30.0, pause_seconds:
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:.0f} s: {look.__doc__ or look}")
         time.sleep(pause_seconds)
+        pause_seconds = min(1.5 * pause_seconds, 0.5)
 
 
 @dataclass

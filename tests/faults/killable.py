@@ -1,13 +1,15 @@
 """Processes and containers that can be killed, frozen and started again where they were."""
 
 import os
+import random
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,10 @@ from service import STOWGATE, environment
 from urllib3.exceptions import HTTPError
 
 END_SECONDS = 60.0
+
+# Below those that Linux gives to outgoing connections (ip_local_port_range). One of them could get
+# the port of a part that is down, even one that tries to reach that very part.
+_LASTING_PORTS = range(10_000, 32_000)
 
 # What `Part.ask` may raise of a part that does not serve. pika's time-out of the handshake, which
 # a frozen broker leads to, is no AMQPError.
@@ -150,11 +156,21 @@ class Part:
             time.sleep(0.05)
 
 
+def lasting_port() -> int:
+    """A free port that stays free while nobody listens on it."""
+    while True:
+        port = random.choice(_LASTING_PORTS)
+        with suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 def stowgate(
     kind: str, name: str, folder: Path, settings: Mapping[str, str], stack: ExitStack
 ) -> tuple[Part, str]:
     """`stowgate api` or `stowgate worker`, not started yet, and its URL."""
-    place = f"127.0.0.1:{engines._free_port()}"
+    place = f"127.0.0.1:{lasting_port()}"
     listen = "STOWGATE_LISTEN" if kind == "api" else "STOWGATE_WORKER_LISTEN"
     given = environment(folder / "data", {**settings, listen: place, "STOWGATE_LOG": "json"})
     url = f"http://{place}"
@@ -168,7 +184,7 @@ def _ask(url: str) -> None:
 
 def object_store(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, ObjectStoreEndpoint]:
     """A MinIO of its own, which serves. Raises `NotToBeHad`."""
-    port = engines._free_port()
+    port = lasting_port()
     endpoint = ObjectStoreEndpoint(
         f"http://127.0.0.1:{port}", secrets.token_hex(8), secrets.token_hex(16)
     )
@@ -176,7 +192,7 @@ def object_store(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, Object
 
     def on_this_machine() -> Body:
         program = _obtained("minio", engines._object_store_built, say)
-        console = f"127.0.0.1:{engines._free_port()}"
+        console = f"127.0.0.1:{lasting_port()}"
         command = [program, "server", "data", "--address", f"127.0.0.1:{port}"]
         given = {**os.environ, **login, "HOME": str(folder)}
         return _process([*command, "--console-address", console], given, folder, stack)
@@ -194,7 +210,7 @@ def object_store(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, Object
 
 def broker(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, str]:
     """A RabbitMQ of its own, which serves, and its URL. Raises `NotToBeHad`."""
-    port, password = engines._free_port(), secrets.token_hex(16)
+    port, password = lasting_port(), secrets.token_hex(16)
     url = f"amqp://stowgate:{password}@127.0.0.1:{port}/monaideploy"
 
     def on_this_machine() -> Body:
@@ -224,12 +240,12 @@ def broker(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, str]:
 def _rabbitmq_environment(folder: Path, port: int) -> dict[str, str]:
     return {
         "HOME": str(folder),
-        "ERL_EPMD_PORT": str(engines._free_port()),
+        "ERL_EPMD_PORT": str(lasting_port()),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODENAME": f"stowgate-{secrets.token_hex(4)}@localhost",
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODE_PORT": str(port),
-        "RABBITMQ_DIST_PORT": str(engines._free_port()),
+        "RABBITMQ_DIST_PORT": str(lasting_port()),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
         "RABBITMQ_LOG_BASE": str(folder / "log"),

@@ -20,7 +20,7 @@ ENGINE_MISSING = 2
 @pytest.mark.timeout(600)  # an engine may have to be installed or built first
 def test_nothing_is_lost_or_doubled_while_everything_is_killed_in_turn(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    options = "--posts 150 --posts-per-blow 17 --lease-seconds 3 --max-upload-seconds 6"
+    options = "--posts 150 --posts-per-blow 25 --lease-seconds 3 --max-upload-seconds 6"
     soak = subprocess.run(
         [sys.executable, CHAOS, *options.split(), "--sweep-seconds", "1", "--report", report],
         env={**os.environ, "PYTHONPATH": str(CHAOS.parents[1])},
