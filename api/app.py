@@ -6,6 +6,7 @@ from typing import Any
 from flask import Flask, Response
 from prometheus_client import CollectorRegistry
 from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import PathConverter
 
 from api import problems
 from api.idempotency import IdempotencyKeys
@@ -42,6 +43,7 @@ def create_app(
     # A redirect loses the body of a sender that streams it, so both spellings are one path here.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
+    app.url_map.converters["path"] = _AnyPath
     problems.install(app)
     app.register_blueprint(stow_blueprint(ingest, vaes, records, keys, options, metrics))
     app.register_blueprint(vae_blueprint(vaes))
@@ -56,6 +58,12 @@ def create_app(
     if trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted_proxies)  # type: ignore[method-assign]
     return app
+
+
+class _AnyPath(PathConverter):
+    """Also takes a line feed, so that an id with one is refused in words and not just not found."""
+
+    regex = r"[^/][\s\S]*?"
 
 
 class _OneSlash:
