@@ -349,23 +349,26 @@ def _with_uid(keyword: str, text: str) -> bytes:
 def test_of_many_that_create_one_vae_at_once_one_gets_201_and_the_others_409(
     front: Front,
 ) -> None:
-    count, barrier = 16, threading.Barrier(16)
+    count = 16
+    titles = ("FIRST-OF-ALL", "LATER")  # the registry is created, and then changed
+    for created, title in enumerate(titles, start=1):
+        barrier = threading.Barrier(count)
 
-    def create(number: int) -> int:
-        api = (front.api, front.other_api)[number % 2]
-        barrier.wait(30)
-        answer = requests.post(
-            f"{api.service.url}/config/vae",
-            json={"virtualAeTitle": "CONTESTED", "workflows": [f"w-{number}"]},
-            timeout=60,
-        )
-        return answer.status_code
+        def create(number: int, title: str = title, barrier: threading.Barrier = barrier) -> int:
+            api = (front.api, front.other_api)[number % 2]
+            barrier.wait(30)
+            answer = requests.post(
+                f"{api.service.url}/config/vae",
+                json={"virtualAeTitle": title, "workflows": [f"w-{number}"]},
+                timeout=60,
+            )
+            return answer.status_code
 
-    with ThreadPoolExecutor(count) as callers:
-        statuses = sorted(callers.map(create, range(count)))
+        with ThreadPoolExecutor(count) as callers:
+            statuses = sorted(callers.map(create, range(count)))
 
-    assert statuses == [201] + [409] * (count - 1)
-    for api in (front.api, front.other_api):
-        listed = api.service.get("/config/vae").json()
-        assert [vae["virtualAeTitle"] for vae in listed] == ["CONTESTED"]
+        assert statuses == [201] + [409] * (count - 1)
+        for api in (front.api, front.other_api):
+            listed = api.service.get("/config/vae").json()
+            assert sorted(vae["virtualAeTitle"] for vae in listed) == sorted(titles[:created])
     front.reconcile()
