@@ -36,6 +36,10 @@ class _Claim:
     claimed_at: datetime
     until: datetime
 
+    @property
+    def released(self) -> bool:
+        return self.until == self.claimed_at
+
 
 class _ClaimSchema(Schema):
     payload_id = fields.String(required=True)
@@ -76,7 +80,7 @@ class ClaimedKey:
 
     def release(self) -> None:
         """Let the key be used again, after a POST that opened nothing. Raises as `keep`."""
-        self._write(self._clock())
+        self._write(self._claim.claimed_at)
 
     def _write(self, until: datetime) -> None:
         claim = replace(self._claim, until=until)
@@ -132,6 +136,8 @@ class IdempotencyKeys:
                             raise StillRunning(
                                 "the first request with this Idempotency-Key is still running"
                             )
+                        if not first.released and not self._records.give_up(first.payload_id):
+                            return first.payload_id
                     version = self._store.replace(place, _encode(claim), found.version, _JSON)
             except VersionConflict:
                 continue

@@ -35,7 +35,13 @@ from shared.errors import StoreFull, StoreUnavailable, StowgateError, Transient
 from shared.events import InstancesStored
 from shared.metrics import ApiMetrics
 from shared.ports import ObjectStore
-from shared.records import FirstAnswer, IngestRecord, Records, StoredInstance
+from shared.records import (
+    FirstAnswer,
+    IngestRecord,
+    Records,
+    StoredInstance,
+    UploadGivenUp,
+)
 from shared.time import Clock, utc_now
 from shared.vae import Vae
 
@@ -200,10 +206,10 @@ class Ingest:
             # A write that fails may have happened all the same, so from here on the objects stay;
             # without a record, the sweep by age removes them.
             undo.pop_all()
-        self._records.add(record)
-        # Once more, as this process may have stood still: the sweep may have taken its upload for
-        # one that died.
-        self._check_time(received_at)
+        try:
+            self._records.add(record)
+        except UploadGivenUp as error:
+            raise SenderTooSlow(f"{error} stood still for so long that it was given up") from error
         self._tell_workers(record)
         self._count(receipt, sum(i.size_bytes for i in record.instances))
         _log.info(

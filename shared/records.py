@@ -6,7 +6,9 @@ It lies in `pending/`, `opened/` or `failed/` and carries its own state, which i
 - every change to a pending record is a conditional write over the version that was read, so of
   two workers, or a worker and a relay, one wins;
 - a record settles by such a write first, and is moved to its place after. Whoever finds one that
-  was settled and not moved (its worker died in between) moves it.
+  was settled and not moved (its worker died in between) moves it;
+- an upload that is given up has an empty object in its record's place, a fence: its API, should it
+  only have stood still, cannot write the record any more.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +31,14 @@ from shared.time import UtcDateTime
 KEYS_PREFIX = "idempotency/"
 KEYS_KEPT = timedelta(hours=24)
 
+# How long an upload that was given up is kept from coming to its record.
+FENCES_KEPT = timedelta(hours=24)
+
 _JSON = "application/json"
+
+
+class UploadGivenUp(Permanent):
+    """The upload took so long that it was taken for one whose API died."""
 
 
 class RecordUnreadable(Permanent):
@@ -214,6 +223,10 @@ def _name(key: str) -> str:
     return key.rpartition("/")[2]
 
 
+def _is_fence(listed: ListedObject) -> bool:
+    return listed.size_bytes == 0
+
+
 def payload_id_of(key: str) -> str:
     return _name(key).split(".")[1]
 
@@ -225,17 +238,48 @@ class Records:
         self._store = store
 
     def add(self, record: IngestRecord) -> None:
-        """The commit point of a POST."""
+        """The commit point of a POST. Raises `UploadGivenUp`."""
         key, data = _key(State.PENDING, record.payload_id), encode(record)
         try:
             self._store.create(key, data, _JSON)
-        except VersionConflict:
-            if self._store.get(key).data != data:
+        except VersionConflict as error:
+            found = self._store.get(key).data
+            if not found:
+                raise UploadGivenUp(f"the upload of payload {record.payload_id}") from error
+            if found != data:
                 raise
         except StoreUnavailable:
             # The write may have happened, and only its answer been lost on the way.
             if self.find(record.payload_id) is None:
                 raise
+
+    def give_up(self, payload_id: str) -> bool:
+        """Keep the record of an upload from being written; False where it has been."""
+        if self.find(payload_id) is not None:
+            return False
+        fence = _key(State.PENDING, payload_id)
+        try:
+            self._store.create(fence, b"", _JSON)
+        except VersionConflict:
+            # A record that was written meanwhile, or the fence of an earlier call.
+            return self.find(payload_id) is None
+        if self.find(payload_id) is None:
+            return True
+        # It was written and moved on meanwhile.
+        self._store.delete([fence])
+        return False
+
+    def given_up(self, before: datetime) -> list[str]:
+        """The payload ids of the uploads given up before that moment."""
+        return [
+            payload_id_of(listed.key)
+            for listed in self._store.list(f"{State.PENDING}/")
+            if _is_fence(listed) and listed.modified_at < before
+        ]
+
+    def remove_fence(self, payload_id: str) -> None:
+        """For an upload whose API cannot come back after so long."""
+        self._store.delete([_key(State.PENDING, payload_id)])
 
     def find(self, payload_id: str) -> HeldRecord | None:
         """The record wherever it is. Raises `RecordUnreadable`."""
@@ -251,6 +295,8 @@ class Records:
         try:
             found = self._store.get(key)
         except ObjectMissing:
+            return None
+        if not found.data:
             return None
         try:
             return HeldRecord(decode(found.data), found.version, key)
@@ -297,7 +343,7 @@ class Records:
 
     def pending(self) -> list[ListedObject]:
         """What lies in pending/, the oldest first; the cost grows with these alone."""
-        return list(self._store.list(f"{State.PENDING}/"))[::-1]
+        return [o for o in self._store.list(f"{State.PENDING}/") if not _is_fence(o)][::-1]
 
     def newest(
         self, state: State | None, limit: int, cursor: str = ""
@@ -306,7 +352,7 @@ class Records:
         states = list(State) if state is None else [state]
         after = newest_first(cursor) if cursor else ""
         places = [self._store.list(f"{s}/", f"{s}/{after}" if after else "") for s in states]
-        keys = merge(*((o.key for o in place) for place in places), key=_name)
+        keys = merge(*((o.key for o in place if not _is_fence(o)) for place in places), key=_name)
         # A record in the middle of its move shows in two places.
         ids = list(islice(dict.fromkeys(map(payload_id_of, keys)), limit + 1))
         found = [held.record for held in map(self.find, ids[:limit]) if held is not None]
@@ -314,4 +360,4 @@ class Records:
 
     def count(self, state: State) -> int:
         """The cost grows with the number of records in that state."""
-        return sum(1 for _ in self._store.list(f"{state}/"))
+        return sum(1 for o in self._store.list(f"{state}/") if not _is_fence(o))

@@ -1,7 +1,7 @@
 """Removes what uploads left that never came to their record, and Idempotency-Keys past their time.
 
-Nothing refers to such objects. Those of other producers in the same bucket are never touched: a
-payload id tells whether it was minted here.
+Before an upload's objects go it is given up, so that no record can come to refer to them. Those of
+other producers in the same bucket are never touched: a payload id tells whether it was minted here.
 """
 
 from datetime import timedelta
@@ -13,7 +13,7 @@ from shared.errors import ObjectMissing, StowgateError, VersionConflict
 from shared.ids import PayloadIds, minted_before
 from shared.metrics import WorkerMetrics
 from shared.ports import ObjectStore
-from shared.records import KEYS_KEPT, KEYS_PREFIX, Records
+from shared.records import FENCES_KEPT, KEYS_KEPT, KEYS_PREFIX, Records
 from shared.time import Clock, utc_now
 
 _log = structlog.get_logger()
@@ -48,6 +48,7 @@ class Sweeper:
         """One pass. Errors of the object store end it and are logged; the next one goes on."""
         try:
             self._sweep_payloads()
+            self._sweep_fences()
             self._sweep_keys()
         except VersionConflict:
             _log.info("another worker swept meanwhile")
@@ -60,7 +61,7 @@ class Sweeper:
         for payload_id in self._instances.folders(after):
             if payload_id > until:
                 break
-            if self._payload_ids.minted(payload_id) and self._records.find(payload_id) is None:
+            if self._payload_ids.minted(payload_id) and self._records.give_up(payload_id):
                 self._remove(payload_id)
         data = orjson.dumps({"after": max(after, until)})
         if version is None:
@@ -70,9 +71,18 @@ class Sweeper:
 
     def _remove(self, payload_id: str) -> None:
         keys = [found.key for found in self._instances.list(f"{payload_id}/")]
+        if not keys:
+            return
         self._instances.delete(keys)
         self._metrics.swept.inc(len(keys))
         _log.info("swept", payload_id=payload_id, objects=len(keys))
+
+    def _sweep_fences(self) -> None:
+        for payload_id in self._records.given_up(self._clock() - FENCES_KEPT):
+            # An API that stood still may have stored more of the upload since.
+            if self._records.find(payload_id) is None:
+                self._remove(payload_id)
+            self._records.remove_fence(payload_id)
 
     def _cursor(self) -> tuple[str, str | None]:
         try:

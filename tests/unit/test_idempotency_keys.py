@@ -10,7 +10,7 @@ from records_made import RECEIVED_AT, record
 from api.idempotency import ClaimedKey, IdempotencyKeys, StillRunning, fingerprint
 from shared.adapters.folder import FolderObjectStore
 from shared.ids import PayloadIds
-from shared.records import KEYS_KEPT, Records
+from shared.records import KEYS_KEPT, Records, UploadGivenUp
 
 LEASE = timedelta(seconds=60)
 
@@ -21,11 +21,11 @@ class Bench:
     now: datetime = RECEIVED_AT
 
     def __post_init__(self) -> None:
-        store = FolderObjectStore(self.folder)
-        store.prepare()
-        self.records = Records(store)
+        self.store = FolderObjectStore(self.folder)
+        self.store.prepare()
+        self.records = Records(self.store)
         self.keys = IdempotencyKeys(
-            store, self.records, PayloadIds("stowgate").mint, LEASE, clock=lambda: self.now
+            self.store, self.records, PayloadIds("stowgate").mint, LEASE, clock=lambda: self.now
         )
 
     def claim(self, key: str = "k", caller: str = "10.0.0.1") -> ClaimedKey | str:
@@ -74,6 +74,38 @@ def test_who_lost_a_key_is_told_and_cannot_release_it_for_the_winner(bench: Benc
 
     with pytest.raises(StillRunning):
         bench.claim()
+
+
+def test_who_lost_a_key_cannot_write_its_record_any_more(bench: Bench) -> None:
+    loser = bench.claimed()
+    bench.now += LEASE * 2
+    bench.claimed()
+
+    with pytest.raises(UploadGivenUp):
+        bench.records.add(replace(record(), payload_id=loser.payload_id))
+
+
+def test_a_record_that_is_written_at_the_last_moment_keeps_its_key(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = bench.claimed()
+    bench.now += LEASE * 2
+    give_up = bench.records.give_up
+
+    def written_meanwhile(payload_id: str) -> bool:
+        bench.records.add(replace(record(), payload_id=payload_id))
+        return give_up(payload_id)
+
+    monkeypatch.setattr(bench.records, "give_up", written_meanwhile)
+
+    assert bench.claim() == first.payload_id
+
+
+def test_a_key_that_was_released_leaves_no_trace_but_its_claim(bench: Bench) -> None:
+    bench.claimed().release()
+    bench.claimed()
+
+    assert list(bench.store.list("pending/")) == []
 
 
 def test_a_released_key_is_free_at_once(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """The ingest record: its shape on the wire and its moves, over a real folder store."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,17 @@ from records_made import RECEIVED_AT, record
 from shared.adapters.folder import FolderObjectStore
 from shared.errors import VersionConflict
 from shared.ids import PayloadIds, is_guid, minted_at, minted_before
-from shared.records import Lease, Records, State, StoredInstance, decode, encode, newest_first
+from shared.records import (
+    Lease,
+    Records,
+    State,
+    StoredInstance,
+    UploadGivenUp,
+    decode,
+    encode,
+    newest_first,
+)
+from shared.time import utc_now
 
 INSTANCE = StoredInstance("1.2.1", "1.2.2", "1.2.3", "1.2.4", 5, "ab", ((1, 2), (3, 4)))
 
@@ -134,3 +145,89 @@ def test_pages_follow_each_other_without_gap_or_overlap(records: Records) -> Non
         seen += [found.payload_id for found in page]
 
     assert seen == ids[::-1]
+
+
+def test_of_an_upload_that_was_given_up_no_record_can_be_written(records: Records) -> None:
+    late = record()
+
+    assert records.give_up(late.payload_id)
+    assert records.give_up(late.payload_id)
+
+    with pytest.raises(UploadGivenUp):
+        records.add(late)
+    assert records.find(late.payload_id) is None
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_an_upload_with_a_record_cannot_be_given_up(records: Records, state: State) -> None:
+    added = record()
+    records.add(added)
+    if state is not State.PENDING:
+        held = records.find(added.payload_id)
+        assert held is not None
+        records.settle(held, state)
+
+    assert not records.give_up(added.payload_id)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is state
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_a_record_that_is_written_while_its_upload_is_given_up_counts(
+    tmp_path: Path, state: State
+) -> None:
+    added = record()
+    store = _InterruptedStore(tmp_path)
+    store.prepare()
+    records = Records(store)
+
+    def write_and_settle() -> None:
+        records.add(added)
+        held = records.find(added.payload_id)
+        assert held is not None
+        if state is not State.PENDING:
+            records.settle(held, state)
+
+    store.before_create = write_and_settle
+
+    assert not records.give_up(added.payload_id)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is state
+    assert records.given_up(utc_now() + timedelta(hours=1)) == []
+
+
+def test_an_upload_that_was_given_up_is_neither_listed_nor_counted(records: Records) -> None:
+    given_up, added = record(), record()
+    records.give_up(given_up.payload_id)
+    records.add(added)
+
+    assert [added.payload_id in listed.key for listed in records.pending()] == [True]
+    assert records.count(State.PENDING) == 1
+    assert records.newest(None, 1) == ([added], None)
+
+
+def test_an_upload_stays_given_up_until_its_fence_is_removed(records: Records) -> None:
+    late = record()
+    records.give_up(late.payload_id)
+
+    assert records.given_up(utc_now() - timedelta(hours=1)) == []
+    assert records.given_up(utc_now() + timedelta(hours=1)) == [late.payload_id]
+
+    records.remove_fence(late.payload_id)
+    records.add(late)
+
+
+class _InterruptedStore(FolderObjectStore):
+    """Something happens just before the next creation."""
+
+    before_create: Callable[[], None] | None = None
+
+    def create(self, key: str, data: bytes, content_type: str) -> str:
+        meanwhile, self.before_create = self.before_create, None
+        if meanwhile is not None:
+            meanwhile()
+        return super().create(key, data, content_type)

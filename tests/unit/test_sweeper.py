@@ -13,7 +13,7 @@ from records_made import RECEIVED_AT, record
 from shared.adapters.folder import FolderObjectStore
 from shared.ids import PayloadIds
 from shared.metrics import WorkerMetrics
-from shared.records import Records, State
+from shared.records import Records, State, UploadGivenUp
 from shared.time import utc_now
 from worker.sweeper import Sweeper
 
@@ -163,3 +163,27 @@ def test_idempotency_keys_are_removed_after_a_day(bench: Bench) -> None:
     bench.now = utc_now() + timedelta(hours=25)
     bench.sweeper.sweep()
     assert list(bench.state.list("idempotency/")) == []
+
+
+def test_an_upload_that_comes_late_to_its_record_finds_itself_given_up(bench: Bench) -> None:
+    late = replace(record(), payload_id=bench.upload(bench.payload_ids.mint(RECEIVED_AT)))
+    bench.sweeper.sweep()
+
+    with pytest.raises(UploadGivenUp):
+        bench.records.add(late)
+
+
+def test_what_an_upload_stores_after_it_was_given_up_is_removed_a_day_later(bench: Bench) -> None:
+    late = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
+    bench.sweeper.sweep()
+    bench.upload(late)
+
+    bench.now = utc_now() + timedelta(hours=23)
+    bench.sweeper.sweep()
+    assert bench.left() == {late}
+    assert len(list(bench.state.list("pending/"))) == 1
+
+    bench.now = utc_now() + timedelta(hours=25)
+    bench.sweeper.sweep()
+    assert bench.left() == set()
+    assert list(bench.state.list("pending/")) == []

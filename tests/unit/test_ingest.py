@@ -1,0 +1,141 @@
+"""The use case of a POST where time passes in its last step, over real folder stores."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from instances import new_instance
+from prometheus_client import CollectorRegistry
+from records_made import RECEIVED_AT
+
+from api.ingest import Ingest, Limits, Target
+from api.multipart import MediaType, parse_media_type
+from api.problems import SenderTooSlow
+from shared.adapters.folder import FolderObjectStore
+from shared.events import InstancesStored
+from shared.ids import PayloadIds
+from shared.metrics import ApiMetrics, WorkerMetrics
+from shared.records import Records
+from worker.sweeper import Sweeper
+
+UPLOAD = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Part:
+    data: bytes
+    number: int = 1
+
+    @property
+    def media_type(self) -> MediaType:
+        return parse_media_type("application/dicom")
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([self.data])
+
+
+class Bench:
+    """An API and a sweeper on the same two buckets, and the same clock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = RECEIVED_AT
+        self.before_record: Callable[[], None] = lambda: None
+        self.announced: list[InstancesStored] = []
+        self.instances = FolderObjectStore(folder / "payloads")
+        self.state = _StateStore(folder / "state", self)
+        for store in (self.instances, self.state):
+            store.prepare()
+        self.records = Records(self.state)
+        payload_ids = PayloadIds("stowgate")
+        self.ingest = Ingest(
+            instances=self.instances,
+            records=self.records,
+            announce=self.announced.append,
+            putters=ThreadPoolExecutor(1),
+            spool_folder=folder,
+            limits=Limits(1 << 20, 10, 1 << 20, UPLOAD),
+            metrics=ApiMetrics(CollectorRegistry()),
+            mint=payload_ids.mint,
+            clock=lambda: self.now,
+        )
+        self.sweeper = Sweeper(
+            instances=self.instances,
+            state=self.state,
+            records=self.records,
+            payload_ids=payload_ids,
+            grace=2 * UPLOAD,
+            metrics=WorkerMetrics(CollectorRegistry()),
+            clock=lambda: self.now,
+        )
+        self.sweeper.sweep()
+        self.now += timedelta(seconds=1)
+
+    def post(self) -> str | None:
+        receipt = self.ingest.ingest([Part(new_instance())], Target(), "127.0.0.1", "c")
+        assert receipt is not None
+        return receipt.payload_id
+
+
+class _StateStore(FolderObjectStore):
+    def __init__(self, root: Path, bench: Bench) -> None:
+        super().__init__(root)
+        self._bench = bench
+
+    def create(self, key: str, data: bytes, content_type: str) -> str:
+        if key.startswith("pending/") and data:
+            self._bench.before_record()
+        return super().create(key, data, content_type)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_an_api_that_stood_still_past_the_sweep_writes_no_record_and_says_so(
+    bench: Bench,
+) -> None:
+    def stand_still() -> None:
+        bench.now += 3 * UPLOAD
+        bench.sweeper.sweep()
+
+    bench.before_record = stand_still
+
+    with pytest.raises(SenderTooSlow, match="given up"):
+        bench.post()
+
+    assert bench.announced == []
+    assert bench.records.newest(None, 10) == ([], None)
+    assert list(bench.instances.folders("")) == []
+
+
+def test_an_api_that_stood_still_and_was_not_given_up_keeps_its_word(bench: Bench) -> None:
+    def stand_still() -> None:
+        bench.now += 1.5 * UPLOAD
+        bench.sweeper.sweep()
+
+    bench.before_record = stand_still
+
+    payload_id = bench.post()
+    bench.now += 3 * UPLOAD
+    bench.sweeper.sweep()
+
+    assert payload_id is not None
+    assert bench.records.find(payload_id) is not None
+    assert list(bench.instances.folders("")) == [payload_id]
+
+
+def test_an_upload_that_takes_longer_than_it_may_is_refused_and_removed(bench: Bench) -> None:
+    class SlowPart(Part):
+        def __iter__(self) -> Iterator[bytes]:
+            bench.now += UPLOAD + timedelta(seconds=1)
+            return super().__iter__()
+
+    with pytest.raises(SenderTooSlow, match="longer than"):
+        bench.ingest.ingest([SlowPart(new_instance())], Target(), "127.0.0.1", "c")
+
+    assert bench.records.newest(None, 10) == ([], None)
+    assert list(bench.instances.folders("")) == []
