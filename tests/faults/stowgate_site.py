@@ -298,7 +298,7 @@ class Site:
         for place in ("pending/", "opened/", "failed/"):
             for key in self.state.listing(place):
                 data = self.state.get(key)
-                if data is not None:
+                if data:  # empty for an upload that was given up
                     record = json.loads(data)
                     found[record["payload_id"]] = record
         return found
@@ -326,18 +326,19 @@ class Site:
         beside: Sequence[bytes] = (),
         pieces: Iterable[bytes] | None = None,
         path: str = "/dicomweb/studies",
+        key: str | None = None,
         timeout_seconds: float = 60.0,
     ) -> requests.Response:
         """Send these, and write the attempt down; raises what `requests` raises.
 
         `beside` are parts that must not be stored. `pieces` are sent instead of the body that
-        would be, as a chunked one.
+        would be, as a chunked one. `key` is an Idempotency-Key.
         """
         body, content_type = multipart(*instances, *beside)
         correlation_id, began = str(uuid4()), time.time()
 
         def book(**found: Any) -> None:
-            post = _post(len(self.attempts) + 1, path, instances)
+            post = _post(len(self.attempts) + 1, path, instances, key)
             self.attempts.append(
                 Attempt(post, correlation_id, api.name, began, time.time(), **found)
             )
@@ -346,7 +347,11 @@ class Site:
             answer = requests.post(
                 api.service.url + path,
                 data=body if pieces is None else pieces,
-                headers={"Content-Type": content_type, "X-Correlation-ID": correlation_id},
+                headers={
+                    "Content-Type": content_type,
+                    "X-Correlation-ID": correlation_id,
+                    **({} if key is None else {"Idempotency-Key": key}),
+                },
                 allow_redirects=False,
                 timeout=timeout_seconds,
             )
@@ -362,7 +367,7 @@ class Site:
         return answer
 
 
-def _post(number: int, path: str, instances: Sequence[bytes]) -> Post:
+def _post(number: int, path: str, instances: Sequence[bytes], key: str | None) -> Post:
     return Post(
         number=number,
         path=path,
@@ -371,7 +376,7 @@ def _post(number: int, path: str, instances: Sequence[bytes]) -> Post:
         sha256={uid(i, "SOPInstanceUID"): hashlib.sha256(i).hexdigest() for i in instances},
         workflows=(),
         destination="default",
-        key=None,
+        key=key,
     )
 
 

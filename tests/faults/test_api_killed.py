@@ -1,4 +1,4 @@
-"""`kill -9` of the API at each point of an upload."""
+"""`kill -9` of the API at each point of an upload, and an API that stands still."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -95,3 +95,50 @@ def test_api_killed_between_the_record_and_the_publish_is_announced_under_the_sa
     ledger = reconcile(site)
     assert [delivery.payload_id for delivery in ledger.deliveries] == [payload_id]
     assert ledger.orphans() == []
+
+
+def test_api_that_stands_still_before_its_record_until_the_sweep_acknowledges_nothing(
+    site: Site,
+) -> None:
+    api, _ = site.api(), site.worker(**SWEPT_SOON)
+    instances = study(3)
+    record = api.store.hold(f"PUT /{site.name}-state/pending/".encode())
+    with ThreadPoolExecutor(1) as sender:
+        first = sender.submit(site.post, api, instances)
+        record.wait_reached()
+        (left,) = _payload_ids(site)
+        wait_for(lambda: left not in _payload_ids(site))
+        record.release()
+        answer = first.result()
+
+    assert answer.status_code == 408
+    assert "X-Payload-ID" not in answer.headers
+    assert site.post(api, instances).status_code == 200
+    ledger = reconcile(site)
+    assert len(ledger.payloads) == 1
+    assert left not in ledger.payloads
+
+
+def test_api_that_stands_still_before_its_record_until_its_key_is_taken_acknowledges_nothing(
+    site: Site,
+) -> None:
+    (api, _), other = site.pair(), site.api()
+    instances, key = study(), "one-key-for-both"
+    record = api.store.hold(f"PUT /{site.name}-state/pending/".encode())
+    with ThreadPoolExecutor(1) as sender:
+        first = sender.submit(site.post, api, instances, key=key)
+        record.wait_reached()
+
+        def taken() -> requests.Response | None:
+            answer = site.post(other, instances, key=key)
+            return answer if answer.status_code != 409 else None
+
+        winner = wait_for(taken, pause_seconds=0.2)
+        record.release()
+        loser = first.result()
+
+    assert (loser.status_code, winner.status_code) == (408, 200)
+    again = site.post(api, instances, key=key)
+    assert again.headers["X-Payload-ID"] == winner.headers["X-Payload-ID"]
+    ledger = reconcile(site)
+    assert ledger.payloads.keys() == {winner.headers["X-Payload-ID"]}
