@@ -13,7 +13,13 @@ import click
 import structlog
 
 from api.server import Server
-from shared.config import BadSetting, Settings, load_settings, unknown_variables
+from shared.config import (
+    METRICS_FOLDER,
+    BadSetting,
+    Settings,
+    load_settings,
+    unknown_variables,
+)
 from shared.engines import Engines, open_engines
 from shared.listen import bind, url_of
 from shared.logs import configure_logs
@@ -22,9 +28,6 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from worker.main import Worker
-
-# prometheus_client keeps its counts in files here when several processes serve as one.
-_METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @click.command()
@@ -81,7 +84,7 @@ def api() -> None:
             engines.close()
 
     def on_child_exit(process_id: int) -> None:
-        if _METRICS_FOLDER in os.environ:
+        if METRICS_FOLDER in os.environ:
             from prometheus_client.multiprocess import mark_process_dead
 
             mark_process_dead(process_id)  # type: ignore[no-untyped-call]
@@ -89,7 +92,7 @@ def api() -> None:
     with ExitStack() as stack:
         if settings.api_processes > 1:
             folder = tempfile.TemporaryDirectory(prefix="stowgate-metrics-")
-            os.environ[_METRICS_FOLDER] = stack.enter_context(folder)
+            os.environ[METRICS_FOLDER] = stack.enter_context(folder)
         Server(
             listener,
             make_app,

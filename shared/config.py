@@ -15,6 +15,10 @@ from urllib.parse import urlsplit
 
 from environs import EnvError, FileAwareEnv
 
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Where prometheus_client keeps its counts when several processes serve as one. It looks on import,
+so this is not declared beside it."""
+
 _PREFIX = "STOWGATE_"
 _TEST_PREFIX = "STOWGATE_TEST_"
 _FILE = "_FILE"

@@ -11,10 +11,9 @@ from prometheus_client import (
     multiprocess,
 )
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from shared.config import METRICS_FOLDER
 
-# Where prometheus_client keeps its files when several processes serve as one.
-MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class ApiMetrics:
@@ -97,7 +96,7 @@ class WorkerMetrics:
 
 def exposition(registry: CollectorRegistry) -> bytes:
     """The text format, over all processes where several serve as one."""
-    if MULTIPROCESS_FOLDER in os.environ:
+    if METRICS_FOLDER in os.environ:
         merged = CollectorRegistry()
         multiprocess.MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
         registry = merged

@@ -31,6 +31,7 @@ from docker.errors import DockerException, ImageNotFound  # type: ignore[import-
 from docker.models.images import ImageCollection  # type: ignore[import-untyped]
 from minio import Minio
 from minio.error import MinioException
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
@@ -46,6 +47,15 @@ CACHE = Path(__file__).resolve().parents[1] / ".cache" / "engines"
 GIVEN_SECONDS = 5.0
 START_SECONDS = 90.0
 OBTAIN_SECONDS = 1200.0
+
+# pika's time-out of the handshake, which a frozen broker leads to, is no AMQPError.
+NO_ANSWER = (
+    OSError,
+    MinioException,
+    urllib3.exceptions.HTTPError,
+    AMQPError,
+    AMQPConnectorException,
+)
 
 _container_start = threading.Lock()
 
@@ -90,7 +100,8 @@ def object_store_client(endpoint: ObjectStoreEndpoint) -> Minio:
     )
 
 
-def _ask(address: Address) -> None:
+def ask(address: Address) -> None:
+    """Return when the engine answers; raises one of `NO_ANSWER`."""
     if isinstance(address, ObjectStoreEndpoint):
         object_store_client(address).bucket_exists(f"stowgate-probe-{secrets.token_hex(4)}")
         return
@@ -115,7 +126,7 @@ def _until_it_answers(
     while True:
         try:
             return ask()
-        except (OSError, MinioException, urllib3.exceptions.HTTPError, AMQPError) as error:
+        except NO_ANSWER as error:
             if not alive():
                 raise NotToBeHad(f"{origin}: it stopped again") from error
             if time.monotonic() > deadline:
@@ -139,14 +150,14 @@ def _given_object_store(_stack: ExitStack, _say: Say) -> Engine:
         secret_key=unquote(url.password or ""),
     )
     origin = f"{endpoint.url} given by {OBJECT_STORE_VARIABLE}"
-    _until_it_answers(origin, lambda: _ask(endpoint), GIVEN_SECONDS)
+    _until_it_answers(origin, lambda: ask(endpoint), GIVEN_SECONDS)
     return Engine(endpoint, origin)
 
 
 def _given_broker(_stack: ExitStack, _say: Say) -> Engine:
     url = _given(BROKER_VARIABLE)
     origin = f"{urlsplit(url).netloc.rpartition('@')[2]} given by {BROKER_VARIABLE}"
-    _until_it_answers(origin, lambda: _ask(url), GIVEN_SECONDS)
+    _until_it_answers(origin, lambda: ask(url), GIVEN_SECONDS)
     return Engine(url, origin)
 
 
@@ -190,7 +201,7 @@ def _object_store_in_docker(stack: ExitStack, say: Say) -> Engine:
     place = _run_in_docker(MINIO_IMAGE, 9000, environment, stack, say, command="server /data")
     endpoint = ObjectStoreEndpoint(f"http://{place}", access_key, secret_key)
     origin = f"Docker {MINIO_IMAGE}"
-    _until_it_answers(origin, lambda: _ask(endpoint))
+    _until_it_answers(origin, lambda: ask(endpoint))
     return Engine(endpoint, origin)
 
 
@@ -203,16 +214,20 @@ def _broker_in_docker(stack: ExitStack, say: Say) -> Engine:
     }
     place = _run_in_docker(RABBITMQ_IMAGE, 5672, environment, stack, say)
     url, origin = f"amqp://stowgate:{password}@{place}/tests", f"Docker {RABBITMQ_IMAGE}"
-    _until_it_answers(origin, lambda: _ask(url))
+    _until_it_answers(origin, lambda: ask(url))
     return Engine(url, origin)
 
 
-def _free_port() -> int:
-    """Below the range that outgoing connections take theirs from: one of those must not have it
-    when an engine is started again."""
+def lasting_port() -> int:
+    """A free port that stays free while nobody listens on it.
+
+    It lies below those that Linux gives to outgoing connections (ip_local_port_range): one of them
+    could get the port of an engine that is down, even one that tries to reach that very engine.
+    """
     while True:
-        port = random.randrange(12_000, 32_000)
+        port = random.randrange(10_000, 32_000)
         with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return port
 
@@ -247,12 +262,12 @@ def _temporary_folder(stack: ExitStack) -> Path:
     )
 
 
-def _start_minio(program: str, origin: str, stack: ExitStack) -> Engine:
+def _start_minio(server: str, origin: str, stack: ExitStack) -> Engine:
     folder = _temporary_folder(stack)
-    place, console = f"127.0.0.1:{_free_port()}", f"127.0.0.1:{_free_port()}"
+    place, console = f"127.0.0.1:{lasting_port()}", f"127.0.0.1:{lasting_port()}"
     endpoint = ObjectStoreEndpoint(f"http://{place}", secrets.token_hex(8), secrets.token_hex(16))
     alive = _start_process(
-        [program, "server", str(folder / "data"), "--address", place, "--console-address", console],
+        [server, "server", str(folder / "data"), "--address", place, "--console-address", console],
         {
             "MINIO_ROOT_USER": endpoint.access_key,
             "MINIO_ROOT_PASSWORD": endpoint.secret_key,
@@ -261,24 +276,20 @@ def _start_minio(program: str, origin: str, stack: ExitStack) -> Engine:
         folder,
         stack,
     )
-    _until_it_answers(origin, lambda: _ask(endpoint), alive=alive)
+    _until_it_answers(origin, lambda: ask(endpoint), alive=alive)
     return Engine(endpoint, origin)
 
 
-def _start_rabbitmq(program: str, origin: str, stack: ExitStack) -> Engine:
-    folder = _temporary_folder(stack)
-    port, epmd_port, password = _free_port(), _free_port(), secrets.token_hex(16)
-    (folder / "rabbitmq.conf").write_text(
-        f"default_user = stowgate\ndefault_pass = {password}\ndefault_vhost = tests\n"
-    )
-    environment = {
+def rabbitmq_environment(folder: Path, port: int, epmd_port: int) -> dict[str, str]:
+    """What keeps a RabbitMQ on these ports of the loopback, and within the folder."""
+    return {
         "HOME": str(folder),
         "ERL_EPMD_PORT": str(epmd_port),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODENAME": f"stowgate-{secrets.token_hex(4)}@localhost",
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODE_PORT": str(port),
-        "RABBITMQ_DIST_PORT": str(_free_port()),
+        "RABBITMQ_DIST_PORT": str(lasting_port()),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
         "RABBITMQ_LOG_BASE": str(folder / "log"),
@@ -286,18 +297,28 @@ def _start_rabbitmq(program: str, origin: str, stack: ExitStack) -> Engine:
         "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
     }
+
+
+def _start_rabbitmq(server: str, origin: str, stack: ExitStack) -> Engine:
+    folder = _temporary_folder(stack)
+    port, epmd_port, password = lasting_port(), lasting_port(), secrets.token_hex(16)
+    (folder / "rabbitmq.conf").write_text(
+        f"default_user = stowgate\ndefault_pass = {password}\ndefault_vhost = tests\n"
+    )
+    environment = rabbitmq_environment(folder, port, epmd_port)
     if epmd := shutil.which("epmd"):
         # One that RabbitMQ starts itself is a daemon and would stay behind.
         alive = _start_process([epmd], environment, folder, stack)
         epmd_place = ("127.0.0.1", epmd_port)
         _until_it_answers(epmd, lambda: socket.create_connection(epmd_place).close(), alive=alive)
-    alive = _start_process([program], environment, folder, stack)
+    alive = _start_process([server], environment, folder, stack)
     url = f"amqp://stowgate:{password}@127.0.0.1:{port}/tests"
-    _until_it_answers(origin, lambda: _ask(url), alive=alive)
+    _until_it_answers(origin, lambda: ask(url), alive=alive)
     return Engine(url, origin)
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
+    """Where a program is, also those of Debian's packages. Raises `NotToBeHad`."""
     folders = [
         # What Debian's /usr/sbin/rabbitmq-server wraps: the wrapper insists on a user of its own.
         "/usr/lib/rabbitmq/bin",
@@ -306,20 +327,20 @@ def _program(name: str) -> str:
         "/usr/local/go/bin",
         str(CACHE),
     ]
-    program = shutil.which(name, path=os.pathsep.join(folders))
-    if program is None:
+    found = shutil.which(name, path=os.pathsep.join(folders))
+    if found is None:
         raise NotToBeHad(f"no {name} on this machine")
-    return program
+    return found
 
 
 def _object_store_on_this_machine(stack: ExitStack, _say: Say) -> Engine:
-    program = _program("minio")
-    return _start_minio(program, f"{program} on this machine", stack)
+    server = program("minio")
+    return _start_minio(server, f"{server} on this machine", stack)
 
 
 def _broker_on_this_machine(stack: ExitStack, _say: Say) -> Engine:
-    program = _program("rabbitmq-server")
-    return _start_rabbitmq(program, f"{program} on this machine", stack)
+    server = program("rabbitmq-server")
+    return _start_rabbitmq(server, f"{server} on this machine", stack)
 
 
 @contextmanager
@@ -349,8 +370,8 @@ def _command(command: list[str], environment: dict[str, str]) -> None:
         raise NotToBeHad(f"{' '.join(command[:2])} failed: {' '.join(last)[:200]}") from error
 
 
-def _object_store_built(stack: ExitStack, say: Say) -> Engine:
-    go = _program("go")
+def object_store_built(stack: ExitStack, say: Say) -> Engine:
+    go = program("go")
     began = time.monotonic()
     say(f"building minio with {go} (some minutes, once per checkout)")
     target = CACHE / "minio"
@@ -380,10 +401,10 @@ def _no_service_starts() -> Iterator[None]:
         policy.unlink()
 
 
-def _broker_installed(stack: ExitStack, say: Say) -> Engine:
+def broker_installed(stack: ExitStack, say: Say) -> Engine:
     if os.geteuid() != 0:
         raise NotToBeHad("not root, so rabbitmq-server cannot be installed")
-    apt_get = _program("apt-get")
+    apt_get = program("apt-get")
     began = time.monotonic()
     say("installing rabbitmq-server with apt-get (a minute or two, once per machine)")
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
@@ -395,9 +416,9 @@ def _broker_installed(stack: ExitStack, say: Say) -> Engine:
         except NotToBeHad:
             _command([apt_get, "update", wait], environment)
             _command(install, environment)
-    program = _program("rabbitmq-server")
-    origin = f"{program}, installed in {time.monotonic() - began:.0f} s"
-    return _start_rabbitmq(program, origin, stack)
+    server = program("rabbitmq-server")
+    origin = f"{server}, installed in {time.monotonic() - began:.0f} s"
+    return _start_rabbitmq(server, origin, stack)
 
 
 WAYS: dict[str, tuple[Way, ...]] = {
@@ -405,13 +426,13 @@ WAYS: dict[str, tuple[Way, ...]] = {
         _given_object_store,
         _object_store_in_docker,
         _object_store_on_this_machine,
-        _object_store_built,
+        object_store_built,
     ),
     "broker": (
         _given_broker,
         _broker_in_docker,
         _broker_on_this_machine,
-        _broker_installed,
+        broker_installed,
     ),
 }
 

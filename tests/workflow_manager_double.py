@@ -32,6 +32,7 @@ import urllib3
 from minio import Minio
 from minio.error import MinioException, S3Error
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
 APP_ID = "16988a78-87b5-4168-a5c3-2cfc2bab8e54"
@@ -538,7 +539,13 @@ def main(environ: Mapping[str, str]) -> None:
                 environ.get("WORKFLOW_MANAGER_ROUTING_KEY", "md.workflow.request"),
                 intake,
             )
-        except (AMQPError, OSError, MinioException, urllib3.exceptions.HTTPError) as error:
+        except (
+            AMQPError,
+            AMQPConnectorException,
+            OSError,
+            MinioException,
+            urllib3.exceptions.HTTPError,
+        ) as error:
             # What was in hand goes back to the queue with the connection.
             print(f"an engine is away, trying again: {error!r}", flush=True)
             time.sleep(_AGAIN_SECONDS)

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import pydicom
 import pytest
 import requests
 from dicomweb_client import DICOMwebClient
+from engines import NotToBeHad, lasting_port
 from instances import multipart, new_instance, real_file, uid
 from service import STOWGATE, wait_for
 
@@ -32,10 +32,6 @@ UP_SECONDS = 240
 
 # The first test's time includes building and starting the stack.
 pytestmark = pytest.mark.timeout(UP_SECONDS + 180)
-
-
-class NotToBeHad(Exception):
-    """There is no Docker here that could run the stack; the text says why."""
 
 
 class CommandFailed(Exception):
@@ -157,12 +153,6 @@ def _images() -> list[str]:
     return [service["image"] for service in services if "build" not in service] + bases
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     try:
@@ -171,7 +161,7 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
         if os.environ.get("CI"):
             pytest.fail(f"no Docker for the stack: {why}", pytrace=False)
         pytest.skip(f"no Docker for the stack: {why}")
-    stack = Stack(_free_port())
+    stack = Stack(lasting_port())
     failed_before = request.session.testsfailed
     try:
         stack.compose(

@@ -1,15 +1,13 @@
 """Processes and containers that can be killed, frozen and started again where they were."""
 
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,29 +18,13 @@ import engines
 import pika
 import requests
 from docker.errors import DockerException, NotFound  # type: ignore[import-untyped]
-from engines import NotToBeHad, ObjectStoreEndpoint, Say
-from minio.error import MinioException
-from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPError
+from engines import NotToBeHad, ObjectStoreEndpoint, Say, lasting_port
 from service import STOWGATE, environment
-from urllib3.exceptions import HTTPError
 
 END_SECONDS = 60.0
 
-# Below those that Linux gives to outgoing connections (ip_local_port_range). One of them could get
-# the port of a part that is down, even one that tries to reach that very part.
-_LASTING_PORTS = range(10_000, 32_000)
-
-# What `Part.ask` may raise of a part that does not serve. pika's time-out of the handshake, which
-# a frozen broker leads to, is no AMQPError.
-NOT_SERVING = (
-    OSError,
-    requests.RequestException,
-    MinioException,
-    HTTPError,
-    AMQPError,
-    AMQPConnectorException,
-)
+# What `Part.ask` may raise of a part that does not serve.
+NOT_SERVING = (*engines.NO_ANSWER, requests.RequestException)
 
 
 class Body(Protocol):
@@ -156,16 +138,6 @@ class Part:
             time.sleep(0.05)
 
 
-def lasting_port() -> int:
-    """A free port that stays free while nobody listens on it."""
-    while True:
-        port = random.choice(_LASTING_PORTS)
-        with suppress(OSError), socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 def stowgate(
     kind: str, name: str, folder: Path, settings: Mapping[str, str], stack: ExitStack
 ) -> tuple[Part, str]:
@@ -191,7 +163,7 @@ def object_store(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, Object
     login = {"MINIO_ROOT_USER": endpoint.access_key, "MINIO_ROOT_PASSWORD": endpoint.secret_key}
 
     def on_this_machine() -> Body:
-        program = _obtained("minio", engines._object_store_built, say)
+        program = _obtained("minio", engines.object_store_built, say)
         console = f"127.0.0.1:{lasting_port()}"
         command = [program, "server", "data", "--address", f"127.0.0.1:{port}"]
         given = {**os.environ, **login, "HOME": str(folder)}
@@ -202,9 +174,7 @@ def object_store(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, Object
             engines.MINIO_IMAGE, {9000: port}, login, stack, say, command=["server", "/data"]
         )
 
-    part = _first(
-        "object store", partial(engines._ask, endpoint), (on_this_machine, in_docker), say
-    )
+    part = _first("object store", partial(engines.ask, endpoint), (on_this_machine, in_docker), say)
     return part, endpoint
 
 
@@ -214,12 +184,12 @@ def broker(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, str]:
     url = f"amqp://stowgate:{password}@127.0.0.1:{port}/monaideploy"
 
     def on_this_machine() -> Body:
-        program = _obtained("rabbitmq-server", engines._broker_installed, say)
+        program = _obtained("rabbitmq-server", engines.broker_installed, say)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "rabbitmq.conf").write_text(
             f"default_user = stowgate\ndefault_pass = {password}\ndefault_vhost = monaideploy\n"
         )
-        given = {**os.environ, **_rabbitmq_environment(folder, port)}
+        given = {**os.environ, **engines.rabbitmq_environment(folder, port, lasting_port())}
         if epmd := shutil.which("epmd"):
             # One that RabbitMQ starts itself would die with it, or stay behind at the end.
             _process([epmd], given, folder / "epmd", stack).start()
@@ -237,26 +207,8 @@ def broker(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, str]:
     return part, url
 
 
-def _rabbitmq_environment(folder: Path, port: int) -> dict[str, str]:
-    return {
-        "HOME": str(folder),
-        "ERL_EPMD_PORT": str(lasting_port()),
-        "ERL_EPMD_ADDRESS": "127.0.0.1",
-        "RABBITMQ_NODENAME": f"stowgate-{secrets.token_hex(4)}@localhost",
-        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-        "RABBITMQ_NODE_PORT": str(port),
-        "RABBITMQ_DIST_PORT": str(lasting_port()),
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
-        "RABBITMQ_LOG_BASE": str(folder / "log"),
-        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
-        "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
-        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-    }
-
-
 def _ask_broker(url: str) -> None:
-    # `engines._ask` waits for as long as pika does, which is minutes when the broker is frozen.
+    # `engines.ask` waits for as long as pika does, which is minutes when the broker is frozen.
     parameters = pika.URLParameters(f"{url}?socket_timeout=3&stack_timeout=5")
     pika.BlockingConnection(parameters).close()
 
@@ -264,11 +216,11 @@ def _ask_broker(url: str) -> None:
 def _obtained(name: str, obtain: engines.Way, say: Say) -> str:
     """The program, installed or built first where that asks nobody. Raises `NotToBeHad`."""
     try:
-        return engines._program(name)
+        return engines.program(name)
     except NotToBeHad:
         with ExitStack() as passing:
             obtain(passing, say)
-        return engines._program(name)
+        return engines.program(name)
 
 
 def _first(

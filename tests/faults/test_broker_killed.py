@@ -42,7 +42,7 @@ class OwnBroker:
             assert code == 0, output
             return str(output.decode())
         assert isinstance(body, Process)
-        program = engines._program("rabbitmqctl")
+        program = engines.program("rabbitmqctl")
         return subprocess.run(
             [program, "--quiet", *arguments],
             env={**os.environ, **body.environment},
