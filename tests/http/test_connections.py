@@ -1,7 +1,6 @@
 """What senders that stall, trickle or never hang up take from everyone else: nothing."""
 
 import json
-import re
 import resource
 import socket
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pytest
 import requests
 from instances import new_instance
 from service import Service, running, wait_for
+from wire import connect, everything, head, read_answer, statuses
 
 # Of 4 threads each of these took all for half a minute or more when a connection held a thread.
 DEADLINE_SECONDS = 15.0
@@ -22,33 +22,6 @@ DEADLINE_SECONDS = 15.0
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with running("run", tmp_path_factory.mktemp("few"), STOWGATE_API_THREADS="4") as service:
         yield service
-
-
-def connect(service: Service) -> socket.socket:
-    place = urlsplit(service.url)
-    return socket.create_connection((place.hostname, place.port), timeout=60)
-
-
-def head(request_line: str, *lines: str) -> bytes:
-    return "\r\n".join([request_line, "Host: stowgate", *lines, "", ""]).encode()
-
-
-def read_answer(sock: socket.socket) -> tuple[int, bytes, bytes]:
-    """Status, head and body of the one answer that comes next."""
-    received = b""
-    while b"\r\n\r\n" not in received:
-        received += received_some(sock)
-    answer_head, _, body = received.partition(b"\r\n\r\n")
-    length = re.search(rb"content-length: (\d+)", answer_head, re.IGNORECASE)
-    while length and len(body) < int(length[1]):
-        body += received_some(sock)
-    return int(answer_head.split()[1]), answer_head, body
-
-
-def received_some(sock: socket.socket) -> bytes:
-    data = sock.recv(65536)
-    assert data, "the connection ended before the answer was whole"
-    return data
 
 
 UPLOAD_OF_TEXT = head(
@@ -156,11 +129,7 @@ def test_requests_sent_at_once_are_answered_in_order(service: Service) -> None:
             + head("GET /nowhere HTTP/1.1")
             + head("GET /health/live HTTP/1.1", "Connection: close")
         )
-        received = b""
-        while data := sock.recv(65536):
-            received += data
-
-    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"404", b"200"]
+        assert statuses(everything(sock)) == [200, 404, 200]
 
 
 def test_a_refused_upload_ends_its_connection_behind_the_answer(service: Service) -> None:
