@@ -17,6 +17,7 @@ import structlog
 
 from shared import events
 from shared.dicom.metadata import metadata_json
+from shared.dicom.refusal import InstanceRefused
 from shared.errors import (
     Permanent,
     StoreUnavailable,
@@ -52,6 +53,10 @@ _BATCH = 100
 
 # A request that is out and cannot be noted is left to the lease's end when no more is left of it.
 _NOTE_AGAIN_SECONDS = 1.0
+
+
+class InstanceChanged(Permanent):
+    """Somebody wrote over an instance between its upload and now."""
 
 
 class _Stopping(Transient):
@@ -265,7 +270,13 @@ class _SidecarWriter:
         dataset = b"".join(
             self._store.read_range(key, start, end - start) for start, end in _kept(instance)
         )
-        data = metadata_json(dataset)
+        try:
+            data = metadata_json(dataset)
+        except InstanceRefused as refused:
+            raise InstanceChanged(
+                f"{key} is no longer the instance that was stored ({refused}); restore it and "
+                "replay, or have it sent again"
+            ) from refused
         self._store.put(
             self._prefix + instance.metadata_path, BytesIO(data), len(data), "application/json"
         )

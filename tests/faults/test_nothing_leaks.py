@@ -141,7 +141,8 @@ def _fail_for_good(site: Site, api: Node, worker: Node) -> None:
     for key in site.payloads.listing(f"{payload_id}/"):
         site.payloads.put(key, MARK.encode() * 100)
     reading.release()
-    site.record(payload_id, lambda record: record["state"] == "failed")
+    failed = site.record(payload_id, lambda record: record["state"] == "failed")
+    assert "no longer the instance that was stored" in failed["last_error"]
 
 
 def _checked(tmp_path: Path, settings: dict[str, str]) -> str:
