@@ -176,6 +176,16 @@ def test_connections_that_ended_leave_nothing_behind(service: Service) -> None:
     wait_for(lambda: open_connections(service) == 0)
 
 
+def test_a_peer_that_does_not_hang_up_is_hung_up_on(service: Service) -> None:
+    wait_for(lambda: open_connections(service) == 0)
+    with connect(service) as sock:
+        sock.sendall(head("GET /health/live HTTP/1.1", "Connection: close"))
+        assert read_answer(sock)[0] == 200
+        assert open_connections(service) == 1
+
+        wait_for(lambda: open_connections(service) == 0)
+
+
 @pytest.mark.parametrize(
     "sent",
     [
