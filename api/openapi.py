@@ -154,7 +154,8 @@ def _store(words: str) -> dict[str, Any]:
         "422": _problem("this Idempotency-Key was used for another body"),
         "415": {"description": "unsupported media type or Content-Encoding"},
         "500": _problem("an error of this service; nothing was acknowledged"),
-        "503": _problem("too busy, or the object store does not answer; see Retry-After"),
+        "429": _problem("as many uploads as are taken at a time; see Retry-After"),
+        "503": _problem("the object store does not answer; see Retry-After"),
         "507": _problem("the object store is full"),
     }
     return {

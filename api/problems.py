@@ -16,12 +16,15 @@ from shared.errors import Permanent, StoreFull, Transient
 
 _log = structlog.get_logger()
 
+RETRY_AFTER_SECONDS = 5
+
 
 class Problem(Exception):
     """A request that is refused as a whole. `detail` is shown to the sender."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.BAD_REQUEST
     may_retry: ClassVar[bool] = False
+    retry_after_seconds: int = RETRY_AFTER_SECONDS
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -59,11 +62,14 @@ class UnsupportedMediaType(Problem):
 
 
 class TooBusy(Problem):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
+    """As many requests as are taken; said before the body is read."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
     may_retry = True
 
-
-RETRY_AFTER_SECONDS = 5
+    def __init__(self, detail: str, retry_after_seconds: int = RETRY_AFTER_SECONDS) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
 
 
 def problem_response(status: int, detail: str) -> Response:
@@ -91,7 +97,7 @@ def _render(problem: Problem) -> Response:
         return bare(problem.status)
     response = problem_response(problem.status, problem.detail)
     if problem.may_retry:
-        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        response.headers["Retry-After"] = str(problem.retry_after_seconds)
     return response
 
 

@@ -56,8 +56,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             body_bytes=settings.max_body_bytes,
             idle_seconds=settings.idle_seconds,
             upload_seconds=settings.max_upload_seconds,
-            # Some threads stay free, so that health and status answer while uploads run.
-            concurrent_uploads=max(1, settings.api_threads - 2),
+            concurrent_uploads=settings.concurrent_uploads,
             public_url=settings.public_url,
         ),
         trusted_proxies=settings.trusted_proxies,

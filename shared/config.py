@@ -23,6 +23,9 @@ _PREFIX = "STOWGATE_"
 _TEST_PREFIX = "STOWGATE_TEST_"
 _FILE = "_FILE"
 
+_SPARE_THREADS = 2
+"""Of an API process, so that health and status answer while uploads run."""
+
 
 class BadSetting(ValueError):
     """One line: the variable, what it holds (secrets aside), and what would be right."""
@@ -162,6 +165,12 @@ class Settings:
     )
     api_processes: int = setting("1", _whole(1, 64), "processes of `stowgate api`")
     api_threads: int = setting("16", _whole(2, 256), "threads of each API process")
+    max_uploads: int | None = setting(
+        None,
+        _whole(1, 254),
+        "uploads that each API process takes at a time; above it 429. By default, and at most, two "
+        "fewer than its threads",
+    )
     trusted_proxies: int = setting(
         "0", _whole(0, 16), "how many proxies in front set X-Forwarded-For"
     )
@@ -218,6 +227,15 @@ class Settings:
     def spool(self) -> Path:
         return self.data / "spool"
 
+    @property
+    def concurrent_uploads(self) -> int:
+        """Per API process."""
+        return self.max_uploads or self._most_uploads
+
+    @property
+    def _most_uploads(self) -> int:
+        return max(1, self.api_threads - _SPARE_THREADS)
+
 
 class Declared(NamedTuple):
     """One setting as an operator sees it; `default` is None where there is none."""
@@ -262,6 +280,12 @@ def load_settings() -> Settings:
         raise BadSetting(
             f"{_PREFIX}STATE_BUCKET is {settings.bucket!r}, but must be another bucket than "
             f"{_PREFIX}BUCKET: the Workflow Manager reads that one"
+        )
+    if settings.concurrent_uploads > settings._most_uploads:
+        raise BadSetting(
+            f"{_PREFIX}MAX_UPLOADS is '{settings.max_uploads}', but must be at most "
+            f"{settings._most_uploads}, as the rest of {_PREFIX}API_THREADS, which is "
+            f"{settings.api_threads}, is for health and status"
         )
     return settings
 

@@ -146,7 +146,7 @@ def test_more_uploads_than_there_is_room_for_are_turned_away_unread(tmp_path: Pa
         )
 
     assert answer.status_code == 200
-    assert turned_away[0].status_code == 503
+    assert turned_away[0].status_code == 429
     assert int(turned_away[0].headers["Retry-After"]) > 0
     assert turned_away[0].headers["Content-Type"] == "application/problem+json"
 

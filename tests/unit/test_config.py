@@ -43,6 +43,8 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_MAX_PARTS", "0", "1 or more"),
         ("STOWGATE_MAX_PARTS", "many", "whole number"),
         ("STOWGATE_API_THREADS", "1", "from 2 to 256"),
+        ("STOWGATE_MAX_UPLOADS", "0", "from 1 to 254"),
+        ("STOWGATE_MAX_UPLOADS", "15", "at most 14"),
         ("STOWGATE_STATE_BUCKET", "monaideploy", "another bucket"),
     ],
 )
