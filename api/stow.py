@@ -1,6 +1,7 @@
 """The Store transaction over HTTP: parse the request, call the use case, render (PS3.18 10.5)."""
 
 import ipaddress
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from api.ingest import (
 )
 from api.multipart import MalformedMultipart, MediaType, parse_media_type, read_parts
 from api.problems import BadRequest, TooBusy, Unprocessable, UnsupportedMediaType, bare
+from api.rates import Rates, sender_of
 from shared.dicom.uids import is_uid
 from shared.ids import WORKFLOW_ID_RULE, is_guid, is_workflow_id
 from shared.metrics import ApiMetrics
@@ -44,12 +46,14 @@ _KEYED_PIECE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class StowOptions:
-    """`concurrent_uploads` bounds the uploads of this process; the rest are turned away."""
+    """`concurrent_uploads` bounds the uploads of this process, and `posts_per_minute`, unless 0,
+    those of one sender; the rest are turned away."""
 
     body_bytes: int
     idle_seconds: float
     upload_seconds: float
     concurrent_uploads: int
+    posts_per_minute: int
     public_url: str | None
 
 
@@ -77,6 +81,7 @@ def stow_blueprint(
     blueprint = Blueprint("stow", __name__, url_prefix="/dicomweb")
     slots = BoundedSemaphore(options.concurrent_uploads)
     hourglass = Hourglass()
+    rates = Rates()
 
     @blueprint.before_request
     def begin() -> None:
@@ -108,6 +113,7 @@ def stow_blueprint(
         study: str | None = None, workflow: str | None = None, aet: str | None = None
     ) -> Response:
         g.body = _body(request, options, hourglass)
+        _count(rates, sender_of(request.remote_addr), options.posts_per_minute, "this address")
         target = Target(_checked_study(study), _checked_workflow(workflow), _vae(vaes, aet))
         _check_codings(request)
         if request.content_length in (None, 0) and not g.body.chunked:
@@ -192,6 +198,16 @@ def _body(request: Request, options: StowOptions, hourglass: Hourglass) -> Reque
         upload_seconds=options.upload_seconds,
         hourglass=hourglass,
     )
+
+
+def _count(rates: Rates, name: str, per_minute: int, words: str) -> None:
+    wait_seconds = rates.take(name, per_minute) if per_minute else 0
+    if wait_seconds:
+        raise TooBusy(
+            f"{per_minute} requests a minute are taken from {words}, and this is one more; send it "
+            "again later",
+            math.ceil(wait_seconds),
+        )
 
 
 def _check_codings(request: Request) -> None:

@@ -57,6 +57,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             idle_seconds=settings.idle_seconds,
             upload_seconds=settings.max_upload_seconds,
             concurrent_uploads=settings.concurrent_uploads,
+            posts_per_minute=settings.rate_per_sender,
             public_url=settings.public_url,
         ),
         trusted_proxies=settings.trusted_proxies,

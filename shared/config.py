@@ -171,6 +171,12 @@ class Settings:
         "uploads that each API process takes at a time; above it 429. By default, and at most, two "
         "fewer than its threads",
     )
+    rate_per_sender: int = setting(
+        "0",
+        _whole(0, 1_000_000),
+        "POSTs a minute that each API process takes from one address, up to so many at once; "
+        "above it 429. 0 takes any number",
+    )
     trusted_proxies: int = setting(
         "0", _whole(0, 16), "how many proxies in front set X-Forwarded-For"
     )
