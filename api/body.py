@@ -63,7 +63,8 @@ class RequestBody:
         """Up to `size` bytes, b"" at the end of a body that is whole."""
         if max(self._content_length or 0, self.received_bytes) > self._limit_bytes:
             raise TooLarge(f"the body is over the limit of {self._limit_bytes} bytes")
-        return self._receive(size)
+        # One more than may come, so that a body in chunks is refused as soon as it is too large.
+        return self._receive(min(size, self._limit_bytes + 1 - self.received_bytes))
 
     def _receive(self, size: int) -> bytes:
         if self._content_length is not None:

@@ -24,6 +24,7 @@ from api.problems import SenderTooSlow, TooLarge, UnsupportedMediaType
 from api.spool import Spool
 from api.store_response import Failed, FailureReason, Stored, WarningReason
 from shared.dicom.identity import Identity, identify
+from shared.dicom.limits import DEFAULT, StructureLimits
 from shared.dicom.refusal import (
     AttributesMissing,
     InstanceRefused,
@@ -99,6 +100,7 @@ class Limits:
     parts: int
     spool_memory_bytes: int
     upload: timedelta
+    structure: StructureLimits = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,7 @@ class _Upload:
     def _check(self, number: int, spool: Spool) -> tuple[Identity, Structure] | None:
         try:
             with spool.view() as data:
-                structure = check_structure(data, spool.scratch)
+                structure = check_structure(data, spool.scratch, self._limits.structure)
             return identify(structure), structure
         except InstanceRefused as refusal:
             self._fail(

@@ -7,7 +7,7 @@ from typing import Protocol
 
 MAX_BOUNDARY_CHARACTERS = 200
 MAX_PREAMBLE_BYTES = 1 << 20
-MAX_PART_HEADERS_BYTES = 16 << 10
+MAX_PART_HEADER_BYTES = 16 << 10
 MAX_TRANSPORT_PADDING_BYTES = 256
 
 # A value without quotes reaches to the next semicolon, so that `type=application/dicom`, which is
@@ -75,19 +75,24 @@ class Part:
         return parse_media_type(self.headers.get("content-type", ""))
 
 
-def read_parts(stream: ByteStream, boundary: str, chunk_bytes: int = 1 << 20) -> Iterator[Part]:
+def read_parts(
+    stream: ByteStream,
+    boundary: str,
+    chunk_bytes: int = 1 << 20,
+    header_bytes: int = MAX_PART_HEADER_BYTES,
+) -> Iterator[Part]:
     """Yield the parts of a body as they arrive, then read the epilogue to the end of the stream.
 
     What the caller leaves unread of a part is skipped when it asks for the next one. A boundary
     counts only after CR LF or at the very beginning, and only with nothing behind it on its line
     but `--` and up to 256 bytes of transport padding: everything else is data. The stream is
     asked for `chunk_bytes` at a time; whatever the body, the reader holds about twice that, the
-    chunk it hands out included.
+    chunk it hands out included. The headers of a part are at most `header_bytes` long.
 
     Raises `MalformedMultipart`, and whatever the stream raises. The body was complete only if
     the iteration came to its own end.
     """
-    body = _Body(stream, boundary, chunk_bytes)
+    body = _Body(stream, boundary, chunk_bytes, header_bytes)
     body.skip_preamble()
     while not body.is_closed:
         headers = body.read_headers()
@@ -103,7 +108,9 @@ def read_parts(stream: ByteStream, boundary: str, chunk_bytes: int = 1 << 20) ->
 class _Body:
     """A window over the stream, and the place in it up to which everything was handed out."""
 
-    def __init__(self, stream: ByteStream, boundary: str, chunk_bytes: int) -> None:
+    def __init__(
+        self, stream: ByteStream, boundary: str, chunk_bytes: int, header_bytes: int
+    ) -> None:
         # Latin-1 is how WSGI decodes a header (PEP 3333). Without control characters the
         # delimiter has a single CR, its first byte: no two candidates can overlap.
         if not re.fullmatch(rf"[ -~\x80-\xff]{{1,{MAX_BOUNDARY_CHARACTERS}}}", boundary):
@@ -115,6 +122,7 @@ class _Body:
         self.part_number = 0
         self._stream = stream
         self._chunk_bytes = chunk_bytes
+        self._header_bytes = header_bytes
         self._delimiter = b"\r\n--" + boundary.encode("latin-1")
         # A match without `line_end` is cut off by the end of the window: more is needed to decide.
         self._delimiter_line = re.compile(
@@ -143,14 +151,14 @@ class _Body:
         self.part_number += 1
         searched = 0
         while True:
-            start, limit = self._position, self._position + MAX_PART_HEADERS_BYTES + 4
+            start, limit = self._position, self._position + self._header_bytes + 4
             end = self._window.find(b"\r\n\r\n", max(start, searched - 3), limit)
             if end >= 0:
                 break
             if len(self._window) >= limit:
                 raise MalformedMultipart(
                     f"the headers of part {self.part_number} are longer than "
-                    f"{MAX_PART_HEADERS_BYTES} bytes, or the blank line behind them is missing"
+                    f"{self._header_bytes} bytes, or the blank line behind them is missing"
                 )
             searched = len(self._window) - start
             if not self._read_more(keep_from=start):

@@ -21,8 +21,6 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from api.hourglass import Hourglass
 
-# What nginx takes as well; gunicorn's own limit would let each connection hold 800 kB.
-_HEAD_BYTES = 32 << 10
 _HEAD_SECONDS = 5.0
 
 # Of a request that is no upload; an upload has limits of its own.
@@ -72,7 +70,8 @@ class Server(BaseApplication):  # type: ignore[misc]
     """Serves what `make_app` returns, which is called in each worker process after its fork.
 
     `on_exit` is called in a worker process when it ends, and `on_child_exit` with its process id
-    in the parent after that.
+    in the parent after that. A request line of more than `request_line_bytes` is answered with 414,
+    and a head, that line included, of more than `head_bytes` with 431.
     """
 
     def __init__(
@@ -82,9 +81,13 @@ class Server(BaseApplication):  # type: ignore[misc]
         *,
         processes: int,
         threads: int,
+        request_line_bytes: int,
+        head_bytes: int,
         on_exit: Callable[[], None],
         on_child_exit: Callable[[int], None] = lambda _: None,
     ) -> None:
+        self.request_line_bytes = request_line_bytes
+        self.head_bytes = head_bytes
         self._make_app = make_app
         self._options = {
             "bind": f"fd://{listener.fileno()}",
@@ -92,6 +95,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "workers": processes,
             "threads": threads,
             "worker_connections": _most_connections(),
+            "limit_request_line": request_line_bytes,
             "keepalive": 30,
             "graceful_timeout": 30,
             # The beat of the process's main thread, which no request runs on.
@@ -214,11 +218,22 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self.poller.unregister(conn.sock)
             self._serve(conn)
 
-    @staticmethod
-    def _is_whole(conn: TConn) -> bool:
-        """Whether gunicorn can answer what was received, if only with a refusal."""
+    def _is_whole(self, conn: TConn) -> bool:
+        """Whether what was received can be answered, if only with a refusal."""
         head = conn.parser.unreader.buf.getvalue()
-        return b"\r\n\r\n" in head or b"\n\n" in head or len(head) > _HEAD_BYTES
+        return b"\r\n\r\n" in head or b"\n\n" in head or self._excess(head) is not None
+
+    def _excess(self, received: bytes) -> errors.ParseException | None:
+        """What of a head is over its limit, as soon as that can be told.
+
+        gunicorn's own limits together would let each connection hold 800 kB.
+        """
+        line_bytes, head_bytes = self.app.request_line_bytes, self.app.head_bytes
+        if b"\n" not in received[: line_bytes + 2] and len(received) > line_bytes + 1:
+            return errors.LimitRequestLine(len(received), line_bytes)
+        if b"\r\n\r\n" not in received[: head_bytes + 4] and len(received) > head_bytes + 3:
+            return errors.LimitRequestHeaders("too long")
+        return None
 
     def _serve(self, conn: TConn) -> None:
         del self._ends[conn]
@@ -227,10 +242,10 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: TConn) -> bool:
         """Refuses a head that is too long, which gunicorn would go on reading."""
-        head = conn.parser.unreader.buf.getvalue()
-        if len(head) > _HEAD_BYTES and b"\r\n\r\n" not in head:
+        excess = self._excess(conn.parser.unreader.buf.getvalue())
+        if excess is not None:
             conn.sock.settimeout(_SOCKET_SECONDS)
-            self.handle_error(None, conn.sock, conn.client, errors.LimitRequestHeaders("too long"))
+            self.handle_error(None, conn.sock, conn.client, excess)
             return False
         return bool(super().handle(conn))
 

@@ -50,6 +50,7 @@ class StowOptions:
     those of one sender; the rest are turned away."""
 
     body_bytes: int
+    part_header_bytes: int
     idle_seconds: float
     upload_seconds: float
     concurrent_uploads: int
@@ -134,7 +135,8 @@ def stow_blueprint(
 
     def receive(body: RequestBody, target: Target) -> Response:
         key, keyed = request.headers.get("Idempotency-Key"), None
-        parts = _parts(request, body, _PIECE_BYTES if key is None else _KEYED_PIECE_BYTES)
+        piece_bytes = _PIECE_BYTES if key is None else _KEYED_PIECE_BYTES
+        parts = _parts(request, body, piece_bytes, options.part_header_bytes)
         if key is not None:
             claimed = keys.claim(request.remote_addr or "", request.path, key)
             if isinstance(claimed, str):
@@ -244,7 +246,9 @@ def _vae(vaes: VaeRegistry, aet: str | None) -> Vae | None:
     return vae
 
 
-def _parts(request: Request, body: RequestBody, piece_bytes: int) -> Iterable[ReceivedPart]:
+def _parts(
+    request: Request, body: RequestBody, piece_bytes: int, header_bytes: int
+) -> Iterable[ReceivedPart]:
     media_type = parse_media_type(request.headers.get("Content-Type", ""))
     if media_type.type == DICOM:
         return _only_part(_OnlyPart(body, media_type, piece_bytes))
@@ -256,7 +260,7 @@ def _parts(request: Request, body: RequestBody, piece_bytes: int) -> Iterable[Re
     boundary = media_type.parameters.get("boundary")
     if not boundary:
         raise BadRequest("the Content-Type is multipart/related without a boundary parameter")
-    return read_parts(body, boundary, piece_bytes)
+    return read_parts(body, boundary, piece_bytes, header_bytes)
 
 
 def _only_part(part: _OnlyPart) -> Iterator[ReceivedPart]:

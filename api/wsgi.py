@@ -11,6 +11,7 @@ from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest, Limits
 from api.stow import StowOptions
 from shared.config import Settings
+from shared.dicom.limits import StructureLimits
 from shared.engines import Engines
 from shared.ids import PayloadIds
 from shared.metrics import ApiMetrics
@@ -34,6 +35,11 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             parts=settings.max_parts,
             spool_memory_bytes=settings.spool_memory_bytes,
             upload=timedelta(seconds=settings.max_upload_seconds),
+            structure=StructureLimits(
+                nested_sequences=settings.max_nested_sequences,
+                elements=settings.max_elements,
+                described_bytes=settings.max_described_bytes,
+            ),
         ),
         metrics=metrics,
         mint=payload_ids.mint,
@@ -54,6 +60,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         metrics=metrics,
         options=StowOptions(
             body_bytes=settings.max_body_bytes,
+            part_header_bytes=settings.max_part_header_bytes,
             idle_seconds=settings.idle_seconds,
             upload_seconds=settings.max_upload_seconds,
             concurrent_uploads=settings.concurrent_uploads,

@@ -58,7 +58,15 @@ def run() -> None:
             opener.stop()
             engines.close()
 
-    Server(listener, make_app, processes=1, threads=settings.api_threads, on_exit=on_exit).run()
+    Server(
+        listener,
+        make_app,
+        processes=1,
+        threads=settings.api_threads,
+        request_line_bytes=settings.max_request_line_bytes,
+        head_bytes=settings.max_head_bytes,
+        on_exit=on_exit,
+    ).run()
 
 
 @click.command()
@@ -98,6 +106,8 @@ def api() -> None:
             make_app,
             processes=settings.api_processes,
             threads=settings.api_threads,
+            request_line_bytes=settings.max_request_line_bytes,
+            head_bytes=settings.max_head_bytes,
             on_exit=on_exit,
             on_child_exit=on_child_exit,
         ).run()

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from environs import EnvError, FileAwareEnv
 
+from shared.dicom.limits import MAX_DESCRIBED_BYTES, MAX_ELEMENTS, MAX_NESTED_SEQUENCES, MOST
+
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Where prometheus_client keeps its counts when several processes serve as one. It looks on import,
 so this is not declared beside it."""
@@ -180,6 +182,17 @@ class Settings:
     trusted_proxies: int = setting(
         "0", _whole(0, 16), "how many proxies in front set X-Forwarded-For"
     )
+    max_request_line_bytes: int = setting(
+        "4094",
+        _whole(256, 8190),
+        "longest request line, and so URL; above it 414",
+    )
+    max_head_bytes: int = setting(
+        "32768",
+        _whole(1024, 1 << 20),
+        "largest head of a request, the request line and all header fields; above it, and above "
+        "100 fields or 8190 bytes in one, 431",
+    )
     max_body_bytes: int = setting(
         "68719476736", _whole(1), "largest request body; above it 413 (64 GiB)"
     )
@@ -187,6 +200,26 @@ class Settings:
         "8589934592", _whole(1), "largest single instance; above it 413 (8 GiB)"
     )
     max_parts: int = setting("20000", _whole(1), "most parts of one request; above it 413")
+    max_part_header_bytes: int = setting(
+        "16384", _whole(256, 1 << 20), "largest headers of one part; above it 400"
+    )
+    max_nested_sequences: int = setting(
+        str(MAX_NESTED_SEQUENCES),
+        _whole(1, MOST.nested_sequences),
+        "deepest nesting of sequences in an instance; above it that instance fails with C000",
+    )
+    max_elements: int = setting(
+        str(MAX_ELEMENTS),
+        _whole(1000, MOST.elements),
+        "most data elements and sequence items of an instance; above it that instance fails with "
+        "C000. A worker may need 1 kB of memory for each",
+    )
+    max_described_bytes: int = setting(
+        str(MAX_DESCRIBED_BYTES),
+        _whole(1 << 16, MOST.described_bytes),
+        "most bytes of an instance beside its pixel data and its like; above it that instance "
+        "fails with C000. A worker needs a multiple of this in memory (64 MiB)",
+    )
     spool_memory_bytes: int = setting(
         "1048576", _whole(0), "an instance larger than this is spooled on disk on arrival"
     )

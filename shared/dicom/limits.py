@@ -1,5 +1,7 @@
 """How much of anything an instance may have, so that no file costs more than its size is worth."""
 
+from dataclasses import dataclass
+
 MAX_NESTED_SEQUENCES = 64
 """Sequences within sequences. Structured reports, the deepest in practice, stay well below; others
 will read the file with pydicom, which overflows Python's stack at about 200."""
@@ -27,3 +29,21 @@ its bytes in the file, so an element with more is given by its VR alone."""
 KEPT_VALUE_BYTES = 1024
 """How much is kept of a value that holds a UID: far more than a UID has, whatever its length field
 says."""
+
+
+@dataclass(frozen=True)
+class StructureLimits:
+    """Those limits that an operator sets."""
+
+    nested_sequences: int = MAX_NESTED_SEQUENCES
+    elements: int = MAX_ELEMENTS
+    described_bytes: int = MAX_DESCRIBED_BYTES
+
+
+DEFAULT = StructureLimits()
+
+MOST = StructureLimits(
+    nested_sequences=MAX_NESTED_SEQUENCES, elements=1_000_000, described_bytes=256 * 1024 * 1024
+)
+"""As far as they can be set. Sidecars are made within these, so that a worker can describe whatever
+an API of other settings accepted."""

@@ -19,7 +19,7 @@ import orjson
 from pydicom.charset import CODES_TO_ENCODINGS, default_encoding, python_encoding
 from pydicom.datadict import private_dictionary_VR
 
-from shared.dicom.limits import MAX_VALUES
+from shared.dicom.limits import MAX_VALUES, MOST
 from shared.dicom.part10 import open_dataset
 from shared.dicom.structure import BULK_VRS, SMALLEST_BULK_BYTES
 from shared.dicom.walk import Step, StepKind, walk
@@ -75,7 +75,7 @@ def metadata_json(part10: bytes) -> bytes:
     with open_dataset(part10, {}, tempfile.TemporaryFile) as dataset:
         items = [_Item()]
         sequences: list[JsonObject] = []
-        for step in walk(dataset):
+        for step in walk(dataset, MOST):
             if step.kind is StepKind.ELEMENT:
                 items[-1].add(step, dataset.view)
             elif step.kind is StepKind.SEQUENCE:

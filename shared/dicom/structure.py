@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shared.dicom.limits import MAX_DESCRIBED_BYTES
+from shared.dicom.limits import DEFAULT, StructureLimits
 from shared.dicom.part10 import Buffer, EncodedDataset, Scratch, open_dataset
 from shared.dicom.refusal import InstanceRefused, NotUnderstood
 from shared.dicom.uids import (
@@ -49,20 +49,24 @@ class Structure:
     bulk_ranges: tuple[tuple[int, int], ...]
 
 
-def check_structure(data: Buffer, scratch: Scratch = tempfile.TemporaryFile) -> Structure:
+def check_structure(
+    data: Buffer,
+    scratch: Scratch = tempfile.TemporaryFile,
+    limits: StructureLimits = DEFAULT,
+) -> Structure:
     """Walk one Part 10 file from its first byte to its last.
 
     Time is linear in the number of elements and memory constant: `data` may map a file of any size.
     A deflated data set is inflated into the file that `scratch` opens. That file needs a descriptor
     and is closed again.
 
-    Raises `NotUnderstood` for what is not whole, malformed or over a limit of `limits.py`, and
-    `TransferSyntaxNotAccepted`.
+    Raises `NotUnderstood` for what is not whole, malformed or over a limit, be it one of
+    `limits` or of `limits.py`, and `TransferSyntaxNotAccepted`.
     """
     values: dict[int, bytes] = {}
     try:
         with open_dataset(data, values, scratch) as dataset:
-            bulk_ranges = _collect(dataset, values)
+            bulk_ranges = _collect(dataset, values, limits)
     except InstanceRefused as refused:
         of_dataset = sop_uids(values, SOP_CLASS_UID, SOP_INSTANCE_UID)
         # The walk may have ended before these; PS3.10 7.1 has them ahead of the data set as well.
@@ -77,11 +81,13 @@ def check_structure(data: Buffer, scratch: Scratch = tempfile.TemporaryFile) -> 
     )
 
 
-def _collect(dataset: EncodedDataset, values: dict[int, bytes]) -> tuple[tuple[int, int], ...]:
+def _collect(
+    dataset: EncodedDataset, values: dict[int, bytes], limits: StructureLimits
+) -> tuple[tuple[int, int], ...]:
     """Walk to the end, add the wanted values to `values`, and return the bulk ranges."""
     bulk_ranges: list[tuple[int, int]] = []
     step = None
-    for step in walk(dataset):
+    for step in walk(dataset, limits):
         if step.depth or step.kind is not StepKind.ELEMENT:
             continue
         if step.tag in WANTED_UIDS:
@@ -94,8 +100,9 @@ def _collect(dataset: EncodedDataset, values: dict[int, bytes]) -> tuple[tuple[i
     if step is None:
         raise NotUnderstood("the file ends with its file meta information: it has no data set")
     described_bytes = len(dataset.view) - dataset.start - sum(e - s for s, e in bulk_ranges)
-    if described_bytes > MAX_DESCRIBED_BYTES:
+    if described_bytes > limits.described_bytes:
         raise NotUnderstood(
-            f"the data set has more than {MAX_DESCRIBED_BYTES} bytes beside pixel data and its like"
+            f"the data set has more than {limits.described_bytes} bytes beside pixel data and its "
+            "like"
         )
     return tuple(bulk_ranges)

@@ -24,7 +24,7 @@ from shared.dicom.header import (
     read_explicit_header,
     tag_name,
 )
-from shared.dicom.limits import MAX_ELEMENTS, MAX_FRAGMENTS, MAX_NESTED_SEQUENCES
+from shared.dicom.limits import MAX_FRAGMENTS, StructureLimits
 from shared.dicom.part10 import EncodedDataset, only_zeros_follow
 from shared.dicom.refusal import NotUnderstood
 
@@ -77,10 +77,10 @@ class _Container(NamedTuple):
     layout: Layout
 
 
-def walk(dataset: EncodedDataset) -> Iterator[Step]:
+def walk(dataset: EncodedDataset, limits: StructureLimits) -> Iterator[Step]:
     """Give each element, sequence and item of the data set in turn, and prove it whole on the way.
 
-    Iterative; time is linear, and memory bounded by the limits of `limits.py`.
+    Iterative; time is linear, and memory bounded by `limits` and those of `limits.py`.
     Raises `NotUnderstood`.
 
     Sequences of VR UN are descended into as PS3.5 6.2.2 says. But whether headers have a VR is told
@@ -88,11 +88,12 @@ def walk(dataset: EncodedDataset) -> Iterator[Step]:
     are files that are implicit under an explicit one, and UN sequences with explicit items, and
     other readers take them.
     """
-    return iter(_Walk(dataset).step, None)
+    return iter(_Walk(dataset, limits).step, None)
 
 
 class _Walk:
-    def __init__(self, dataset: EncodedDataset) -> None:
+    def __init__(self, dataset: EncodedDataset, limits: StructureLimits) -> None:
+        self._limits = limits
         self._view = dataset.view
         self._position = dataset.start
         self._whole = "the inflated data set" if dataset.is_inflated else "the file"
@@ -140,7 +141,7 @@ class _Walk:
                 f"{tag_name(tag)} at byte {start}, where only an item or its end can be"
             )
         self._elements += 1
-        if self._elements > MAX_ELEMENTS:
+        if self._elements > self._limits.elements:
             raise self._too_many()
         self._enter(tag, length, start + 8, is_sequence=False)
         self._look_for_vr()
@@ -177,7 +178,7 @@ class _Walk:
                 "other than zero bytes follow"
             )
         self._elements += 1
-        if self._elements > MAX_ELEMENTS:
+        if self._elements > self._limits.elements:
             raise self._too_many()
 
         if length == UNDEFINED_LENGTH:
@@ -206,10 +207,10 @@ class _Walk:
         )
 
     def _sequence(self, tag: int, length: int, value_start: int, has_unknown_vr: bool) -> Step:
-        if self._depth == MAX_NESTED_SEQUENCES:
+        if self._depth == self._limits.nested_sequences:
             raise NotUnderstood(
                 f"{tag_name(tag)} at byte {self._position} is a sequence within "
-                f"{MAX_NESTED_SEQUENCES} others, and no more are taken"
+                f"{self._limits.nested_sequences} others, and no more are taken"
             )
         step = Step(StepKind.SEQUENCE, tag, "SQ", depth=self._depth)
         self._enter(tag, length, value_start, is_sequence=True)
@@ -304,7 +305,9 @@ class _Walk:
         raise self._no_end(tag, self._position)
 
     def _too_many(self) -> NotUnderstood:
-        return NotUnderstood(f"the data set has more than {MAX_ELEMENTS} elements and items")
+        return NotUnderstood(
+            f"the data set has more than {self._limits.elements} elements and items"
+        )
 
     def _surroundings(self) -> str:
         if self._inside.limit < len(self._view):

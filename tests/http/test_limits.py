@@ -8,23 +8,55 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import orjson
-from instances import new_instance
-from service import Service, running
+import pydicom
+import pytest
+from instances import BOUNDARY, multipart, new_instance
+from service import Service, running, wait_for
 
 DICOM = "Content-Type: application/dicom"
+MULTIPART = f"Content-Type: multipart/related; boundary={BOUNDARY}"
+CHUNKED = "Transfer-Encoding: chunked"
+PART = f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+
+# Far beyond what is awaited here, so that none of these refusals is that of a sender who stalls.
+IDLE_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose limits are each reached before another."""
+    with running(
+        "run",
+        tmp_path_factory.mktemp("narrow"),
+        STOWGATE_IDLE_SECONDS=str(IDLE_SECONDS),
+        STOWGATE_MAX_REQUEST_LINE_BYTES="300",
+        STOWGATE_MAX_HEAD_BYTES="2000",
+        STOWGATE_MAX_BODY_BYTES="3000000",
+        STOWGATE_MAX_PART_BYTES="2000000",
+        STOWGATE_MAX_PARTS="3",
+        STOWGATE_MAX_PART_HEADER_BYTES="400",
+        STOWGATE_MAX_NESTED_SEQUENCES="1",
+        STOWGATE_MAX_ELEMENTS="1000",
+        STOWGATE_MAX_DESCRIBED_BYTES="65536",
+    ) as service:
+        yield service
 
 
 @contextmanager
-def _unfinished_post(
-    service: Service, *headers: str, path: str = "/dicomweb/studies", chunked: bool = True
-) -> Iterator[socket.socket]:
-    """A POST whose body never ends."""
+def _sending(service: Service, sent: bytes) -> Iterator[socket.socket]:
+    """A connection on which more is yet to come."""
     place = urlsplit(service.url)
-    framing = ["Transfer-Encoding: chunked"] if chunked else []
-    lines = [f"POST {path} HTTP/1.1", f"Host: {place.netloc}", *framing, *headers, "", ""]
-    with socket.create_connection((place.hostname, place.port), timeout=60) as sock:
-        sock.sendall("\r\n".join(lines).encode())
+    with socket.create_connection((place.hostname, place.port), IDLE_SECONDS / 2) as sock:
+        sock.sendall(sent)
         yield sock
+
+
+def _head(*fields: str, path: str = "/dicomweb/studies") -> bytes:
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: stowgate", *fields, "", ""]).encode()
+
+
+def _chunks(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
 
 
 def _refusal(sock: socket.socket) -> tuple[int, dict[str, str], str]:
@@ -41,16 +73,135 @@ def _refusal(sock: socket.socket) -> tuple[int, dict[str, str], str]:
     return status, headers, problem["detail"]
 
 
+def _kept(service: Service) -> list[Path]:
+    return [p for p in (service.data / "monaideploy").rglob("*.dcm") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "words"),
+    [
+        pytest.param(
+            f"POST /dicomweb/{'w' * 400}".encode(), 414, "request line", id="request line"
+        ),
+        pytest.param(_head(f"X-A: {'a' * 2000}")[:-4], 431, "header fields", id="one header field"),
+        pytest.param(
+            _head(*[f"X-{n}: {'a' * 50}" for n in range(50)])[:-2], 431, "header", id="all fields"
+        ),
+        pytest.param(
+            _head(*[f"X-{n}: {'a' * 50}" for n in range(50)]), 431, "header", id="whole head"
+        ),
+        pytest.param(
+            _head(DICOM, "Content-Length: 3000001"), 413, "3000000 bytes", id="body foretold"
+        ),
+        pytest.param(
+            _head(MULTIPART, CHUNKED)
+            + _chunks(PART, bytes(1_500_000), b"\r\n" + PART)
+            + _chunks(bytes(1_500_000)),
+            413,
+            "3000000 bytes",
+            id="body in chunks",
+        ),
+        pytest.param(
+            _head(DICOM, CHUNKED) + _chunks(bytes(2_000_001), bytes(200_000)),
+            413,
+            "part 1 is over the limit of 2000000",
+            id="only part",
+        ),
+        pytest.param(
+            _head(MULTIPART, CHUNKED) + _chunks(PART, bytes(2_100_000)),
+            413,
+            "part 1 is over the limit of 2000000",
+            id="part",
+        ),
+        pytest.param(
+            _head(MULTIPART, CHUNKED) + _chunks(*[PART + b"x\r\n"] * 4, bytes(1 << 20)),
+            413,
+            "more than 3 parts",
+            id="parts",
+        ),
+        pytest.param(
+            _head(MULTIPART, CHUNKED) + _chunks(PART[:-2] + b"X-A: " + bytes(1 << 20)),
+            400,
+            "longer than 400 bytes",
+            id="part headers",
+        ),
+        pytest.param(
+            _head(f"{MULTIPART}{'b' * 200}", CHUNKED), 400, "1 to 200 characters", id="boundary"
+        ),
+    ],
+)
+def test_what_is_over_a_limit_is_refused_before_its_end(
+    narrow: Service, sent: bytes, status: int, words: str
+) -> None:
+    before = _kept(narrow)
+
+    with _sending(narrow, sent) as sock:
+        answered, _, told = _refusal(sock)
+
+    assert answered == status
+    assert words in told
+    assert _kept(narrow) == before
+
+
+def _nested(depth: int) -> bytes:
+    ds = pydicom.Dataset()
+    for _ in range(depth):
+        outer = pydicom.Dataset()
+        outer.ReferencedSeriesSequence = [ds]
+        ds = outer
+    return new_instance(ReferencedSeriesSequence=ds.ReferencedSeriesSequence)
+
+
+@pytest.mark.parametrize(
+    ("instance", "words"),
+    [
+        (_nested(3), "within 1 others"),
+        (
+            new_instance(ReferencedSeriesSequence=[pydicom.Dataset() for _ in range(1000)]),
+            "more than 1000 elements",
+        ),
+        (new_instance(TextValue="t" * 70_000), "more than 65536 bytes beside pixel data"),
+    ],
+    ids=["depth", "elements", "described bytes"],
+)
+def test_an_instance_over_a_structural_limit_fails_alone_with_c000(
+    narrow: Service, instance: bytes, words: str
+) -> None:
+    answer = narrow.post("/dicomweb/studies", *multipart(instance, new_instance()))
+
+    assert answer.status_code == 202, answer.text
+    (failed,) = answer.json()["00081198"]["Value"]
+    assert failed["00081197"]["Value"] == [0xC000]
+    assert words in failed["00091001"]["Value"][0]
+
+
 def test_a_sender_that_comes_too_often_is_429_before_its_body(tmp_path: Path) -> None:
     with running("run", tmp_path, STOWGATE_RATE_PER_SENDER="2") as service:
         for _ in range(2):
             answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
             assert answer.status_code == 200
 
-        with _unfinished_post(service, DICOM) as sock:
+        with _sending(service, _head(DICOM, CHUNKED)) as sock:
             status, headers, words = _refusal(sock)
 
         assert status == 429
         assert 1 <= int(headers["Retry-After"]) <= 30
         assert "2 requests a minute" in words
         assert service.get("/health/live").status_code == 200
+
+
+def test_more_uploads_than_are_taken_at_a_time_are_429_before_their_body(tmp_path: Path) -> None:
+    with (
+        running("run", tmp_path, STOWGATE_MAX_UPLOADS="1") as service,
+        _sending(service, _head(DICOM, CHUNKED) + _chunks(new_instance())) as first,
+    ):
+        wait_for(lambda: "stowgate_uploads_in_progress 1.0" in service.get("/metrics").text)
+
+        with _sending(service, _head(DICOM, CHUNKED)) as second:
+            status, headers, words = _refusal(second)
+        first.sendall(b"0\r\n\r\n")
+
+        assert status == 429
+        assert int(headers["Retry-After"]) > 0
+        assert "1 uploads are in progress" in words
+        assert first.recv(65536).startswith(b"HTTP/1.1 200 ")

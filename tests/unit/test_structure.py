@@ -11,7 +11,14 @@ import pydicom
 import pydicom.filereader
 import pytest
 
-from shared.dicom.limits import MAX_DESCRIBED_BYTES, MAX_ELEMENTS, MAX_NESTED_SEQUENCES
+from shared.dicom.limits import (
+    MAX_DESCRIBED_BYTES,
+    MAX_ELEMENTS,
+    MAX_NESTED_SEQUENCES,
+    MOST,
+    StructureLimits,
+)
+from shared.dicom.metadata import metadata_json
 from shared.dicom.refusal import InstanceRefused, NotUnderstood, TransferSyntaxNotAccepted
 from shared.dicom.structure import check_structure
 from shared.dicom.uids import SOP_INSTANCE_UID
@@ -572,3 +579,27 @@ def test_more_than_can_be_described_is_refused_and_bulk_does_not_count() -> None
     check_structure(head + element(b"\xe0\x7f\x10\x00", b"OW"))
     with pytest.raises(NotUnderstood, match="beside pixel data"):
         check_structure(head + element(b"\x40\x50\x00\xa1", b"UT"))
+
+
+def nested_sequences(depth: int) -> bytes:
+    begin = element(0x00081140, "SQ", item(b"", UNDEFINED), UNDEFINED)
+    return file_with(begin * depth + (ITEM_END + SEQUENCE_END) * depth)
+
+
+def test_limits_can_be_set_lower() -> None:
+    def words(limits: StructureLimits) -> str:
+        with pytest.raises(NotUnderstood) as caught:
+            check_structure(nested_sequences(3), limits=limits)
+        return str(caught.value)
+
+    check_structure(nested_sequences(3), limits=StructureLimits(nested_sequences=3))
+    assert "within 2 others" in words(StructureLimits(nested_sequences=2))
+    assert "more than 3 elements" in words(StructureLimits(elements=3))
+    assert "more than 30 bytes" in words(StructureLimits(described_bytes=30))
+
+
+def test_what_the_highest_limits_accept_can_be_described() -> None:
+    dataset = element(0x00200011, "IS", b"1 ") * (MAX_ELEMENTS + 1)
+    for whole in (file_with(dataset), nested_sequences(MOST.nested_sequences)):
+        check_structure(whole, limits=MOST)
+        assert metadata_json(whole)
