@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ from shared.ports import ListedObject, StoredObject, check_key, check_prefix
 _CONNECT_SECONDS = 4.0
 _READ_SECONDS = 9.0
 _RETRY_SECONDS = 2.0
+
+# How long a store that said that it is full is believed to be.
+_FULL_SECONDS = 5.0
 
 _PART_BYTES = 8 * 1024 * 1024
 _MAX_PARTS = 10_000
@@ -83,6 +87,7 @@ class MinioObjectStore:
         self._pool = pool
         self._bucket = bucket
         self._place = f"object store {place}, bucket {bucket}"
+        self._full_until = -math.inf
 
     @classmethod
     def connect(
@@ -198,8 +203,8 @@ class MinioObjectStore:
                     raise self._error(f"delete {failure.name}", failure.code, failure.message)
 
     def has_room(self) -> bool:
-        """True: S3 has no call that tells. A write that finds the store full raises `StoreFull`."""
-        return True
+        """False for 5 s after a write found the store full. S3 has no call that tells."""
+        return time.monotonic() >= self._full_until
 
     def ping(self) -> None:
         """Return when the bucket can be reached with these keys."""
@@ -288,6 +293,7 @@ class MinioObjectStore:
         # MinIO on a disk that is full to the last byte says InternalError and this.
         out_of_space = "no space left on device" in (message or "")
         if code in _FULL_CODES or status == _INSUFFICIENT_STORAGE or out_of_space:
+            self._full_until = time.monotonic() + _FULL_SECONDS
             return StoreFull(f"{what}; free some space or give the store more")
         if code in _PASSING_CODES or status in _PASSING_STATUSES or status >= 500:
             return StoreUnavailable(f"{what}; look at the object store's own health and log")

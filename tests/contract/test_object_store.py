@@ -677,6 +677,7 @@ def test_minio_types_what_the_store_answers(
             else:
                 with pytest.raises(expected):
                     call()
+        assert store.has_room() is (expected is not StoreFull)
         server.shutdown()
 
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from conftest import own_engine, small_disk
+from conftest import own_engine
+from disks import small_disk
 from engines import ObjectStoreEndpoint
 from instances import BOUNDARY, multipart, new_instance
 from killable import Container, Part, object_store
@@ -173,3 +176,33 @@ def test_a_full_store_is_507_if_nothing_was_stored_else_202_with_a700_for_each_t
         ledger = reconcile(site)
         assert len(ledger.payloads) == 1
         assert ledger.orphans() == []
+
+
+def test_after_a_store_said_that_it_is_full_uploads_are_507_before_their_body_for_a_while(
+    broker_url: str, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        disk = stack.enter_context(small_disk(tmp_path / "disk", 32))
+        part, endpoint = own_engine(lambda: object_store(disk, stack, print))
+        if isinstance(part.body, Container):
+            pytest.skip("MinIO runs in a container, whose disk cannot be made small here")
+        settings = {"STOWGATE_SPOOL_MEMORY_BYTES": str(64 * MIB)}
+        site = stack.enter_context(_site(tmp_path, broker_url, endpoint, **settings))
+        api, _ = site.pair()
+
+        full = site.post(api, [], beside=[new_instance(PixelData=bytes(40 * MIB))])
+        at_once = _status_without_a_body(api.service.url)
+
+        assert (full.status_code, at_once) == (507, 507)
+        wait_for(lambda: site.post(api, study()).status_code == 200)
+        reconcile(site)
+
+
+def _status_without_a_body(url: str) -> int:
+    """What a POST gets whose body does not come."""
+    with closing(HTTPConnection(urlsplit(url).netloc, timeout=30)) as connection:
+        connection.putrequest("POST", "/dicomweb/studies")
+        connection.putheader("Content-Type", "application/dicom")
+        connection.putheader("Transfer-Encoding", "chunked")
+        connection.endheaders()
+        return connection.getresponse().status
