@@ -21,7 +21,7 @@ import structlog
 from api.idempotency import ClaimedKey, StillRunning, fingerprint
 from api.multipart import MediaType
 from api.problems import SenderTooSlow, TooLarge, UnsupportedMediaType
-from api.spool import Spool
+from api.spool import Spool, check_room
 from api.store_response import Failed, FailureReason, Stored, WarningReason
 from shared.dicom.identity import Identity, identify
 from shared.dicom.limits import DEFAULT, StructureLimits
@@ -99,6 +99,7 @@ class Limits:
     part_bytes: int
     parts: int
     spool_memory_bytes: int
+    min_free_bytes: int
     upload: timedelta
     structure: StructureLimits = DEFAULT
 
@@ -176,6 +177,7 @@ class Ingest:
                 undo.callback(_release, keyed.claimed)
             if not self._instances.has_room():
                 raise StoreFull("the object store is past its watermark of free space")
+            check_room(self._spool_folder, self._limits.min_free_bytes)
             upload = _Upload(
                 f"{payload_id}/", self._instances, self._putters, self._spool_folder, self._limits
             )

@@ -104,7 +104,8 @@ def _render(problem: Problem) -> Response:
 def _render_store_full(error: StoreFull) -> Response:
     _log.error("object store full", error=str(error))
     return problem_response(
-        HTTPStatus.INSUFFICIENT_STORAGE, f"nothing was stored: {error}; send again when it has room"
+        HTTPStatus.INSUFFICIENT_STORAGE,
+        f"nothing was stored: {error}; send again when there is room",
     )
 
 

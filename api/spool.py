@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from shared.disk import has_room
 from shared.errors import StoreFull, StoreUnavailable
 
 
@@ -48,15 +49,18 @@ class Spool:
 
     @contextmanager
     def view(self) -> Iterator[memoryview | mmap.mmap]:
-        """All bytes, without a copy of them in memory."""
-        if self._file is None:
-            with memoryview(self._memory) as view:
-                yield view
-            return
+        """All bytes, without a copy of them in memory.
+
+        What a scratch file raises within the context is taken for an error of the spool's disk.
+        """
         with _disk_errors(self._folder):
+            if self._file is None:
+                with memoryview(self._memory) as view:
+                    yield view
+                return
             self._file.flush()
-        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            yield mapped
+            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                yield mapped
 
     def open(self) -> BinaryIO:
         """From the start; valid until `close`."""
@@ -89,6 +93,13 @@ class Spool:
         self.close()
 
 
+def check_room(folder: Path, min_free_bytes: int) -> None:
+    """Raises `StoreFull` where the spool's disk has less than that left."""
+    with _disk_errors(folder):
+        if not has_room(folder, min_free_bytes):
+            raise StoreFull(f"the spool's disk at {folder} is past its watermark of free space")
+
+
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
     try:
@@ -96,4 +107,4 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"the spool's disk at {folder} is full") from error
-        raise StoreUnavailable(f"the spool at {folder} cannot be written: {error}") from error
+        raise StoreUnavailable(f"the spool at {folder} cannot be used: {error.strerror}") from error

@@ -34,6 +34,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             part_bytes=settings.max_part_bytes,
             parts=settings.max_parts,
             spool_memory_bytes=settings.spool_memory_bytes,
+            min_free_bytes=settings.min_free_bytes,
             upload=timedelta(seconds=settings.max_upload_seconds),
             structure=StructureLimits(
                 nested_sequences=settings.max_nested_sequences,

@@ -226,7 +226,8 @@ class Settings:
     min_free_bytes: int = setting(
         "67108864",
         _whole(0),
-        "watermark: below this much free disk the folder store refuses uploads (507)",
+        "watermark: below this much free disk, the spool's or the folder store's, uploads are "
+        "refused with 507 before their body",
     )
     idle_seconds: int = setting(
         "30",

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from shared.disk import has_room
 from shared.errors import (
     ObjectMissing,
     StoreFull,
@@ -171,8 +172,7 @@ class FolderObjectStore:
     def has_room(self) -> bool:
         """False when fewer than `min_free_bytes` are free to this user."""
         with self._typed("look at the free space"):
-            disk = os.statvfs(self._root)
-        return disk.f_bavail * disk.f_frsize >= self._min_free_bytes
+            return has_room(self._root, self._min_free_bytes)
 
     def ping(self) -> None:
         """Return when the bucket is there and can be written to."""

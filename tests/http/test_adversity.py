@@ -1,56 +1,25 @@
 """What a sender is told when the service itself is short of something."""
 
-import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import requests
+from disks import small_disk
 from engines import ObjectStoreEndpoint
 from instances import BOUNDARY, multipart, new_instance
-from service import Service, running, wait_for
-
-
-def _stored_files(service: Service) -> list[Path]:
-    return [p for p in (service.data / "monaideploy").rglob("*.dcm") if p.is_file()]
-
-
-def test_a_store_past_its_watermark_is_507_before_the_body_is_read(tmp_path: Path) -> None:
-    with running("run", tmp_path, STOWGATE_MIN_FREE_BYTES=str(10**17)) as service:
-        answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
-
-        assert answer.status_code == 507
-        assert answer.headers["Content-Type"] == "application/problem+json"
-        assert "room" in answer.json()["detail"]
-        assert _stored_files(service) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of 3 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+from service import running, wait_for
 
 
 def test_a_store_that_fills_up_keeps_what_it_has_and_names_what_it_has_not(
-    small_disk: Path,
+    tmp_path: Path,
 ) -> None:
     small, large = new_instance(), new_instance("MR_small.dcm", PixelData=bytes(4 << 20))
     settings = {"STOWGATE_SPOOL_MEMORY_BYTES": str(16 << 20)}
-    with running("run", small_disk, **settings) as service:
+    with (
+        small_disk(tmp_path / "small", mebibytes=3) as disk,
+        running("run", disk, **settings) as service,
+    ):
         answer = service.post("/dicomweb/studies", *multipart(small, large, small))
 
         assert answer.status_code == 202, answer.text
@@ -63,15 +32,6 @@ def test_a_store_that_fills_up_keeps_what_it_has_and_names_what_it_has_not(
 
         assert full.status_code == 507
         assert "X-Payload-ID" not in full.headers
-
-
-def test_a_spool_that_fills_up_is_507(small_disk: Path) -> None:
-    large = new_instance("MR_small.dcm", PixelData=bytes(4 << 20))
-    with running("run", small_disk) as service:
-        answer = service.post("/dicomweb/studies", large, "application/dicom")
-
-        assert answer.status_code == 507
-        assert "spool" in answer.json()["detail"]
 
 
 def _with_store(url: str) -> dict[str, str]:

@@ -4,13 +4,16 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import orjson
 import pydicom
 import pytest
+from disks import small_disk
 from instances import BOUNDARY, multipart, new_instance
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from service import Service, running, wait_for
 
 DICOM = "Content-Type: application/dicom"
@@ -205,3 +208,68 @@ def test_more_uploads_than_are_taken_at_a_time_are_429_before_their_body(tmp_pat
         assert int(headers["Retry-After"]) > 0
         assert "1 uploads are in progress" in words
         assert first.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.fixture
+def small_spool(tmp_path: Path) -> Iterator[Service]:
+    """A service with room for many objects, whose spool is on a disk of 3 MiB."""
+    with small_disk(tmp_path / "small", mebibytes=3) as disk:
+        data = tmp_path / "data"
+        data.mkdir()
+        (data / "spool").symlink_to(disk)
+        settings = {"STOWGATE_SPOOL_MEMORY_BYTES": "100000", "STOWGATE_MIN_FREE_BYTES": "500000"}
+        with running("run", data, **settings) as service:
+            yield service
+
+
+def _deflated(inflated_bytes: int) -> bytes:
+    ds = pydicom.dcmread(BytesIO(new_instance(PixelData=bytes(inflated_bytes))))
+    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    file = BytesIO()
+    ds.save_as(file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        pytest.param(new_instance(PixelData=bytes(4 << 20)), id="on arrival"),
+        pytest.param(_deflated(4 << 20), id="when inflated"),
+    ],
+)
+def test_a_spool_that_fills_up_is_507_and_all_of_that_upload_is_gone(
+    small_spool: Service, large: bytes
+) -> None:
+    answer = small_spool.post("/dicomweb/studies", *multipart(new_instance(), large))
+
+    assert answer.status_code == 507, answer.text
+    assert "the spool's disk" in answer.json()["detail"]
+    assert "nothing was stored" in answer.json()["detail"]
+    wait_for(lambda: _kept(small_spool) == [])
+    assert list((small_spool.data / "spool").iterdir()) == []
+
+    small = small_spool.post("/dicomweb/studies", *multipart(new_instance()))
+    assert small.status_code == 200, small.text
+
+
+def test_a_spool_past_its_watermark_is_507_before_the_body(small_spool: Service) -> None:
+    (small_spool.data / "spool" / "other").write_bytes(bytes(2_900_000))
+
+    with _sending(small_spool, _head(DICOM, CHUNKED)) as sock:
+        status, _, words = _refusal(sock)
+
+    assert status == 507
+    assert "watermark" in words
+    assert _kept(small_spool) == []
+
+
+def test_a_store_past_its_watermark_is_507_before_the_body(tmp_path: Path) -> None:
+    with (
+        running("run", tmp_path, STOWGATE_MIN_FREE_BYTES=str(10**17)) as service,
+        _sending(service, _head(DICOM, CHUNKED)) as sock,
+    ):
+        status, _, words = _refusal(sock)
+
+        assert status == 507
+        assert "object store" in words
+        assert _kept(service) == []

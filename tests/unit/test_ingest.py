@@ -56,7 +56,7 @@ class Bench:
             announce=self.announced.append,
             putters=ThreadPoolExecutor(1),
             spool_folder=folder,
-            limits=Limits(1 << 20, 10, 1 << 20, UPLOAD),
+            limits=Limits(1 << 20, 10, 1 << 20, 0, UPLOAD),
             metrics=ApiMetrics(CollectorRegistry()),
             mint=payload_ids.mint,
             clock=lambda: self.now,
