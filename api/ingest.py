@@ -20,10 +20,11 @@ import structlog
 
 from api.idempotency import ClaimedKey, StillRunning, fingerprint
 from api.multipart import MediaType
+from api.policy import refusal
 from api.problems import SenderTooSlow, TooLarge, UnsupportedMediaType
 from api.spool import Spool, check_room
 from api.store_response import Failed, FailureReason, Stored, WarningReason
-from shared.dicom.identity import Identity, identify
+from shared.dicom.identity import Identity, identify, modality
 from shared.dicom.limits import DEFAULT, StructureLimits
 from shared.dicom.refusal import (
     AttributesMissing,
@@ -179,7 +180,12 @@ class Ingest:
                 raise StoreFull("the object store is past its watermark of free space")
             check_room(self._spool_folder, self._limits.min_free_bytes)
             upload = _Upload(
-                f"{payload_id}/", self._instances, self._putters, self._spool_folder, self._limits
+                f"{payload_id}/",
+                self._instances,
+                self._putters,
+                self._spool_folder,
+                self._limits,
+                target.vae,
             )
             undo.callback(upload.discard)
             for part in parts:
@@ -272,7 +278,9 @@ class _Upload:
         putters: ThreadPoolExecutor,
         spool_folder: Path,
         limits: Limits,
+        vae: Vae | None,
     ) -> None:
+        self._vae = vae
         self.arrivals: list[_Arrival] = []
         self.digests: list[str] = []
         self._prefix = prefix
@@ -280,6 +288,9 @@ class _Upload:
         self._putters = putters
         self._spool_folder = spool_folder
         self._limits = limits
+        self._part_bytes = limits.part_bytes
+        if vae and vae.max_instance_bytes:
+            self._part_bytes = min(self._part_bytes, vae.max_instance_bytes)
         self._by_sop_instance_uid: dict[str, _Arrival] = {}
         self._putting: deque[Future[None]] = deque()
         self._foreign_parts = 0
@@ -305,9 +316,9 @@ class _Upload:
                 Spool(self._spool_folder, self._limits.spool_memory_bytes)
             )
             for data in part:
-                if spool.size_bytes + len(data) > self._limits.part_bytes:
+                if spool.size_bytes + len(data) > self._part_bytes:
                     raise TooLarge(
-                        f"part {part.number} is over the limit of {self._limits.part_bytes} bytes"
+                        f"part {part.number} is over the limit of {self._part_bytes} bytes"
                     )
                 spool.write(data)
                 between()
@@ -323,13 +334,22 @@ class _Upload:
         try:
             with spool.view() as data:
                 structure = check_structure(data, spool.scratch, self._limits.structure)
-            return identify(structure), structure
-        except InstanceRefused as refusal:
+            identity = identify(structure)
+            why = refusal(self._vae, identity, modality(structure)) if self._vae else None
+            if why is None:
+                return identity, structure
             self._fail(
-                _REASONS[type(refusal)],
-                f"part {number}: {refusal}",
-                refusal.sop_class_uid,
-                refusal.sop_instance_uid,
+                why.reason,
+                f"part {number}: {why.words}",
+                identity.sop_class_uid,
+                identity.sop_instance_uid,
+            )
+        except InstanceRefused as refused:
+            self._fail(
+                _REASONS[type(refused)],
+                f"part {number}: {refused}",
+                refused.sop_class_uid,
+                refused.sop_instance_uid,
             )
         except StowgateError:
             raise

@@ -18,6 +18,17 @@ _WORKFLOW_ID = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._~-]{0,127
 _AE_TITLE = {"type": "string", "pattern": r"^[A-Za-z0-9_-]{1,15}$"}
 _GUID = {"type": "string", "format": "uuid"}
 
+_POLICY: dict[str, Any] = {
+    "acceptedSopClasses": {"type": ["array", "null"], "items": _UID},
+    "acceptedTransferSyntaxes": {"type": ["array", "null"], "items": _UID},
+    "acceptedModalities": {
+        "type": ["array", "null"],
+        "items": {"type": "string", "pattern": "^[A-Z0-9_ ]{1,16}$"},
+    },
+    "maxInstanceBytes": {"type": ["integer", "null"], "minimum": 1},
+    "maxRequestsPerMinute": {"type": ["integer", "null"], "minimum": 1},
+}
+
 _FORMS = (
     ("/dicomweb/studies", "no workflow: the Workflow Manager routes it"),
     ("/dicomweb/{workflow}/studies", "the workflow named in the URL"),
@@ -150,13 +161,13 @@ def _store(words: str) -> dict[str, Any]:
             "headers": correlated,
             "content": dataset | _problem("")["content"],
         },
-        "413": _problem("over a limit"),
+        "413": _problem("over a limit, or the VAE's"),
         "422": _problem("this Idempotency-Key was used for another body"),
         "415": {"description": "unsupported media type or Content-Encoding"},
         "500": _problem("an error of this service; nothing was acknowledged"),
-        "429": _problem("as many uploads as are taken at a time; see Retry-After"),
+        "429": _problem("too many at a time, or too often; see Retry-After"),
         "503": _problem("the object store does not answer; see Retry-After"),
-        "507": _problem("the object store is full"),
+        "507": _problem("the object store or the spool is full"),
     }
     return {
         "summary": f"Store instances and open a workflow request: {words}",
@@ -202,7 +213,7 @@ def _vae_paths(spec: APISpec) -> None:
                 },
             },
             "put": {
-                "summary": "Change the workflows and plug-ins of the one named in the body",
+                "summary": "Change workflows, plug-ins and policy of the one named in the body",
                 "requestBody": {
                     "required": True,
                     "content": {
@@ -217,6 +228,7 @@ def _vae_paths(spec: APISpec) -> None:
                                         "type": "array",
                                         "items": {"type": "string"},
                                     },
+                                    **_POLICY,
                                 },
                             }
                         }

@@ -82,7 +82,7 @@ def stow_blueprint(
     blueprint = Blueprint("stow", __name__, url_prefix="/dicomweb")
     slots = BoundedSemaphore(options.concurrent_uploads)
     hourglass = Hourglass()
-    rates = Rates()
+    rates, vae_rates = Rates(), Rates()
 
     @blueprint.before_request
     def begin() -> None:
@@ -114,9 +114,12 @@ def stow_blueprint(
         study: str | None = None, workflow: str | None = None, aet: str | None = None
     ) -> Response:
         g.body = _body(request, options, hourglass)
-        _count(rates, sender_of(request.remote_addr), options.posts_per_minute, "this address")
+        _count(rates, sender_of(request.remote_addr), options.posts_per_minute, "from this address")
         target = Target(_checked_study(study), _checked_workflow(workflow), _vae(vaes, aet))
         _check_codings(request)
+        if target.vae:
+            most = target.vae.max_requests_per_minute
+            _count(vae_rates, target.vae.name, most, f"for VAE {target.vae.name}")
         if request.content_length in (None, 0) and not g.body.chunked:
             return bare(HTTPStatus.NO_CONTENT)
         if not slots.acquire(blocking=False):
@@ -202,11 +205,11 @@ def _body(request: Request, options: StowOptions, hourglass: Hourglass) -> Reque
     )
 
 
-def _count(rates: Rates, name: str, per_minute: int, words: str) -> None:
+def _count(rates: Rates, name: str, per_minute: int | None, words: str) -> None:
     wait_seconds = rates.take(name, per_minute) if per_minute else 0
     if wait_seconds:
         raise TooBusy(
-            f"{per_minute} requests a minute are taken from {words}, and this is one more; send it "
+            f"{per_minute} requests a minute are taken {words}, and this is one more; send it "
             "again later",
             math.ceil(wait_seconds),
         )

@@ -15,6 +15,10 @@ _SCHEMA = VaeSchema()
 _UPDATE_SCHEMA = VaeSchema(exclude=["virtual_ae_title"])
 
 
+_LISTS = ("workflows", "plug_in_assemblies")
+_ACCEPTED = ("accepted_sop_classes", "accepted_transfer_syntaxes", "accepted_modalities")
+_COUNTS = ("max_instance_bytes", "max_requests_per_minute")
+
 _MOST_BYTES = 1 << 20
 
 # A VAE of this name could not be shown.
@@ -51,9 +55,8 @@ def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
                 Vae(
                     name=name,
                     virtual_ae_title=given["virtual_ae_title"],
-                    workflows=tuple(given.get("workflows") or ()),
-                    plug_in_assemblies=tuple(given.get("plug_in_assemblies") or ()),
                     date_time_created=utc_now(),
+                    **({"workflows": (), "plug_in_assemblies": ()} | _changeable(given)),
                 )
             )
         except VaeTaken as error:
@@ -67,13 +70,8 @@ def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
         given = _load(_UPDATE_SCHEMA)
         if "name" not in given:
             raise BadRequest("name: the VAE to change must be named in the body")
-        changes = {
-            field: tuple(given[field] or ())
-            for field in ("workflows", "plug_in_assemblies")
-            if field in given
-        }
         try:
-            vae = vaes.update(given["name"], date_time_updated=utc_now(), **changes)
+            vae = vaes.update(given["name"], date_time_updated=utc_now(), **_changeable(given))
         except VaeMissing as error:
             raise NoSuchThing(str(error)) from error
         return _json(_SCHEMA.dump(vae))
@@ -98,6 +96,13 @@ def _load(schema: Schema) -> dict[str, Any]:
         words = "; ".join(f"{field}: {_words(why)}" for field, why in error.messages_dict.items())
         raise BadRequest(words) from error
     return given
+
+
+def _changeable(given: dict[str, Any]) -> dict[str, Any]:
+    """What may be changed of a VAE. Nothing accepted would be no use: an empty list is no limit."""
+    lists = {name: tuple(given[name] or ()) for name in _LISTS if name in given}
+    accepted = {name: tuple(given[name] or ()) or None for name in _ACCEPTED if name in given}
+    return lists | accepted | {name: given[name] for name in _COUNTS if name in given}
 
 
 def _words(messages: Any) -> str:

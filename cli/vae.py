@@ -6,6 +6,8 @@ import click
 
 from cli.http import call, segment, show_json, show_rows, url_option
 
+_ACCEPTED = "A {} that it accepts; may be repeated. Any, if not given."
+
 
 @click.group()
 def vae() -> None:
@@ -34,12 +36,41 @@ def list_all(url: str) -> None:
 @click.argument("ae_title")
 @click.option("--name", help="Its name; the AE title if not given.")
 @click.option("--workflow", "workflows", multiple=True, help="A workflow id; may be repeated.")
+@click.option("--sop-class", "sop_classes", multiple=True, help=_ACCEPTED.format("SOP Class UID"))
+@click.option(
+    "--transfer-syntax",
+    "transfer_syntaxes",
+    multiple=True,
+    help=_ACCEPTED.format("Transfer Syntax UID"),
+)
+@click.option(
+    "--modality", "modalities", multiple=True, help=_ACCEPTED.format("modality, such as CT")
+)
+@click.option("--max-instance-bytes", type=int, help="The largest instance that it accepts.")
+@click.option("--max-requests-per-minute", type=int, help="How many POSTs to it are accepted.")
 @url_option
-def add(ae_title: str, name: str | None, workflows: tuple[str, ...], url: str) -> None:
+def add(
+    ae_title: str,
+    name: str | None,
+    workflows: tuple[str, ...],
+    sop_classes: tuple[str, ...],
+    transfer_syntaxes: tuple[str, ...],
+    modalities: tuple[str, ...],
+    max_instance_bytes: int | None,
+    max_requests_per_minute: int | None,
+    url: str,
+) -> None:
     """Create one with that AE_TITLE."""
     body: dict[str, Any] = {"virtualAeTitle": ae_title, "workflows": list(workflows)}
-    if name is not None:
-        body["name"] = name
+    given = {
+        "name": name,
+        "acceptedSopClasses": sop_classes or None,
+        "acceptedTransferSyntaxes": transfer_syntaxes or None,
+        "acceptedModalities": modalities or None,
+        "maxInstanceBytes": max_instance_bytes,
+        "maxRequestsPerMinute": max_requests_per_minute,
+    }
+    body |= {field: value for field, value in given.items() if value is not None}
     show_json(call("POST", f"{url}/config/vae", body))
 
 

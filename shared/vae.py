@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, validate
 
+from shared.dicom.uids import is_code_string, is_uid
 from shared.errors import ObjectMissing, StowgateError, VersionConflict
 from shared.ids import AE_TITLE_RULE, WORKFLOW_ID_RULE, is_ae_title, is_workflow_id
 from shared.ports import ObjectStore
@@ -23,10 +24,17 @@ from shared.time import UtcDateTime
 _KEY = "vae/registry.json"
 _JSON = "application/json"
 
+_UID_RULE = "a UID is at most 64 characters, digits separated by dots"
+_MODALITY_RULE = "a modality is 1 to 16 of A-Z 0-9 _ and spaces, none of those around it"
+
 
 @dataclass(frozen=True)
 class Vae:
-    """A Virtual Application Entity; the field names on the wire are the Informatics Gateway's."""
+    """A Virtual Application Entity; the field names on the wire are the Informatics Gateway's.
+
+    The last five, which that does not know, are its policy: what it accepts, of what size and how
+    often, and None where that is not limited.
+    """
 
     name: str
     virtual_ae_title: str
@@ -36,6 +44,11 @@ class Vae:
     created_by: str | None = None
     updated_by: str | None = None
     date_time_updated: datetime | None = None
+    accepted_sop_classes: tuple[str, ...] | None = None
+    accepted_transfer_syntaxes: tuple[str, ...] | None = None
+    accepted_modalities: tuple[str, ...] | None = None
+    max_instance_bytes: int | None = None
+    max_requests_per_minute: int | None = None
 
 
 class VaeMissing(StowgateError):
@@ -52,6 +65,16 @@ def _holds(rule: str, check: Callable[[str], bool]) -> Callable[[str], None]:
             raise ValidationError(rule)
 
     return validator
+
+
+def _list_of(name: str, rule: str, check: Callable[[str], bool]) -> fields.Field[Any]:
+    return fields.List(fields.String(validate=_holds(rule, check)), data_key=name, allow_none=True)
+
+
+def _count(name: str, most: int) -> fields.Field[Any]:
+    return fields.Integer(
+        data_key=name, strict=True, allow_none=True, validate=validate.Range(min=1, max=most)
+    )
 
 
 class VaeSchema(Schema):
@@ -72,6 +95,11 @@ class VaeSchema(Schema):
         data_key="plugInAssemblies",
         allow_none=True,
     )
+    accepted_sop_classes = _list_of("acceptedSopClasses", _UID_RULE, is_uid)
+    accepted_transfer_syntaxes = _list_of("acceptedTransferSyntaxes", _UID_RULE, is_uid)
+    accepted_modalities = _list_of("acceptedModalities", _MODALITY_RULE, is_code_string)
+    max_instance_bytes = _count("maxInstanceBytes", 2**53)
+    max_requests_per_minute = _count("maxRequestsPerMinute", 1_000_000)
     created_by = fields.String(data_key="createdBy", dump_only=True)
     updated_by = fields.String(data_key="updatedBy", dump_only=True)
     date_time_created = UtcDateTime(data_key="dateTimeCreated", dump_only=True)
@@ -95,17 +123,11 @@ def _encode(vaes: Mapping[str, Vae]) -> bytes:
 
 def _decode(data: bytes) -> dict[str, Vae]:
     rows = _StoredVaeSchema(many=True).load(orjson.loads(data))
-    vaes = (
-        Vae(
-            **{
-                **row,
-                "workflows": tuple(row["workflows"]),
-                "plug_in_assemblies": tuple(row["plug_in_assemblies"]),
-            }
-        )
-        for row in rows
-    )
-    return {vae.name: vae for vae in vaes}
+    return {row["name"]: Vae(**_with_tuples(row)) for row in rows}
+
+
+def _with_tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
 
 
 class VaeRegistry:

@@ -7,11 +7,13 @@ from shared.dicom.header import tag_name
 from shared.dicom.refusal import AttributesMissing, NotUnderstood
 from shared.dicom.structure import Structure
 from shared.dicom.uids import (
+    MODALITY,
     SERIES_INSTANCE_UID,
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
     STUDY_INSTANCE_UID,
     UID_MAX_CHARACTERS,
+    is_code_string,
     is_uid,
     sop_uids,
     uid_text,
@@ -60,6 +62,12 @@ def identify(structure: Structure) -> Identity:
         series_uid=uids[SERIES_INSTANCE_UID],
         transfer_syntax_uid=structure.transfer_syntax_uid,
     )
+
+
+def modality(structure: Structure) -> str | None:
+    """Modality (0008,0060), where it has one value that is legal; that may still be any text."""
+    text = structure.values.get(MODALITY, b"").decode("latin-1").strip("\0 ")
+    return text if is_code_string(text) else None
 
 
 def _name(tag: int) -> str:

@@ -21,7 +21,7 @@ from shared.dicom.uids import (
     MEDIA_STORAGE_SOP_INSTANCE_UID,
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
-    WANTED_UIDS,
+    WANTED_VALUES,
     keep_value,
     sop_uids,
 )
@@ -38,7 +38,8 @@ SMALLEST_BULK_BYTES = 4096
 class Structure:
     """What the check learnt on its way through a whole file.
 
-    `values` holds the raw values of the elements that identity is read from, by tag, each at most
+    `values` holds the raw values of the elements that identity and modality are read from, by tag,
+    each at most
     `KEPT_VALUE_BYTES` long. `bulk_ranges` are (start, end) byte ranges of the file, ascending and
     apart, over whole top-level elements that the metadata sidecar leaves out: the file without them
     gives the same sidecar. Empty for a deflated file.
@@ -90,7 +91,7 @@ def _collect(
     for step in walk(dataset, limits):
         if step.depth or step.kind is not StepKind.ELEMENT:
             continue
-        if step.tag in WANTED_UIDS:
+        if step.tag in WANTED_VALUES:
             keep_value(values, step.tag, dataset.view, step.value_start, step.value_end)
         elif step.vr in BULK_VRS and step.end - step.start > SMALLEST_BULK_BYTES:
             if bulk_ranges and bulk_ranges[-1][1] == step.start:

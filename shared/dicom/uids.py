@@ -13,6 +13,7 @@ MEDIA_STORAGE_SOP_INSTANCE_UID = 0x00020003
 TRANSFER_SYNTAX_UID = 0x00020010
 SOP_CLASS_UID = 0x00080016
 SOP_INSTANCE_UID = 0x00080018
+MODALITY = 0x00080060
 STUDY_INSTANCE_UID = 0x0020000D
 SERIES_INSTANCE_UID = 0x0020000E
 WANTED_UIDS = frozenset(
@@ -26,15 +27,22 @@ WANTED_UIDS = frozenset(
         SERIES_INSTANCE_UID,
     }
 )
+WANTED_VALUES = WANTED_UIDS | {MODALITY}
 """The tags of the elements whose raw values the structure check keeps."""
 
 UID_MAX_CHARACTERS = 64
+_CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 _UID_GRAMMAR = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 def is_uid(text: str) -> bool:
     """Whether `text` is a UID as we take it: PS3.5 9.1, but a component may begin with zeros."""
     return len(text) <= UID_MAX_CHARACTERS and _UID_GRAMMAR.fullmatch(text) is not None
+
+
+def is_code_string(text: str) -> bool:
+    """Whether `text` is one value of VR CS (PS3.5 6.2), without the spaces around it."""
+    return _CODE_STRING.fullmatch(text) is not None and text == text.strip(" ")
 
 
 def uid_text(value: bytes) -> str:

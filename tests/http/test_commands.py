@@ -127,6 +127,27 @@ def test_vae_commands_add_list_show_and_remove(stowgate: Service) -> None:
     assert "already" in again.stderr
 
 
+def test_vae_add_takes_a_policy(stowgate: Service) -> None:
+    title = f"AE-{uuid4().hex[:6]}"
+    ct_image, explicit = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
+
+    added = _run(
+        *("vae", "add", title, "--url", stowgate.url, "--sop-class", ct_image),
+        *("--transfer-syntax", explicit, "--modality", "CT", "--modality", "PT"),
+        *("--max-instance-bytes", "1000000", "--max-requests-per-minute", "60"),
+    )
+
+    assert added.returncode == 0, added.stderr
+    policy = {
+        "acceptedSopClasses": [ct_image],
+        "acceptedTransferSyntaxes": [explicit],
+        "acceptedModalities": ["CT", "PT"],
+        "maxInstanceBytes": 1_000_000,
+        "maxRequestsPerMinute": 60,
+    }
+    assert policy.items() <= json.loads(added.stdout).items()
+
+
 def test_payloads_commands_list_and_show(stowgate: Service, files: Path) -> None:
     payload_id = _run("send", files, "--url", stowgate.url).stdout.split()[-1]
     stowgate.opened(payload_id)
