@@ -129,6 +129,12 @@ def _kept(service: Service) -> list[Path]:
             id="part headers",
         ),
         pytest.param(
+            _head(MULTIPART, CHUNKED) + _chunks(bytes(1 << 20), bytes(1 << 20)),
+            400,
+            "no delimiter in the first",
+            id="text before the first boundary",
+        ),
+        pytest.param(
             _head(f"{MULTIPART}{'b' * 200}", CHUNKED), 400, "1 to 200 characters", id="boundary"
         ),
     ],
