@@ -23,7 +23,9 @@ from uuid import UUID
 import orjson
 from marshmallow import Schema, ValidationError, fields
 
+from shared.dicom.uids import is_uid
 from shared.errors import ObjectMissing, Permanent, StoreUnavailable, VersionConflict
+from shared.ids import is_guid
 from shared.ports import ListedObject, ObjectStore
 from shared.time import UtcDateTime
 
@@ -141,10 +143,31 @@ class _Instances(fields.Field[tuple[StoredInstance, ...]]):
         return [asdict(instance) for instance in value]
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[StoredInstance, ...]:
-        return tuple(
+        instances = tuple(
             StoredInstance(**{**row, "bulk_ranges": tuple(map(tuple, row["bulk_ranges"]))})
             for row in value
         )
+        if not all(map(_is_stored_instance, instances)):
+            raise ValidationError("an instance has a value of another type")
+        return instances
+
+
+def _is_stored_instance(instance: StoredInstance) -> bool:
+    uids = (
+        instance.sop_class_uid,
+        instance.sop_instance_uid,
+        instance.study_uid,
+        instance.series_uid,
+    )
+    return (
+        all(isinstance(uid, str) and is_uid(uid) for uid in uids)
+        and isinstance(instance.size_bytes, int)
+        and isinstance(instance.sha256, str)
+        and all(
+            len(ends) == 2 and all(isinstance(end, int) for end in ends)
+            for ends in instance.bulk_ranges
+        )
+    )
 
 
 class _Strings(fields.List[str]):
@@ -161,7 +184,7 @@ class _LeaseSchema(Schema):
 
 class _FirstAnswerSchema(Schema):
     fingerprint = fields.String(required=True)
-    status = fields.Integer(required=True)
+    status = fields.Integer(required=True, strict=True)
     content_type = fields.String(required=True)
     body = fields.String(required=True)
 
@@ -177,8 +200,8 @@ class _RecordSchema(Schema):
     instances = _Instances(required=True)
     due_at = UtcDateTime(required=True)
     state = fields.Enum(State, by_value=True, required=True)
-    attempts = fields.Integer(required=True)
-    takeovers = fields.Integer(required=True)
+    attempts = fields.Integer(required=True, strict=True)
+    takeovers = fields.Integer(required=True, strict=True)
     last_error = fields.String(required=True, allow_none=True)
     lease = fields.Nested(_LeaseSchema, required=True, allow_none=True)
     workflows = _Strings(fields.String(), required=True, allow_none=True)
@@ -196,6 +219,8 @@ def decode(data: bytes) -> IngestRecord:
     """Raises `RecordUnreadable`."""
     try:
         row = _RecordSchema().load(orjson.loads(data))
+        if not is_guid(row["payload_id"]):
+            raise ValueError("the payload id is no GUID")
     except (ValueError, TypeError, KeyError, ValidationError) as error:
         raise RecordUnreadable("no ingest record, or one of a newer Stowgate") from error
     lease, first_answer = row.pop("lease"), row.pop("first_answer")

@@ -30,4 +30,7 @@ class UtcDateTime(fields.Field[datetime]):
             raise ValidationError("is no ISO 8601 date and time") from error
         if moment.tzinfo is None:
             raise ValidationError("has no time zone")
-        return moment
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError as error:
+            raise ValidationError("is outside the years 1 to 9999 in UTC") from error

@@ -1,5 +1,6 @@
 """The ingest record: its shape on the wire and its moves, over a real folder store."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -15,6 +16,7 @@ from shared.ids import PayloadIds, is_guid, minted_at, minted_before
 from shared.records import (
     Lease,
     Records,
+    RecordUnreadable,
     State,
     StoredInstance,
     UploadGivenUp,
@@ -53,6 +55,31 @@ def test_a_record_comes_back_as_it_was_written() -> None:
         ),
     ):
         assert decode(encode(written)) == written
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"payload_id": "../../etc"},
+        {"attempts": 10**30},
+        {"received_at": "0001-01-01T00:00:00+23:59"},
+        {"instances": [{}]},
+        {"instances": [None]},
+        {"study_uid": 1},
+        {"study_uid": "../.."},
+        {"size_bytes": "5"},
+        {"bulk_ranges": [[1]]},
+        {"bulk_ranges": [["a", "b"]]},
+    ],
+    ids=str,
+)
+def test_a_record_with_a_value_of_another_kind_is_unreadable(changes: dict[str, object]) -> None:
+    """What was taken for a record would be used, and could not be written back."""
+    row = json.loads(encode(record(INSTANCE)))
+    for key, value in changes.items():
+        (row if key in row else row["instances"][0])[key] = value
+    with pytest.raises(RecordUnreadable):
+        decode(json.dumps(row).encode())
 
 
 def test_payload_ids_are_uuid_version_7_in_order_of_time() -> None:
