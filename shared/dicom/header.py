@@ -16,8 +16,7 @@ VRS_OF_SHORT_LENGTH = {
         *("SL", "SS", "ST", "TM", "UI", "UL", "US"),
     )
 }
-# PS3.5 Table 7.1-1: two reserved bytes and a 32-bit length follow these, and any VR that a later
-# edition of the standard adds.
+# PS3.5 Table 7.1-1: two reserved bytes and a 32-bit length follow these.
 VRS_OF_LONG_LENGTH = {
     vr.encode(): vr
     for vr in ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
@@ -76,7 +75,9 @@ def read_explicit_header(
 ) -> tuple[int, str, int, int] | None:
     """Tag, VR, length and where the value begins, by PS3.5 7.1.2; None where the header is cut.
 
-    A VR of no edition is given as UN, and "" where there is none: with items and zero bytes.
+    The VR is "" where there is none: with items and zero bytes. Raises `NotUnderstood` where there
+    is none of the standard's: readers differ in how long its length field is, and so in what
+    follows.
     """
     if limit - start < 8:
         return None
@@ -89,10 +90,13 @@ def read_explicit_header(
         if group == GROUP_OF_ITEMS or tag == 0:
             return tag, "", 0, start + 8
         raise NotUnderstood(f"{tag_name(tag)} at byte {start} has no VR where one must be")
+    vr = VRS_OF_LONG_LENGTH.get(vr_bytes)
+    if vr is None:
+        raise NotUnderstood(f"{tag_name(tag)} at byte {start} has a VR that the standard has not")
     if limit - start < 12:
         return None
     (length,) = layout.long_length.unpack_from(view, start + 8)
-    return tag, VRS_OF_LONG_LENGTH.get(vr_bytes, "UN"), length, start + 12
+    return tag, vr, length, start + 12
 
 
 def is_like_a_vr(vr_bytes: bytes) -> bool:

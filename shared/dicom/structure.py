@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shared.dicom.header import dictionary_vr, tag_name
 from shared.dicom.limits import DEFAULT, StructureLimits
 from shared.dicom.part10 import Buffer, EncodedDataset, Scratch, open_dataset
 from shared.dicom.refusal import InstanceRefused, NotUnderstood
@@ -21,14 +22,21 @@ from shared.dicom.uids import (
     MEDIA_STORAGE_SOP_INSTANCE_UID,
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
+    SPECIFIC_CHARACTER_SET,
+    WANTED_UIDS,
     WANTED_VALUES,
     keep_value,
     sop_uids,
 )
-from shared.dicom.walk import StepKind, walk
+from shared.dicom.walk import Step, StepKind, walk
 
 BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 """Top-level elements of these VRs are left out of the metadata sidecar."""
+
+# What readers look at before all else, and fail on as a whole when it is encoded wrongly.
+_READ_FIRST = WANTED_UIDS | {SPECIFIC_CHARACTER_SET}
+# PS3.5 Table 6.2-1: a CS has up to 16 bytes, so this is some sixty character sets.
+_CHARACTER_SETS_MAX_BYTES = 1024
 
 SMALLEST_BULK_BYTES = 4096
 """An element of no more than this is not worth a range of its own."""
@@ -82,6 +90,23 @@ def check_structure(
     )
 
 
+def _check_read_first(step: Step, view: memoryview) -> None:
+    """Refuse what other readers would fail on as a whole, or take for another instance."""
+    if step.depth and step.tag != SPECIFIC_CHARACTER_SET:
+        return
+    vr = dictionary_vr(step.tag)
+    if step.vr != vr:
+        raise NotUnderstood(f"{tag_name(step.tag)} has the VR {step.vr}, and must have {vr}")
+    if step.tag == SPECIFIC_CHARACTER_SET:
+        value = bytes(
+            view[
+                step.value_start : min(step.value_end, step.value_start + _CHARACTER_SETS_MAX_BYTES)
+            ]
+        )
+        if len(value) == _CHARACTER_SETS_MAX_BYTES or b"\0" in value.rstrip(b"\0 "):
+            raise NotUnderstood(f"{tag_name(step.tag)} at byte {step.start} names no character set")
+
+
 def _collect(
     dataset: EncodedDataset, values: dict[int, bytes], limits: StructureLimits
 ) -> tuple[tuple[int, int], ...]:
@@ -89,6 +114,8 @@ def _collect(
     bulk_ranges: list[tuple[int, int]] = []
     step = None
     for step in walk(dataset, limits):
+        if step.tag in _READ_FIRST:
+            _check_read_first(step, dataset.view)
         if step.depth or step.kind is not StepKind.ELEMENT:
             continue
         if step.tag in WANTED_VALUES:

@@ -43,8 +43,8 @@ class StepKind(Enum):
 class Step(NamedTuple):
     """One step of the walk. Only an ELEMENT has its value and offsets set.
 
-    `vr` is the one to read the value with: the data dictionary's (PS3.6) where the file gives none,
-    UN, or one of no edition, and UN where the dictionary does not help either. It is "US or SS"
+    `vr` is the one to read the value with: the data dictionary's (PS3.6) where the file gives none
+    or UN, and UN where the dictionary does not help either. It is "US or SS"
     where only Pixel Representation (0028,0103) can tell. `byte_order` is `<` or `>`. `depth` is how
     many sequences are around the element. The offsets count bytes of the buffer that is walked: the
     header begins at `start`, the value is [`value_start`, `value_end`), and `end` is where the next
@@ -170,8 +170,8 @@ class _Walk:
 
         if tag >> 16 == GROUP_OF_ITEMS:
             return self._item_delimitation(tag)
-        if tag == 0:  # a command set's (PS3.7 6.3), or padding
-            if not self._around and only_zeros_follow(view, start):
+        if tag >> 16 == 0:  # a command set's (PS3.7 6.3), or padding
+            if tag == 0 and not self._around and only_zeros_follow(view, start):
                 return None
             raise NotUnderstood(
                 f"{tag_name(tag)} at byte {start} is no element of a data set, and no padding, as "

@@ -352,11 +352,87 @@ def test_malformed_data_sets_are_refused_in_words(dataset: bytes, words: str) ->
     assert words in refusal(file_with(dataset))
 
 
-def test_a_vr_of_no_edition_has_a_32_bit_length() -> None:
-    strange = struct.pack("<HH2sHL", 0x0009, 0x1001, b"ZZ", 0, 4) + b"abcd"
-    structure = check_structure(file_with(strange + element(0x00200011, "IS", b"1 ")))
-    assert structure.bulk_ranges == ()
-    assert "a private element at byte 160 is cut" in refusal(file_with(strange[:-1]))
+def test_a_vr_of_no_edition_is_refused_as_readers_differ_in_what_follows_it() -> None:
+    """With a 16-bit length, as pydicom has it, the second UID is another element's value."""
+    strange = struct.pack("<HH2sHL", 0x0009, 0x1001, b"ZZ", 0, 14)
+    hidden = element(0x00080018, "UI", b"1.2.9\0")
+    assert "a VR that the standard has not" in refusal(file_with(strange + hidden))
+
+
+@pytest.mark.parametrize("tag", [0x00080005, 0x00080016, 0x00080018, 0x0020000D, 0x0020000E])
+def test_an_element_that_readers_look_at_first_must_have_its_own_vr(tag: int) -> None:
+    for vr in ("IS", "OB", "FD", "PN", "SQ"):
+        assert f"has the VR {vr}" in refusal(file_with(element(tag, vr, b"")))
+    check_structure(file_with(element(tag, "UN", b"")))
+    known = "CS" if tag == 0x00080005 else "UI"
+    check_structure(file_with(element(tag, known, b"")))
+
+
+def test_the_vr_of_a_uid_in_an_item_is_nobody_s_business() -> None:
+    nested = element(0x00081140, "SQ", item(element(0x00080018, "LO", b"1.2.3 ")))
+    check_structure(file_with(nested))
+
+
+def test_a_character_set_that_no_reader_takes_is_refused_at_any_depth() -> None:
+    for value in (b"ISO_IR 100\0\\x", b"1\\" * 600):
+        wrong = element(0x00080005, "CS", value)
+        for dataset in (wrong, element(0x00081140, "SQ", item(wrong))):
+            assert "names no character set" in refusal(file_with(dataset))
+    check_structure(file_with(element(0x00080005, "CS", b"ISO_IR 100\0 ")))
+    check_structure(file_with(element(0x00080005, "CS", b"\\ISO 2022 IR 87")))
+
+
+def test_an_element_of_a_command_set_is_refused_in_any_byte_order() -> None:
+    """Behind one, in big endian, pydicom finds nothing more."""
+    command = struct.pack(">HH2sH", 0x0000, 0x0002, b"UI", 6) + b"1.2.3\0"
+    assert "(0000,0002)" in refusal(file_with(command, BIG_ENDIAN))
+    assert "(0000,0002)" in refusal(file_with(element(0x00000002, "UI", b"1.2.3\0")))
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        element(0x00091001, "LO", b"ab"),  # without a private creator
+        element(0x00090010, "LO", b"ACME") + element(0x00091001, "UN", b"\1\2\3"),
+        element(0x00090010, "LO", b"ACME") + element(0x00091001, "SQ", item()),
+        element(0x00091001, "OB", item(b"ab") + SEQUENCE_END, UNDEFINED),
+    ],
+    ids=["no creator", "UN", "sequence", "fragments"],
+)
+def test_private_elements_are_accepted(dataset: bytes) -> None:
+    check_structure(file_with(dataset + element(0x00200011, "IS", b"1 ")))
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_values_of_odd_length_are_accepted(syntax: bytes) -> None:
+    """PS3.5 7.1.1 has them even; writers that forget the padding are many."""
+    if syntax == EXPLICIT:
+        odd = element(0x00080018, "UI", b"1.2.4") + element(0x00100010, "PN", b"Doe")
+        odd += element(0x00081140, "SQ", item(element(0x00080060, "CS", b"C")))
+        odd += element(0x7FE00010, "OW", b"\1\2\3")
+    else:
+        odd = implicit_element(0x00080018, b"1.2.4") + implicit_element(0x00100010, b"Doe")
+        odd += implicit_element(0x7FE00010, b"\1\2\3")
+    structure = check_structure(file_with(odd, syntax))
+    assert structure.values[SOP_INSTANCE_UID] == b"1.2.4"
+
+
+def test_uids_that_identify_nothing_here_may_be_empty_or_illegal() -> None:
+    check_structure(
+        file_with(
+            element(0x00080018, "UI", b"1.2.4\0")
+            + element(0x00081140, "SQ", item(element(0x00081155, "UI") + element(0x00080018, "UI")))
+            + element(0x0020000D, "UI", b"")
+            + element(0x00200052, "UI", b"")
+            + element(0x00209164, "UI", b"none")
+        )
+    )
+
+
+def test_a_file_without_group_length_and_version_is_accepted() -> None:
+    data = file_with(element(0x00080018, "UI", b"1.2.4\0"))
+    assert data[132:138] == b"\2\0\x10\0UI"
+    check_structure(data)
 
 
 def test_un_of_undefined_length_is_a_sequence_of_implicit_or_explicit_items() -> None:
