@@ -22,9 +22,11 @@ MAX_DESCRIBED_BYTES = 64 * 1024 * 1024
 """What an instance has beside its bulk values. All of it goes into the metadata sidecar, which is
 made in memory; the waveforms of a day, the largest in practice, are well below."""
 
-MAX_VALUES = 1_000_000
-"""Values of one element in the metadata sidecar. As Python objects each takes far more memory than
-its bytes in the file, so an element with more is given by its VR alone."""
+MAX_VALUES = 2_000_000
+"""Values in the metadata sidecar, all elements together. As Python objects each takes far more
+memory than its bytes in the file, up to some 200 bytes for a name; the elements that would have
+more are given by their VR alone. The contours of a large structure set, the most in practice, have
+about this many."""
 
 KEPT_VALUE_BYTES = 1024
 """How much is kept of a value that holds a UID: far more than a UID has, whatever its length field

@@ -22,11 +22,11 @@ from pydicom.datadict import private_dictionary_VR
 from shared.dicom.limits import MAX_VALUES, MOST
 from shared.dicom.part10 import open_dataset
 from shared.dicom.structure import BULK_VRS, SMALLEST_BULK_BYTES
+from shared.dicom.uids import SPECIFIC_CHARACTER_SET
 from shared.dicom.walk import Step, StepKind, walk
 
 JsonObject: TypeAlias = dict[str, Any]
 
-_SPECIFIC_CHARACTER_SET = 0x00080005
 _PIXEL_REPRESENTATION = 0x00280103
 
 # PS3.5 Table 6.2-1: binary numbers, with their format characters of `struct`.
@@ -68,12 +68,12 @@ def metadata_json(part10: bytes) -> bytes:
     `part10` is a file that `check_structure` accepted, with or without its bulk ranges. Left out
     are group 0002, group lengths, and top-level elements of a VR in `BULK_VRS`. An odd value never
     raises: a number that does not parse stays the string it is, and an element whose bytes do not
-    fit its VR is given by its VR alone.
+    fit its VR is given by its VR alone; so is one with more values than are left of `MAX_VALUES`.
 
     Raises `NotUnderstood` for what `check_structure` would not have accepted.
     """
     with open_dataset(part10, {}, tempfile.TemporaryFile) as dataset:
-        items = [_Item()]
+        items = [_Item(_ValuesLeft(MAX_VALUES))]
         sequences: list[JsonObject] = []
         for step in walk(dataset, MOST):
             if step.kind is StepKind.ELEMENT:
@@ -94,9 +94,23 @@ def metadata_json(part10: bytes) -> bytes:
 
 
 @dataclass
+class _ValuesLeft:
+    """How many more values the sidecar may have; an element that has more of them gets none."""
+
+    count: int
+
+    def take(self, count: int) -> bool:
+        if count > self.count:
+            return False
+        self.count -= count
+        return True
+
+
+@dataclass
 class _Item:
     """A data set or an item while it is built, with what its elements' values depend on."""
 
+    values_left: _ValuesLeft
     elements: JsonObject = field(default_factory=dict)
     codecs: Sequence[str] = (default_encoding,)
     has_signed_pixels: bool = False
@@ -106,7 +120,10 @@ class _Item:
     def nested(self) -> "_Item":
         """An item of a sequence in this one; PS3.5 7.5.3 and A.1 say what it inherits."""
         return _Item(
-            codecs=self.codecs, has_signed_pixels=self.has_signed_pixels, is_top_level=False
+            self.values_left,
+            codecs=self.codecs,
+            has_signed_pixels=self.has_signed_pixels,
+            is_top_level=False,
         )
 
     def put(self, tag: int, element: JsonObject) -> None:
@@ -133,10 +150,13 @@ class _Item:
             return
 
         value = bytes(view[step.value_start : step.value_end])
-        element = _element(vr, value, step.byte_order, self.codecs)
+        if self.values_left.take(_value_count(vr, value)):
+            element = _element(vr, value, step.byte_order, self.codecs)
+        else:
+            element = {"vr": vr}
         self.put(tag, element)
 
-        if tag == _SPECIFIC_CHARACTER_SET:
+        if tag == SPECIFIC_CHARACTER_SET:
             self.codecs = _codecs(value)
         elif tag == _PIXEL_REPRESENTATION:
             self.has_signed_pixels = element.get("Value") == [1]
@@ -156,6 +176,16 @@ class _Item:
             return "UN"
         # The walk has not proved its value a sequence, and no dictionary settles "US or SS".
         return vr if len(vr) == 2 and vr != "SQ" else "UN"
+
+
+def _value_count(vr: str, value: bytes) -> int:
+    """At most how many objects the value becomes: numbers, texts, or runs of a character set."""
+    if vr in BULK_VRS:
+        return 1
+    size_bytes = 4 if vr == "AT" else struct.calcsize("=" + _NUMBERS[vr]) if vr in _NUMBERS else 0
+    if size_bytes:
+        return len(value) // size_bytes
+    return 1 + value.count(b"\\") + value.count(b"\x1b")
 
 
 def _element(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> JsonObject:
@@ -180,7 +210,7 @@ def _base64(vr: str, value: bytes, byte_order: str) -> str:
 
 
 def _values(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> list[Any]:
-    """PS3.18 Table F.2.3-1; [] where the bytes do not fit the VR, or are too many values."""
+    """PS3.18 Table F.2.3-1; [] where the bytes do not fit the VR."""
     number_format = _NUMBERS.get(vr)
     if number_format is not None:
         return _numbers(number_format, value, byte_order)
@@ -193,8 +223,6 @@ def _values(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> li
     text = _decoded(value, codecs, _RESETS[vr]) if vr in _RESETS else value.decode("latin-1")
     if vr in _VRS_OF_ONE_VALUE:
         return [text.rstrip("\0 ") or None]
-    if text.count("\\") >= MAX_VALUES:
-        return []
     texts = [part.rstrip("\0 ") for part in text.split("\\")]
     if vr == "PN":
         return [_person_name(part) for part in texts]
@@ -209,7 +237,7 @@ def _values(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> li
 
 def _numbers(number_format: str, value: bytes, byte_order: str) -> list[Any]:
     count, odd_bytes = divmod(len(value), struct.calcsize("=" + number_format))
-    if odd_bytes or count > MAX_VALUES:
+    if odd_bytes:
         return []
     numbers = list(struct.unpack(f"{byte_order}{count}{number_format}", value))
     if number_format in "fd":

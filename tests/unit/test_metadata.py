@@ -399,6 +399,35 @@ def item_of_un(content: bytes) -> bytes:
     return header + item(content) + implicit(0xFFFEE0DD)
 
 
+@pytest.mark.parametrize(
+    ("vr", "value"),
+    [
+        ("LO", b"a\\" * 9),
+        ("UC", b"\\" * 9),
+        ("US", b"\1\2" * 10),
+        ("AT", b"\1\2\3\4" * 10),
+        ("PN", b"a\\" * 9),
+        ("UT", b"\x1b(Ba" * 9),
+        ("DS", b"1\\" * 9),
+    ],
+)
+def test_values_are_limited_over_all_elements_together(
+    vr: str, value: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the memory of a sidecar is a hundred times the size of the file."""
+    monkeypatch.setattr("shared.dicom.metadata.MAX_VALUES", 22)
+    many = explicit(0x00091001, vr, value)
+    one = explicit(0x00200011, "IS", b"7 ")
+    result = described(
+        part10(explicit(0x00081140, "SQ", item(many) + item(many) + item(many)), one)
+    )
+    first, second, third = (nested["00091001"] for nested in result["00081140"]["Value"])
+    assert first == second
+    assert first["Value"]
+    assert third == {"vr": vr}
+    assert result["00200011"] == {"vr": "IS", "Value": [7]}
+
+
 def test_what_was_never_accepted_is_refused() -> None:
     with pytest.raises(NotUnderstood):
         metadata_json(part10(explicit(0x00100020, "LO", b"42"))[:-1])
