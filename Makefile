@@ -5,7 +5,7 @@ PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
 COMPOSE := docker compose
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format up down e2e faults chaos bench-relay lock clean
+.PHONY: help run test check format up down e2e faults chaos fuzz bench-relay lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -42,6 +42,10 @@ faults: .venv/.ready-dev ## what must hold when things break, on real processes
 chaos: .venv/.ready-dev ## POSTS=10000 SEED=n: kill everything at random while senders send
 	@PYTHONPATH=tests .venv/bin/python tests/faults/chaos.py --posts $(or $(POSTS),1000) $(if $(SEED),--seed $(SEED)) \
 		$(if $(SENDERS),--senders $(SENDERS))
+
+fuzz: .venv/.ready-dev ## N=1000000 SEED=n: hostile input of chance, and the worst files we know
+	@.venv/bin/python tests/fuzz/run.py --cases $(or $(N),50000) $(if $(SEED),--seed $(SEED))
+	@.venv/bin/python tests/fuzz/worst.py
 
 lock: .venv/.ready-dev ## write the lock files anew
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \

@@ -1,0 +1,214 @@
+"""The worst files we know how to make, and what each costs: python tests/fuzz/worst.py
+
+Each is checked, and described where it is accepted, in a process of its own. Exit status 1 where
+one costs more than what it may.
+"""
+
+import multiprocessing
+import struct
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from mutations import DEFLATED, EXPLICIT, IMPLICIT, ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, part10
+from run import peak_bytes
+
+from shared.dicom.limits import (
+    MAX_DESCRIBED_BYTES,
+    MAX_ELEMENTS,
+    MAX_FRAGMENTS,
+    MAX_NESTED_SEQUENCES,
+    MAX_VALUES,
+)
+from shared.dicom.metadata import metadata_json
+from shared.dicom.refusal import InstanceRefused
+from shared.dicom.structure import check_structure
+
+CHECK_MEMORY_BYTES = 64 << 20
+"""The API checks while other uploads arrive, so a check may cost next to nothing."""
+
+SIDECAR_MEMORY_BYTES = 512 << 20
+"""The worker makes one sidecar at a time in each of its threads."""
+
+MAX_SECONDS = 60.0
+
+
+T = TypeVar("T")
+
+
+class Cost(NamedTuple):
+    outcome: str
+    check_seconds: float
+    check_bytes: int
+    sidecar_seconds: float
+    sidecar_bytes: int
+
+
+def long_element(tag: int, vr: str, value: bytes, length: int | None = None) -> bytes:
+    length = len(value) if length is None else length
+    return struct.pack("<HH2sHL", tag >> 16, tag & 0xFFFF, vr.encode(), 0, length) + value
+
+
+def short_element(tag: int, vr: str, value: bytes = b"") -> bytes:
+    return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr.encode(), len(value)) + value
+
+
+def bare(tag: int, length: int) -> bytes:
+    return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, length)
+
+
+def implicit(tag: int, value: bytes) -> bytes:
+    return bare(tag, len(value)) + value
+
+
+def deflated(dataset: bytes) -> bytes:
+    deflater = zlib.compressobj(level=9, wbits=-zlib.MAX_WBITS)
+    return part10(DEFLATED, deflater.compress(dataset) + deflater.flush())
+
+
+def nested(depth: int) -> bytes:
+    begin = long_element(0x00081140, "SQ", bare(ITEM, UNDEFINED), UNDEFINED)
+    return part10(EXPLICIT, begin * depth + (bare(ITEM_END, 0) + bare(SEQUENCE_END, 0)) * depth)
+
+
+def many_private_elements() -> bytes:
+    tags = (0x00110000 + ((n >> 15) << 17) + (0x1000 | n & 0x7FFF) for n in range(MAX_ELEMENTS - 1))
+    return part10(EXPLICIT, b"".join(short_element(tag, "LO", b"a\\b\\") for tag in tags))
+
+
+def many_items() -> bytes:
+    items = bare(ITEM, 8) + short_element(0x00080060, "CS")
+    return part10(EXPLICIT, long_element(0x00081140, "SQ", items * (MAX_ELEMENTS // 2 - 1)))
+
+
+def many_items_without_end() -> bytes:
+    return part10(EXPLICIT, long_element(0x00081140, "SQ", bare(ITEM, 0) * MAX_ELEMENTS, UNDEFINED))
+
+
+def fragments() -> bytes:
+    content = bare(ITEM, 0) * MAX_FRAGMENTS + bare(SEQUENCE_END, 0)
+    return part10(EXPLICIT, long_element(0x7FE00010, "OB", content, UNDEFINED))
+
+
+def one_text() -> bytes:
+    return part10(EXPLICIT, long_element(0x00104000, "UT", b"\xff" * (MAX_DESCRIBED_BYTES - 12)))
+
+
+def texts_of_escapes() -> bytes:
+    character_set = short_element(0x00080005, "CS", b"\\ISO 2022 IR 87\\ISO 2022 IR 159 ")
+    text = b"\x1b$B!!\x1b(B!" * (MAX_VALUES // 2 - 10)
+    return part10(EXPLICIT, character_set + long_element(0x00104000, "UT", text))
+
+
+def many_values(tag: int, value: bytes) -> Callable[[], bytes]:
+    """As many elements as fit, each with as many values as are described.
+
+    Without VRs, so that a VR with a 16-bit length has a 32-bit one. The data dictionary knows the
+    VR of `tag`; the elements are in items, as each of them is in a data set once.
+    """
+
+    def make() -> bytes:
+        element = implicit(tag, value * (MAX_VALUES // 2 - 1))
+        items = implicit(ITEM, element) * (MAX_DESCRIBED_BYTES // (len(element) + 8))
+        return part10(IMPLICIT, implicit(0x00081140, items))
+
+    return make
+
+
+def deflate_bomb() -> bytes:
+    dataset = long_element(0x7FE00010, "OW", bytes(255 << 20))
+    return deflated(dataset)
+
+
+def deflate_bomb_over_the_limit() -> bytes:
+    return deflated(bytes(300 << 20))
+
+
+def deflated_values() -> bytes:
+    room = MAX_DESCRIBED_BYTES - 100
+    values = b"1\\" * (MAX_VALUES // 2 - 1)
+    element = bare(ITEM, len(values) + 12) + long_element(0x00091001, "UC", values)
+    return deflated(long_element(0x00081140, "SQ", element * (room // len(element))))
+
+
+WORST: dict[str, Callable[[], bytes]] = {
+    "deflate bomb under the limit": deflate_bomb,
+    "deflate bomb over the limit": deflate_bomb_over_the_limit,
+    "nested as deep as is taken": lambda: nested(MAX_NESTED_SEQUENCES),
+    "nested 100,000 deep": lambda: nested(100_000),
+    "as many elements as are taken": many_private_elements,
+    "as many items as are taken": many_items,
+    "one item too many, never ended": many_items_without_end,
+    "as many fragments as are taken": fragments,
+    "one text of all that is described": one_text,
+    "a text of escape sequences": texts_of_escapes,
+    "millions of texts, LO": many_values(0x00081030, b"a\\"),
+    "millions of empty texts, LO": many_values(0x00081030, b"\\"),
+    "millions of names, PN": many_values(0x00101001, b"a\\"),
+    "millions of numbers, US": many_values(0x00280010, b"\1\2"),
+    "millions of numbers, FD": many_values(0x00189073, b"\1\2\3\4\5\6\7\x38"),
+    "millions of decimals, DS": many_values(0x00280030, b"1.5\\"),
+    "millions of integers, IS": many_values(0x00200013, b"1\\"),
+    "millions of tags, AT": many_values(0x00280009, b"\1\2\3\4"),
+    "deflated values": deflated_values,
+}
+
+
+def write(name: str, path: str) -> int:
+    return Path(path).write_bytes(WORST[name]())
+
+
+def _in_a_process_of_its_own(work: Callable[..., T], *arguments: str) -> T:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def cost(path: str) -> Cost:
+    data = Path(path).read_bytes()
+    before = peak_bytes()
+    started = time.process_time()
+    try:
+        check_structure(data)
+        outcome = "accepted"
+    except InstanceRefused:
+        outcome = "refused"
+    checked = time.process_time()
+    check_bytes = peak_bytes() - before
+    if outcome == "accepted":
+        metadata_json(data)
+    sidecar_bytes = peak_bytes() - before
+    return Cost(
+        outcome, checked - started, check_bytes, time.process_time() - checked, sidecar_bytes
+    )
+
+
+def main() -> int:
+    is_over = False
+    print(f"{'file':<35}{'MiB':>7}{'':>10}{'check s':>9}{'MiB':>6}{'sidecar s':>11}{'MiB':>6}")
+    for name in WORST:
+        with tempfile.NamedTemporaryFile() as file:
+            # In yet another process, as a child begins with the peak of its parent.
+            size_bytes = _in_a_process_of_its_own(write, name, file.name)
+            found = _in_a_process_of_its_own(cost, file.name)
+        over = (
+            found.check_bytes > CHECK_MEMORY_BYTES
+            or found.sidecar_bytes > SIDECAR_MEMORY_BYTES
+            or found.check_seconds + found.sidecar_seconds > MAX_SECONDS
+        )
+        is_over = is_over or over
+        print(
+            f"{name:<35}{size_bytes / 2**20:>7.1f}{found.outcome:>10}{found.check_seconds:>9.2f}"
+            f"{found.check_bytes >> 20:>6}{found.sidecar_seconds:>11.2f}"
+            f"{found.sidecar_bytes >> 20:>6}{'  OVER ITS BOUND' if over else ''}",
+            flush=True,
+        )
+    return 1 if is_over else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
