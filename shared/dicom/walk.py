@@ -182,7 +182,8 @@ class _Walk:
             raise self._too_many()
 
         if length == UNDEFINED_LENGTH:
-            if vr in ("OB", "OW"):
+            # PS3.5 6.2.2: UN of undefined length is a sequence, whatever the dictionary says.
+            if vr in ("OB", "OW") and not has_unknown_vr:
                 value_end = self._end_of_fragments(tag, value_start)
                 end = value_end + 8
             elif vr == "SQ" or has_unknown_vr:

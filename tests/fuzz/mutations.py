@@ -16,6 +16,7 @@ import pydicom
 from pydicom.uid import UID_dictionary
 
 from shared.dicom.header import VRS_OF_LONG_LENGTH, VRS_OF_SHORT_LENGTH
+from shared.dicom.limits import DEFAULT
 from shared.dicom.part10 import open_dataset
 from shared.dicom.refusal import InstanceRefused
 from shared.dicom.walk import StepKind, walk
@@ -84,7 +85,7 @@ def _seed(data: bytes) -> Seed:
         with open_dataset(data, {}, TemporaryFile) as dataset:
             if dataset.is_inflated:
                 return Seed(data, 132, [])
-            for step in walk(dataset):
+            for step in walk(dataset, DEFAULT):
                 if step.kind is StepKind.ELEMENT:
                     places.append(Place(step.start, step.value_start, step.end))
             return Seed(data, dataset.start, places)

@@ -442,6 +442,15 @@ def test_un_of_undefined_length_is_a_sequence_of_implicit_or_explicit_items() ->
             check_structure(file_with(unknown + element(0x00200011, "IS", b"1 ")))
 
 
+def test_un_of_undefined_length_is_a_sequence_also_where_fragments_would_be_known() -> None:
+    """Taken for fragments, one could hold what other readers fail on."""
+    hidden = implicit_element(0x00080005, b"\0\0x")
+    unknown = element(0x7FE00010, "UN", item(hidden) + SEQUENCE_END, UNDEFINED)
+    assert "names no character set" in refusal(file_with(unknown))
+    no_elements = element(0x7FE00010, "UN", item(b"fragment") + SEQUENCE_END, UNDEFINED)
+    assert "is cut" in refusal(file_with(no_elements))
+
+
 def test_un_of_undefined_length_is_little_endian_in_a_big_endian_file() -> None:
     unknown = struct.pack(">HH2sHL", 0x0009, 0x1001, b"UN", 0, UNDEFINED)
     content = item(implicit_element(0x00091002, b"ab")) + SEQUENCE_END
