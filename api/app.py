@@ -1,5 +1,6 @@
 """The Flask application, put together from parts that are handed in."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -8,7 +9,8 @@ from prometheus_client import CollectorRegistry
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import PathConverter
 
-from api import problems
+from api import auth, problems
+from api.auth import Authenticator, Scope
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest
 from api.openapi import openapi_document
@@ -25,10 +27,30 @@ from shared.vae import VaeRegistry
 Environ = dict[str, Any]
 WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
 
+# By endpoint; None is for everybody, and one that is missing here is for nobody.
+SCOPES: Mapping[str, Scope | None] = {
+    "stow.store": Scope.STORE,
+    "status.newest": Scope.READ,
+    "status.show": Scope.READ,
+    "status.replay": Scope.ADMIN,
+    "vae.list_all": Scope.READ,
+    "vae.show": Scope.READ,
+    "vae.plug_ins": Scope.READ,
+    "vae.add": Scope.ADMIN,
+    "vae.update": Scope.ADMIN,
+    "vae.remove": Scope.ADMIN,
+    "health.live": None,
+    "health.ready": None,
+    "health.metrics": None,
+    "openapi": None,
+}
+
 
 def create_app(
     *,
     ingest: Ingest,
+    authenticator: Authenticator,
+    metrics_open: bool,
     vaes: VaeRegistry,
     records: Records,
     keys: IdempotencyKeys,
@@ -49,15 +71,34 @@ def create_app(
     app.register_blueprint(vae_blueprint(vaes))
     app.register_blueprint(status_blueprint(records, announce))
     app.register_blueprint(health_blueprint(dependencies, registry))
+    scopes = SCOPES if metrics_open else {**SCOPES, "health.metrics": Scope.READ}
 
     @app.get("/openapi.json")
     def openapi() -> Response:
-        return Response(openapi_document(options.public_url), content_type="application/json")
+        document = openapi_document(
+            options.public_url, authenticator.scheme, _scopes_of_operations(app, scopes)
+        )
+        return Response(document, content_type="application/json")
+
+    # Behind the blueprints, whose own before_app_request comes first.
+    auth.install(app, authenticator, scopes)
 
     app.wsgi_app = _OneSlash(app.wsgi_app)  # type: ignore[method-assign]
     if trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted_proxies)  # type: ignore[method-assign]
     return app
+
+
+def _scopes_of_operations(
+    app: Flask, scopes: Mapping[str, Scope | None]
+) -> dict[tuple[str, str], Scope]:
+    """By path and method, as OpenAPI writes them."""
+    return {
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower()): scope
+        for rule in app.url_map.iter_rules()
+        if (scope := scopes.get(rule.endpoint)) is not None
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
 
 
 class _AnyPath(PathConverter):

@@ -1,5 +1,6 @@
 """What is served, as an OpenAPI 3.1 document. The STOW-RS body and answer are described by hand."""
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -8,6 +9,7 @@ from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema, fields
 
+from api.auth import Scope
 from api.status import LISTED, PayloadSchema
 from api.store_response import JSON_TYPE, XML_TYPE
 from shared.time import UtcDateTime
@@ -42,7 +44,10 @@ class PayloadPageSchema(Schema):
     next = fields.UUID(required=True, allow_none=True)
 
 
-def openapi_document(public_url: str | None) -> bytes:
+def openapi_document(
+    public_url: str | None, scheme: str, scopes: Mapping[tuple[str, str], Scope]
+) -> bytes:
+    """`scheme` is that of the Authorization header; `scopes` are by path and method."""
     shapes = MarshmallowPlugin()
     spec = APISpec(
         title="Stowgate",
@@ -68,7 +73,22 @@ def openapi_document(public_url: str | None) -> bytes:
             spec.path(path, parameters=_parameters(path), operations={"post": _store(words)})
     _vae_paths(spec)
     _status_paths(spec)
-    return orjson.dumps(spec.to_dict())
+    document = spec.to_dict()
+    if scheme:
+        _guard(document, scheme, scopes)
+    return orjson.dumps(document)
+
+
+def _guard(document: dict[str, Any], scheme: str, scopes: Mapping[tuple[str, str], Scope]) -> None:
+    """Say what each operation needs (RFC 7617, RFC 6750)."""
+    document["components"]["securitySchemes"] = {scheme: {"type": "http", "scheme": scheme}}
+    for (path, method), scope in scopes.items():
+        operation = document["paths"][path][method]
+        operation["security"] = [{scheme: [scope]}]
+        operation["responses"] |= {
+            "401": _problem("it is not known who asks; see WWW-Authenticate"),
+            "403": _problem(f"the caller lacks the scope {scope}, or may not store to this VAE"),
+        }
 
 
 def _problem_schema() -> dict[str, Any]:

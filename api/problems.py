@@ -1,8 +1,10 @@
 """Problem details (RFC 9457): every refusal that is not a dataset says why in words.
 
-`Problem` and its kin are raised anywhere below a view; `install` renders them.
+`Problem` and its kin are raised anywhere below a view, with headers for the answer where it needs
+them; `install` renders them.
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -26,13 +28,24 @@ class Problem(Exception):
     may_retry: ClassVar[bool] = False
     retry_after_seconds: int = RETRY_AFTER_SECONDS
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.headers = dict(headers or {})
 
 
 class BadRequest(Problem):
     """The request is malformed, or its body did not arrive whole."""
+
+
+class Unauthorized(Problem):
+    """`headers` has the challenge (RFC 9110 11.6.1)."""
+
+    status = HTTPStatus.UNAUTHORIZED
+
+
+class Forbidden(Problem):
+    status = HTTPStatus.FORBIDDEN
 
 
 class NoSuchThing(Problem):
@@ -96,6 +109,7 @@ def _render(problem: Problem) -> Response:
     if isinstance(problem, UnsupportedMediaType):
         return bare(problem.status)
     response = problem_response(problem.status, problem.detail)
+    response.headers.update(problem.headers)
     if problem.may_retry:
         response.headers["Retry-After"] = str(problem.retry_after_seconds)
     return response

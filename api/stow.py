@@ -84,8 +84,11 @@ def stow_blueprint(
     hourglass = Hourglass()
     rates, vae_rates = Rates(), Rates()
 
-    @blueprint.before_request
+    # Of the app, to come before the question who asks: a refusal there is an answer like others.
+    @blueprint.before_app_request
     def begin() -> None:
+        if request.blueprint != blueprint.name:
+            return
         given = request.headers.get("X-Correlation-ID", "")
         g.correlation_id = given.lower() if is_guid(given) else str(uuid4())
         g.started = time.monotonic()
@@ -141,7 +144,7 @@ def stow_blueprint(
         piece_bytes = _PIECE_BYTES if key is None else _KEYED_PIECE_BYTES
         parts = _parts(request, body, piece_bytes, options.part_header_bytes)
         if key is not None:
-            claimed = keys.claim(request.remote_addr or "", request.path, key)
+            claimed = keys.claim(g.caller.name or request.remote_addr or "", request.path, key)
             if isinstance(claimed, str):
                 return again(claimed, parts)
             keyed = Keyed(claimed, first_answer)

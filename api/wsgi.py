@@ -7,6 +7,7 @@ from flask import Flask
 from prometheus_client import CollectorRegistry
 
 from api.app import create_app
+from api.authenticators import authenticator
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest, Limits
 from api.stow import StowOptions
@@ -47,6 +48,8 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     )
     return create_app(
         ingest=ingest,
+        authenticator=authenticator(settings),
+        metrics_open=settings.metrics_open,
         vaes=VaeRegistry(engines.state),
         records=records,
         keys=IdempotencyKeys(

@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import click
 
-from shared.config import BadSetting, Settings, load_settings, unknown_variables
+from api.authenticators import authenticator
+from shared.config import BadSetting, Settings, guard_listen, load_settings, unknown_variables
 from shared.engines import Engines, open_engines
 from shared.errors import StowgateError, VersionConflict
 from shared.logs import configure_logs
@@ -45,11 +46,17 @@ def check() -> None:
 
 
 def _attempts(settings: Settings, engines: Engines) -> Iterator[tuple[str, Callable[[], None]]]:
+    yield "who may enter", lambda: _try_auth(settings)
     yield "spool", lambda: _try_spool(settings)
     yield f"bucket {settings.bucket}", lambda: _try_bucket(engines.instances)
     yield f"bucket {settings.state_bucket}", lambda: _try_bucket(engines.state)
     yield "broker", engines.publisher.ping
     yield "queue of the Workflow Manager", engines.expect_workflow_manager
+
+
+def _try_auth(settings: Settings) -> None:
+    guard_listen(settings)
+    authenticator(settings).ping()
 
 
 def _try_spool(settings: Settings) -> None:

@@ -17,6 +17,7 @@ from shared.config import (
     METRICS_FOLDER,
     BadSetting,
     Settings,
+    guard_listen,
     load_settings,
     unknown_variables,
 )
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @click.command()
 def run() -> None:
     """Run API and worker in one process: all that is needed on one machine."""
-    settings = _start()
+    settings = _start_api()
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     _say_where(settings, url_of(listener))
     embedded: list[tuple[Worker, Engines]] = []
@@ -72,7 +73,7 @@ def run() -> None:
 @click.command()
 def api() -> None:
     """Run the HTTP front end alone; any number may run on one store and broker."""
-    settings = _start()
+    settings = _start_api()
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     click.echo(f"Stowgate's API listens on {url_of(listener)}")
     opened: list[Engines] = []
@@ -119,6 +120,16 @@ def worker() -> None:
     import worker.main
 
     worker.main.run(_start(), click.echo)
+
+
+def _start_api() -> Settings:
+    from api.authenticators import authenticator
+
+    settings = _start()
+    guard_listen(settings)
+    # Each process has its own; this one is made to find a bad file before there are processes.
+    authenticator(settings)
+    return settings
 
 
 def _start() -> Settings:

@@ -6,6 +6,7 @@ by a test.
 
 import dataclasses
 import difflib
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ from shared.dicom.limits import MAX_DESCRIBED_BYTES, MAX_ELEMENTS, MAX_NESTED_SE
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Where prometheus_client keeps its counts when several processes serve as one. It looks on import,
 so this is not declared beside it."""
+
+JWT_ALGORITHMS = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "EdDSA"),
+)
+"""Those that verify with a public key (RFC 7518 3.1, RFC 8037). With the others whoever can verify
+a token can make one, and a public key taken for a shared secret would let anyone."""
 
 _PREFIX = "STOWGATE_"
 _TEST_PREFIX = "STOWGATE_TEST_"
@@ -108,6 +116,51 @@ def _amqp_name(text: str) -> str:
     return text
 
 
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("true or false")
+    return text == "true"
+
+
+def _some_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        given = tuple(word.strip() for word in text.split(","))
+        if not set(given) <= set(choices):
+            raise ValueError(f"some of {', '.join(choices)}, with commas between")
+        return given
+
+    return parse
+
+
+def _keys(text: str) -> str:
+    """The URL of a JWK Set, or the absolute path of a file."""
+    if "://" not in text:
+        return str(Path(text).absolute())
+    try:
+        parts = urlsplit(text)
+        host, usable = parts.hostname or "", parts.port != 0
+    except ValueError:
+        host, usable = "", False
+    if (
+        not usable
+        or not host
+        or parts.scheme not in ("https", "http")
+        or (parts.scheme == "http" and not is_loopback(host))
+        or "@" in parts.netloc
+        or parts.fragment
+        or re.search(r"[\s\x00-\x1f]", text)
+    ):
+        raise ValueError("https://host/path, or the path of a file; http:// on loopback only")
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _text(text: str) -> str:
     return text
 
@@ -161,7 +214,52 @@ class Settings:
         _url("http://", "https://", path=True),
         "base of RetrieveURL and of links; without it links are relative",
     )
-    auth: str = setting("none", _one_of("none"), "who may: `none` lets everybody")
+    auth: str = setting(
+        "none",
+        _one_of("none", "basic", "jwt"),
+        "who may enter: `none` lets everybody, `basic` asks for user and password, `jwt` for a "
+        "token",
+    )
+    allow_anyone: bool = setting(
+        "false",
+        _flag,
+        "`true` lets `STOWGATE_AUTH=none` serve on another address than loopback",
+    )
+    metrics_open: bool = setting(
+        "true", _flag, "`false` shows `/metrics` to callers with the scope `read` only"
+    )
+    users: Path | None = setting(
+        None, _path, "for `basic`: file of the users, a line of `stowgate user` each"
+    )
+    jwt_keys: str | None = setting(
+        None,
+        _keys,
+        "for `jwt`: keys of the issuer, as the `https://` URL of its JWK Set, or a file with one "
+        "or with a public key in PEM",
+    )
+    jwt_issuer: str | None = setting(None, _text, "for `jwt`: what `iss` must be")
+    jwt_audience: str | None = setting(None, _text, "for `jwt`: what `aud` must have in it")
+    jwt_algorithms: tuple[str, ...] = setting(
+        "RS256",
+        _some_of(*JWT_ALGORITHMS),
+        "for `jwt`: algorithms that are accepted, with commas between; those with a public key "
+        "only",
+    )
+    jwt_leeway_seconds: int = setting(
+        "30", _whole(0, 600), "for `jwt`: how far the issuer's clock may be off"
+    )
+    jwt_vaes_claim: str = setting(
+        "stowgate_vaes",
+        _text,
+        "for `jwt`: claim with the AE titles that a caller may store to; without it, to all",
+    )
+    client_user: str | None = setting(
+        None, _text, "user name with which `stowgate send` and the like ask the API"
+    )
+    client_password: str | None = setting(None, _text, "its password", secret=True)
+    client_token: str | None = setting(
+        None, _text, "token with which they ask it, instead", secret=True
+    )
     log: str | None = setting(
         None, _one_of("console", "json"), "`console` or `json`; by default `console` on a terminal"
     )
@@ -277,6 +375,9 @@ class Settings:
         return max(1, self.api_threads - _SPARE_THREADS)
 
 
+_NEEDED_BY_AUTH = {"basic": ("users",), "jwt": ("jwt_keys", "jwt_issuer", "jwt_audience")}
+
+
 class Declared(NamedTuple):
     """One setting as an operator sees it; `default` is None where there is none."""
 
@@ -316,6 +417,11 @@ def load_settings() -> Settings:
             f"{_PREFIX}OBJECT_STORE is {settings.object_store!r}, which needs "
             f"{_PREFIX}OBJECT_STORE_ACCESS_KEY and {_PREFIX}OBJECT_STORE_SECRET_KEY"
         )
+    for needed in _NEEDED_BY_AUTH.get(settings.auth, ()):
+        if getattr(settings, needed) is None:
+            raise BadSetting(
+                f"{_PREFIX}AUTH is {settings.auth!r}, which needs {_PREFIX}{needed.upper()}"
+            )
     if settings.bucket == settings.state_bucket:
         raise BadSetting(
             f"{_PREFIX}STATE_BUCKET is {settings.bucket!r}, but must be another bucket than "
@@ -328,6 +434,16 @@ def load_settings() -> Settings:
             f"{settings.api_threads}, is for health and status"
         )
     return settings
+
+
+def guard_listen(settings: Settings) -> None:
+    """Raises `BadSetting` where strangers could reach an API that asks nobody."""
+    if settings.auth == "none" and not (settings.allow_anyone or is_loopback(settings.listen.host)):
+        raise BadSetting(
+            f"{_PREFIX}LISTEN is '{settings.listen}', which others can reach, and {_PREFIX}AUTH "
+            f"lets everybody: set {_PREFIX}AUTH to basic or jwt, or {_PREFIX}ALLOW_ANYONE to true "
+            "where something else keeps strangers out"
+        )
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:

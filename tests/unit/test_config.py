@@ -1,11 +1,12 @@
 """Settings: what is read, and the one line that a bad value gets."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from shared.config import Address, BadSetting, load_settings, unknown_variables
+from shared.config import Address, BadSetting, guard_listen, load_settings, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,13 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_BUCKET", "Upper", "bucket name"),
         ("STOWGATE_BUCKET", "ab", "bucket name"),
         ("STOWGATE_PUBLIC_URL", "ftp://host", "https://host:port"),
-        ("STOWGATE_AUTH", "ldap", "none"),
+        ("STOWGATE_AUTH", "ldap", "none or basic or jwt"),
+        ("STOWGATE_ALLOW_ANYONE", "yes", "true or false"),
+        ("STOWGATE_JWT_KEYS", "http://issuer.example/keys", "http:// on loopback only"),
+        ("STOWGATE_JWT_KEYS", "https://me:word@issuer.example/keys", "https://host/path"),
+        ("STOWGATE_JWT_KEYS", "https:///keys", "https://host/path"),
+        ("STOWGATE_JWT_ALGORITHMS", "none", "some of RS256"),
+        ("STOWGATE_JWT_ALGORITHMS", "RS256,HS256", "some of RS256"),
         ("STOWGATE_LOG", "xml", "console or json"),
         ("STOWGATE_MAX_PARTS", "0", "1 or more"),
         ("STOWGATE_MAX_PARTS", "many", "whole number"),
@@ -77,6 +84,40 @@ def test_an_s3_store_needs_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(BadSetting, match="STOWGATE_OBJECT_STORE_SECRET_KEY"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("address", "is_refused"),
+    [
+        ("127.0.0.1:0", False),
+        ("127.9.9.9:0", False),
+        ("[::1]:0", False),
+        ("localhost:0", False),
+        ("0.0.0.0:0", True),
+        ("[::]:0", True),
+        ("10.0.0.1:0", True),
+        ("stowgate.example:0", True),
+    ],
+)
+def test_an_api_that_asks_nobody_is_for_loopback(
+    monkeypatch: pytest.MonkeyPatch, address: str, is_refused: bool
+) -> None:
+    monkeypatch.setenv("STOWGATE_LISTEN", address)
+    with pytest.raises(BadSetting, match="STOWGATE_AUTH") if is_refused else nullcontext():
+        guard_listen(load_settings())
+
+    monkeypatch.setenv("STOWGATE_ALLOW_ANYONE", "true")
+    guard_listen(load_settings())
+    monkeypatch.setenv("STOWGATE_ALLOW_ANYONE", "false")
+    monkeypatch.setenv("STOWGATE_AUTH", "basic")
+    monkeypatch.setenv("STOWGATE_USERS", "users")
+    guard_listen(load_settings())
+
+
+def test_algorithms_are_a_list_with_commas_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOWGATE_JWT_ALGORITHMS", "RS256, ES256")
+
+    assert load_settings().jwt_algorithms == ("RS256", "ES256")
 
 
 def test_a_value_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""Who is asking, and may they? One place asks, before anything of a body is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from flask import Flask, g, request
+from werkzeug.datastructures import Authorization
+
+from api.problems import Forbidden, Unauthorized
+
+REALM = "stowgate"
+
+
+class Scope(StrEnum):
+    """What a caller may be let do."""
+
+    STORE = "store"
+    READ = "read"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks. `name` is None where nobody is asked.
+
+    `vaes` are the AE titles that it may store to; None lets it store anywhere.
+    """
+
+    name: str | None
+    scopes: frozenset[Scope]
+    vaes: frozenset[str] | None = None
+
+
+class Authenticator(Protocol):
+    scheme: str
+    """Of the Authorization header (RFC 9110 11.1), in lower case; empty where none is wanted."""
+
+    def caller(self, given: Authorization | None) -> Caller:
+        """Who sent these credentials. Raises `Unauthorized`, and `TooBusy` where it cannot tell."""
+
+    def lacks(self, scope: Scope) -> dict[str, str]:
+        """The headers of the answer to a caller that lacks the scope."""
+
+    def ping(self) -> None:
+        """Raises `Transient` where what credentials are checked with cannot be had."""
+
+
+class Anyone:
+    """Asks nobody, and lets everybody."""
+
+    scheme = ""
+
+    def caller(self, given: Authorization | None) -> Caller:  # noqa: ARG002
+        return Caller(None, frozenset(Scope))
+
+    def lacks(self, scope: Scope) -> dict[str, str]:  # noqa: ARG002
+        return {}
+
+    def ping(self) -> None:
+        pass
+
+
+def install(app: Flask, authenticator: Authenticator, scopes: Mapping[str, Scope | None]) -> None:
+    """Let nobody reach an endpoint without its scope; None is for everybody.
+
+    An endpoint that is missing in `scopes` is refused to all. The caller is `g.caller` from then.
+    """
+
+    @app.before_request
+    def enter() -> None:
+        # Where there is no endpoint the answer is 404 or 405, whoever asks.
+        if request.endpoint is None:
+            return
+        try:
+            _enter(request.endpoint)
+        except (Unauthorized, Forbidden) as refusal:
+            if request.content_length or "Transfer-Encoding" in request.headers:
+                # Of the body nothing was read; the server reads on behind the answer.
+                refusal.headers["Connection"] = "close"
+            raise
+
+    def _enter(endpoint: str) -> None:
+        if endpoint not in scopes:
+            raise Forbidden("nobody may do this: it has not been decided who may")
+        scope = scopes[endpoint]
+        if scope is None:
+            return
+        g.caller = caller = authenticator.caller(_credentials())
+        if scope not in caller.scopes:
+            raise Forbidden(
+                f"the caller lacks the scope {scope}, which this needs", authenticator.lacks(scope)
+            )
+        if scope is Scope.STORE and caller.vaes is not None:
+            aet = (request.view_args or {}).get("aet")
+            if aet not in caller.vaes:
+                raise Forbidden(
+                    "the caller may store to its own Virtual Application Entities only: POST to "
+                    "/dicomweb/vae/{aet}/studies with one of them"
+                )
+
+
+def _credentials() -> Authorization | None:
+    given = request.headers.get("Authorization", "")
+    # werkzeug fails on others.
+    return Authorization.from_header(given) if given.isascii() else None

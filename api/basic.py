@@ -1,0 +1,156 @@
+"""User names and passwords (HTTP Basic, RFC 7617), from a file with a line for each user."""
+
+import hashlib
+import hmac
+import re
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from werkzeug.datastructures import Authorization
+from werkzeug.security import check_password_hash, generate_password_hash
+
+from api.auth import REALM, Caller, Scope
+from api.problems import TooBusy, Unauthorized
+from api.watched_file import Malformed, WatchedFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# 32 MiB and a few tenths of a second for each password that is tried. There is one method, so
+# that every user, also one that does not exist, costs the same.
+_METHOD = "scrypt:32768:8:3"
+_AT_ONCE = 2
+_NOBODY = f"{_METHOD}${'0' * 16}${'0' * 128}"
+
+_REMEMBERED = 1024
+_REMEMBERED_SECONDS = 60.0
+
+_CHALLENGE = {"WWW-Authenticate": f'Basic realm="{REALM}", charset="UTF-8"'}
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
+_AE_TITLE = r"[A-Za-z0-9_-]{1,15}"
+_LINE = re.compile(
+    rf"(?P<name>{_NAME}):(?P<scopes>[a-z,]+):"
+    rf"(?P<hash>{re.escape(_METHOD)}\$[A-Za-z0-9]+\$[0-9a-f]{{128}})"
+    rf"(?::(?P<vaes>{_AE_TITLE}(?:,{_AE_TITLE})*))?"
+)
+LINE_RULE = "name:scopes:hash[:AE titles], as `stowgate user` prints it"
+
+
+@dataclass(frozen=True)
+class User:
+    caller: Caller
+    password_hash: str = field(repr=False)
+
+
+def user_line(name: str, scopes: Iterable[Scope], password: str, aets: Iterable[str] = ()) -> str:
+    """The line of a user. Raises `Malformed` for a name or an AE title that is none."""
+    fields = [name, ",".join(scopes), generate_password_hash(password, _METHOD), ",".join(aets)]
+    line = ":".join(filter(None, fields))
+    if not _LINE.fullmatch(line):
+        raise Malformed(
+            "the name must be 1 to 64 of A-Z a-z 0-9 . _ @ - and an AE title 1 to 15 of A-Z a-z "
+            "0-9 _ -"
+        )
+    return line
+
+
+def parse_users(text: str) -> Mapping[str, User]:
+    """By name. Empty lines and those that begin with # say nothing. Raises `Malformed`."""
+    users: dict[str, User] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        found = _LINE.fullmatch(line.strip())
+        if not found:
+            raise Malformed(f"its line {number} is not {LINE_RULE}")
+        scopes = found["scopes"].split(",")
+        if not set(scopes) <= set(Scope):
+            raise Malformed(f"its line {number} has a scope other than {', '.join(Scope)}")
+        if found["name"] in users:
+            raise Malformed(f"its line {number} is a second one of the same name")
+        vaes = frozenset(found["vaes"].split(",")) if found["vaes"] else None
+        caller = Caller(found["name"], frozenset(map(Scope, scopes)), vaes)
+        users[caller.name or ""] = User(caller, found["hash"])
+    if not users:
+        raise Malformed("it has no user")
+    return users
+
+
+class BasicUsers:
+    """Callers by user name and password.
+
+    A password that was right is remembered for a minute, as an HMAC under a key of this object.
+    `most_waiting` bounds the requests that wait for a hash, so that some threads stay free.
+    """
+
+    scheme = "basic"
+
+    def __init__(
+        self,
+        users: WatchedFile[Mapping[str, User]],
+        most_waiting: int,
+        clock: Callable[[], float] = time.monotonic,
+        check: Callable[[str, str], bool] = check_password_hash,
+    ) -> None:
+        self._users = users
+        self._clock = clock
+        self._check = check
+        self._waiting = threading.BoundedSemaphore(most_waiting)
+        self._hashing = threading.BoundedSemaphore(_AT_ONCE)
+        self._key = secrets.token_bytes(32)
+        self._lock = threading.Lock()
+        self._verified: OrderedDict[bytes, tuple[User, float]] = OrderedDict()
+
+    def caller(self, given: Authorization | None) -> Caller:
+        if given is None or given.type != self.scheme:
+            raise Unauthorized("this needs a user name and a password (HTTP Basic)", _CHALLENGE)
+        name, password = given.username or "", given.password or ""
+        user = self._users.content().get(name)
+        mark = hmac.digest(self._key, f"{name}:{password}".encode(), hashlib.sha256)
+        if user is not None and self._remembers(mark, user):
+            return user.caller
+        with self._turn():
+            # Another request may have brought the same while this one waited.
+            if user is not None and self._remembers(mark, user):
+                return user.caller
+            right = self._check(user.password_hash if user else _NOBODY, password)
+        if user is None or not right:
+            raise Unauthorized("the user name or the password is wrong", _CHALLENGE)
+        self._remember(mark, user)
+        return user.caller
+
+    def lacks(self, scope: Scope) -> dict[str, str]:  # noqa: ARG002
+        return {}
+
+    def ping(self) -> None:
+        pass
+
+    @contextmanager
+    def _turn(self) -> "Iterator[None]":
+        if not self._waiting.acquire(blocking=False):
+            raise TooBusy("too many passwords are being checked; send it again later")
+        try:
+            with self._hashing:
+                yield
+        finally:
+            self._waiting.release()
+
+    def _remembers(self, mark: bytes, user: User) -> bool:
+        with self._lock:
+            known, until = self._verified.get(mark, (None, 0.0))
+            # A line that changed since is another user.
+            return known == user and self._clock() < until
+
+    def _remember(self, mark: bytes, user: User) -> None:
+        with self._lock:
+            self._verified[mark] = (user, self._clock() + _REMEMBERED_SECONDS)
+            self._verified.move_to_end(mark)
+            if len(self._verified) > _REMEMBERED:
+                self._verified.popitem(last=False)

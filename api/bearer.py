@@ -1,0 +1,115 @@
+"""Tokens (RFC 6750) that an issuer signed: JSON Web Tokens (RFC 7519), verified by PyJWT."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+from werkzeug.datastructures import Authorization
+
+from api.auth import REALM, Caller, Scope
+from api.issuer_keys import IssuerKeys
+from api.problems import Unauthorized
+
+SCOPE_PREFIX = "stowgate:"
+"""Is in front of a scope in a token, since an `admin` of some other service is none of this one."""
+
+_SCOPE_CLAIMS = ("scope", "scp", "roles")
+_REQUIRED = ["exp", "iss", "aud", "sub"]
+_NAME_CHARACTERS = 255
+
+# The first that fits; the fixed words go to the sender, as PyJWT's may repeat the token's.
+_WORDS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
+    (jwt.ExpiredSignatureError, "it has expired"),
+    (jwt.ImmatureSignatureError, "it is not valid yet"),
+    (jwt.InvalidAudienceError, "it is for another audience"),
+    (jwt.InvalidIssuerError, "it is from another issuer"),
+    (jwt.InvalidAlgorithmError, "it is signed with an algorithm that is not accepted"),
+    (jwt.InvalidSignatureError, "its signature does not fit"),
+    (jwt.MissingRequiredClaimError, f"it lacks one of the claims {', '.join(_REQUIRED)}"),
+    (jwt.PyJWTError, "it is malformed"),
+)
+
+
+@dataclass(frozen=True)
+class TokenRules:
+    """What a token must be; `vaes_claim` names the claim with the AE titles of its caller."""
+
+    issuer: str
+    audience: str
+    algorithms: Sequence[str]
+    leeway_seconds: int
+    vaes_claim: str
+
+
+class BearerTokens:
+    scheme = "bearer"
+
+    def __init__(self, keys: IssuerKeys, rules: TokenRules) -> None:
+        self._keys = keys
+        self._rules = rules
+
+    def caller(self, given: Authorization | None) -> Caller:
+        if given is None or given.type != self.scheme or not given.token:
+            raise Unauthorized(
+                "this needs a token (Authorization: Bearer)",
+                {"WWW-Authenticate": f'Bearer realm="{REALM}"'},
+            )
+        try:
+            return self._caller_of(self._claims(given.token))
+        except jwt.PyJWTError as error:
+            raise _invalid(next(why for kind, why in _WORDS if isinstance(error, kind))) from None
+
+    def lacks(self, scope: Scope) -> dict[str, str]:
+        return {
+            "WWW-Authenticate": f'Bearer realm="{REALM}", error="insufficient_scope", '
+            f'scope="{SCOPE_PREFIX}{scope}"'
+        }
+
+    def ping(self) -> None:
+        self._keys.ping()
+
+    def _claims(self, token: str) -> dict[str, Any]:
+        header = jwt.get_unverified_header(token)
+        # Before a key is looked for, which may cost a request to the issuer.
+        if header.get("alg") not in list(self._rules.algorithms):
+            raise jwt.InvalidAlgorithmError
+        key = self._keys.find(header.get("kid"))
+        if key is None:
+            raise _invalid("it is signed with a key that the issuer does not have")
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            key.public_key,
+            algorithms=[name for name in key.algorithms if name in self._rules.algorithms],
+            issuer=self._rules.issuer,
+            audience=self._rules.audience,
+            leeway=self._rules.leeway_seconds,
+            options={"require": _REQUIRED},
+        )
+        return claims
+
+    def _caller_of(self, claims: dict[str, Any]) -> Caller:
+        name = claims["sub"]
+        if not name.isprintable() or not 1 <= len(name) <= _NAME_CHARACTERS:
+            raise _invalid(f"sub must be 1 to {_NAME_CHARACTERS} printable characters")
+        given = {word for claim in _SCOPE_CLAIMS for word in _strings(claims.get(claim, []))}
+        scopes = frozenset(scope for scope in Scope if SCOPE_PREFIX + scope in given)
+        vaes = None
+        if self._rules.vaes_claim in claims:
+            vaes = frozenset(_strings(claims[self._rules.vaes_claim]))
+        return Caller(name, scopes, vaes)
+
+
+def _strings(claim: Any) -> list[str]:
+    """Both spellings in use: words with spaces between (RFC 8693 4.2), and a list."""
+    words = claim.split() if isinstance(claim, str) else claim
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise _invalid("scopes and AE titles must be a list of strings, or one with spaces between")
+    return words
+
+
+def _invalid(why: str) -> Unauthorized:
+    return Unauthorized(
+        f"the token is refused: {why}",
+        {"WWW-Authenticate": f'Bearer realm="{REALM}", error="invalid_token"'},
+    )

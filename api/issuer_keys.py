@@ -1,0 +1,251 @@
+"""The public keys that an issuer signs its tokens with: a JWK Set (RFC 7517) by URL, or a file."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import orjson
+import structlog
+import urllib3
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from jwt import PyJWK, PyJWTError
+
+from api.problems import TooBusy
+from api.watched_file import Malformed, WatchedFile
+from shared.errors import Transient
+
+_log = structlog.get_logger()
+
+_RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+_CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+
+_RSA_BITS = 2048
+
+_PAUSE_SECONDS = 5.0
+_WAIT_SECONDS = 4.0
+_FRESH_SECONDS = 300.0
+_CONNECT_SECONDS = 2.0
+_READ_SECONDS = 3.0
+_MOST_BYTES = 1 << 20
+
+PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
+
+
+@dataclass(frozen=True)
+class IssuerKey:
+    """`kid` is None for a key that has no id, which any token may be signed with."""
+
+    kid: str | None
+    public_key: PublicKey
+    algorithms: tuple[str, ...]
+
+
+class IssuerKeys(Protocol):
+    def find(self, kid: str | None) -> IssuerKey | None:
+        """The key of that id; without an id the only one there is. Raises `TooBusy`."""
+
+    def ping(self) -> None:
+        """Raises `Transient` where the keys cannot be had."""
+
+
+class FileKeys:
+    def __init__(self, file: WatchedFile[list[IssuerKey]]) -> None:
+        self._file = file
+
+    def find(self, kid: str | None) -> IssuerKey | None:
+        return _of_id(self._file.content(), kid)
+
+    def ping(self) -> None:
+        pass
+
+
+class _Fetch:
+    def __init__(self, begun_at: float) -> None:
+        self.begun_at = begun_at
+        self.done = threading.Event()
+        self.failed = True
+
+
+class FetchedKeys:
+    """The JWK Set at `url`, fetched when a key is not known, and every five minutes.
+
+    Between two fetches is a pause, whatever is asked for. They run on a thread of their own: who
+    has a known key never waits, and of the others at most `most_waiting` do, for seconds. Where a
+    fetch fails, the keys that are known stay.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        most_waiting: int,
+        *,
+        pause_seconds: float = _PAUSE_SECONDS,
+        wait_seconds: float = _WAIT_SECONDS,
+        fresh_seconds: float = _FRESH_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._url = url
+        self._waiting = threading.BoundedSemaphore(most_waiting)
+        self._pause_seconds = pause_seconds
+        self._wait_seconds = wait_seconds
+        self._fresh_seconds = fresh_seconds
+        self._clock = clock
+        self._pool = urllib3.PoolManager(
+            retries=False, timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS)
+        )
+        self._lock = threading.Lock()
+        self._keys: list[IssuerKey] = []
+        self._fetched_at = float("-inf")
+        self._fetch: _Fetch | None = None
+
+    def find(self, kid: str | None) -> IssuerKey | None:
+        found = _of_id(self._keys, kid)
+        if found is None:
+            self._wait_for(self._fetch_if_due())
+            found = _of_id(self._keys, kid)
+        elif self._clock() > self._fetched_at + self._fresh_seconds:
+            self._fetch_if_due()
+        return found
+
+    def ping(self) -> None:
+        try:
+            self._download()
+        except (urllib3.exceptions.HTTPError, Malformed) as error:
+            raise Transient(
+                f"the keys of the issuer cannot be fetched from {self._url}: {_words(error)}"
+            ) from error
+
+    def _fetch_if_due(self) -> _Fetch:
+        """The latest fetch, which may be over."""
+        with self._lock:
+            now = self._clock()
+            if self._fetch is None or now >= self._fetch.begun_at + self._pause_seconds:
+                self._fetch = _Fetch(now)
+                threading.Thread(
+                    target=self._run, args=[self._fetch], name="issuer-keys", daemon=True
+                ).start()
+            return self._fetch
+
+    def _wait_for(self, fetch: _Fetch) -> None:
+        if not fetch.done.is_set():
+            if not self._waiting.acquire(blocking=False):
+                raise TooBusy("the keys of the tokens' issuer are being fetched; send it again")
+            try:
+                fetch.done.wait(self._wait_seconds)
+            finally:
+                self._waiting.release()
+        if fetch.failed:
+            raise TooBusy(
+                "the tokens' issuer does not give its keys, and the key of this token is not "
+                "known; send it again later"
+            )
+
+    def _run(self, fetch: _Fetch) -> None:
+        try:
+            keys = self._download()
+            with self._lock:
+                # One that hung may come to its end behind a later one.
+                if self._fetch is fetch:
+                    self._keys = keys
+                    self._fetched_at = self._clock()
+            fetch.failed = False
+        except (urllib3.exceptions.HTTPError, Malformed) as error:
+            _log.error(
+                "the issuer's keys cannot be fetched; those known still hold",
+                setting="STOWGATE_JWT_KEYS",
+                error=_words(error),
+            )
+        finally:
+            fetch.done.set()
+
+    def _download(self) -> list[IssuerKey]:
+        end = time.monotonic() + _WAIT_SECONDS
+        answer = self._pool.request("GET", self._url, preload_content=False, redirect=False)
+        try:
+            if answer.status != 200:
+                raise Malformed(f"it answers {answer.status}")
+            text = bytearray()
+            while data := answer.read1(1 << 16):
+                text += data
+                if len(text) > _MOST_BYTES or time.monotonic() > end:
+                    raise Malformed("the answer is too long or takes too long")
+        finally:
+            answer.close()
+        return parse_jwk_set(bytes(text))
+
+
+def parse_keys(text: str) -> list[IssuerKey]:
+    """A public key in PEM, or a JWK Set. Raises `Malformed`."""
+    if not text.lstrip().startswith("-----BEGIN"):
+        return parse_jwk_set(text.encode())
+    try:
+        key = load_pem_public_key(text.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise Malformed("it has no PUBLIC KEY in PEM that can be read") from error
+    usable = _usable(None, key)
+    if usable is None:
+        raise Malformed(_WANTED)
+    return [usable]
+
+
+_WANTED = (
+    f"it has no public key for signatures that is RSA of {_RSA_BITS} bits or more, EC on P-256, "
+    "P-384 or P-521, or Ed25519"
+)
+
+
+def parse_jwk_set(text: bytes) -> list[IssuerKey]:
+    """Those of its keys that are public and for signatures. Raises `Malformed` without any."""
+    try:
+        jwks = list(orjson.loads(text)["keys"])
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise Malformed("it is neither a key in PEM nor a JWK Set") from error
+    keys = [key for jwk in jwks if isinstance(jwk, dict) and (key := _of_jwk(jwk))]
+    if not keys:
+        raise Malformed(_WANTED)
+    return keys
+
+
+def _of_jwk(jwk: dict[str, object]) -> IssuerKey | None:
+    kid, algorithm = jwk.get("kid"), jwk.get("alg")
+    if jwk.get("use", "sig") != "sig" or not isinstance(kid, str | None):
+        return None
+    try:
+        usable = _usable(kid, PyJWK(jwk).key)
+    except (PyJWTError, TypeError, ValueError):
+        # Sets have keys for other purposes, and of kinds that are new.
+        return None
+    if usable is None or algorithm is None:
+        return usable
+    if algorithm not in usable.algorithms:
+        return None
+    return IssuerKey(kid, usable.public_key, (str(algorithm),))
+
+
+def _usable(kid: str | None, key: object) -> IssuerKey | None:
+    """None for a private or a shared key, and for one that is too weak."""
+    if isinstance(key, RSAPublicKey) and key.key_size >= _RSA_BITS:
+        return IssuerKey(kid, key, _RSA_ALGORITHMS)
+    if isinstance(key, EllipticCurvePublicKey) and key.curve.name in _CURVES:
+        return IssuerKey(kid, key, (_CURVES[key.curve.name],))
+    if isinstance(key, Ed25519PublicKey):
+        return IssuerKey(kid, key, ("EdDSA",))
+    return None
+
+
+def _of_id(keys: list[IssuerKey], kid: str | None) -> IssuerKey | None:
+    if kid is None:
+        return keys[0] if len(keys) == 1 else None
+    named = [key for key in keys if key.kid == kid]
+    unnamed = [key for key in keys if key.kid is None]
+    return next(iter(named or unnamed), None)
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, Malformed) else type(error).__name__

@@ -1,0 +1,359 @@
+"""Who may enter: the parts of it that need no process of their own."""
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from flask import Flask
+from issuer import Key, issuing
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from prometheus_client import CollectorRegistry
+from service import wait_for
+from werkzeug.datastructures import Authorization
+
+import api.wsgi
+from api.app import SCOPES
+from api.auth import Anyone, Caller, Scope, install
+from api.basic import BasicUsers, User, parse_users, user_line
+from api.issuer_keys import FetchedKeys, parse_jwk_set, parse_keys
+from api.problems import TooBusy, Unauthorized
+from api.problems import install as install_problems
+from api.watched_file import Malformed, WatchedFile
+from shared.config import load_settings
+from shared.engines import open_engines
+
+PASSWORD = "correct-horse-battery"
+OTHER_PASSWORD = "battery-horse-correct"
+
+
+@pytest.fixture(scope="module")
+def line() -> str:
+    return user_line("archive", [Scope.STORE, Scope.READ], PASSWORD, ["AE-1", "AE-2"])
+
+
+def test_every_endpoint_has_been_given_a_scope(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("STOWGATE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("STOWGATE_DATA", str(tmp_path))
+    settings = load_settings()
+    engines = open_engines(settings)
+
+    app = api.wsgi.compose(settings, engines, CollectorRegistry())
+
+    engines.close()
+    assert {rule.endpoint for rule in app.url_map.iter_rules()} == set(SCOPES)
+
+
+def test_an_endpoint_without_a_scope_is_for_nobody() -> None:
+    app = Flask(__name__, static_folder=None)
+    install_problems(app)
+    app.add_url_rule("/given", "given", lambda: "here")
+    app.add_url_rule("/forgotten", "forgotten", lambda: "here")
+    install(app, Anyone(), {"given": Scope.READ})
+
+    assert app.test_client().get("/given").status_code == 200
+    assert app.test_client().get("/forgotten").status_code == 403
+
+
+def test_a_line_is_a_caller_with_scopes_and_vaes(line: str) -> None:
+    users = parse_users(f"# archives\n\n{line}\n")
+
+    assert users["archive"].caller == Caller(
+        "archive", frozenset({Scope.STORE, Scope.READ}), frozenset({"AE-1", "AE-2"})
+    )
+    assert PASSWORD not in line
+
+
+def test_two_lines_of_one_password_differ(line: str) -> None:
+    again = user_line("archive", [Scope.STORE, Scope.READ], PASSWORD, ["AE-1", "AE-2"])
+
+    assert again != line
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda line: line.replace("scrypt", "plain"), "line 1 is not"),
+        (lambda line: line.replace(":32768:", ":2:"), "line 1 is not"),
+        (lambda line: line.replace("store,read", "store,everything"), "line 1 has a scope"),
+        (lambda line: line.replace("store,read", ""), "line 1 is not"),
+        (lambda line: line.replace("AE-1", "A E"), "line 1 is not"),
+        (lambda line: f"{line}:", "line 1 is not"),
+        (lambda line: line[:60], "line 1 is not"),
+        (lambda line: f"{line}\n{line}", "line 2 is a second one"),
+        (lambda line: f"#{line}", "no user"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(line: str, spoil: Any, words: str) -> None:
+    with pytest.raises(Malformed, match=words) as caught:
+        parse_users(spoil(line))
+
+    assert line.split("$")[-1][:20] not in str(caught.value)
+
+
+class Hashes:
+    """Counts the hashes, and holds them back when told to; what is a hash it does not decide."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.at_once = 0
+        self.most_at_once = 0
+        self.go = threading.Event()
+        self.go.set()
+        self._lock = threading.Lock()
+
+    def check(self, password_hash: str, password: str) -> bool:
+        with self._lock:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        self.go.wait(30)
+        with self._lock:
+            self.at_once -= 1
+            self.done.append(password_hash)
+        return password == PASSWORD
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def users_of(tmp_path: Path, *lines: str) -> WatchedFile[Mapping[str, User]]:
+    file = tmp_path / "users"
+    file.write_text("\n".join(lines))
+    return WatchedFile(file, parse_users, "STOWGATE_USERS")
+
+
+def given(name: str, password: str) -> Authorization:
+    return Authorization("basic", {"username": name, "password": password})
+
+
+def test_a_right_password_is_hashed_once_a_minute(tmp_path: Path, line: str) -> None:
+    hashes, clock = Hashes(), Clock()
+    users = BasicUsers(users_of(tmp_path, line), 4, clock, hashes.check)
+
+    for _ in range(5):
+        assert users.caller(given("archive", PASSWORD)).name == "archive"
+    assert len(hashes.done) == 1
+    clock.now = 61.0
+    users.caller(given("archive", PASSWORD))
+    assert len(hashes.done) == 2
+
+
+def test_a_wrong_password_is_never_remembered(tmp_path: Path, line: str) -> None:
+    hashes = Hashes()
+    users = BasicUsers(users_of(tmp_path, line), 4, check=hashes.check)
+    users.caller(given("archive", PASSWORD))
+
+    for _ in range(3):
+        with pytest.raises(Unauthorized):
+            users.caller(given("archive", OTHER_PASSWORD))
+    assert len(hashes.done) == 4
+
+
+def test_an_unknown_user_costs_a_hash_of_the_same_method(tmp_path: Path, line: str) -> None:
+    hashes = Hashes()
+    users = BasicUsers(users_of(tmp_path, line), 4, check=hashes.check)
+
+    for name in ("archive", "nobody"):
+        with pytest.raises(Unauthorized):
+            users.caller(given(name, OTHER_PASSWORD))
+
+    known, unknown = (password_hash.split("$") for password_hash in hashes.done)
+    assert known[0] == unknown[0]
+    assert list(map(len, known)) == list(map(len, unknown))
+
+
+def test_a_user_whose_line_changed_is_not_remembered(tmp_path: Path, line: str) -> None:
+    file = users_of(tmp_path, line)
+    users = BasicUsers(file, 4)
+    users.caller(given("archive", PASSWORD))
+
+    users_of(tmp_path, user_line("archive", [Scope.READ], OTHER_PASSWORD))
+
+    with pytest.raises(Unauthorized):
+        users.caller(given("archive", PASSWORD))
+    assert users.caller(given("archive", OTHER_PASSWORD)).scopes == {Scope.READ}
+
+
+def test_a_flood_of_passwords_is_bounded_and_those_known_pass_by_it(
+    tmp_path: Path, line: str
+) -> None:
+    hashes = Hashes()
+    users = BasicUsers(users_of(tmp_path, line), 4, check=hashes.check)
+    users.caller(given("archive", PASSWORD))
+    hashes.go.clear()
+
+    def attempt(number: int) -> type[Exception]:
+        with pytest.raises((Unauthorized, TooBusy)) as caught:
+            users.caller(given("archive", f"guess {number}"))
+        return caught.type
+
+    with ThreadPoolExecutor(12) as attackers:
+        attempts = [attackers.submit(attempt, number) for number in range(12)]
+        wait_for(lambda: sum(done.done() for done in attempts) == 8)
+        assert users.caller(given("archive", PASSWORD)).name == "archive"
+        hashes.go.set()
+        outcomes = [done.result() for done in attempts]
+
+    assert (outcomes.count(TooBusy), outcomes.count(Unauthorized)) == (8, 4)
+    assert hashes.most_at_once == 2
+
+
+def test_what_is_remembered_is_bounded(tmp_path: Path, line: str) -> None:
+    hashes = Hashes()
+    hashes.check = lambda *_: bool(hashes.done.append("") or True)  # type: ignore[method-assign]
+    users = BasicUsers(users_of(tmp_path, line), 4, check=hashes.check)
+    for number in range(2000):
+        users.caller(given("archive", f"right {number}"))
+
+    users.caller(given("archive", "right 1999"))
+    assert len(hashes.done) == 2000
+    users.caller(given("archive", "right 0"))
+    assert len(hashes.done) == 2001
+
+
+RSA = rsa.generate_private_key(65537, 2048)
+WEAK = rsa.generate_private_key(65537, 1024)
+P256 = ec.generate_private_key(ec.SECP256R1())
+K256 = ec.generate_private_key(ec.SECP256K1())
+ED = ed25519.Ed25519PrivateKey.generate()
+
+
+def jwk_set(*jwks: dict[str, Any]) -> bytes:
+    return json.dumps({"keys": jwks}).encode()
+
+
+def test_keys_of_a_set_are_good_for_the_algorithms_of_their_kind_only() -> None:
+    keys = parse_jwk_set(
+        jwk_set(
+            {**RSAAlgorithm.to_jwk(RSA.public_key(), as_dict=True), "kid": "any-rsa"},
+            {**RSAAlgorithm.to_jwk(RSA.public_key(), as_dict=True), "kid": "ps", "alg": "PS256"},
+            {**ECAlgorithm.to_jwk(P256.public_key(), as_dict=True), "kid": "ec"},
+            {**OKPAlgorithm.to_jwk(ED.public_key(), as_dict=True), "kid": "ed"},
+        )
+    )
+
+    assert {key.kid: key.algorithms for key in keys} == {
+        "any-rsa": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+        "ps": ("PS256",),
+        "ec": ("ES256",),
+        "ed": ("EdDSA",),
+    }
+
+
+@pytest.mark.parametrize(
+    "jwk",
+    [
+        pytest.param({"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"}, id="shared-secret"),
+        pytest.param(RSAAlgorithm.to_jwk(RSA, as_dict=True), id="private"),
+        pytest.param(RSAAlgorithm.to_jwk(WEAK.public_key(), as_dict=True), id="weak"),
+        pytest.param(ECAlgorithm.to_jwk(K256.public_key(), as_dict=True), id="curve"),
+        pytest.param(
+            {**RSAAlgorithm.to_jwk(RSA.public_key(), as_dict=True), "use": "enc"}, id="encryption"
+        ),
+        pytest.param(
+            {**RSAAlgorithm.to_jwk(RSA.public_key(), as_dict=True), "alg": "ES256"}, id="lies"
+        ),
+        pytest.param(
+            {**RSAAlgorithm.to_jwk(RSA.public_key(), as_dict=True), "alg": "HS256"}, id="confused"
+        ),
+        pytest.param({"kty": "RSA", "n": 7, "e": []}, id="numbers"),
+        pytest.param({"kty": []}, id="kind"),
+        pytest.param({}, id="empty"),
+    ],
+)
+def test_a_key_that_must_not_verify_is_left_out(jwk: dict[str, Any]) -> None:
+    good = {**ECAlgorithm.to_jwk(P256.public_key(), as_dict=True), "kid": "good"}
+
+    assert [key.kid for key in parse_jwk_set(jwk_set(jwk, good))] == ["good"]
+    with pytest.raises(Malformed):
+        parse_jwk_set(jwk_set(jwk))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        "[]",
+        "{}",
+        '{"keys": 7}',
+        '{"keys": [7]}',
+        "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
+        RSA.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
+        WEAK.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode(),
+    ],
+)
+def test_a_file_without_a_usable_key_is_malformed(text: str) -> None:
+    with pytest.raises(Malformed):
+        parse_keys(text)
+
+
+def test_keys_that_are_old_are_fetched_behind_the_answer() -> None:
+    first, second = Key("first"), Key("second")
+    clock = Clock()
+    with issuing(first) as issuer:
+        keys = FetchedKeys(issuer.url, 1, clock=clock)
+        assert keys.find("first") is not None
+        issuer.keys = [second]
+        clock.now = 301.0
+
+        assert keys.find("first") is not None
+        wait_for(lambda: keys.find("first") is None)
+        assert keys.find("second") is not None
+        assert issuer.asked == 2
+
+
+def test_many_who_ask_at_once_are_one_fetch_and_few_of_them_wait() -> None:
+    with issuing(Key("first")) as issuer, ThreadPoolExecutor(10) as callers:
+        issuer.goes_on.clear()
+        keys = FetchedKeys(issuer.url, 3, wait_seconds=60)
+
+        def find(_: int) -> bool:
+            try:
+                return keys.find("first") is not None
+            except TooBusy:
+                return False
+
+        found = [callers.submit(find, number) for number in range(10)]
+        wait_for(lambda: sum(answer.done() for answer in found) == 7)
+        issuer.goes_on.set()
+
+        assert [answer.result() for answer in found].count(True) == 3
+        assert issuer.asked == 1
+
+
+@pytest.mark.parametrize("fault", ["status", "empty", "long", "redirect"])
+def test_an_answer_that_is_no_set_keeps_the_keys_that_are_known(fault: str) -> None:
+    key, clock = Key("first"), Clock()
+    with issuing(key) as issuer:
+        keys = FetchedKeys(issuer.url, 1, clock=clock)
+        assert keys.find("first") is not None
+        if fault == "empty":
+            issuer.keys = []
+        elif fault == "long":
+            issuer.keys = [Key("x" * (1 << 20), key.private)]
+        else:
+            issuer.status = 302 if fault == "redirect" else 500
+        clock.now = 10.0
+
+        with pytest.raises(TooBusy, match="issuer"):
+            keys.find("unknown")
+        assert keys.find("first") is not None
