@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cli.http import Unusable, call, segment, show_json, show_rows, url_option
+from cli.http import Api, Unusable, segment, show_json, show_rows, with_api
 
 _PAGE = "200"
 
@@ -16,8 +16,8 @@ def failed() -> None:
 
 
 @failed.command("list")
-@url_option
-def list_all(url: str) -> None:
+@with_api
+def list_all(api: Api) -> None:
     """List all, the oldest first."""
     show_rows(
         ("payload", "received", "from", "to", "files", "attempts", "reason"),
@@ -31,17 +31,17 @@ def list_all(url: str) -> None:
                 str(row["attempts"]),
                 row["last_error"] or "",
             )
-            for row in _oldest_first(url)
+            for row in _oldest_first(api)
         ),
     )
 
 
 @failed.command()
 @click.argument("payload_id")
-@url_option
-def show(payload_id: str, url: str) -> None:
+@with_api
+def show(payload_id: str, api: Api) -> None:
     """Show one."""
-    payload = call("GET", f"{url}/payloads/{segment(payload_id)}")
+    payload = api.call("GET", f"/payloads/{segment(payload_id)}")
     if payload["state"] != "failed":
         raise Unusable(f"payload {payload_id} is {payload['state']}, not failed")
     show_json(payload)
@@ -50,16 +50,16 @@ def show(payload_id: str, url: str) -> None:
 @failed.command()
 @click.argument("payload_ids", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Replay all, the oldest first.")
-@url_option
-def replay(payload_ids: tuple[str, ...], everything: bool, url: str) -> None:
+@with_api
+def replay(payload_ids: tuple[str, ...], everything: bool, api: Api) -> None:
     """Try again, under the same payload id. Exits with 2 if one cannot be replayed."""
     if everything == bool(payload_ids):
         raise click.UsageError("give the payloads to replay, or --all")
-    chosen = [row["payload_id"] for row in _oldest_first(url)] if everything else payload_ids
+    chosen = [row["payload_id"] for row in _oldest_first(api)] if everything else payload_ids
     refused = []
     for payload_id in chosen:
         try:
-            call("POST", f"{url}/payloads/{segment(payload_id)}/replay")
+            api.call("POST", f"/payloads/{segment(payload_id)}/replay")
         except Unusable as error:
             refused.append(payload_id)
             click.echo(f"{payload_id}  {error}", err=True)
@@ -69,14 +69,14 @@ def replay(payload_ids: tuple[str, ...], everything: bool, url: str) -> None:
         raise Unusable(f"{len(refused)} of {len(chosen)} were not replayed")
 
 
-def _oldest_first(url: str) -> list[dict[str, Any]]:
-    return list(_newest_first(url))[::-1]
+def _oldest_first(api: Api) -> list[dict[str, Any]]:
+    return list(_newest_first(api))[::-1]
 
 
-def _newest_first(url: str) -> Iterator[dict[str, Any]]:
+def _newest_first(api: Api) -> Iterator[dict[str, Any]]:
     fields = {"state": "failed", "limit": _PAGE}
     while True:
-        page = call("GET", f"{url}/payloads", **fields)
+        page = api.call("GET", "/payloads", **fields)
         yield from page["payloads"]
         if page["next"] is None:
             return

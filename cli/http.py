@@ -1,29 +1,24 @@
 """What the operator's commands share: they are clients of a running API."""
 
+import base64
+import functools
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
 import urllib3
 
-from shared.config import load_settings
+from shared.config import Settings, load_settings
 
 UNUSABLE = 2
 
-
-def default_url() -> str:
-    settings = load_settings()
-    return settings.public_url or f"http://{settings.listen}"
-
-
-url_option = click.option(
-    "--url",
-    default=default_url,
-    show_default="STOWGATE_PUBLIC_URL, else STOWGATE_LISTEN",
-    help="Base URL of the API.",
-)
+_WHO = "say who asks with --user or --token-file, STOWGATE_CLIENT_USER or STOWGATE_CLIENT_TOKEN"
 
 
 class Unusable(click.ClickException):
@@ -32,19 +27,76 @@ class Unusable(click.ClickException):
     exit_code = UNUSABLE
 
 
-def call(method: str, url: str, body: Any = None, **fields: str) -> Any:
-    """One JSON request. Raises `Unusable` for anything but success."""
-    pool = urllib3.PoolManager(retries=False, timeout=30.0)
-    try:
-        if body is None:
-            answer = pool.request(method, url, fields=fields or None)
-        else:
-            answer = pool.request(method, url, json=body)
-    except urllib3.exceptions.HTTPError as error:
-        raise unreachable(url, error) from error
-    if answer.status >= 400:
-        raise Unusable(refusal(answer))
-    return answer.json()
+@dataclass(frozen=True)
+class Api:
+    """A running API, and the headers that say who asks it."""
+
+    url: str
+    headers: dict[str, str] = field(repr=False)
+
+    def call(self, method: str, path: str, body: Any = None, **fields: str) -> Any:
+        """One JSON request. Raises `Unusable` for anything but success."""
+        pool = urllib3.PoolManager(retries=False, timeout=30.0, headers=self.headers)
+        url = self.url + path
+        try:
+            if body is None:
+                answer = pool.request(method, url, fields=fields or None)
+            else:
+                answer = pool.request(method, url, json=body)
+        except urllib3.exceptions.HTTPError as error:
+            raise unreachable(url, error) from error
+        if answer.status >= 400:
+            raise Unusable(refusal(answer))
+        return answer.json()
+
+
+def with_api(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives the command the options that say where the API is and who asks, as its `api`."""
+
+    @click.option(
+        "--url",
+        show_default="STOWGATE_PUBLIC_URL, else STOWGATE_LISTEN",
+        help="Base URL of the API.",
+    )
+    @click.option(
+        "--user",
+        metavar="NAME",
+        show_default="STOWGATE_CLIENT_USER",
+        help="User name; the password is STOWGATE_CLIENT_PASSWORD, or asked for.",
+    )
+    @click.option(
+        "--token-file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        show_default="STOWGATE_CLIENT_TOKEN",
+        help="File with a token, instead of a user.",
+    )
+    @functools.wraps(command)
+    def with_options(
+        *args: Any, url: str | None, user: str | None, token_file: Path | None, **options: Any
+    ) -> None:
+        settings = load_settings()
+        where = url or settings.public_url or f"http://{settings.listen}"
+        headers = _credentials(settings, user, token_file)
+        command(*args, api=Api(where.rstrip("/"), headers), **options)
+
+    return with_options
+
+
+def _credentials(settings: Settings, user: str | None, token_file: Path | None) -> dict[str, str]:
+    """What was given as an option wins over a variable, and a token over a user."""
+    if user and token_file:
+        raise click.UsageError("give --user or --token-file, not both")
+    token = token_file.read_text().strip() if token_file else settings.client_token
+    user = user or (None if token else settings.client_user)
+    if user:
+        password = settings.client_password or click.prompt("Password", hide_input=True, err=True)
+        given = base64.b64encode(f"{user}:{password}".encode()).decode()
+        return {"Authorization": f"Basic {given}"}
+    if token:
+        if not re.fullmatch(r"[!-~]+", token):
+            raise Unusable("the token must be one line of visible ASCII characters")
+        return {"Authorization": f"Bearer {token}"}
+    return {}
 
 
 def unreachable(url: str, error: Exception) -> Unusable:
@@ -57,7 +109,8 @@ def refusal(answer: urllib3.BaseHTTPResponse) -> str:
         detail = answer.json()["detail"]
     except (ValueError, KeyError, TypeError):
         detail = answer.reason or "no reason given"
-    return f"{answer.status}: {detail}"
+    hint = f"; {_WHO}" if answer.status == HTTPStatus.UNAUTHORIZED else ""
+    return f"{answer.status}: {detail}{hint}"
 
 
 def segment(text: str) -> str:

@@ -9,6 +9,7 @@ from cli.failed import failed
 from cli.payloads import payloads
 from cli.send import send
 from cli.serve import api, run, worker
+from cli.user import user
 from cli.vae import vae
 from shared.config import BadSetting
 
@@ -25,7 +26,7 @@ def stowgate() -> None:
     """
 
 
-for command in (run, api, worker, send, vae, payloads, failed, check):
+for command in (run, api, worker, send, vae, payloads, failed, user, check):
     stowgate.add_command(command)
 
 

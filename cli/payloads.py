@@ -2,7 +2,7 @@
 
 import click
 
-from cli.http import call, segment, show_json, show_rows, url_option
+from cli.http import Api, segment, show_json, show_rows, with_api
 from shared.records import State
 
 
@@ -14,11 +14,11 @@ def payloads() -> None:
 @payloads.command("list")
 @click.option("--state", type=click.Choice([str(state) for state in State]))
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
-@url_option
-def list_newest(state: str | None, limit: int, url: str) -> None:
+@with_api
+def list_newest(state: str | None, limit: int, api: Api) -> None:
     """List the newest."""
     fields = {"limit": str(limit)} | ({"state": state} if state else {})
-    found = call("GET", f"{url}/payloads", **fields)["payloads"]
+    found = api.call("GET", "/payloads", **fields)["payloads"]
     show_rows(
         ("payload", "state", "received", "from", "to", "files", "attempts", "last error"),
         (
@@ -39,7 +39,7 @@ def list_newest(state: str | None, limit: int, url: str) -> None:
 
 @payloads.command()
 @click.argument("payload_id")
-@url_option
-def show(payload_id: str, url: str) -> None:
+@with_api
+def show(payload_id: str, api: Api) -> None:
     """Show one, with the workflow request that was opened for it."""
-    show_json(call("GET", f"{url}/payloads/{segment(payload_id)}"))
+    show_json(api.call("GET", f"/payloads/{segment(payload_id)}"))

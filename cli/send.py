@@ -13,7 +13,7 @@ import urllib3
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from cli.http import Unusable, refusal, segment, unreachable, url_option
+from cli.http import Api, Unusable, refusal, segment, unreachable, with_api
 
 _ALL_STORED = 0
 _SOME_NOT = 1
@@ -24,12 +24,12 @@ _DETAIL = "00091001"
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@url_option
+@with_api
 @click.option("--study", metavar="UID", help="Study Instance UID that all should belong to.")
 @click.option("--workflow", metavar="ID", help="The workflow to open.")
 @click.option("--vae", metavar="AET", help="AE title of a Virtual Application Entity.")
 def send(
-    paths: tuple[Path, ...], url: str, study: str | None, workflow: str | None, vae: str | None
+    paths: tuple[Path, ...], api: Api, study: str | None, workflow: str | None, vae: str | None
 ) -> None:
     """Send DICOM files, and those in folders, as one request.
 
@@ -38,8 +38,8 @@ def send(
     files = list(dict.fromkeys(_files(paths)))
     if not files:
         raise Unusable("none of the paths holds a DICOM file")
-    target = _target(url, study, workflow, vae)
-    answer = _post(target, files)
+    target = _target(api.url, study, workflow, vae)
+    answer = _post(target, files, api.headers)
     if answer.status in (200, 202, 409) and "dicom+json" in answer.headers["Content-Type"]:
         sys.exit(_report(files, answer))
     raise Unusable(refusal(answer))
@@ -76,7 +76,7 @@ def _target(url: str, study: str | None, workflow: str | None, vae: str | None) 
     steps.append("studies")
     if study is not None:
         steps.append(segment(study))
-    return "/".join([url.rstrip("/"), *steps])
+    return "/".join([url, *steps])
 
 
 class _MultipartBody:
@@ -110,14 +110,14 @@ class _MultipartBody:
         yield self._end
 
 
-def _post(target: str, files: list[Path]) -> urllib3.BaseHTTPResponse:
+def _post(target: str, files: list[Path], credentials: dict[str, str]) -> urllib3.BaseHTTPResponse:
     console = Console(stderr=True)
     columns = ("sending", BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
         body = _MultipartBody(files, lambda count: progress.advance(task, count))
         progress.update(task, total=body.size_bytes)
-        headers = {
+        headers = credentials | {
             "Content-Type": (
                 f'multipart/related; type="application/dicom"; boundary="{body.boundary}"'
             ),

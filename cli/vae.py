@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from cli.http import call, segment, show_json, show_rows, url_option
+from cli.http import Api, segment, show_json, show_rows, with_api
 
 _ACCEPTED = "A {} that it accepts; may be repeated. Any, if not given."
 
@@ -15,8 +15,8 @@ def vae() -> None:
 
 
 @vae.command("list")
-@url_option
-def list_all(url: str) -> None:
+@with_api
+def list_all(api: Api) -> None:
     """List all."""
     show_rows(
         ("name", "AE title", "workflows", "created"),
@@ -27,7 +27,7 @@ def list_all(url: str) -> None:
                 ", ".join(row["workflows"]) or "(the Workflow Manager chooses)",
                 row["dateTimeCreated"],
             )
-            for row in call("GET", f"{url}/config/vae")
+            for row in api.call("GET", "/config/vae")
         ),
     )
 
@@ -48,7 +48,7 @@ def list_all(url: str) -> None:
 )
 @click.option("--max-instance-bytes", type=int, help="The largest instance that it accepts.")
 @click.option("--max-requests-per-minute", type=int, help="How many POSTs to it are accepted.")
-@url_option
+@with_api
 def add(
     ae_title: str,
     name: str | None,
@@ -58,7 +58,7 @@ def add(
     modalities: tuple[str, ...],
     max_instance_bytes: int | None,
     max_requests_per_minute: int | None,
-    url: str,
+    api: Api,
 ) -> None:
     """Create one with that AE_TITLE."""
     body: dict[str, Any] = {"virtualAeTitle": ae_title, "workflows": list(workflows)}
@@ -71,20 +71,20 @@ def add(
         "maxRequestsPerMinute": max_requests_per_minute,
     }
     body |= {field: value for field, value in given.items() if value is not None}
-    show_json(call("POST", f"{url}/config/vae", body))
+    show_json(api.call("POST", "/config/vae", body))
 
 
 @vae.command()
 @click.argument("name")
-@url_option
-def show(name: str, url: str) -> None:
+@with_api
+def show(name: str, api: Api) -> None:
     """Show one."""
-    show_json(call("GET", f"{url}/config/vae/{segment(name)}"))
+    show_json(api.call("GET", f"/config/vae/{segment(name)}"))
 
 
 @vae.command()
 @click.argument("name")
-@url_option
-def remove(name: str, url: str) -> None:
+@with_api
+def remove(name: str, api: Api) -> None:
     """Remove one; payloads that were sent to it already keep their workflows."""
-    show_json(call("DELETE", f"{url}/config/vae/{segment(name)}"))
+    show_json(api.call("DELETE", f"/config/vae/{segment(name)}"))

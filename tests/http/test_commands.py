@@ -213,7 +213,7 @@ def test_an_address_that_is_taken_stops_the_start_with_one_line(
 
 
 def test_every_command_has_help() -> None:
-    for command in ("run", "api", "worker", "send", "vae", "payloads", "check"):
+    for command in ("run", "api", "worker", "send", "vae", "payloads", "failed", "user", "check"):
         shown = _run(command, "--help")
         assert shown.returncode == 0
         assert "Usage: stowgate" in shown.stdout

@@ -1,0 +1,42 @@
+"""`stowgate user`: a line for the file of users."""
+
+import sys
+
+import click
+
+from api.auth import Scope
+from api.basic import user_line
+from api.watched_file import Malformed
+
+_LEAST_CHARACTERS = 8
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    required=True,
+    type=click.Choice([str(scope) for scope in Scope]),
+    help="What the user may do; may be repeated.",
+)
+@click.option(
+    "--vae", "aets", metavar="AET", multiple=True, help="An AE title to store to; may be repeated."
+)
+def user(name: str, scopes: tuple[str, ...], aets: tuple[str, ...]) -> None:
+    """Print the line of the user NAME for the file STOWGATE_USERS, with the password hashed.
+
+    The password is asked for, or read from the standard input where that is no terminal. Without
+    --vae the user may store to all.
+    """
+    if sys.stdin.isatty():
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if len(password) < _LEAST_CHARACTERS:
+        raise click.ClickException(f"the password must have {_LEAST_CHARACTERS} characters or more")
+    try:
+        click.echo(user_line(name, map(Scope, dict.fromkeys(scopes)), password, aets))
+    except Malformed as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,144 @@
+"""Who may enter, for those who use the command `stowgate`."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from instances import new_instance
+from issuer import AUDIENCE, ISSUER, Key, issuing
+from service import STOWGATE, Service, environment, running
+
+from api.auth import Scope
+from api.basic import user_line
+
+PASSWORD = "correct-horse-battery"
+
+
+@pytest.fixture(scope="module")
+def by_password(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("basic")
+    lines = [user_line("all", list(Scope), PASSWORD), user_line("sender", [Scope.STORE], PASSWORD)]
+    (folder / "users").write_text("\n".join(lines))
+    with running(
+        "run", folder, STOWGATE_AUTH="basic", STOWGATE_USERS=str(folder / "users")
+    ) as service:
+        yield service
+
+
+def _run(*arguments: str, words: str = "", **settings: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [STOWGATE, *arguments],
+        env=environment(Path("unused"), settings),
+        input=words,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_user_that_the_command_made_may_enter(tmp_path: Path) -> None:
+    made = _run(
+        *("user", "archive", "--scope", "store", "--scope", "read", "--vae", "AE-9"),
+        words=f"{PASSWORD}\n",
+    )
+    assert made.returncode == 0, made.stderr
+    assert PASSWORD not in made.stdout
+    file = tmp_path / "users"
+    file.write_text(made.stdout)
+
+    with running("api", tmp_path, STOWGATE_AUTH="basic", STOWGATE_USERS=str(file)) as api:
+        me = ("archive", PASSWORD)
+        read = requests.get(f"{api.url}/payloads", auth=me, timeout=60)
+        changed = requests.post(f"{api.url}/config/vae", auth=me, timeout=60)
+        stored = requests.post(f"{api.url}/dicomweb/studies", auth=me, timeout=60)
+        assert (read.status_code, changed.status_code, stored.status_code) == (200, 403, 403)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "password"),
+    [
+        (["a b", "--scope", "read"], PASSWORD),
+        (["a:b", "--scope", "read"], PASSWORD),
+        (["a", "--scope", "read", "--vae", "an AE title of many characters"], PASSWORD),
+        (["a", "--scope", "read"], "short"),
+        (["a", "--scope", "everything"], PASSWORD),
+        (["a"], PASSWORD),
+    ],
+)
+def test_a_user_that_cannot_be_is_refused_in_words(arguments: list[str], password: str) -> None:
+    made = _run("user", *arguments, words=password)
+
+    assert made.returncode != 0
+    assert made.stdout == ""
+    assert password not in made.stderr
+
+
+def test_commands_say_who_asks(by_password: Service, tmp_path: Path) -> None:
+    place = ["--url", by_password.url]
+    file = tmp_path / "image.dcm"
+    file.write_bytes(new_instance())
+    me = {"STOWGATE_CLIENT_USER": "all", "STOWGATE_CLIENT_PASSWORD": PASSWORD}
+    wrong = {"STOWGATE_CLIENT_USER": "all", "STOWGATE_CLIENT_PASSWORD": "wrong"}
+    sender = {"STOWGATE_CLIENT_USER": "sender", "STOWGATE_CLIENT_PASSWORD": PASSWORD}
+
+    for arguments in (
+        ["send", str(file)],
+        ["vae", "list"],
+        ["payloads", "list"],
+        ["failed", "list"],
+    ):
+        stranger = _run(*arguments, *place)
+        assert stranger.returncode == 2
+        assert "401: this needs a user name and a password" in stranger.stderr
+        assert "--user" in stranger.stderr
+        assert "401: the user name or the" in _run(*arguments, *place, **wrong).stderr
+        entered = _run(*arguments, *place, **me)
+        assert entered.returncode == 0, entered.stderr
+    assert "403: the caller lacks the scope read" in _run("vae", "list", *place, **sender).stderr
+    asked = _run("vae", "list", *place, "--user", "all", words=f"{PASSWORD}\n")
+    assert asked.returncode == 0, asked.stderr
+
+
+def test_commands_take_a_token_from_a_file(tmp_path: Path) -> None:
+    key = Key("first")
+    pem, token = tmp_path / "issuer.pem", tmp_path / "token"
+    pem.write_bytes(key.pem())
+    token.write_text(key.token(scope="stowgate:read") + "\n")
+    with running("api", tmp_path, **_jwt(str(pem))) as api:
+        command = ["payloads", "list", "--url", api.url]
+
+        assert _run(*command, "--token-file", str(token)).returncode == 0
+        assert _run(*command, STOWGATE_CLIENT_TOKEN_FILE=str(token)).returncode == 0
+        assert _run(*command, "--token-file", str(token), "--user", "x").returncode == 2
+        assert "401" in _run(*command).stderr
+
+
+def _jwt(keys: str) -> dict[str, str]:
+    return {
+        "STOWGATE_AUTH": "jwt",
+        "STOWGATE_JWT_KEYS": keys,
+        "STOWGATE_JWT_ISSUER": ISSUER,
+        "STOWGATE_JWT_AUDIENCE": AUDIENCE,
+    }
+
+
+def test_check_tells_whether_the_keys_can_be_had(tmp_path: Path) -> None:
+    with issuing(Key("first")) as issuer:
+        settings = {"STOWGATE_DATA": str(tmp_path), **_jwt(issuer.url)}
+        assert "ok        who may enter" in _run("check", **settings).stdout
+        issuer.status = 500
+        failing = _run("check", **settings)
+
+    assert failing.returncode == 1
+    assert "wrong     who may enter: the keys of the issuer cannot be fetched" in failing.stdout
+    assert "it answers 500" in failing.stdout
+
+
+def test_check_finds_a_door_that_is_open_to_strangers(tmp_path: Path) -> None:
+    checked = _run("check", STOWGATE_DATA=str(tmp_path), STOWGATE_LISTEN="0.0.0.0:8080")
+
+    assert checked.returncode == 1
+    assert "wrong     who may enter: STOWGATE_LISTEN is '0.0.0.0:8080'" in checked.stdout
