@@ -30,6 +30,8 @@ ENTRYPOINT ["python", "/opt/workflow_manager_double.py"]
 
 FROM installed AS stowgate
 
+# Others can reach it there, so the API starts only with STOWGATE_AUTH, or with
+# STOWGATE_ALLOW_ANYONE=true on purpose.
 ENV STOWGATE_DATA=/data \
     STOWGATE_LISTEN=0.0.0.0:8080 \
     STOWGATE_WORKER_LISTEN=0.0.0.0:8081

@@ -56,7 +56,9 @@ class Issuer:
                 issuer.asked += 1
                 issuer.goes_on.wait(60)
                 body = json.dumps({"keys": [key.jwk() for key in issuer.keys]}).encode()
-                self.send_response(issuer.status)
+                self.send_response(200 if self.path == "/moved" else issuer.status)
+                if issuer.status == 302:
+                    self.send_header("Location", "/moved")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
