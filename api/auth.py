@@ -38,7 +38,10 @@ class Authenticator(Protocol):
     """Of the Authorization header (RFC 9110 11.1), in lower case; empty where none is wanted."""
 
     def caller(self, given: Authorization | None) -> Caller:
-        """Who sent these credentials. Raises `Unauthorized`, and `TooBusy` where it cannot tell."""
+        """Who sent these credentials.
+
+        Raises `Unauthorized`, and where it cannot tell now `TooBusy` or `Unavailable`.
+        """
 
     def lacks(self, scope: Scope) -> dict[str, str]:
         """The headers of the answer to a caller that lacks the scope."""

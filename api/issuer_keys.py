@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt import PyJWK, PyJWTError
 
-from api.problems import TooBusy
+from api.problems import Unavailable
 from api.watched_file import Malformed, WatchedFile
 from shared.errors import Transient
 
@@ -48,7 +48,7 @@ class IssuerKey:
 
 class IssuerKeys(Protocol):
     def find(self, kid: str | None) -> IssuerKey | None:
-        """The key of that id; without an id the only one there is. Raises `TooBusy`."""
+        """The key of that id; without an id the only one there is. Raises `Unavailable`."""
 
     def ping(self) -> None:
         """Raises `Transient` where the keys cannot be had."""
@@ -135,13 +135,13 @@ class FetchedKeys:
     def _wait_for(self, fetch: _Fetch) -> None:
         if not fetch.done.is_set():
             if not self._waiting.acquire(blocking=False):
-                raise TooBusy("the keys of the tokens' issuer are being fetched; send it again")
+                raise Unavailable("the keys of the tokens' issuer are being fetched; send it again")
             try:
                 fetch.done.wait(self._wait_seconds)
             finally:
                 self._waiting.release()
         if fetch.failed:
-            raise TooBusy(
+            raise Unavailable(
                 "the tokens' issuer does not give its keys, and the key of this token is not "
                 "known; send it again later"
             )

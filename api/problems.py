@@ -74,6 +74,13 @@ class UnsupportedMediaType(Problem):
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
+class Unavailable(Problem):
+    """Something that this service needs for an answer does not answer."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    may_retry = True
+
+
 class TooBusy(Problem):
     """As many requests as are taken; said before the body is read."""
 

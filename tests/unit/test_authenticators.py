@@ -28,7 +28,7 @@ from api.app import SCOPES
 from api.auth import Anyone, Caller, Scope, install
 from api.basic import BasicUsers, User, parse_users, user_line
 from api.issuer_keys import FetchedKeys, parse_jwk_set, parse_keys
-from api.problems import TooBusy, Unauthorized
+from api.problems import TooBusy, Unauthorized, Unavailable
 from api.problems import install as install_problems
 from api.watched_file import Malformed, WatchedFile
 from shared.config import load_settings
@@ -329,7 +329,7 @@ def test_many_who_ask_at_once_are_one_fetch_and_few_of_them_wait() -> None:
         def find(_: int) -> bool:
             try:
                 return keys.find("first") is not None
-            except TooBusy:
+            except Unavailable:
                 return False
 
         found = [callers.submit(find, number) for number in range(10)]
@@ -354,6 +354,6 @@ def test_an_answer_that_is_no_set_keeps_the_keys_that_are_known(fault: str) -> N
             issuer.status = 302 if fault == "redirect" else 500
         clock.now = 10.0
 
-        with pytest.raises(TooBusy, match="issuer"):
+        with pytest.raises(Unavailable, match="issuer"):
             keys.find("unknown")
         assert keys.find("first") is not None
