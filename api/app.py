@@ -9,8 +9,9 @@ from prometheus_client import CollectorRegistry
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import PathConverter
 
-from api import auth, problems
-from api.auth import Authenticator, Scope
+from api import problems
+from api.auth import guard
+from api.auth.guard import Authenticator, Scope
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest
 from api.openapi import openapi_document
@@ -81,7 +82,7 @@ def create_app(
         return Response(document, content_type="application/json")
 
     # Behind the blueprints, whose own before_app_request comes first.
-    auth.install(app, authenticator, scopes)
+    guard.install(app, authenticator, scopes)
 
     app.wsgi_app = _OneSlash(app.wsgi_app)  # type: ignore[method-assign]
     if trusted_proxies:

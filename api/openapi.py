@@ -9,7 +9,7 @@ from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema, fields
 
-from api.auth import Scope
+from api.auth.guard import Scope
 from api.status import LISTED, PayloadSchema
 from api.store_response import JSON_TYPE, XML_TYPE
 from shared.time import UtcDateTime

@@ -7,7 +7,7 @@ from flask import Flask
 from prometheus_client import CollectorRegistry
 
 from api.app import create_app
-from api.authenticators import authenticator
+from api.auth.authenticators import authenticator
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest, Limits
 from api.stow import StowOptions

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import click
 
-from api.authenticators import authenticator
+from api.auth.authenticators import authenticator
 from shared.config import BadSetting, Settings, guard_listen, load_settings, unknown_variables
 from shared.engines import Engines, open_engines
 from shared.errors import StowgateError, VersionConflict

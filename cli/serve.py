@@ -123,7 +123,7 @@ def worker() -> None:
 
 
 def _start_api() -> Settings:
-    from api.authenticators import authenticator
+    from api.auth.authenticators import authenticator
 
     settings = _start()
     guard_listen(settings)

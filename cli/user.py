@@ -4,9 +4,9 @@ import sys
 
 import click
 
-from api.auth import Scope
-from api.basic import user_line
-from api.watched_file import Malformed
+from api.auth.basic import user_line
+from api.auth.guard import Scope
+from api.auth.watched_file import Malformed
 
 _LEAST_CHARACTERS = 8
 

@@ -22,8 +22,8 @@ from issuer import AUDIENCE, ISSUER, Issuer, Key, issuing
 from openapi_spec_validator import validate
 from service import STOWGATE, Service, environment, running, wait_for
 
-from api.auth import Scope
-from api.basic import user_line
+from api.auth.basic import user_line
+from api.auth.guard import Scope
 
 PASSWORD = "correct-horse-battery"
 OPEN = [("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/openapi.json")]

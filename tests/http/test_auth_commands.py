@@ -10,8 +10,8 @@ from instances import new_instance
 from issuer import AUDIENCE, ISSUER, Key, issuing
 from service import STOWGATE, Service, environment, running
 
-from api.auth import Scope
-from api.basic import user_line
+from api.auth.basic import user_line
+from api.auth.guard import Scope
 
 PASSWORD = "correct-horse-battery"
 

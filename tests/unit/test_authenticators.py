@@ -25,12 +25,12 @@ from werkzeug.datastructures import Authorization
 
 import api.wsgi
 from api.app import SCOPES
-from api.auth import Anyone, Caller, Scope, install
-from api.basic import BasicUsers, User, parse_users, user_line
-from api.issuer_keys import FetchedKeys, parse_jwk_set, parse_keys
+from api.auth.basic import BasicUsers, User, parse_users, user_line
+from api.auth.guard import Anyone, Caller, Scope, install
+from api.auth.issuer_keys import FetchedKeys, parse_jwk_set, parse_keys
+from api.auth.watched_file import Malformed, WatchedFile
 from api.problems import TooBusy, Unauthorized, Unavailable
 from api.problems import install as install_problems
-from api.watched_file import Malformed, WatchedFile
 from shared.config import load_settings
 from shared.engines import open_engines
 

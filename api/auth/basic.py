@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from werkzeug.datastructures import Authorization
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from api.auth import REALM, Caller, Scope
+from api.auth.guard import REALM, Caller, Scope
+from api.auth.watched_file import Malformed, WatchedFile
 from api.problems import TooBusy, Unauthorized
-from api.watched_file import Malformed, WatchedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

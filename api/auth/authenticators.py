@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from api.auth import Anyone, Authenticator
-from api.basic import BasicUsers, parse_users
-from api.bearer import BearerTokens, TokenRules
-from api.issuer_keys import FetchedKeys, FileKeys, IssuerKeys, parse_keys
-from api.watched_file import WatchedFile
+from api.auth.basic import BasicUsers, parse_users
+from api.auth.bearer import BearerTokens, TokenRules
+from api.auth.guard import Anyone, Authenticator
+from api.auth.issuer_keys import FetchedKeys, FileKeys, IssuerKeys, parse_keys
+from api.auth.watched_file import WatchedFile
 from shared.config import Settings
 
 

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt import PyJWK, PyJWTError
 
+from api.auth.watched_file import Malformed, WatchedFile
 from api.problems import Unavailable
-from api.watched_file import Malformed, WatchedFile
 from shared.errors import Transient
 
 _log = structlog.get_logger()

@@ -7,8 +7,8 @@ from typing import Any
 import jwt
 from werkzeug.datastructures import Authorization
 
-from api.auth import REALM, Caller, Scope
-from api.issuer_keys import IssuerKeys
+from api.auth.guard import REALM, Caller, Scope
+from api.auth.issuer_keys import IssuerKeys
 from api.problems import Unauthorized
 
 SCOPE_PREFIX = "stowgate:"
