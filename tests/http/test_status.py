@@ -9,7 +9,7 @@ from instances import new_instance
 from jsonschema import validate as validate_instance
 from openapi_spec_validator import validate
 from prometheus_client.parser import text_string_to_metric_families
-from service import Service
+from service import Service, wait_for
 
 FIELDS = {
     "payload_id",
@@ -87,10 +87,14 @@ def test_the_list_can_be_had_by_state(stowgate: Service) -> None:
     payload_id = _post(stowgate)
     stowgate.opened(payload_id)
 
-    opened = stowgate.get("/payloads?state=opened&limit=200").json()["payloads"]
+    def listed() -> list[dict[str, object]] | None:
+        # A record says that it is opened before it is moved to where those are listed.
+        page = stowgate.get("/payloads?state=opened&limit=200").json()["payloads"]
+        return page if payload_id in {payload["payload_id"] for payload in page} else None
+
+    opened = wait_for(listed)
     failed = stowgate.get("/payloads?state=failed").json()
 
-    assert payload_id in {payload["payload_id"] for payload in opened}
     assert {payload["state"] for payload in opened} == {"opened"}
     assert set(opened[0]) == FIELDS - {"workflow_request"}
     assert failed == {"payloads": [], "next": None}
