@@ -117,6 +117,7 @@ class _Sender:
             statuses.add(self.post(_marked(), DICOM, **{header: f"{MARK} {FORGED}"}))
         statuses.add(self.post(_marked(), DICOM, **{"Idempotency-Key": f"{MARK} {FORGED}"}))
         statuses.add(self.post(_marked(), DICOM, **{"Content-Encoding": MARK}))
+        statuses.add(self.post(_marked(), DICOM, Authorization=f"Basic {MARK}"))
         for body in (f'{{"virtualAeTitle": "{MARK}^JANE"}}', MARK, f'{{"{MARK}": 1}}'):
             self.answers.append(
                 requests.post(f"{self._url}/config/vae", data=body.encode(), timeout=60)
