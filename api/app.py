@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import PathConverter
 
-from api import problems
+from api import audit, problems
 from api.auth import guard
 from api.auth.guard import Authenticator, Scope
 from api.idempotency import IdempotencyKeys
@@ -83,6 +83,7 @@ def create_app(
 
     # Behind the blueprints, whose own before_app_request comes first.
     guard.install(app, authenticator, scopes)
+    audit.install(app)
 
     app.wsgi_app = _OneSlash(app.wsgi_app)  # type: ignore[method-assign]
     if trusted_proxies:

@@ -222,13 +222,6 @@ class Ingest:
             raise SenderTooSlow(f"{error} stood still for so long that it was given up") from error
         self._tell_workers(record)
         self._count(receipt, sum(i.size_bytes for i in record.instances))
-        _log.info(
-            "instances stored",
-            payload_id=payload_id,
-            stored=len(stored),
-            failed=len(failed),
-            destination=record.destination,
-        )
         return receipt
 
     def _check_time(self, received_at: datetime) -> None:

@@ -13,7 +13,7 @@ from uuid import uuid4
 import structlog
 from flask import Blueprint, Request, Response, g, request
 
-from api import store_response
+from api import audit, store_response
 from api.body import RequestBody
 from api.hourglass import Hourglass
 from api.idempotency import IdempotencyKeys, fingerprint
@@ -152,6 +152,12 @@ def stow_blueprint(
         receipt = ingest.ingest(parts, target, source, g.correlation_id, keyed)
         if receipt is None:
             return bare(HTTPStatus.NO_CONTENT)
+        audit.about(
+            payload_id=receipt.payload_id,
+            workflow=target.workflow,
+            stored=len(receipt.stored),
+            failed=len(receipt.failed),
+        )
         status, content_type, text = _rendered(receipt, options.public_url)
         response = Response(text, status, content_type=content_type)
         return _with_links(response, receipt.payload_id, options.public_url)
@@ -167,6 +173,7 @@ def stow_blueprint(
             raise Unprocessable(
                 "this Idempotency-Key was used for another body; a new request needs a new key"
             )
+        audit.about(payload_id=payload_id, answered_before=True)
         response = Response(first.body, first.status, content_type=first.content_type)
         return _with_links(response, payload_id, options.public_url)
 

@@ -7,6 +7,7 @@ import orjson
 from flask import Blueprint, Response, request, url_for
 from marshmallow import Schema, ValidationError
 
+from api import audit
 from api.problems import BadRequest, Conflict, NoSuchThing
 from shared.time import utc_now
 from shared.vae import Vae, VaeMissing, VaeRegistry, VaeSchema, VaeTaken
@@ -61,6 +62,7 @@ def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
             )
         except VaeTaken as error:
             raise Conflict(str(error)) from error
+        audit.about(vae=vae.name)
         response = _json(_SCHEMA.dump(vae), HTTPStatus.CREATED)
         response.headers["Location"] = url_for(".show", name=vae.name)
         return response
@@ -74,6 +76,7 @@ def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
             vae = vaes.update(given["name"], date_time_updated=utc_now(), **_changeable(given))
         except VaeMissing as error:
             raise NoSuchThing(str(error)) from error
+        audit.about(vae=vae.name)
         return _json(_SCHEMA.dump(vae))
 
     @blueprint.delete("/<name>")
