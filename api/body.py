@@ -47,6 +47,7 @@ class RequestBody:
         self._ended = False
         self._cut = False
         self.received_bytes = 0
+        self.awaited_since: float | None = None
         if sock is not None:
             sock.settimeout(idle_seconds)
 
@@ -71,7 +72,8 @@ class RequestBody:
             size = min(size, self._content_length - self.received_bytes)
         if size == 0:
             return b""
-        self._hourglass.turn(self, min(self._end, time.monotonic() + self._piece_seconds))
+        self.awaited_since = time.monotonic()
+        self._hourglass.turn(self, min(self._end, self.awaited_since + self._piece_seconds))
         try:
             data = self._stream.read(size)
         except TimeoutError as error:
@@ -87,6 +89,7 @@ class RequestBody:
             ) from error
         finally:
             self._hourglass.stop(self)
+            self.awaited_since = None
         if self._cut:
             self._ended = True
             raise self._too_slow()

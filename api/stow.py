@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from http import HTTPStatus
-from threading import BoundedSemaphore
 from uuid import uuid4
 
 import structlog
@@ -30,6 +29,7 @@ from api.ingest import (
 from api.multipart import MalformedMultipart, MediaType, parse_media_type, read_parts
 from api.problems import BadRequest, TooBusy, Unprocessable, UnsupportedMediaType, bare
 from api.rates import Rates, sender_of
+from api.slots import Slots
 from shared.dicom.uids import is_uid
 from shared.ids import WORKFLOW_ID_RULE, is_guid, is_workflow_id
 from shared.metrics import ApiMetrics
@@ -38,7 +38,10 @@ from shared.vae import Vae, VaeRegistry
 
 MULTIPART = "multipart/related"
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 18
+
+# For a piece, while others are turned away: half a megabit per second is fast enough.
+_PATIENCE_SECONDS = 5.0
 
 # A claim on an Idempotency-Key is renewed between pieces, also those of a slow sender.
 _KEYED_PIECE_BYTES = 1 << 16
@@ -80,7 +83,7 @@ def stow_blueprint(
     metrics: ApiMetrics,
 ) -> Blueprint:
     blueprint = Blueprint("stow", __name__, url_prefix="/dicomweb")
-    slots = BoundedSemaphore(options.concurrent_uploads)
+    slots = Slots(options.concurrent_uploads, _PATIENCE_SECONDS)
     hourglass = Hourglass()
     rates, vae_rates = Rates(), Rates()
 
@@ -125,19 +128,11 @@ def stow_blueprint(
             _count(vae_rates, target.vae.name, most, f"for VAE {target.vae.name}")
         if request.content_length in (None, 0) and not g.body.chunked:
             return bare(HTTPStatus.NO_CONTENT)
-        if not slots.acquire(blocking=False):
-            raise TooBusy(
-                f"{options.concurrent_uploads} uploads are in progress, as many as are taken at a "
-                "time; send it again later"
-            )
-        metrics.uploads.inc()
-        try:
-            return receive(g.body, target)
-        except MalformedMultipart as error:
-            raise BadRequest(f"the multipart body is malformed: {error}") from error
-        finally:
-            metrics.uploads.dec()
-            slots.release()
+        with slots.taken(g.body), metrics.uploads.track_inprogress():
+            try:
+                return receive(g.body, target)
+            except MalformedMultipart as error:
+                raise BadRequest(f"the multipart body is malformed: {error}") from error
 
     def receive(body: RequestBody, target: Target) -> Response:
         key, keyed = request.headers.get("Idempotency-Key"), None

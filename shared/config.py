@@ -330,7 +330,7 @@ class Settings:
     idle_seconds: int = setting(
         "30",
         _whole(1, 3600),
-        "a sender that sends nothing for this long, or less than 1 MiB in four times this long, "
+        "a sender that sends nothing for this long, or less than 256 KiB in four times this long, "
         "is cut off with 408",
     )
     max_upload_seconds: int = setting(

@@ -1,0 +1,100 @@
+"""Senders that stall or trickle while all uploads that are taken at a time are theirs."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+import requests
+from instances import new_instance
+from service import Service, running, wait_for
+from wire import connect, everything, head, statuses
+
+DICOM = "application/dicom"
+BEGUN = head(
+    "POST /dicomweb/studies HTTP/1.1", f"Content-Type: {DICOM}", "Content-Length: 10000000"
+)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """Takes two uploads at a time, and by itself cuts nobody off for an hour."""
+    settings = {"STOWGATE_MAX_UPLOADS": "2", "STOWGATE_IDLE_SECONDS": "3600"}
+    with running("run", tmp_path, **settings) as service:
+        yield service
+
+
+def _status(service: Service) -> int:
+    return service.post("/dicomweb/studies", new_instance(), DICOM).status_code
+
+
+def _in_progress(service: Service, count: int) -> bool:
+    return f"stowgate_uploads_in_progress {count}.0" in service.get("/metrics").text
+
+
+def test_of_200_senders_that_stall_at_once_none_keeps_another_out(service: Service) -> None:
+    with ExitStack() as connections:
+        stalled = [connections.enter_context(connect(service)) for _ in range(200)]
+        for sock in stalled:
+            sock.sendall(BEGUN + b"x" * 1000)
+        wait_for(lambda: _in_progress(service, 2))
+
+        assert service.get("/health/ready").status_code == 200
+        wait_for(lambda: _status(service) == 200)
+        for sock in stalled[:-2]:
+            sock.shutdown(socket.SHUT_WR)
+        answers = [statuses(everything(sock)) for sock in stalled[:-2]]
+
+    assert {status for (status,) in answers} <= {400, 408, 429}
+    assert [408] in answers
+
+
+def test_senders_that_trickle_give_way_too(service: Service) -> None:
+    done = threading.Event()
+
+    def trickle(sock: socket.socket) -> None:
+        with suppress(OSError):
+            while not done.wait(0.2):
+                sock.sendall(b"x")
+
+    with ExitStack() as connections:
+        trickling = [connections.enter_context(connect(service)) for _ in range(2)]
+        for sock in trickling:
+            sock.sendall(BEGUN)
+            threading.Thread(target=trickle, args=[sock], daemon=True).start()
+        wait_for(lambda: _in_progress(service, 2))
+        assert _status(service) == 429
+
+        wait_for(lambda: _status(service) == 200)
+        done.set()
+
+
+def test_a_sender_that_goes_on_keeps_its_slot(service: Service) -> None:
+    instance = new_instance(PixelData=bytes(8 << 20))
+    others: list[int] = []
+
+    def body() -> Iterator[bytes]:
+        for start in range(0, len(instance), 1 << 18):
+            yield instance[start : start + (1 << 18)]
+            wait_for(lambda: _in_progress(service, 2) or others)
+            others.append(_status(service))
+            # Longer in all than the patience with the other, and never for so long without a piece.
+            threading.Event().wait(0.3)
+
+    with connect(service) as stalled:
+        stalled.sendall(BEGUN)
+        wait_for(lambda: _in_progress(service, 1))
+
+        answer = requests.post(
+            f"{service.url}/dicomweb/studies",
+            data=body(),
+            headers={"Content-Type": DICOM},
+            timeout=60,
+        )
+
+        assert answer.status_code == 200
+        # The one that stalls gave way, and not this one.
+        assert others[-1] == 200
+        assert statuses(everything(stalled)) == [408]
