@@ -355,6 +355,26 @@ def test_source_is_the_sender_and_neither_the_proxy_nor_what_the_sender_claims(
     assert source not in stack.addresses("nginx") | {claimed}
 
 
+@pytest.mark.parametrize("service", ["api", "worker"])
+def test_who_gets_into_a_container_of_ours_can_do_little_there(stack: Stack, service: str) -> None:
+    for container in stack.containers(service):
+        (found,) = json.loads(_run("docker", "inspect", container))
+        host, config = found["HostConfig"], found["Config"]
+
+        assert config["User"] == "10001:10001"
+        assert host["ReadonlyRootfs"] is True
+        assert host["CapDrop"] == ["ALL"]
+        assert not host["CapAdd"]
+        assert not host["Privileged"]
+        assert "no-new-privileges:true" in host["SecurityOpt"]
+        status = _run("docker", "exec", container, "cat", "/proc/1/status")
+        values = dict(line.split(":\t", 1) for line in status.splitlines())
+        assert set(values["Uid"].split()) == {"10001"}
+        assert int(values["CapEff"], 16) == 0
+        with pytest.raises(CommandFailed, match=r"Read-only file system|Permission denied"):
+            _run("docker", "exec", container, "touch", "/opt/x")
+
+
 def test_stowgate_send_sends_through_the_stack(stack: Stack, vae: str, tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.dcm").write_bytes(new_instance())
