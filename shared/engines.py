@@ -17,6 +17,8 @@ from shared.adapters.rabbitmq import RabbitEventConsumer, RabbitEventPublisher
 from shared.config import Settings
 from shared.errors import StowgateError
 from shared.ports import EventConsumer, EventPublisher, ObjectStore
+from shared.records import begin_sweep
+from shared.time import utc_now
 
 _log = structlog.get_logger()
 
@@ -71,7 +73,7 @@ class Engines:
         self.state.ping()
 
     def prepare(self) -> None:
-        """Create the buckets where they are missing.
+        """Create the buckets where they are missing, and have the sweep begin.
 
         A store that does not answer yet, or refuses, is no reason not to start: this goes on in the
         background until it succeeds, and meanwhile the service says that it is not ready.
@@ -79,6 +81,7 @@ class Engines:
         try:
             self.instances.prepare()
             self.state.prepare()
+            begin_sweep(self.state, utc_now())
         except StowgateError as error:
             _log.warning("object store not ready; trying again", error=str(error))
             timer = threading.Timer(_PREPARE_AGAIN_SECONDS, self.prepare)

@@ -11,6 +11,7 @@ It lies in `pending/`, `opened/` or `failed/` and carries its own state, which i
   only have stood still, cannot write the record any more.
 """
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -25,13 +26,16 @@ from marshmallow import Schema, ValidationError, fields
 
 from shared.dicom.uids import is_uid
 from shared.errors import ObjectMissing, Permanent, StoreUnavailable, VersionConflict
-from shared.ids import is_guid
+from shared.ids import is_guid, minted_before
 from shared.ports import ListedObject, ObjectStore
 from shared.time import UtcDateTime
 
 # The claims on Idempotency-Keys, beside the records that they lead to.
 KEYS_PREFIX = "idempotency/"
 KEYS_KEPT = timedelta(hours=24)
+
+# Up to which payload id the sweep has looked at all. Ids sort by time, so each is looked at once.
+SWEEP_CURSOR = "sweep/cursor.json"
 
 # How long an upload that was given up is kept from coming to its record.
 FENCES_KEPT = timedelta(hours=24)
@@ -254,6 +258,16 @@ def _is_fence(listed: ListedObject) -> bool:
 
 def payload_id_of(key: str) -> str:
     return _name(key).split(".")[1]
+
+
+def begin_sweep(state: ObjectStore, moment: datetime) -> None:
+    """Have the sweep look at what is uploaded from then on, unless it has begun before.
+
+    Not at what was before: where the state bucket is new, that may be because the old one was lost,
+    and what has no record then is data all the same. Raises what the object store raises.
+    """
+    with suppress(VersionConflict):
+        state.create(SWEEP_CURSOR, orjson.dumps({"after": minted_before(moment)}), _JSON)
 
 
 class Records:

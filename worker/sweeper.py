@@ -13,13 +13,18 @@ from shared.errors import ObjectMissing, StowgateError, VersionConflict
 from shared.ids import PayloadIds, minted_before
 from shared.metrics import WorkerMetrics
 from shared.ports import ObjectStore
-from shared.records import FENCES_KEPT, KEYS_KEPT, KEYS_PREFIX, Records
+from shared.records import (
+    FENCES_KEPT,
+    KEYS_KEPT,
+    KEYS_PREFIX,
+    SWEEP_CURSOR,
+    Records,
+    begin_sweep,
+)
 from shared.time import Clock, utc_now
 
 _log = structlog.get_logger()
 
-# Up to which payload id all were looked at. Ids sort by time, so each is looked at once.
-_CURSOR = "sweep/cursor.json"
 _JSON = "application/json"
 
 
@@ -57,17 +62,19 @@ class Sweeper:
 
     def _sweep_payloads(self) -> None:
         until = minted_before(self._clock() - self._grace)
-        after, version = self._cursor()
+        try:
+            cursor = self._state.get(SWEEP_CURSOR)
+        except ObjectMissing:
+            begin_sweep(self._state, self._clock())
+            return
+        after = orjson.loads(cursor.data)["after"]
         for payload_id in self._instances.folders(after):
             if payload_id > until:
                 break
             if self._payload_ids.minted(payload_id) and self._records.give_up(payload_id):
                 self._remove(payload_id)
         data = orjson.dumps({"after": max(after, until)})
-        if version is None:
-            self._state.create(_CURSOR, data, _JSON)
-        else:
-            self._state.replace(_CURSOR, data, version, _JSON)
+        self._state.replace(SWEEP_CURSOR, data, cursor.version, _JSON)
 
     def _remove(self, payload_id: str) -> None:
         keys = [found.key for found in self._instances.list(f"{payload_id}/")]
@@ -83,15 +90,6 @@ class Sweeper:
             if self._records.find(payload_id) is None:
                 self._remove(payload_id)
             self._records.remove_fence(payload_id)
-
-    def _cursor(self) -> tuple[str, str | None]:
-        try:
-            found = self._state.get(_CURSOR)
-        except ObjectMissing:
-            # From now on only. Where the state bucket is new, it may be because the old one was
-            # lost, and what has no record then is data all the same.
-            return minted_before(self._clock()), None
-        return orjson.loads(found.data)["after"], found.version
 
     def _sweep_keys(self) -> None:
         past = self._clock() - KEYS_KEPT
