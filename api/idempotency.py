@@ -132,12 +132,13 @@ class IdempotencyKeys:
                     if first.claimed_at + KEYS_KEPT > now:
                         if self._records.find(first.payload_id) is not None:
                             return first.payload_id
-                        if first.until > now:
-                            raise StillRunning(
-                                "the first request with this Idempotency-Key is still running"
-                            )
-                        if not first.released and not self._records.give_up(first.payload_id):
-                            return first.payload_id
+                        if not first.released:
+                            if first.until > now:
+                                raise StillRunning(
+                                    "the first request with this Idempotency-Key is still running"
+                                )
+                            if not self._records.give_up(first.payload_id):
+                                return first.payload_id
                     version = self._store.replace(place, _encode(claim), found.version, _JSON)
             except VersionConflict:
                 continue

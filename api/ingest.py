@@ -64,6 +64,10 @@ ANNOUNCEMENT_GRACE = timedelta(seconds=5)
 # spool's threshold this bounds an upload's memory.
 _PUTS_PER_UPLOAD = 4
 
+# Between two looks at an Idempotency-Key while the store takes its time; less than half of the
+# shortest lease.
+_STORE_PAUSE_SECONDS = 0.5
+
 _REASONS: dict[type[InstanceRefused], FailureReason] = {
     NotUnderstood: FailureReason.CANNOT_UNDERSTAND,
     TransferSyntaxNotAccepted: FailureReason.TRANSFER_SYNTAX_NOT_SUPPORTED,
@@ -186,10 +190,11 @@ class Ingest:
                 self._spool_folder,
                 self._limits,
                 target.vae,
+                keyed.claimed.keep if keyed else _nothing,
             )
             undo.callback(upload.discard)
             for part in parts:
-                upload.receive(part, keyed.claimed.keep if keyed else _nothing)
+                upload.receive(part)
             upload.finish()
             if not upload.arrivals:
                 return None
@@ -219,6 +224,9 @@ class Ingest:
         try:
             self._records.add(record)
         except UploadGivenUp as error:
+            upload.discard()
+            if keyed:
+                _release(keyed.claimed)
             raise SenderTooSlow(f"{error} stood still for so long that it was given up") from error
         self._tell_workers(record)
         self._count(receipt, sum(i.size_bytes for i in record.instances))
@@ -272,8 +280,11 @@ class _Upload:
         spool_folder: Path,
         limits: Limits,
         vae: Vae | None,
+        between: Callable[[], None],
     ) -> None:
+        """`between` is called between two pieces, and now and then while the store is slow."""
         self._vae = vae
+        self._between = between
         self.arrivals: list[_Arrival] = []
         self.digests: list[str] = []
         self._prefix = prefix
@@ -289,11 +300,8 @@ class _Upload:
         self._foreign_parts = 0
         self._store_is_away = False
 
-    def receive(self, part: ReceivedPart, between: Callable[[], None]) -> None:
-        """Read a part to its end, and have it stored unless something is wrong with it.
-
-        `between` is called between two pieces.
-        """
+    def receive(self, part: ReceivedPart) -> None:
+        """Read a part to its end, and have it stored unless something is wrong with it."""
         if part.number > self._limits.parts:
             raise TooLarge(f"the request has more than {self._limits.parts} parts")
         if not is_dicom(part):
@@ -314,7 +322,7 @@ class _Upload:
                         f"part {part.number} is over the limit of {self._part_bytes} bytes"
                     )
                 spool.write(data)
-                between()
+                self._between()
             self.digests.append(spool.sha256)
             checked = self._check(part.number, spool)
             if checked is None:
@@ -405,6 +413,8 @@ class _Upload:
         self._store.put(self._prefix + instance.path, spool.open(), spool.size_bytes, DICOM)
 
     def _settle(self, put: "Future[None]") -> None:
+        while not wait([put], _STORE_PAUSE_SECONDS).done:
+            self._between()
         # A full store fails one instance; any other error of the store fails the request.
         error = put.exception()
         if error is not None and not isinstance(error, StoreFull):

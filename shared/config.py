@@ -335,7 +335,7 @@ class Settings:
     )
     max_upload_seconds: int = setting(
         "21600",
-        _whole(1, 604800),
+        _whole(1, 43200),
         "longest upload; above it 408. What one that died left is swept after twice this long",
     )
     lease_seconds: int = setting(

@@ -282,11 +282,8 @@ class Records:
         try:
             self._store.create(key, data, _JSON)
         except VersionConflict as error:
-            found = self._store.get(key).data
-            if not found:
+            if self.find(record.payload_id) is None:
                 raise UploadGivenUp(f"the upload of payload {record.payload_id}") from error
-            if found != data:
-                raise
         except StoreUnavailable:
             # The write may have happened, and only its answer been lost on the way.
             if self.find(record.payload_id) is None:
@@ -322,9 +319,10 @@ class Records:
 
     def find(self, payload_id: str) -> HeldRecord | None:
         """The record wherever it is. Raises `RecordUnreadable`."""
-        # A record is written to its new place before it leaves the old one, so one pass in this
-        # order misses it only when a replay takes it back from failed/ meanwhile.
-        for state in (State.PENDING, State.OPENED, State.FAILED, State.PENDING):
+        # A record is written to its new place before it leaves the old one, and never leaves
+        # opened/, so one pass in this order finds it. A replay leaves it in failed/ as well, which
+        # counts only while it is nowhere else.
+        for state in (State.OPENED, State.PENDING, State.FAILED, State.OPENED):
             held = self.read(_key(state, payload_id))
             if held is not None:
                 return held
@@ -359,14 +357,16 @@ class Records:
         data = encode(held.record)
         target = _key(held.record.state, held.record.payload_id)
         self._store.put(target, BytesIO(data), len(data), _JSON)
-        # A replay that died in between has left the record in failed/ too.
-        left = {held.key, _key(State.FAILED, held.record.payload_id)} - {target}
+        # A replay leaves the record in failed/ too.
+        left = {_key(s, held.record.payload_id) for s in (State.PENDING, State.FAILED)} - {target}
         self._store.delete(sorted(left))
 
     def replay(self, held: HeldRecord, due_at: datetime) -> HeldRecord:
         """Put a failed record back to pending, under the same payload id.
 
-        Raises `VersionConflict` where it is not in failed/, or somebody else replays it.
+        What lies in failed/ stays until the record settles again: by the time that it could be
+        removed it may be the only one there is. Raises `VersionConflict` where the record is not in
+        failed/, or somebody else replays it.
         """
         failed = _key(State.FAILED, held.record.payload_id)
         if held.key != failed:
@@ -376,9 +376,27 @@ class Records:
             held.record, state=State.PENDING, attempts=0, takeovers=0, lease=None, due_at=due_at
         )
         key = _key(State.PENDING, record.payload_id)
-        version = self._store.create(key, encode(record), _JSON)
-        self._store.delete([failed])
+        data = encode(record)
+        try:
+            version = self._store.create(key, data, _JSON)
+        except VersionConflict:
+            version = self._replace_fence(key, data)
+        if self.read(_key(State.OPENED, record.payload_id)) is not None:
+            raise VersionConflict(f"payload {record.payload_id} was replayed and opened meanwhile")
         return HeldRecord(record, version, key)
+
+    def _replace_fence(self, key: str, data: bytes) -> str:
+        """A fence that stands beside a record was left by a `give_up` that did not come to its end.
+
+        Raises `VersionConflict` where there is none.
+        """
+        try:
+            found = self._store.get(key)
+        except ObjectMissing as error:
+            raise VersionConflict(f"{key} was there and is not any more") from error
+        if found.data:
+            raise VersionConflict(f"{key} exists already")
+        return self._store.replace(key, data, found.version, _JSON)
 
     def pending(self) -> list[ListedObject]:
         """What lies in pending/, the oldest first; the cost grows with these alone."""
@@ -394,7 +412,11 @@ class Records:
         keys = merge(*((o.key for o in place if not _is_fence(o)) for place in places), key=_name)
         # A record in the middle of its move shows in two places.
         ids = list(islice(dict.fromkeys(map(payload_id_of, keys)), limit + 1))
-        found = [held.record for held in map(self.find, ids[:limit]) if held is not None]
+        found = [
+            held.record
+            for held in map(self.find, ids[:limit])
+            if held is not None and state in (None, held.record.state)
+        ]
         return found, ids[limit - 1] if len(ids) > limit else None
 
     def count(self, state: State) -> int:

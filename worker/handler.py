@@ -114,6 +114,8 @@ class Handler:
         if held is None:
             _log.warning("an event without a record: its upload was never acknowledged")
             return
+        if held.record.state is State.OPENED:
+            self._records.move(held)
         if held.record.state is not State.PENDING:
             return
         lease = held.record.lease

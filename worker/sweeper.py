@@ -19,6 +19,7 @@ from shared.records import (
     KEYS_PREFIX,
     SWEEP_CURSOR,
     Records,
+    RecordUnreadable,
     begin_sweep,
 )
 from shared.time import Clock, utc_now
@@ -71,10 +72,18 @@ class Sweeper:
         for payload_id in self._instances.folders(after):
             if payload_id > until:
                 break
-            if self._payload_ids.minted(payload_id) and self._records.give_up(payload_id):
+            if self._payload_ids.minted(payload_id) and self._give_up(payload_id):
                 self._remove(payload_id)
         data = orjson.dumps({"after": max(after, until)})
         self._state.replace(SWEEP_CURSOR, data, cursor.version, _JSON)
+
+    def _give_up(self, payload_id: str) -> bool:
+        try:
+            return self._records.give_up(payload_id)
+        except RecordUnreadable as error:
+            # Whatever it is, it may be data that somebody wants back.
+            _log.error("payload passed over by the sweep", error=str(error))
+            return False
 
     def _remove(self, payload_id: str) -> None:
         keys = [found.key for found in self._instances.list(f"{payload_id}/")]
@@ -85,9 +94,10 @@ class Sweeper:
         _log.info("swept", payload_id=payload_id, objects=len(keys))
 
     def _sweep_fences(self) -> None:
-        for payload_id in self._records.given_up(self._clock() - FENCES_KEPT):
-            # An API that stood still may have stored more of the upload since.
-            if self._records.find(payload_id) is None:
+        # An upload of which a key was taken may go on for as long as any other.
+        for payload_id in self._records.given_up(self._clock() - self._grace - FENCES_KEPT):
+            # It may have stored more since it was given up.
+            if self._give_up(payload_id):
                 self._remove(payload_id)
             self._records.remove_fence(payload_id)
 

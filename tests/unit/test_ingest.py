@@ -5,23 +5,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from instances import new_instance
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT
+from service import wait_for
 
-from api.ingest import Ingest, Limits, Target
+from api.idempotency import ClaimedKey, IdempotencyKeys
+from api.ingest import Ingest, Keyed, Limits, Target
 from api.multipart import MediaType, parse_media_type
 from api.problems import SenderTooSlow
 from shared.adapters.folder import FolderObjectStore
 from shared.events import InstancesStored
 from shared.ids import PayloadIds
 from shared.metrics import ApiMetrics, WorkerMetrics
-from shared.records import Records
+from shared.records import FirstAnswer, Records
 from worker.sweeper import Sweeper
 
 UPLOAD = timedelta(hours=1)
+LEASE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Bench:
         self.now = RECEIVED_AT
         self.before_record: Callable[[], None] = lambda: None
         self.announced: list[InstancesStored] = []
-        self.instances = FolderObjectStore(folder / "payloads")
+        self.instances = _SlowStore(folder / "payloads")
         self.state = _StateStore(folder / "state", self)
         for store in (self.instances, self.state):
             store.prepare()
@@ -72,11 +76,31 @@ class Bench:
         )
         self.sweeper.sweep()
         self.now += timedelta(seconds=1)
+        self.keys = IdempotencyKeys(
+            self.state, self.records, payload_ids.mint, LEASE, clock=lambda: self.now
+        )
 
-    def post(self) -> str | None:
-        receipt = self.ingest.ingest([Part(new_instance())], Target(), "127.0.0.1", "c")
+    def keyed(self) -> Keyed:
+        claimed = self.keys.claim("127.0.0.1", "/dicomweb/studies", "k")
+        assert isinstance(claimed, ClaimedKey)
+        return Keyed(claimed, lambda *_: FirstAnswer("f", 200, "application/dicom+json", "{}"))
+
+    def post(self, keyed: Keyed | None = None) -> str | None:
+        receipt = self.ingest.ingest([Part(new_instance())], Target(), "127.0.0.1", "c", keyed)
         assert receipt is not None
         return receipt.payload_id
+
+
+class _SlowStore(FolderObjectStore):
+    """Something happens before the next instance is stored."""
+
+    before_put: Callable[[], None] | None = None
+
+    def put(self, key: str, data: BinaryIO, size_bytes: int, content_type: str) -> None:
+        meanwhile, self.before_put = self.before_put, None
+        if meanwhile is not None:
+            meanwhile()
+        super().put(key, data, size_bytes, content_type)
 
 
 class _StateStore(FolderObjectStore):
@@ -139,3 +163,33 @@ def test_an_upload_that_takes_longer_than_it_may_is_refused_and_removed(bench: B
 
     assert bench.records.newest(None, 10) == ([], None)
     assert list(bench.instances.folders("")) == []
+
+
+def test_a_key_is_kept_while_the_store_takes_its_time(bench: Bench) -> None:
+    keyed = bench.keyed()
+
+    def takes_longer_than_the_lease() -> None:
+        for _ in range(3):
+            claims = [bench.state.get(o.key).version for o in bench.state.list("idempotency/")]
+            bench.now += LEASE * 0.6
+            wait_for(
+                lambda known=claims: (  # type: ignore[misc]
+                    [bench.state.get(o.key).version for o in bench.state.list("idempotency/")]
+                    != known
+                )
+            )
+
+    bench.instances.before_put = takes_longer_than_the_lease
+
+    assert bench.post(keyed) == keyed.claimed.payload_id
+
+
+def test_of_an_upload_that_was_given_up_nothing_is_left_and_its_key_is_free(bench: Bench) -> None:
+    keyed = bench.keyed()
+    bench.records.give_up(keyed.claimed.payload_id)
+
+    with pytest.raises(SenderTooSlow, match="given up"):
+        bench.post(keyed)
+
+    assert list(bench.instances.folders("")) == []
+    assert isinstance(bench.keys.claim("127.0.0.1", "/dicomweb/studies", "k"), ClaimedKey)

@@ -1,7 +1,7 @@
 """The ingest record: its shape on the wire and its moves, over a real folder store."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ from shared.adapters.folder import FolderObjectStore
 from shared.errors import VersionConflict
 from shared.ids import PayloadIds, is_guid, minted_at, minted_before
 from shared.records import (
+    HeldRecord,
     Lease,
     Records,
     RecordUnreadable,
@@ -136,14 +137,19 @@ def test_a_settled_record_cannot_be_settled_again(records: Records) -> None:
     assert found.record.state is State.OPENED
 
 
-def test_adding_again_what_was_written_is_no_error_and_anything_else_is(records: Records) -> None:
+def test_adding_again_what_was_written_is_no_error(records: Records) -> None:
     added = record()
 
     records.add(added)
     records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+    records.settle(held, State.OPENED)
+    records.add(added)
 
-    with pytest.raises(VersionConflict):
-        records.add(replace(added, source="10.0.0.1"))
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is State.OPENED
 
 
 def test_a_record_in_two_places_is_listed_once_and_found_in_pending(records: Records) -> None:
@@ -248,13 +254,133 @@ def test_an_upload_stays_given_up_until_its_fence_is_removed(records: Records) -
     records.add(late)
 
 
-class _InterruptedStore(FolderObjectStore):
-    """Something happens just before the next creation."""
+def _failed(records: Records) -> HeldRecord:
+    added = record()
+    records.add(added)
+    return _fail(records, added.payload_id)
 
-    before_create: Callable[[], None] | None = None
+
+def _fail(records: Records, payload_id: str) -> HeldRecord:
+    held = records.find(payload_id)
+    assert held is not None
+    records.settle(held, State.FAILED, last_error="x")
+    failed = records.find(payload_id)
+    assert failed is not None
+    return failed
+
+
+def test_a_replayed_record_that_fails_again_at_once_is_there_and_failed(tmp_path: Path) -> None:
+    store = _InterruptedStore(tmp_path)
+    store.prepare()
+    slow, quick = Records(store), Records(FolderObjectStore(tmp_path))
+    failed = _failed(quick)
+    payload_id = failed.record.payload_id
+    # Whatever a replay still does when its record is there for a worker to take.
+    store.before_delete = lambda: _fail(quick, payload_id)
+
+    replayed = slow.replay(failed, RECEIVED_AT)
+    if store.before_delete is not None:
+        _fail(quick, replayed.record.payload_id)
+
+    assert quick.newest(State.FAILED, 10)[0][0].payload_id == payload_id
+
+
+def test_a_move_that_stands_still_beside_a_replay_loses_nothing(tmp_path: Path) -> None:
+    store = _InterruptedStore(tmp_path)
+    store.prepare()
+    slow, quick = Records(store), Records(FolderObjectStore(tmp_path))
+    added = record()
+    quick.add(added)
+    held = quick.find(added.payload_id)
+    assert held is not None
+    settled = quick.change(held, state=State.FAILED, last_error="x")
+
+    def another_moves_it_and_it_is_replayed() -> None:
+        quick.move(settled)
+        failed = quick.find(added.payload_id)
+        assert failed is not None
+        quick.replay(failed, RECEIVED_AT)
+
+    store.before_delete = another_moves_it_and_it_is_replayed
+    slow.move(settled)
+
+    found = quick.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is State.FAILED
+
+
+def test_a_record_that_was_opened_by_another_replay_is_not_replayed(tmp_path: Path) -> None:
+    store = _InterruptedStore(tmp_path)
+    store.prepare()
+    slow, quick = Records(store), Records(FolderObjectStore(tmp_path))
+    failed = _failed(quick)
+
+    def another_replays_and_opens_it() -> None:
+        quick.settle(quick.replay(failed, RECEIVED_AT), State.OPENED)
+
+    store.before_create = another_replays_and_opens_it
+
+    with pytest.raises(VersionConflict):
+        slow.replay(failed, RECEIVED_AT)
+    found = quick.find(failed.record.payload_id)
+    assert found is not None
+    assert found.record.state is State.OPENED
+
+
+def test_a_replayed_record_is_listed_as_pending_alone(records: Records) -> None:
+    failed = _failed(records)
+
+    records.replay(failed, RECEIVED_AT)
+
+    assert records.newest(State.FAILED, 10) == ([], None)
+    assert [r.payload_id for r in records.newest(State.PENDING, 10)[0]] == [
+        failed.record.payload_id
+    ]
+    assert [r.state for r in records.newest(None, 10)[0]] == [State.PENDING]
+
+
+def test_a_fence_that_was_left_beside_a_failed_record_does_not_keep_it_from_a_replay(
+    tmp_path: Path,
+) -> None:
+    store = _InterruptedStore(tmp_path)
+    store.prepare()
+    late = Records(FolderObjectStore(tmp_path))
+    added = record()
+
+    def written_and_failed() -> None:
+        late.add(added)
+        _fail(late, added.payload_id)
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    store.before_create, store.before_delete = written_and_failed, killed
+    with pytest.raises(KeyboardInterrupt):
+        Records(store).give_up(added.payload_id)
+    failed = late.find(added.payload_id)
+    assert failed is not None
+
+    late.replay(failed, RECEIVED_AT)
+
+    found = late.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is State.PENDING
+
+
+class _InterruptedStore(FolderObjectStore):
+    """Something happens just before the next creation, or deletion."""
+
+    before_create: Callable[[], object] | None = None
+    before_delete: Callable[[], object] | None = None
 
     def create(self, key: str, data: bytes, content_type: str) -> str:
         meanwhile, self.before_create = self.before_create, None
         if meanwhile is not None:
             meanwhile()
         return super().create(key, data, content_type)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        meanwhile, self.before_delete = self.before_delete, None
+        if meanwhile is not None:
+            meanwhile()
+        super().delete(keys)

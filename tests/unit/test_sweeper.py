@@ -178,12 +178,30 @@ def test_what_an_upload_stores_after_it_was_given_up_is_removed_a_day_later(benc
     bench.sweeper.sweep()
     bench.upload(late)
 
-    bench.now = utc_now() + timedelta(hours=23)
+    bench.now = utc_now() + timedelta(hours=24) + GRACE * 0.9
     bench.sweeper.sweep()
     assert bench.left() == {late}
     assert len(list(bench.state.list("pending/"))) == 1
 
-    bench.now = utc_now() + timedelta(hours=25)
+    bench.now = utc_now() + timedelta(hours=24) + GRACE * 1.1
     bench.sweeper.sweep()
     assert bench.left() == set()
     assert list(bench.state.list("pending/")) == []
+
+
+def test_a_record_that_cannot_be_read_is_passed_over_and_nothing_else_waits(bench: Bench) -> None:
+    unreadable = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
+    bench.records.add(replace(record(), payload_id=unreadable))
+    (key,) = [found.key for found in bench.state.list("pending/")]
+    bench.state.put(key, BytesIO(b"{"), 1, "application/json")
+    bench.upload(bench.payload_ids.mint(RECEIVED_AT + timedelta(seconds=1)))
+    bench.state.create("idempotency/x.json", b"{}", "application/json")
+
+    bench.now = utc_now() + timedelta(hours=48)
+    bench.sweeper.sweep()
+    bench.now += timedelta(hours=48)
+    bench.sweeper.sweep()
+
+    assert bench.left() == {unreadable}
+    assert [found.key for found in bench.state.list("pending/")] == [key]
+    assert list(bench.state.list("idempotency/")) == []
