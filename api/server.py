@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import select
 import selectors
 import socket
 import time
@@ -160,6 +161,13 @@ class _SmallBody:
             self._sock.shutdown(socket.SHUT_RD)
 
 
+def _has_room(sock: socket.socket) -> bool:
+    """Whether the peer has taken enough of what it was sent before for more to fit."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
 class PatientWorker(ThreadWorker):  # type: ignore[misc]
     """gunicorn's worker, in which a connection takes a thread only while its request is served.
 
@@ -236,6 +244,10 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         return None
 
     def _serve(self, conn: TConn) -> None:
+        if not _has_room(conn.sock):
+            # It asks on and on and takes no answers; another would wait for it with its thread.
+            self._close(conn)
+            return
         del self._ends[conn]
         conn.body_end = time.monotonic() + _SMALL_BODY_SECONDS
         super().enqueue_req(conn)

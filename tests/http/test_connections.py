@@ -88,6 +88,22 @@ def test_more_idle_connections_than_there_may_be_keep_nobody_out(tmp_path: Path)
         assert live.status_code == 200
 
 
+def test_who_asks_on_and_on_and_takes_no_answers_is_hung_up_on(service: Service) -> None:
+    wait_for(lambda: open_connections(service) == 0)
+    asking = head("GET /openapi.json HTTP/1.1") * 500
+    with ExitStack() as connections:
+        for _ in range(8):
+            connections.enter_context(connect(service)).sendall(asking)
+
+        def hung_up() -> bool:
+            live = requests.get(f"{service.url}/health/live", timeout=DEADLINE_SECONDS)
+            assert live.status_code == 200
+            return open_connections(service) <= 1
+
+        # Longer than a thread would wait for one of them to take its answer.
+        wait_for(hung_up, seconds=60)
+
+
 def test_a_head_that_comes_in_pieces_is_served(service: Service) -> None:
     with connect(service) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
