@@ -3,16 +3,27 @@
 import socket
 import time
 from contextlib import suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gunicorn.http.errors import ParseException
 
+from api.arrivals import arrivals
 from api.hourglass import Hourglass
 from api.problems import BadRequest, SenderTooSlow, TooLarge
+
+# Less is next to nothing: an instance of half a megabyte would take two minutes.
+_LEAST_BYTES_PER_SECOND = 4096
 
 
 class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
+
+
+class _Awaited(NamedTuple):
+    """A piece that the sender was asked for: when, and how much had come by then."""
+
+    since: float
+    received_bytes: int
 
 
 class RequestBody:
@@ -47,7 +58,7 @@ class RequestBody:
         self._ended = False
         self._cut = False
         self.received_bytes = 0
-        self.awaited_since: float | None = None
+        self._awaited: _Awaited | None = None
         if sock is not None:
             sock.settimeout(idle_seconds)
 
@@ -72,8 +83,10 @@ class RequestBody:
             size = min(size, self._content_length - self.received_bytes)
         if size == 0:
             return b""
-        self.awaited_since = time.monotonic()
-        self._hourglass.turn(self, min(self._end, self.awaited_since + self._piece_seconds))
+        now = time.monotonic()
+        came = arrivals(self._sock) if self._sock is not None else None
+        self._awaited = _Awaited(now, came.received_bytes) if came else None
+        self._hourglass.turn(self, min(self._end, now + self._piece_seconds))
         try:
             data = self._stream.read(size)
         except TimeoutError as error:
@@ -89,7 +102,7 @@ class RequestBody:
             ) from error
         finally:
             self._hourglass.stop(self)
-            self.awaited_since = None
+            self._awaited = None
         if self._cut:
             self._ended = True
             raise self._too_slow()
@@ -106,6 +119,17 @@ class RequestBody:
         return SenderTooSlow(
             f"the body came too slowly: {self.received_bytes} bytes arrived in time; send it again"
         )
+
+    def stalled_seconds(self) -> float:
+        """For how long nothing came of the piece that is awaited, or next to nothing; for another
+        thread. 0 where that cannot be told."""
+        awaited, came = self._awaited, arrivals(self._sock) if self._sock is not None else None
+        if awaited is None or came is None:
+            return 0.0
+        waited = time.monotonic() - awaited.since
+        if came.received_bytes - awaited.received_bytes < waited * _LEAST_BYTES_PER_SECOND:
+            return waited
+        return min(waited, came.silent_seconds)
 
     def cut(self) -> None:
         """End a read that is under way; for another thread."""

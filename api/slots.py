@@ -1,7 +1,6 @@
 """How many uploads are received at a time, and which one gives way to another."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -10,8 +9,8 @@ from api.problems import TooBusy
 
 
 class Upload(Protocol):
-    awaited_since: float | None
-    """When its sender was asked for the piece that is still to come, by the monotonic clock."""
+    def stalled_seconds(self) -> float:
+        """For how long its sender has kept it waiting; for another thread."""
 
     def cut(self) -> None:
         """End it with 408; for another thread."""
@@ -20,9 +19,9 @@ class Upload(Protocol):
 class Slots:
     """For `most` uploads at a time. Safe between threads.
 
-    When all are taken, the one that has been waiting for its sender the longest gives way, if that
-    is for longer than `patience_seconds`. So senders that stall keep nobody out for long, and while
-    there is room a slow one has the time that it needs.
+    When all are taken, the one whose sender has stalled for the longest gives way, if that is for
+    longer than `patience_seconds`. So senders that stall keep nobody out for long, while there is
+    room they have the time that they need, and one that is only slow never gives way.
     """
 
     def __init__(self, most: int, patience_seconds: float) -> None:
@@ -46,9 +45,9 @@ class Slots:
 
     def _make_room(self) -> None:
         """The thread of the one that is cut ends in a moment; its slot is free at once."""
-        waiting = {u: since for u in self._uploads if (since := u.awaited_since) is not None}
-        slowest = min(waiting, key=lambda upload: waiting[upload], default=None)
-        if slowest is None or time.monotonic() - waiting[slowest] < self._patience_seconds:
+        stalled = {upload: upload.stalled_seconds() for upload in self._uploads}
+        slowest = max(stalled, key=lambda upload: stalled[upload])
+        if stalled[slowest] < self._patience_seconds:
             raise TooBusy(
                 f"{self._most} uploads are in progress, as many as are taken at a time; send it "
                 "again later"

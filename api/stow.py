@@ -38,9 +38,9 @@ from shared.vae import Vae, VaeRegistry
 
 MULTIPART = "multipart/related"
 
-_PIECE_BYTES = 1 << 18
+_PIECE_BYTES = 1 << 20
 
-# For a piece, while others are turned away: half a megabit per second is fast enough.
+# With a sender that stalls, while others would be turned away.
 _PATIENCE_SECONDS = 5.0
 
 # A claim on an Idempotency-Key is renewed between pieces, also those of a slow sender.

@@ -36,6 +36,9 @@ _FILE = "_FILE"
 _SPARE_THREADS = 2
 """Of an API process, so that health and status answer while uploads run."""
 
+_SPARE_THREADS_WITH_AUTH = 6
+"""There, up to all but one of these wait for a password's hash, or for an issuer's keys."""
+
 
 class BadSetting(ValueError):
     """One line: the variable, what it holds (secrets aside), and what would be right."""
@@ -269,7 +272,7 @@ class Settings:
         None,
         _whole(1, 254),
         "uploads that each API process takes at a time; above it 429. By default, and at most, two "
-        "fewer than its threads",
+        "fewer than its threads, or six fewer where `STOWGATE_AUTH` asks who sends",
     )
     rate_per_sender: int = setting(
         "0",
@@ -330,7 +333,7 @@ class Settings:
     idle_seconds: int = setting(
         "30",
         _whole(1, 3600),
-        "a sender that sends nothing for this long, or less than 256 KiB in four times this long, "
+        "a sender that sends nothing for this long, or less than 1 MiB in four times this long, "
         "is cut off with 408",
     )
     max_upload_seconds: int = setting(
@@ -371,8 +374,18 @@ class Settings:
         return self.max_uploads or self._most_uploads
 
     @property
+    def most_waiting_to_enter(self) -> int:
+        return max(1, self._spare_threads - 1)
+
+    @property
     def _most_uploads(self) -> int:
-        return max(1, self.api_threads - _SPARE_THREADS)
+        return max(1, self.api_threads - self._spare_threads)
+
+    @property
+    def _spare_threads(self) -> int:
+        if self.auth == "none":
+            return _SPARE_THREADS
+        return max(_SPARE_THREADS, min(_SPARE_THREADS_WITH_AUTH, self.api_threads // 2))
 
 
 _NEEDED_BY_AUTH = {"basic": ("users",), "jwt": ("jwt_keys", "jwt_issuer", "jwt_audience")}

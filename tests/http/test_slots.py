@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -98,3 +99,28 @@ def test_a_sender_that_goes_on_keeps_its_slot(service: Service) -> None:
         # The one that stalls gave way, and not this one.
         assert others[-1] == 200
         assert statuses(everything(stalled)) == [408]
+
+
+def test_senders_that_are_only_slow_do_not_push_each_other_out(service: Service) -> None:
+    instance = new_instance(PixelData=bytes(256 << 10))
+
+    def body() -> Iterator[bytes]:
+        for start in range(0, len(instance), 1 << 14):
+            yield instance[start : start + (1 << 14)]
+            # Longer in all than the patience, at some 40 kB/s.
+            threading.Event().wait(0.4)
+
+    def send(_: int) -> list[int]:
+        statuses = []
+        while not statuses or statuses[-1] == 429:
+            headers = {"Content-Type": DICOM}
+            url = f"{service.url}/dicomweb/studies"
+            statuses.append(
+                requests.post(url, data=body(), headers=headers, timeout=60).status_code
+            )
+        return statuses
+
+    with ThreadPoolExecutor(3) as senders:
+        answers = list(senders.map(send, range(3)))
+
+    assert [statuses[-1] for statuses in answers] == [200] * 3
