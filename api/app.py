@@ -74,11 +74,12 @@ def create_app(
     app.register_blueprint(health_blueprint(dependencies, registry))
     scopes = SCOPES if metrics_open else {**SCOPES, "health.metrics": Scope.READ}
 
+    document = openapi_document(
+        options.public_url, authenticator.scheme, _scopes_of_operations(app, scopes)
+    )
+
     @app.get("/openapi.json")
     def openapi() -> Response:
-        document = openapi_document(
-            options.public_url, authenticator.scheme, _scopes_of_operations(app, scopes)
-        )
         return Response(document, content_type="application/json")
 
     # Behind the blueprints, whose own before_app_request comes first.

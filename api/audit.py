@@ -5,6 +5,7 @@ of it. Only what a grammar of ours let through is named, so that no line can be 
 data of a patient.
 """
 
+import ipaddress
 from http import HTTPStatus
 
 import structlog
@@ -33,19 +34,26 @@ def install(app: Flask) -> None:
 
     @app.after_request
     def write(response: Response) -> Response:
-        act = _ACTS.get(request.endpoint or "")
-        kept_out = response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-        if act or kept_out:
+        act = None if request.method == "OPTIONS" else _ACTS.get(request.endpoint or "")
+        if act or "kept_out" in g:
             caller = g.get("caller")
             _log.info(
                 act or "read",
                 outcome="done" if response.status_code < HTTPStatus.BAD_REQUEST else "refused",
                 status=response.status_code,
                 caller=caller.name if caller else None,
-                address=request.remote_addr,
+                address=_address(),
                 **_named_in_the_url() | g.get("audited", {}),
             )
         return response
+
+
+def _address() -> str:
+    """A proxy may have passed anything on."""
+    try:
+        return str(ipaddress.ip_address((request.remote_addr or "").partition("%")[0]))
+    except ValueError:
+        return "unknown"
 
 
 def _named_in_the_url() -> dict[str, str]:

@@ -51,6 +51,7 @@ def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
         name = given.get("name") or given["virtual_ae_title"]
         if name == _PLUG_INS:
             raise BadRequest(f"name: {_PLUG_INS} is the name of the list of plug-ins")
+        audit.about(vae=name)
         try:
             vae = vaes.add(
                 Vae(
@@ -62,7 +63,6 @@ def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
             )
         except VaeTaken as error:
             raise Conflict(str(error)) from error
-        audit.about(vae=vae.name)
         response = _json(_SCHEMA.dump(vae), HTTPStatus.CREATED)
         response.headers["Location"] = url_for(".show", name=vae.name)
         return response
@@ -72,11 +72,11 @@ def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
         given = _load(_UPDATE_SCHEMA)
         if "name" not in given:
             raise BadRequest("name: the VAE to change must be named in the body")
+        audit.about(vae=given["name"])
         try:
             vae = vaes.update(given["name"], date_time_updated=utc_now(), **_changeable(given))
         except VaeMissing as error:
             raise NoSuchThing(str(error)) from error
-        audit.about(vae=vae.name)
         return _json(_SCHEMA.dump(vae))
 
     @blueprint.delete("/<name>")

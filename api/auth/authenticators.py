@@ -12,8 +12,7 @@ from shared.config import Settings
 
 def authenticator(settings: Settings) -> Authenticator:
     """Raises `BadSetting` where a file that it needs is unusable; an issuer is asked later."""
-    # The other half still serves when these wait.
-    most_waiting = max(1, settings.api_threads // 2)
+    most_waiting = settings.most_waiting_to_enter
     if settings.auth == "basic":
         users = WatchedFile(Path(settings.users or ""), parse_users, "STOWGATE_USERS")
         return BasicUsers(users, most_waiting)

@@ -92,19 +92,23 @@ class BearerTokens:
         name = claims["sub"]
         if not name.isprintable() or not 1 <= len(name) <= _NAME_CHARACTERS:
             raise _invalid(f"sub must be 1 to {_NAME_CHARACTERS} printable characters")
-        given = {word for claim in _SCOPE_CLAIMS for word in _strings(claims.get(claim, []))}
+        given = {word for claim in _SCOPE_CLAIMS for word in _words(claims.get(claim)) or []}
         scopes = frozenset(scope for scope in Scope if SCOPE_PREFIX + scope in given)
         vaes = None
         if self._rules.vaes_claim in claims:
-            vaes = frozenset(_strings(claims[self._rules.vaes_claim]))
+            words = _words(claims[self._rules.vaes_claim])
+            if words is None:
+                raise _invalid("AE titles must be a list of strings, or one with spaces between")
+            vaes = frozenset(words)
         return Caller(name, scopes, vaes)
 
 
-def _strings(claim: Any) -> list[str]:
-    """Both spellings in use: words with spaces between (RFC 8693 4.2), and a list."""
+def _words(claim: Any) -> list[str] | None:
+    """Both spellings in use: words with spaces between (RFC 8693 4.2), and a list; None for what is
+    neither, as an issuer may have other uses for a claim."""
     words = claim.split() if isinstance(claim, str) else claim
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise _invalid("scopes and AE titles must be a list of strings, or one with spaces between")
+        return None
     return words
 
 

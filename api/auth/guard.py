@@ -8,7 +8,7 @@ from typing import Protocol
 from flask import Flask, g, request
 from werkzeug.datastructures import Authorization
 
-from api.problems import Forbidden, Unauthorized
+from api.problems import Forbidden, Problem
 
 REALM = "stowgate"
 
@@ -78,7 +78,8 @@ def install(app: Flask, authenticator: Authenticator, scopes: Mapping[str, Scope
             return
         try:
             _enter(request.endpoint)
-        except (Unauthorized, Forbidden) as refusal:
+        except Problem as refusal:
+            g.kept_out = True
             if request.content_length or "Transfer-Encoding" in request.headers:
                 # Of the body nothing was read; the server reads on behind the answer.
                 refusal.headers["Connection"] = "close"

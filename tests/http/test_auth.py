@@ -213,7 +213,6 @@ NOW = int(time.time())
         pytest.param(lambda k: k.token(sub=None), "lacks", id="no-subject"),
         pytest.param(lambda k: k.token(sub="a\nb"), "printable", id="forged-line"),
         pytest.param(lambda k: k.token(stowgate_vaes=7), "list of strings", id="vaes"),
-        pytest.param(lambda k: k.token(scope={"a": 1}), "list of strings", id="scope"),
         pytest.param(lambda _: "a.b.c", "malformed", id="nonsense"),
         pytest.param(lambda _: nested_header(), "malformed", id="nested"),
     ],
@@ -259,6 +258,9 @@ def test_credentials_of_another_kind_are_none(by_token: Service, header: str) ->
         pytest.param(lambda _: {"scp": ["stowgate:read"]}, id="scp-list"),
         pytest.param(lambda _: {"scp": "x stowgate:read"}, id="scp"),
         pytest.param(lambda _: {"roles": ["stowgate:read"]}, id="roles"),
+        pytest.param(
+            lambda _: {"roles": {"of": "others"}, "scope": "stowgate:read"}, id="roles-of-others"
+        ),
         pytest.param(
             lambda _: {"aud": ["account", AUDIENCE], "scope": "stowgate:read"}, id="audiences"
         ),
