@@ -133,7 +133,7 @@ class MinioObjectStore:
         through.
         """
         check_key(key)
-        with self._typed(f"put {key}"):
+        with self._typed(f"put {key}"), _first_error():
             result = self._client.put_object(
                 bucket_name=self._bucket,
                 object_name=key,
@@ -298,6 +298,18 @@ class MinioObjectStore:
         if code in _PASSING_CODES or status in _PASSING_STATUSES or status >= 500:
             return StoreUnavailable(f"{what}; look at the object store's own health and log")
         return StoreRefused(f"{what}; {_HINTS.get(code, 'look at the object store and its log')}")
+
+
+@contextmanager
+def _first_error() -> Iterator[None]:
+    """minio-py aborts a multipart upload that failed, and raises what comes of that instead where
+    the store has dropped the upload already, as MinIO does on a full disk."""
+    try:
+        yield
+    except S3Error as error:
+        if error.code == "NoSuchUpload" and error.__context__ is not None:
+            raise error.__context__ from None
+        raise
 
 
 class _PastTheEnd(Exception):

@@ -681,6 +681,40 @@ def test_minio_types_what_the_store_answers(
         server.shutdown()
 
 
+def test_minio_that_is_full_says_so_although_it_has_dropped_the_upload() -> None:
+    class FullInTheMiddle(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self._answer(
+                200,
+                "<InitiateMultipartUploadResult><Bucket>bucket</Bucket><Key>key</Key>"
+                "<UploadId>one</UploadId></InitiateMultipartUploadResult>",
+            )
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(507, s3_error("XMinioStorageFull"))
+
+        def do_DELETE(self) -> None:
+            self._answer(404, s3_error("NoSuchUpload"))
+
+        def _answer(self, status: int, body: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FullInTheMiddle) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = ObjectStoreEndpoint(f"http://127.0.0.1:{server.server_port}", "access", "secret")
+        with pytest.raises(StoreFull):
+            put(minio_store(endpoint, "bucket"), "key", bytes(20 << 20))
+        server.shutdown()
+
+
 @pytest.fixture
 def deaf_endpoint(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[ObjectStoreEndpoint]:
     """Passes each request on to the real store, and hangs up when its answer comes."""
