@@ -143,6 +143,7 @@ class Ingest:
         instances: ObjectStore,
         records: Records,
         announce: Callable[[InstancesStored], None],
+        announcers: ThreadPoolExecutor,
         putters: ThreadPoolExecutor,
         spool_folder: Path,
         limits: Limits,
@@ -154,6 +155,7 @@ class Ingest:
         self._instances = instances
         self._records = records
         self._announce = announce
+        self._announcers = announcers
         self._putters = putters
         self._spool_folder = spool_folder
         self._limits = limits
@@ -228,7 +230,8 @@ class Ingest:
             if keyed:
                 _release(keyed.claimed)
             raise SenderTooSlow(f"{error} stood still for so long that it was given up") from error
-        self._tell_workers(record)
+        # The sender need not wait for it: what is recorded will be opened, told or not.
+        self._announcers.submit(self._tell_workers, record)
         self._count(receipt, sum(i.size_bytes for i in record.instances))
         return receipt
 
@@ -244,6 +247,7 @@ class Ingest:
             _log.warning(
                 "event not announced; the relay will",
                 payload_id=record.payload_id,
+                correlation_id=record.correlation_id,
                 error=str(error),
             )
 
@@ -410,7 +414,8 @@ class _Upload:
         self.arrivals.append(arrival)
 
     def _put(self, instance: StoredInstance, spool: Spool) -> None:
-        self._store.put(self._prefix + instance.path, spool.open(), spool.size_bytes, DICOM)
+        key, size_bytes = self._prefix + instance.path, spool.size_bytes
+        self._store.put(key, spool.open(), size_bytes, DICOM, spool.sha256)
 
     def _settle(self, put: "Future[None]") -> None:
         while not wait([put], _STORE_PAUSE_SECONDS).done:

@@ -19,6 +19,9 @@ from shared.metrics import ApiMetrics
 from shared.records import Records
 from shared.vae import VaeRegistry
 
+# They wait for the broker, whose deadline bounds how long.
+_ANNOUNCERS = 4
+
 
 def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -> Flask:
     settings.spool.mkdir(parents=True, exist_ok=True)
@@ -29,6 +32,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         instances=engines.instances,
         records=records,
         announce=engines.announce,
+        announcers=ThreadPoolExecutor(_ANNOUNCERS, thread_name_prefix="announce"),
         putters=ThreadPoolExecutor(settings.api_threads, thread_name_prefix="put"),
         spool_folder=settings.spool,
         limits=Limits(

@@ -66,8 +66,19 @@ class ObjectStore(Protocol):
     def prepare(self) -> None:
         """Create the bucket where it is missing."""
 
-    def put(self, key: str, data: BinaryIO, size_bytes: int, content_type: str) -> None:
-        """Write `size_bytes` from `data`, all or nothing, over what may be there."""
+    def put(
+        self,
+        key: str,
+        data: BinaryIO,
+        size_bytes: int,
+        content_type: str,
+        sha256: str | None = None,
+    ) -> None:
+        """Write `size_bytes` from `data`, all or nothing, over what may be there.
+
+        `sha256` is the data's, in hexadecimal, where it is known already; a store may hold what
+        reaches it against that.
+        """
 
     def create(self, key: str, data: bytes, content_type: str) -> str:
         """Write only where nothing is, and return the version.

@@ -317,6 +317,19 @@ class Records:
         """For an upload whose API cannot come back after so long."""
         self._store.delete([_key(State.PENDING, payload_id)])
 
+    def untouched(self, payload_id: str) -> HeldRecord | None:
+        """The record as its upload left it; None once a worker has had it, or there is none.
+
+        One read instead of two. It cannot lie anywhere else: what is replayed was touched.
+        Raises `RecordUnreadable`.
+        """
+        held = self.read(_key(State.PENDING, payload_id))
+        return (
+            held
+            if held is not None and held.record.attempts == 0 and not held.record.last_error
+            else None
+        )
+
     def find(self, payload_id: str) -> HeldRecord | None:
         """The record wherever it is. Raises `RecordUnreadable`."""
         # A record is written to its new place before it leaves the old one, and never leaves

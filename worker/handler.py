@@ -110,7 +110,7 @@ class Handler:
     def open_workflow_request(self, payload_id: str) -> None:
         """Raises `VersionConflict` where another worker got in between, and what the object store
         raises where not even the record could be reached."""
-        held = self._records.find(payload_id)
+        held = self._records.untouched(payload_id) or self._records.find(payload_id)
         if held is None:
             _log.warning("an event without a record: its upload was never acknowledged")
             return

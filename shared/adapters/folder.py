@@ -76,6 +76,7 @@ class FolderObjectStore:
         data: BinaryIO,
         size_bytes: int,
         content_type: str,  # noqa: ARG002 - a file has none
+        sha256: str | None = None,  # noqa: ARG002 - nothing lies between
     ) -> None:
         """Write `size_bytes` from `data`, all or nothing, over what may be there.
 

@@ -1,16 +1,15 @@
 """The object store on MinIO, or on any other that speaks plain S3."""
 
-import base64
-import hashlib
-import io
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any, BinaryIO, Self, cast
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from itertools import count
+from threading import Lock
+from typing import BinaryIO, Self
 from urllib.parse import urlsplit
-from xml.etree.ElementTree import ParseError
+from xml.etree import ElementTree
 
 import urllib3
 from minio import Minio
@@ -18,6 +17,7 @@ from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError
 
+from shared.adapters.s3_requests import PIECE_BYTES, BriefPool, SignedRequests
 from shared.errors import (
     ObjectMissing,
     StoreFull,
@@ -30,17 +30,14 @@ from shared.ports import ListedObject, StoredObject, check_key, check_prefix
 
 _CONNECT_SECONDS = 4.0
 _READ_SECONDS = 9.0
-_RETRY_SECONDS = 2.0
-
 # How long a store that said that it is full is believed to be.
 _FULL_SECONDS = 5.0
 
 _PART_BYTES = 8 * 1024 * 1024
 _MAX_PARTS = 10_000
-_PIECE_BYTES = 256 * 1024
 
-# As long as S3 takes a request signed in its headers, so that clocks may differ no less.
-_PRESIGNED_FOR = timedelta(minutes=15)
+# Of all objects together, so that memory is bounded whatever is put.
+_PARTS_AT_ONCE = 4
 
 _KEYS_HINT = (
     "look at STOWGATE_OBJECT_STORE_ACCESS_KEY and STOWGATE_OBJECT_STORE_SECRET_KEY, "
@@ -68,6 +65,7 @@ _PASSING_CODES = {
 }
 _PASSING_STATUSES = {408, 429}
 _PRECONDITION_FAILED = 412
+_CONFLICTS = {"NoSuchKey", "ConditionalRequestConflict"}
 _INSUFFICIENT_STORAGE = 507
 
 
@@ -81,10 +79,11 @@ class MinioObjectStore:
     A version is the object's ETag.
     """
 
-    def __init__(self, client: Minio, pool: urllib3.PoolManager, bucket: str, place: str) -> None:
-        """`pool` is the client's own; `place` is how error texts call the store."""
+    def __init__(self, client: Minio, requests: SignedRequests, bucket: str, place: str) -> None:
+        """`place` is how error texts call the store."""
         self._client = client
-        self._pool = pool
+        self._requests = requests
+        self._parts = ThreadPoolExecutor(_PARTS_AT_ONCE, thread_name_prefix="part")
         self._bucket = bucket
         self._place = f"object store {place}, bucket {bucket}"
         self._full_until = -math.inf
@@ -97,9 +96,9 @@ class MinioObjectStore:
 
         `url` is `http(s)://host[:port]`.
         """
-        pool = _BriefPool(
-            maxsize=threads,
-            blocksize=_PIECE_BYTES,
+        pool = BriefPool(
+            maxsize=threads + _PARTS_AT_ONCE,
+            blocksize=PIECE_BYTES,
             timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS),
         )
         parts = urlsplit(url)
@@ -111,7 +110,18 @@ class MinioObjectStore:
             region=region,
             http_client=pool,
         )
-        return cls(client, pool, bucket, url)
+        # Whether a bucket is part of the path or of the host is minio-py's to know.
+        an_object = urlsplit(
+            client.get_presigned_url(method="GET", bucket_name=bucket, object_name="key")
+        )
+        requests = SignedRequests(
+            pool,
+            an_object._replace(path=an_object.path.removesuffix("key"), query="").geturl(),
+            access_key=access_key,
+            secret_key=secret_key,
+            region=region,
+        )
+        return cls(client, requests, bucket, url)
 
     def prepare(self) -> None:
         """Create the bucket where it is missing."""
@@ -125,27 +135,64 @@ class MinioObjectStore:
                     raise
         self.ping()
 
-    def put(self, key: str, data: BinaryIO, size_bytes: int, content_type: str) -> None:
+    def put(
+        self,
+        key: str,
+        data: BinaryIO,
+        size_bytes: int,
+        content_type: str,
+        sha256: str | None = None,
+    ) -> None:
         """Write `size_bytes` from `data`, all or nothing, over what may be there.
 
-        Goes in parts of 8 MiB (larger ones beyond 80 GB, as S3 takes 10,000), two of which are in
+        Goes in parts of 8 MiB (larger ones beyond 80 GB, as S3 takes 10,000), four of which are in
         memory at a time. Raises `ValueError` where `data` ends early; what `data` raises passes
         through.
         """
         check_key(key)
-        with self._typed(f"put {key}"), _first_error():
-            result = self._client.put_object(
-                bucket_name=self._bucket,
-                object_name=key,
-                data=cast("BinaryIO", _Exactly(data, size_bytes)),
-                length=size_bytes,
-                content_type=content_type,
-                part_size=max(_PART_BYTES, -(-size_bytes // _MAX_PARTS)),
-                num_parallel_uploads=1,
-            )
-        if not result.etag:
-            # S3 may answer CompleteMultipartUpload with 200 and an error in the body.
-            raise StoreUnavailable(f"{self._place}: cannot put {key}: its parts were not joined")
+        headers = {"Content-Type": content_type}
+        source = _Exactly(data, size_bytes)
+        with self._typed(f"put {key}"):
+            if size_bytes <= _PART_BYTES:
+                body = source.read(size_bytes)
+                self._requests.send("PUT", key, body, headers=headers, sha256=sha256)
+            else:
+                self._put_in_parts(key, source, size_bytes, headers)
+
+    def _put_in_parts(
+        self, key: str, source: "_Exactly", size_bytes: int, headers: dict[str, str]
+    ) -> None:
+        """S3's multipart upload: the object appears when its parts are joined."""
+        part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
+        answer = self._requests.send("POST", key, query={"uploads": ""}, headers=headers)
+        upload_id = _text(answer, "UploadId")
+        numbers, in_turn = count(1), Lock()
+
+        def put_next(_: int) -> tuple[int, str]:
+            with in_turn:
+                number, part = next(numbers), source.read(part_bytes)
+            query = {"partNumber": str(number), "uploadId": upload_id}
+            answer = self._requests.send("PUT", key, part, query=query)
+            return number, answer.headers["ETag"]
+
+        putting = [self._parts.submit(put_next, i) for i in range(-(-size_bytes // part_bytes))]
+        try:
+            body = _joining(sorted(part.result() for part in putting))
+            query = {"uploadId": upload_id}
+            joined = self._requests.send("POST", key, body, query=query, again=False)
+            # S3 may answer with 200 and an error in the body.
+            if not _text(joined, "ETag"):
+                raise StoreUnavailable(
+                    f"{self._place}: cannot put {key}: its parts were not joined"
+                )
+        except BaseException:
+            for part in putting:
+                part.cancel()
+            wait(putting)
+            # The store clears away in time what cannot be cleared away now.
+            with suppress(S3Error, HTTPError, ElementTree.ParseError):
+                self._requests.send("DELETE", key, query={"uploadId": upload_id})
+            raise
 
     def create(self, key: str, data: bytes, content_type: str) -> str:
         """Write only where nothing is, and return the version. Raises `VersionConflict`.
@@ -213,29 +260,19 @@ class MinioObjectStore:
                 raise self._error("reach the bucket", "NoSuchBucket", "it does not exist")
 
     def _put_if(self, condition: dict[str, str], key: str, data: bytes, content_type: str) -> str:
-        """PutObject with a condition, which minio-py's own `put_object` cannot send."""
         check_key(key)
-        doing = f"put {key}"
-        with self._typed(doing):
-            url = self._client.get_presigned_url(
-                method="PUT", bucket_name=self._bucket, object_name=key, expires=_PRESIGNED_FOR
-            )
-            digest = hashlib.md5(data, usedforsecurity=False).digest()
-            headers = {
-                "Content-Type": content_type,
-                "Content-Length": str(len(data)),
-                "Content-MD5": base64.b64encode(digest).decode(),
-                **condition,
-            }
-            # Never twice: of two attempts the second would find the first one's object. Besides,
-            # urllib3 logs the URL of what it tries again, and this one is as good as a password.
-            response = self._pool.request("PUT", url, body=data, headers=headers, retries=False)
-            if response.status in (200, 204):
-                return response.headers["ETag"].strip('"')
-            told = None if response.status == _PRECONDITION_FAILED else S3Error.fromxml(response)
-        if told is None or told.code in ("NoSuchKey", "ConditionalRequestConflict"):
-            raise VersionConflict(f"{self._place}: {key} is not what this write was to replace")
-        raise self._error(doing, told.code or "", told.message, response.status)
+        headers = {"Content-Type": content_type, **condition}
+        with self._typed(f"put {key}"):
+            try:
+                # Never twice: of two attempts the second would find the first one's object.
+                answer = self._requests.send("PUT", key, data, headers=headers, again=False)
+            except S3Error as error:
+                if error.response.status == _PRECONDITION_FAILED or error.code in _CONFLICTS:
+                    raise VersionConflict(
+                        f"{self._place}: {key} is not what this write was to replace"
+                    ) from error
+                raise
+        return answer.headers["ETag"].strip('"')
 
     def _read(self, key: str, *, offset: int, length: int) -> tuple[bytes, str]:
         check_key(key)
@@ -274,13 +311,12 @@ class MinioObjectStore:
             raise self._error(doing, error.code or "", error.message, status) from error
         except ServerError as error:
             raise self._error(doing, "", None, error.status_code) from error
-        except (InvalidResponseError, ParseError) as error:
+        except (InvalidResponseError, ElementTree.ParseError) as error:
             raise StoreUnavailable(
                 f"{self._place}: cannot {doing}: the answer is not S3's; is a proxy in between, or "
                 "is STOWGATE_OBJECT_STORE another server or port?"
             ) from error
         except HTTPError as error:
-            # The text of MaxRetryError has the URL in it, and that may be a presigned one.
             cause = error.reason if isinstance(error, MaxRetryError) else error
             raise StoreUnavailable(
                 f"{self._place}: cannot {doing}: no answer ({type(cause).__name__}: {cause}); "
@@ -300,63 +336,8 @@ class MinioObjectStore:
         return StoreRefused(f"{what}; {_HINTS.get(code, 'look at the object store and its log')}")
 
 
-@contextmanager
-def _first_error() -> Iterator[None]:
-    """minio-py aborts a multipart upload that failed, and raises what comes of that instead where
-    the store has dropped the upload already, as MinIO does on a full disk."""
-    try:
-        yield
-    except S3Error as error:
-        if error.code == "NoSuchUpload" and error.__context__ is not None:
-            raise error.__context__ from None
-        raise
-
-
 class _PastTheEnd(Exception):
     """A range begins behind the object's last byte."""
-
-
-class _BriefRetry(urllib3.Retry):
-    """Another attempt after what may pass, unless too much time has passed since the first.
-
-    urllib3 alone counts attempts only: each might take its whole time-out. What the server names in
-    Retry-After, a minute with MinIO, is not waited for either.
-    """
-
-    def __init__(self, *, until: float, **named: Any) -> None:
-        super().__init__(**named)
-        self._until = until
-
-    @classmethod
-    def from_now(cls) -> Self:
-        return cls(
-            until=time.monotonic() + _RETRY_SECONDS,
-            total=2,
-            backoff_factor=0.1,
-            backoff_jitter=0.1,
-            status_forcelist=[500, 502, 503, 504],
-            raise_on_status=False,
-            respect_retry_after_header=False,
-        )
-
-    def new(self, **named: Any) -> Self:
-        return super().new(until=self._until, **named)
-
-    def increment(self, *given: Any, **named: Any) -> Self:
-        retry = self if time.monotonic() < self._until else self.new(total=0)
-        return super(_BriefRetry, retry).increment(*given, **named)
-
-
-class _BriefPool(urllib3.PoolManager):
-    def urlopen(  # type: ignore[override]  # as PoolManager's own
-        self, method: str, url: str, redirect: bool = True, **named: Any
-    ) -> urllib3.BaseHTTPResponse:
-        named.setdefault("retries", _BriefRetry.from_now())
-        body = named.get("body")
-        if isinstance(body, bytes) and len(body) > _PIECE_BYTES:
-            # A time-out is for one piece as it is sent; of plain bytes, all would be one piece.
-            named["body"] = io.BytesIO(body)
-        return super().urlopen(method, url, redirect, **named)
 
 
 class _Exactly:
@@ -367,22 +348,41 @@ class _Exactly:
         self._size_bytes = size_bytes
         self._missing = size_bytes
 
-    def read(self, size: int) -> bytes:
-        pieces = []
+    def read(self, size: int) -> bytes | bytearray:
         wanted = min(size, self._missing)
-        while wanted:
-            piece = self._data.read(wanted)
-            if not piece:
-                raise ValueError(
-                    f"the data ended {self._missing} bytes short of {self._size_bytes}"
-                )
-            pieces.append(piece)
-            wanted -= len(piece)
-            self._missing -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        piece = self._piece(wanted)
+        if len(piece) == wanted:
+            return piece
+        whole = bytearray(piece)
+        while len(whole) < wanted:
+            whole += self._piece(wanted - len(whole))
+        return whole
+
+    def _piece(self, size: int) -> bytes:
+        piece = self._data.read(size)
+        if size and not piece:
+            raise ValueError(f"the data ended {self._missing} bytes short of {self._size_bytes}")
+        self._missing -= len(piece)
+        return piece
 
 
 def _doomed(keys: Iterable[str]) -> Iterator[DeleteObject]:
     for key in keys:
         check_key(key)
         yield DeleteObject(name=key)
+
+
+def _text(answer: urllib3.BaseHTTPResponse, name: str) -> str:
+    """An element of an answer in XML, with or without a namespace; "" where it has none."""
+    # The object store's own answer, and minio-py reads them no other way.
+    return ElementTree.fromstring(answer.data).findtext(f"{{*}}{name}") or ""  # noqa: S314
+
+
+def _joining(parts: Iterable[tuple[int, str]]) -> bytes:
+    """The body of CompleteMultipartUpload."""
+    whole = ElementTree.Element("CompleteMultipartUpload")
+    for number, etag in parts:
+        part = ElementTree.SubElement(whole, "Part")
+        ElementTree.SubElement(part, "PartNumber").text = str(number)
+        ElementTree.SubElement(part, "ETag").text = etag
+    return ElementTree.tostring(whole)

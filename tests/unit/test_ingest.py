@@ -58,6 +58,7 @@ class Bench:
             instances=self.instances,
             records=self.records,
             announce=self.announced.append,
+            announcers=ThreadPoolExecutor(1),
             putters=ThreadPoolExecutor(1),
             spool_folder=folder,
             limits=Limits(1 << 20, 10, 1 << 20, 0, UPLOAD),
@@ -96,11 +97,18 @@ class _SlowStore(FolderObjectStore):
 
     before_put: Callable[[], None] | None = None
 
-    def put(self, key: str, data: BinaryIO, size_bytes: int, content_type: str) -> None:
+    def put(
+        self,
+        key: str,
+        data: BinaryIO,
+        size_bytes: int,
+        content_type: str,
+        sha256: str | None = None,
+    ) -> None:
         meanwhile, self.before_put = self.before_put, None
         if meanwhile is not None:
             meanwhile()
-        super().put(key, data, size_bytes, content_type)
+        super().put(key, data, size_bytes, content_type, sha256)
 
 
 class _StateStore(FolderObjectStore):

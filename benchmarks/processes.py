@@ -1,0 +1,52 @@
+"""What processes cost: CPU seconds and peak memory, as Linux counts them."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+ProcessIds = Callable[[], Mapping[str, Sequence[int]]]
+
+
+@dataclass
+class Cost:
+    """By the name of a part: CPU seconds of all its processes, and MiB at the peak of the largest.
+
+    The peak is of resident memory (VmHWM), pages of mapped files included.
+    """
+
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    peak_mib: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def measured(process_ids: ProcessIds) -> Iterator[Cost]:
+    """What these processes cost between the block's beginning and its end, when it is known."""
+    groups = process_ids()
+    cost = Cost()
+    before = {name: _cpu_seconds(pids) for name, pids in groups.items()}
+    for pids in groups.values():
+        for pid in pids:
+            # Linux, proc(5): sets the peak back to what is resident now.
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+    yield cost
+    for name, pids in groups.items():
+        cost.cpu_seconds[name] = _cpu_seconds(pids) - before[name]
+        cost.peak_mib[name] = max(_peak_mib(pid) for pid in pids)
+
+
+def _cpu_seconds(pids: Sequence[int]) -> float:
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS_PER_SECOND
+
+
+def _peak_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024

@@ -1,0 +1,286 @@
+"""What is measured, each as its operator would start it, on free ports and in temporary folders."""
+
+import io
+import json
+import secrets
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pika
+import requests
+import urllib3
+from engines import NotToBeHad, ObjectStoreEndpoint, lasting_port, program
+from loads import Answered, Load, Template, new_uid, send, template
+from minio import Minio
+from service import Service, running, wait_for
+
+_RAW_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`opened` waits for the workflow requests of these payloads, and returns when each came out,
+    by `time.time`; it is None where none is opened."""
+
+    name: str
+    send: Callable[[Load], tuple[float, list[Answered]]]
+    process_ids: Callable[[], Mapping[str, Sequence[int]]]
+    opened: Callable[[Sequence[str]], dict[str, float]] | None = None
+
+
+class _Pieces(io.RawIOBase):
+    """An instance's pieces as the stream that minio-py reads."""
+
+    def __init__(self, pattern: Template) -> None:
+        self._pieces = pattern.instance()
+        self._piece = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        target = memoryview(buffer)  # type: ignore[arg-type]
+        if not self._piece:
+            self._piece = memoryview(next(self._pieces, b""))
+        size = min(len(target), len(self._piece))
+        target[:size] = self._piece[:size]
+        self._piece = self._piece[size:]
+        return size
+
+
+@contextmanager
+def raw_puts(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
+    """The limit: the same bytes into the same MinIO by minio-py."""
+    url = urlsplit(endpoint.url)
+    client = Minio(
+        endpoint=url.netloc,
+        access_key=endpoint.access_key,
+        secret_key=endpoint.secret_key,
+        secure=url.scheme == "https",
+        region="us-east-1",
+        http_client=urllib3.PoolManager(maxsize=2 * _RAW_THREADS),
+    )
+    bucket = f"stowgate-bench-{secrets.token_hex(6)}"
+    client.make_bucket(bucket_name=bucket)
+
+    def put(pattern: Template) -> Answered:
+        at, began = time.time(), time.perf_counter()
+        small = pattern.size_bytes < 1 << 24
+        client.put_object(
+            bucket_name=bucket,
+            object_name=new_uid(),
+            data=io.BytesIO(b"".join(pattern.instance()))
+            if small
+            else io.BufferedReader(_Pieces(pattern), 1 << 20),
+            length=pattern.size_bytes,
+            num_parallel_uploads=_RAW_THREADS,
+        )
+        return Answered(at, time.perf_counter() - began, None, 0)
+
+    def send_raw(load: Load) -> tuple[float, list[Answered]]:
+        pattern = template(load.pixel_bytes)
+        at_once = 1 if load.senders * load.instances == 1 else _RAW_THREADS
+        with ThreadPoolExecutor(at_once) as threads:
+            began = time.perf_counter()
+            answers = list(threads.map(put, [pattern] * load.all_instances))
+        return time.perf_counter() - began, answers
+
+    try:
+        yield Subject("raw PUT", send_raw, dict)
+    finally:
+        _remove_buckets(client, bucket)
+
+
+def _remove_buckets(client: Minio, prefix: str) -> None:
+    for bucket in client.list_buckets():
+        if bucket.name.startswith(prefix):
+            for found in client.list_objects(bucket_name=bucket.name, recursive=True):
+                client.remove_object(bucket_name=bucket.name, object_name=found.object_name or "")
+            client.remove_bucket(bucket_name=bucket.name)
+
+
+@contextmanager
+def orthanc() -> Iterator[Subject]:
+    """Raises `NotToBeHad` where Debian's `orthanc` and `orthanc-dicomweb` are not installed."""
+    server = program("Orthanc")
+    plugin = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+    if not plugin.exists():
+        raise NotToBeHad("orthanc-dicomweb is not installed")
+    with tempfile.TemporaryDirectory() as folder:
+        port = lasting_port()
+        config = Path(folder, "orthanc.json")
+        config.write_text(
+            json.dumps(
+                {
+                    "StorageDirectory": f"{folder}/storage",
+                    "IndexDirectory": f"{folder}/index",
+                    "Plugins": [str(plugin)],
+                    "HttpPort": port,
+                    "DicomServerEnabled": False,
+                    "RemoteAccessAllowed": False,
+                    "AuthenticationEnabled": False,
+                    "KeepAlive": True,
+                    "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+                }
+            )
+        )
+        with Path(folder, "log").open("wb") as log:
+            process = subprocess.Popen([server, config], stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_for(lambda: _answers(f"{url}/system"))
+            yield Subject(
+                "Orthanc",
+                lambda load: send(f"{url}/dicom-web/studies", load),
+                lambda: {"Orthanc": [process.pid]},
+            )
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=2).ok
+    except requests.ConnectionError:
+        return False
+
+
+@contextmanager
+def embedded(**settings: str) -> Iterator[Subject]:
+    """`stowgate run`: a folder, and events in memory."""
+    with tempfile.TemporaryDirectory() as folder, _quiet("run", Path(folder), settings) as service:
+        yield Subject(
+            "embedded",
+            lambda load: send(f"{service.url}/dicomweb/studies", load),
+            lambda: {"embedded": service.process_ids()},
+            lambda payload_ids: wait_for(partial(_written, service.data, payload_ids), 600),
+        )
+
+
+def _written(data: Path, payload_ids: Sequence[str]) -> dict[str, float] | None:
+    """The workflow requests of all these payloads."""
+    files = {i: data / "workflow-requests" / f"{i}.json" for i in payload_ids}
+    try:
+        return {payload_id: file.stat().st_mtime for payload_id, file in files.items()}
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def distributed(
+    endpoint: ObjectStoreEndpoint,
+    broker_url: str,
+    *,
+    api_processes: int = 1,
+    workers: int = 1,
+    **given: str,
+) -> Iterator[Subject]:
+    """`stowgate api` and `stowgate worker` on MinIO and RabbitMQ."""
+    name = f"stowgate-bench-{secrets.token_hex(6)}"
+    settings = {
+        "STOWGATE_OBJECT_STORE": endpoint.url,
+        "STOWGATE_OBJECT_STORE_ACCESS_KEY": endpoint.access_key,
+        "STOWGATE_OBJECT_STORE_SECRET_KEY": endpoint.secret_key,
+        "STOWGATE_BROKER": broker_url,
+        "STOWGATE_BUCKET": name,
+        "STOWGATE_STATE_BUCKET": f"{name}-state",
+        "STOWGATE_EVENT_EXCHANGE": f"{name}-events",
+        "STOWGATE_WORKFLOW_MANAGER_EXCHANGE": name,
+        "STOWGATE_WORKFLOW_MANAGER_QUEUE": name,
+        "STOWGATE_API_PROCESSES": str(api_processes),
+        **given,
+    }
+    _declare(broker_url, name)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.callback(_remove, endpoint, broker_url, name)
+        api = stack.enter_context(_quiet("api", folder, settings))
+        services = [
+            stack.enter_context(_quiet("worker", folder / str(i), settings)) for i in range(workers)
+        ]
+        requests_out = stack.enter_context(_WorkflowManager(broker_url, name))
+        yield Subject(
+            f"distributed, {api_processes} API process{'es' * (api_processes > 1)}",
+            lambda load: send(f"{api.url}/dicomweb/studies", load),
+            lambda: {
+                "api": api.process_ids(),
+                "worker": [pid for worker in services for pid in worker.process_ids()],
+            },
+            requests_out.times,
+        )
+
+
+class _WorkflowManager:
+    """Takes workflow requests as they come, and notes when."""
+
+    def __init__(self, broker_url: str, queue: str) -> None:
+        self._connection = pika.BlockingConnection(pika.URLParameters(broker_url))
+        self._times: dict[str, float] = {}
+        channel = self._connection.channel()
+        channel.basic_consume(queue, self._note, auto_ack=True)
+        self._consuming = threading.Thread(target=channel.start_consuming)
+        self._stop = partial(
+            self._connection.add_callback_threadsafe, lambda: channel.stop_consuming()
+        )
+
+    def _note(self, _channel: object, _method: object, _properties: object, body: bytes) -> None:
+        self._times[json.loads(body)["payload_id"]] = time.time()
+
+    def times(self, payload_ids: Sequence[str]) -> dict[str, float]:
+        wait_for(lambda: all(i in self._times for i in payload_ids), 600)
+        return {payload_id: self._times[payload_id] for payload_id in payload_ids}
+
+    def __enter__(self) -> "_WorkflowManager":
+        self._consuming.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+        self._consuming.join()
+        self._connection.close()
+
+
+@contextmanager
+def _quiet(command: str, folder: Path, settings: Mapping[str, str]) -> Iterator[Service]:
+    defaults = {"STOWGATE_RELAY_SECONDS": "5", "STOWGATE_LOG": "json"}
+    with running(command, folder, **{**defaults, **settings}) as service:
+        wait_for(lambda: _answers(f"{service.url}/health/ready"))
+        yield service
+
+
+def _declare(broker_url: str, name: str) -> None:
+    """The Workflow Manager's exchange and queue, as it declares them."""
+    with pika.BlockingConnection(pika.URLParameters(broker_url)) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(name, "topic", durable=True)
+        channel.queue_declare(name, durable=True, arguments={"x-queue-type": "quorum"})
+        channel.queue_bind(name, name, "md.workflow.request")
+
+
+def _remove(endpoint: ObjectStoreEndpoint, broker_url: str, name: str) -> None:
+    with pika.BlockingConnection(pika.URLParameters(broker_url)) as connection:
+        channel = connection.channel()
+        events = f"{name}-events"
+        for queue in (name, f"{events}.instances-stored", f"{events}.dead-letter"):
+            channel.queue_delete(queue)
+        for exchange in (name, events, f"{events}.dead-letter"):
+            channel.exchange_delete(exchange)
+    url = urlsplit(endpoint.url)
+    client = Minio(
+        endpoint=url.netloc,
+        access_key=endpoint.access_key,
+        secret_key=endpoint.secret_key,
+        secure=url.scheme == "https",
+        region="us-east-1",
+    )
+    _remove_buckets(client, name)

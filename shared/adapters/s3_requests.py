@@ -1,0 +1,128 @@
+"""Signed S3 requests (AWS Signature Version 4), for what minio-py's own calls cannot do.
+
+`put_object` sends no condition, hashes again what was hashed on arrival, and starts threads of its
+own for each object that goes in parts.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Self, cast
+from urllib.parse import quote, urlencode, urlsplit
+
+import urllib3
+from minio.credentials.credentials import Credentials
+from minio.error import S3Error
+from minio.signer import sign_v4_s3
+
+_RETRY_SECONDS = 2.0
+
+# A time-out is for one piece as it is sent; of plain bytes, all would be one piece.
+PIECE_BYTES = 256 * 1024
+
+
+class SignedRequests:
+    """Requests about the objects of one bucket, whose URL is `bucket_url`, with a `/` behind it."""
+
+    def __init__(
+        self,
+        pool: urllib3.PoolManager,
+        bucket_url: str,
+        *,
+        access_key: str,
+        secret_key: str,
+        region: str,
+    ) -> None:
+        self._pool = pool
+        self._bucket_url = bucket_url
+        self._credentials = Credentials(access_key, secret_key)
+        self._region = region
+
+    def send(
+        self,
+        method: str,
+        key: str,
+        body: bytes | bytearray = b"",
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        sha256: str | None = None,
+        again: bool = True,
+    ) -> urllib3.BaseHTTPResponse:
+        """The answer, which is a success.
+
+        `sha256` is the body's, in hexadecimal, where it is known; the store refuses a body with
+        another one. With `again` false the request is sent once, whatever comes of it. Raises
+        `S3Error`, and what urllib3 raises.
+        """
+        sha256 = sha256 or hashlib.sha256(body).hexdigest()
+        url = urlsplit(self._bucket_url + quote(key, safe="/~"))
+        if query:
+            url = url._replace(query=urlencode(query, quote_via=quote))
+        now = datetime.now(UTC)
+        signed: Any = sign_v4_s3(
+            method=method,
+            url=url,
+            region=self._region,
+            headers={
+                **(headers or {}),
+                "Content-Length": str(len(body)),
+                "Host": url.netloc,
+                "x-amz-content-sha256": sha256,
+                "x-amz-date": now.strftime("%Y%m%dT%H%M%SZ"),
+            },
+            credentials=self._credentials,
+            content_sha256=sha256,
+            date=now,
+        )
+        retries = BriefRetry.from_now() if again else False
+        response = self._pool.request(
+            method, url.geturl(), body=cast("bytes", body), headers=signed, retries=retries
+        )
+        if response.status not in (200, 204):
+            raise S3Error.fromxml(response)
+        return response
+
+
+class BriefRetry(urllib3.Retry):
+    """Another attempt after what may pass, unless too much time has passed since the first.
+
+    urllib3 alone counts attempts only: each might take its whole time-out. What the server names in
+    Retry-After, a minute with MinIO, is not waited for either.
+    """
+
+    def __init__(self, *, until: float, **named: Any) -> None:
+        super().__init__(**named)
+        self._until = until
+
+    @classmethod
+    def from_now(cls) -> Self:
+        return cls(
+            until=time.monotonic() + _RETRY_SECONDS,
+            total=2,
+            backoff_factor=0.1,
+            backoff_jitter=0.1,
+            status_forcelist=[500, 502, 503, 504],
+            raise_on_status=False,
+            respect_retry_after_header=False,
+        )
+
+    def new(self, **named: Any) -> Self:
+        return super().new(until=self._until, **named)
+
+    def increment(self, *given: Any, **named: Any) -> Self:
+        retry = self if time.monotonic() < self._until else self.new(total=0)
+        return super(BriefRetry, retry).increment(*given, **named)
+
+
+class BriefPool(urllib3.PoolManager):
+    def urlopen(  # type: ignore[override]  # as PoolManager's own
+        self, method: str, url: str, redirect: bool = True, **named: Any
+    ) -> urllib3.BaseHTTPResponse:
+        named.setdefault("retries", BriefRetry.from_now())
+        body = named.get("body")
+        if isinstance(body, bytes | bytearray) and len(body) > PIECE_BYTES:
+            view = memoryview(body)
+            named["body"] = [view[at : at + PIECE_BYTES] for at in range(0, len(body), PIECE_BYTES)]
+        return super().urlopen(method, url, redirect, **named)
