@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from clients import CLIENT_MISSING
 from engines import Engines, NotToBeHad, ObjectStoreEndpoint, object_store_client
 from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
@@ -59,11 +60,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [
         report
         for report in terminalreporter.stats.get("skipped", [])
-        if isinstance(report.longrepr, tuple) and MISSING in report.longrepr[2]
+        if isinstance(report.longrepr, tuple)
+        and any(missing in report.longrepr[2] for missing in (MISSING, CLIENT_MISSING))
     ]
     if not skipped:
         return
-    terminalreporter.section(f"{len(skipped)} engine tests were skipped", yellow=True)
+    terminalreporter.section(
+        f"{len(skipped)} tests of real engines and clients were skipped", yellow=True
+    )
     for reason in sorted({report.longrepr[2] for report in skipped}):
         terminalreporter.write_line(reason)
     for report in skipped:

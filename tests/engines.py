@@ -401,21 +401,27 @@ def _no_service_starts() -> Iterator[None]:
         policy.unlink()
 
 
-def broker_installed(stack: ExitStack, say: Say) -> Engine:
+def install_debian_package(package: str) -> None:
+    """As root on Debian, once per machine; no service of it is started. Raises `NotToBeHad`."""
     if os.geteuid() != 0:
-        raise NotToBeHad("not root, so rabbitmq-server cannot be installed")
+        raise NotToBeHad(f"not root, so {package} cannot be installed")
     apt_get = program("apt-get")
-    began = time.monotonic()
-    say("installing rabbitmq-server with apt-get (a minute or two, once per machine)")
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
     wait = "-oDPkg::Lock::Timeout=300"
-    install = [apt_get, "install", wait, "-y", "--no-install-recommends", "rabbitmq-server"]
-    with _one_run_at_a_time("rabbitmq-server"), _no_service_starts():
+    install = [apt_get, "install", wait, "-y", "--no-install-recommends", package]
+    with _one_run_at_a_time("apt-get"), _no_service_starts():
         try:
             _command(install, environment)
         except NotToBeHad:
             _command([apt_get, "update", wait], environment)
             _command(install, environment)
+
+
+def broker_installed(stack: ExitStack, say: Say) -> Engine:
+    began = time.monotonic()
+    if os.geteuid() == 0:
+        say("installing rabbitmq-server with apt-get (a minute or two, once per machine)")
+    install_debian_package("rabbitmq-server")
     server = program("rabbitmq-server")
     origin = f"{server}, installed in {time.monotonic() - began:.0f} s"
     return _start_rabbitmq(server, origin, stack)

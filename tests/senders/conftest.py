@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clients import from_debian, had_by_one_of, on_this_machine
 from instances import new_instance
 from service import Service, running
 
@@ -22,3 +23,10 @@ def desk(tmp_path: Path) -> Path:
     for number in range(3):
         (tmp_path / "series" / f"{number}.dcm").write_bytes(new_instance("MR_small.dcm"))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def curl() -> Path:
+    return had_by_one_of(
+        "curl", lambda: on_this_machine("curl"), lambda: from_debian("curl", "curl")
+    )
