@@ -43,6 +43,11 @@ _PIECE_BYTES = 1 << 20
 # With a sender that stalls, while others would be turned away.
 _PATIENCE_SECONDS = 5.0
 
+# Clients that send a generator a second time send one that is used up.
+_BODY_LOST = (
+    "the chunked body is empty: it was probably lost when the request was sent again; send it anew"
+)
+
 # A claim on an Idempotency-Key is renewed between pieces, also those of a slow sender.
 _KEYED_PIECE_BYTES = 1 << 16
 
@@ -132,6 +137,8 @@ def stow_blueprint(
             try:
                 return receive(g.body, target)
             except MalformedMultipart as error:
+                if g.body.received_bytes == 0:
+                    raise BadRequest(_BODY_LOST) from error
                 raise BadRequest(f"the multipart body is malformed: {error}") from error
 
     def receive(body: RequestBody, target: Target) -> Response:
@@ -274,10 +281,7 @@ def _parts(
 def _only_part(part: _OnlyPart) -> Iterator[ReceivedPart]:
     yield part
     if part.body.received_bytes == 0:
-        raise BadRequest(
-            "the chunked body is empty: it was probably lost when the request was "
-            "sent again; send it anew"
-        )
+        raise BadRequest(_BODY_LOST)
 
 
 def _digest(part: ReceivedPart) -> str:
