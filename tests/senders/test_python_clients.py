@@ -1,5 +1,6 @@
 """Clients written in Python, each as its users use it."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import httpx
 import pydicom
 import pytest
@@ -177,6 +179,21 @@ def test_a_form_is_refused_with_what_would_be_taken(stowgate: Service, desk: Pat
 
     assert answer.status_code == 415
     assert answer.headers["Accept-Post"] == "application/dicom, multipart/related"
+
+
+def test_the_multipart_writer_of_aiohttp_is_taken(stowgate: Service, desk: Path) -> None:
+    async def post() -> tuple[int, Any]:
+        with aiohttp.MultipartWriter("related") as body:
+            for path in (desk / "series").iterdir():
+                body.append(path.open("rb"), {"Content-Type": "application/dicom"})
+        url = f"{stowgate.url}/dicomweb/studies"
+        async with aiohttp.ClientSession() as session, session.post(url, data=body) as answer:
+            return answer.status, await answer.json(content_type="application/dicom+json")
+
+    status, dataset = asyncio.run(post())
+
+    assert status == 200
+    assert len(dataset["00081199"]["Value"]) == 3
 
 
 def test_the_snippets_for_requests_store_the_image_and_the_series(

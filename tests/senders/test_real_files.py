@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 - names are written in their own letters
 """What real files look like: each kind is stored byte for byte as sent, and described beside it.
 
 The kinds are named with the file that stands for each. Where the packages of pydicom have none, one
