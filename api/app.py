@@ -1,7 +1,7 @@
 """The Flask application, put together from parts that are handed in."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from flask import Flask, Response
@@ -12,6 +12,7 @@ from werkzeug.routing import PathConverter
 from api import audit, problems
 from api.auth import guard
 from api.auth.guard import Authenticator, Scope
+from api.cors import Cors
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest
 from api.openapi import openapi_document
@@ -61,6 +62,7 @@ def create_app(
     metrics: ApiMetrics,
     options: StowOptions,
     trusted_proxies: int = 0,
+    cors_origins: Collection[str] = (),
 ) -> Flask:
     app = Flask(__name__, static_folder=None)
     # A redirect loses the body of a sender that streams it, so both spellings are one path here.
@@ -87,6 +89,8 @@ def create_app(
     audit.install(app)
 
     app.wsgi_app = _OneSlash(app.wsgi_app)  # type: ignore[method-assign]
+    if cors_origins:
+        app.wsgi_app = Cors(app.wsgi_app, cors_origins)  # type: ignore[method-assign]
     if trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted_proxies)  # type: ignore[method-assign]
     return app

@@ -76,4 +76,5 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             public_url=settings.public_url,
         ),
         trusted_proxies=settings.trusted_proxies,
+        cors_origins=settings.cors_origins or (),
     )

@@ -135,6 +135,22 @@ def _some_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    """Exactly as browsers serialise them (RFC 6454 6.2), since they are compared byte by byte."""
+    given = tuple(word.strip() for word in text.split(","))
+    for origin in given:
+        found = re.fullmatch(
+            r"(https?)://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?", origin
+        )
+        if not found or (found[1], found[2]) in (("http", "80"), ("https", "443")):
+            raise ValueError(
+                "origins as browsers send them, with commas between, such as "
+                "https://viewer.example: in lower case, without a slash at the end, a default "
+                "port or *"
+            )
+    return given
+
+
 def _keys(text: str) -> str:
     """The URL of a JWK Set, or the absolute path of a file."""
     if "://" not in text:
@@ -230,6 +246,12 @@ class Settings:
     )
     metrics_open: bool = setting(
         "true", _flag, "`false` shows `/metrics` to callers with the scope `read` only"
+    )
+    cors_origins: tuple[str, ...] | None = setting(
+        None,
+        _origins,
+        "origins whose pages may call this API from a browser, such as `https://viewer.example`, "
+        "with commas between",
     )
     users: Path | None = setting(
         None, _path, "for `basic`: file of the users, a line of `stowgate user` each"

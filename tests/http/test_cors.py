@@ -1,0 +1,171 @@
+"""What a page of another origin gets to see. The browser's side of it is in tests/senders/."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+import requests
+from instances import new_instance
+from issuer import AUDIENCE, ISSUER, Key
+from service import Service, running
+
+PAGE = "https://viewer.example"
+LOCAL_PAGE = "http://[::1]:3000"
+ASKED = {
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type,idempotency-key",
+}
+READABLE = {"Accept-Post", "Allow", "Link", "Retry-After", "X-Correlation-ID", "X-Payload-ID"}
+DICOM = {"Content-Type": "application/dicom"}
+
+
+@pytest.fixture(scope="module")
+def open_to_pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(
+        "run",
+        tmp_path_factory.mktemp("pages"),
+        STOWGATE_CORS_ORIGINS=f"{PAGE}, {LOCAL_PAGE}",
+        STOWGATE_MAX_BODY_BYTES="100000",
+    ) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Asks for tokens of an issuer that is down."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as unused:
+        port = unused.getsockname()[1]
+    with running(
+        "run",
+        tmp_path_factory.mktemp("guarded"),
+        STOWGATE_CORS_ORIGINS=PAGE,
+        STOWGATE_AUTH="jwt",
+        STOWGATE_JWT_KEYS=f"http://127.0.0.1:{port}/keys",
+        STOWGATE_JWT_ISSUER=ISSUER,
+        STOWGATE_JWT_AUDIENCE=AUDIENCE,
+    ) as service:
+        yield service
+
+
+def preflight(service: Service, path: str, origin: str) -> requests.Response:
+    return requests.options(service.url + path, headers={"Origin": origin, **ASKED}, timeout=60)
+
+
+def words(answer: requests.Response, header: str) -> set[str]:
+    return {word.strip() for word in answer.headers[header].split(",")}
+
+
+def lets_read(answer: requests.Response, origin: str) -> bool:
+    return (
+        answer.headers.get("Access-Control-Allow-Origin") == origin
+        and words(answer, "Access-Control-Expose-Headers") >= READABLE
+        and "Origin" in words(answer, "Vary")
+    )
+
+
+@pytest.mark.parametrize("path", ["/dicomweb/studies", "//dicomweb/studies/", "/payloads/x", "/no"])
+def test_a_preflight_passes_without_credentials_whatever_the_path(
+    guarded: Service, path: str
+) -> None:
+    answer = preflight(guarded, path, PAGE)
+
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert answer.headers["Access-Control-Allow-Origin"] == PAGE
+    assert words(answer, "Access-Control-Allow-Methods") == {"GET", "POST"}
+    assert words(answer, "Access-Control-Allow-Headers") == {
+        "Accept",
+        "Authorization",
+        "Content-Type",
+        "Idempotency-Key",
+        "X-Correlation-ID",
+    }
+    assert "Access-Control-Allow-Credentials" not in answer.headers
+    assert "Origin" in words(answer, "Vary")
+
+
+def test_options_that_is_no_preflight_passes_nobody(guarded: Service) -> None:
+    answer = requests.options(f"{guarded.url}/payloads", headers={"Origin": PAGE}, timeout=60)
+
+    assert "Access-Control-Allow-Methods" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://viewer.example.attacker.example",
+        "https://other.viewer.example",
+        "http://viewer.example",
+        "https://viewer.example:8443",
+        "http://::3000",
+        "http://1:3000",
+        f"{PAGE}, {LOCAL_PAGE}",
+        "null",
+        "*",
+        "",
+    ],
+)
+def test_another_origin_gets_nothing_but_the_word_that_answers_differ(
+    open_to_pages: Service, origin: str
+) -> None:
+    headers = {"Origin": origin}
+    for answer in (
+        preflight(open_to_pages, "/dicomweb/studies", origin),
+        requests.post(f"{open_to_pages.url}/dicomweb/studies", headers=headers, timeout=60),
+        requests.get(f"{open_to_pages.url}/payloads", timeout=60),
+    ):
+        assert not [name for name in answer.headers if name.startswith("Access-Control-")]
+        assert "Origin" in words(answer, "Vary")
+
+
+@pytest.mark.parametrize("origin", [PAGE, LOCAL_PAGE])
+def test_a_page_reads_what_became_of_its_instances(open_to_pages: Service, origin: str) -> None:
+    url = f"{open_to_pages.url}/dicomweb/studies"
+    answer = requests.post(url, new_instance(), headers={"Origin": origin, **DICOM}, timeout=60)
+
+    assert answer.status_code == 200
+    assert lets_read(answer, origin)
+
+
+def test_a_page_reads_why_it_is_refused(open_to_pages: Service) -> None:
+    headers, url = {"Origin": PAGE}, open_to_pages.url
+    vae = {"virtualAeTitle": "SELDOM", "workflows": ["w"], "maxRequestsPerMinute": 1}
+    assert requests.post(f"{url}/config/vae", json=vae, headers=headers, timeout=60).ok
+    seldom, studies = f"{url}/dicomweb/vae/SELDOM/studies", f"{url}/dicomweb/studies"
+    assert requests.post(seldom, headers=headers, timeout=60).status_code == 204
+
+    for status, answer in {
+        400: requests.post(f"{studies}/none", headers=headers, timeout=60),
+        404: requests.get(f"{url}/nowhere", headers=headers, timeout=60),
+        405: requests.delete(studies, headers=headers, timeout=60),
+        409: requests.post(studies, b"no DICOM", headers=headers | DICOM, timeout=60),
+        413: requests.post(studies, bytes(100_001), headers=headers | DICOM, timeout=60),
+        415: requests.post(studies, "text", headers=headers, timeout=60),
+        429: requests.post(seldom, headers=headers, timeout=60),
+    }.items():
+        assert answer.status_code == status
+        assert lets_read(answer, PAGE), status
+
+
+def test_a_page_reads_that_it_needs_a_token_or_that_tokens_cannot_be_checked(
+    guarded: Service,
+) -> None:
+    url, token = f"{guarded.url}/dicomweb/studies", Key("any").token()
+    none = requests.post(url, headers={"Origin": PAGE}, timeout=60)
+    some = requests.post(
+        url, headers={"Origin": PAGE, "Authorization": f"Bearer {token}"}, timeout=60
+    )
+
+    assert (none.status_code, some.status_code) == (401, 503)
+    assert "WWW-Authenticate" in words(none, "Access-Control-Expose-Headers")
+    assert lets_read(none, PAGE)
+    assert lets_read(some, PAGE)
+
+
+def test_without_the_setting_no_page_is_let_in(stowgate: Service) -> None:
+    for answer in (
+        preflight(stowgate, "/dicomweb/studies", PAGE),
+        requests.get(f"{stowgate.url}/payloads", headers={"Origin": PAGE}, timeout=60),
+    ):
+        assert not [name for name in answer.headers if name.startswith("Access-Control-")]
+        assert "Vary" not in answer.headers
