@@ -1,12 +1,23 @@
 """Programs that send, from wherever they can be had."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from engines import NotToBeHad, install_debian_package, program
+from engines import (
+    CACHE,
+    NotToBeHad,
+    install_debian_package,
+    one_run_at_a_time,
+    program,
+    run_command,
+)
 
+NPM_PACKAGES = Path(__file__).resolve().parent / "senders"
 CLIENT_MISSING = "client missing: "
 
 
@@ -32,3 +43,19 @@ def on_this_machine(name: str) -> Path:
 def from_debian(package: str, name: str) -> Path:
     install_debian_package(package)
     return Path(program(name))
+
+
+def npm_packages(npm: Path) -> Path:
+    """A folder with the packages of package-lock.json in its node_modules, installed once."""
+    lock = NPM_PACKAGES / "package-lock.json"
+    target = CACHE / f"npm-{sha256(lock.read_bytes()).hexdigest()[:16]}"
+    with one_run_at_a_time("npm"), tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        if not target.exists():
+            new = Path(folder) / "new"
+            new.mkdir()
+            for file in (NPM_PACKAGES / "package.json", lock):
+                shutil.copy(file, new)
+            quiet = ["--ignore-scripts", "--no-audit", "--no-fund"]
+            run_command([str(npm), "ci", "--prefix", str(new), *quiet], {})
+            os.replace(new, target)
+    return target

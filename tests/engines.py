@@ -232,7 +232,7 @@ def lasting_port() -> int:
             return port
 
 
-def _start_process(
+def start_process(
     command: list[str], environment: dict[str, str], folder: Path, stack: ExitStack
 ) -> Callable[[], bool]:
     """Run a command until the stack closes or this process dies; returns whether it still runs."""
@@ -254,7 +254,7 @@ def _start_process(
     return lambda: process.poll() is None
 
 
-def _temporary_folder(stack: ExitStack) -> Path:
+def temporary_folder(stack: ExitStack) -> Path:
     return Path(
         stack.enter_context(
             tempfile.TemporaryDirectory(prefix="stowgate-engine-", ignore_cleanup_errors=True)
@@ -263,10 +263,10 @@ def _temporary_folder(stack: ExitStack) -> Path:
 
 
 def _start_minio(server: str, origin: str, stack: ExitStack) -> Engine:
-    folder = _temporary_folder(stack)
+    folder = temporary_folder(stack)
     place, console = f"127.0.0.1:{lasting_port()}", f"127.0.0.1:{lasting_port()}"
     endpoint = ObjectStoreEndpoint(f"http://{place}", secrets.token_hex(8), secrets.token_hex(16))
-    alive = _start_process(
+    alive = start_process(
         [server, "server", str(folder / "data"), "--address", place, "--console-address", console],
         {
             "MINIO_ROOT_USER": endpoint.access_key,
@@ -300,7 +300,7 @@ def rabbitmq_environment(folder: Path, port: int, epmd_port: int) -> dict[str, s
 
 
 def _start_rabbitmq(server: str, origin: str, stack: ExitStack) -> Engine:
-    folder = _temporary_folder(stack)
+    folder = temporary_folder(stack)
     port, epmd_port, password = lasting_port(), lasting_port(), secrets.token_hex(16)
     (folder / "rabbitmq.conf").write_text(
         f"default_user = stowgate\ndefault_pass = {password}\ndefault_vhost = tests\n"
@@ -308,10 +308,10 @@ def _start_rabbitmq(server: str, origin: str, stack: ExitStack) -> Engine:
     environment = rabbitmq_environment(folder, port, epmd_port)
     if epmd := shutil.which("epmd"):
         # One that RabbitMQ starts itself is a daemon and would stay behind.
-        alive = _start_process([epmd], environment, folder, stack)
+        alive = start_process([epmd], environment, folder, stack)
         epmd_place = ("127.0.0.1", epmd_port)
         _until_it_answers(epmd, lambda: socket.create_connection(epmd_place).close(), alive=alive)
-    alive = _start_process([server], environment, folder, stack)
+    alive = start_process([server], environment, folder, stack)
     url = f"amqp://stowgate:{password}@127.0.0.1:{port}/tests"
     _until_it_answers(origin, lambda: ask(url), alive=alive)
     return Engine(url, origin)
@@ -344,14 +344,14 @@ def _broker_on_this_machine(stack: ExitStack, _say: Say) -> Engine:
 
 
 @contextmanager
-def _one_run_at_a_time(name: str) -> Iterator[None]:
+def one_run_at_a_time(name: str) -> Iterator[None]:
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _command(command: list[str], environment: dict[str, str]) -> None:
+def run_command(command: list[str], environment: dict[str, str]) -> None:
     try:
         subprocess.run(
             command,
@@ -375,10 +375,10 @@ def object_store_built(stack: ExitStack, say: Say) -> Engine:
     began = time.monotonic()
     say(f"building minio with {go} (some minutes, once per checkout)")
     target = CACHE / "minio"
-    with _one_run_at_a_time("minio"):
+    with one_run_at_a_time("minio"):
         if not target.exists():
             with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-                _command(
+                run_command(
                     [go, "install", "-ldflags=-s -w", MINIO_MODULE],
                     {"GOBIN": folder, "CGO_ENABLED": "0"},
                 )
@@ -409,12 +409,12 @@ def install_debian_package(package: str) -> None:
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
     wait = "-oDPkg::Lock::Timeout=300"
     install = [apt_get, "install", wait, "-y", "--no-install-recommends", package]
-    with _one_run_at_a_time("apt-get"), _no_service_starts():
+    with one_run_at_a_time("apt-get"), _no_service_starts():
         try:
-            _command(install, environment)
+            run_command(install, environment)
         except NotToBeHad:
-            _command([apt_get, "update", wait], environment)
-            _command(install, environment)
+            run_command([apt_get, "update", wait], environment)
+            run_command(install, environment)
 
 
 def broker_installed(stack: ExitStack, say: Say) -> Engine:

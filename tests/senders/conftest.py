@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clients import from_debian, had_by_one_of, on_this_machine
+from clients import from_debian, had_by_one_of, npm_packages, on_this_machine
 from instances import new_instance
 from service import Service, running
 
@@ -29,4 +29,37 @@ def desk(tmp_path: Path) -> Path:
 def curl() -> Path:
     return had_by_one_of(
         "curl", lambda: on_this_machine("curl"), lambda: from_debian("curl", "curl")
+    )
+
+
+@pytest.fixture(scope="session")
+def node() -> Path:
+    return had_by_one_of(
+        "node", lambda: on_this_machine("node"), lambda: from_debian("nodejs", "node")
+    )
+
+
+@pytest.fixture(scope="session")
+def npm_folder() -> Path:
+    """Where node_modules has dicomweb-client and what it needs outside a browser."""
+    return had_by_one_of(
+        "dicomweb-client (npm)",
+        lambda: npm_packages(on_this_machine("npm")),
+        lambda: npm_packages(from_debian("npm", "npm")),
+    )
+
+
+@pytest.fixture(scope="session")
+def go() -> Path:
+    return had_by_one_of(
+        "go", lambda: on_this_machine("go"), lambda: from_debian("golang-go", "go")
+    )
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Path:
+    return had_by_one_of(
+        "chromium",
+        lambda: on_this_machine("chromium"),
+        lambda: from_debian("chromium", "chromium"),
     )
