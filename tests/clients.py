@@ -17,6 +17,7 @@ from engines import (
     run_command,
 )
 
+ORTHANC_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 NPM_PACKAGES = Path(__file__).resolve().parent / "senders"
 CLIENT_MISSING = "client missing: "
 
@@ -43,6 +44,18 @@ def on_this_machine(name: str) -> Path:
 def from_debian(package: str, name: str) -> Path:
     install_debian_package(package)
     return Path(program(name))
+
+
+def orthanc_on_this_machine() -> Path:
+    """With its DICOMweb plug-in, where Debian puts that."""
+    if not ORTHANC_PLUGIN.exists():
+        raise NotToBeHad(f"no {ORTHANC_PLUGIN} on this machine")
+    return on_this_machine("Orthanc")
+
+
+def orthanc_from_debian() -> Path:
+    install_debian_package("orthanc-dicomweb")
+    return orthanc_on_this_machine()
 
 
 def npm_packages(npm: Path) -> Path:

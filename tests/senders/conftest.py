@@ -4,7 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clients import from_debian, had_by_one_of, npm_packages, on_this_machine
+from clients import (
+    from_debian,
+    had_by_one_of,
+    npm_packages,
+    on_this_machine,
+    orthanc_from_debian,
+    orthanc_on_this_machine,
+)
 from instances import new_instance
 from service import Service, running
 
@@ -63,3 +70,8 @@ def chromium() -> Path:
         lambda: on_this_machine("chromium"),
         lambda: from_debian("chromium", "chromium"),
     )
+
+
+@pytest.fixture(scope="session")
+def orthanc() -> Path:
+    return had_by_one_of("Orthanc", orthanc_on_this_machine, orthanc_from_debian)

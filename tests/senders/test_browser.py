@@ -19,6 +19,9 @@ from snippets import snippet
 ANSWER_SECONDS = 60
 MAX_BODY_BYTES = 1 << 20
 
+# A client that is installed first is a fixture, and may take minutes.
+pytestmark = pytest.mark.timeout(180, func_only=True)
+
 # What a page's script returns, or the error that ends it, is told to the page's own server.
 PAGE = """<!doctype html>
 <script type="importmap">{"imports": {"dicomweb-client": "/dicomweb-client.es.js"}}</script>

@@ -14,6 +14,9 @@ from snippets import snippet
 MAX_BODY_BYTES = 1 << 20
 LARGE_BYTES = 32 << 20
 
+# A client that is installed first is a fixture, and may take minutes.
+pytestmark = pytest.mark.timeout(180, func_only=True)
+
 Run = Callable[..., str]
 
 
