@@ -178,7 +178,7 @@ export default async () => {
 
 def _snippet(url: str, token: str | None = None) -> str:
     """With the token where the page says that it goes."""
-    code = snippet("dicomweb-client (npm) and OHIF", "js", 2, url=url)
+    code = snippet("A page in a browser", "js", url=url)
     return f'{code}\nclient.headers = {{ Authorization: "Bearer {token}" }};' if token else code
 
 
