@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
+from instances import uid
 
 STOWGATE = Path(sys.executable).with_name("stowgate")
 
@@ -59,6 +60,15 @@ class Service:
             return payload if payload["state"] == "opened" else None
 
         return wait_for(look, seconds)
+
+    def payloads_with(self, instance: bytes) -> set[str]:
+        """Ids of those that hold it, byte for byte; uploads may come and go meanwhile."""
+        name = f"{uid(instance, 'SOPInstanceUID')}.dcm"
+        bucket = self.data / "monaideploy"
+        found = [Path(folder, name) for folder, _, names in os.walk(bucket) if name in names]
+        return {
+            path.relative_to(bucket).parts[0] for path in found if path.read_bytes() == instance
+        }
 
     def process_ids(self) -> list[int]:
         """Its own and those of its children, which an API's requests run in."""
