@@ -47,6 +47,9 @@ class _ClaimSchema(Schema):
     until = UtcDateTime(required=True)
 
 
+_SCHEMA = _ClaimSchema()
+
+
 class ClaimedKey:
     """A key that this POST holds until `until`, as long as it renews it."""
 
@@ -128,7 +131,7 @@ class IdempotencyKeys:
                 if found is None:
                     version = self._store.create(place, _encode(claim), _JSON)
                 else:
-                    first = _Claim(**_ClaimSchema().load(orjson.loads(found.data)))
+                    first = _Claim(**_SCHEMA.load(orjson.loads(found.data)))
                     if first.claimed_at + KEYS_KEPT > now:
                         if self._records.find(first.payload_id) is not None:
                             return first.payload_id
@@ -151,4 +154,4 @@ def fingerprint(part_digests: Iterable[str]) -> str:
 
 
 def _encode(claim: _Claim) -> bytes:
-    return orjson.dumps(_ClaimSchema().dump(asdict(claim)))
+    return orjson.dumps(_SCHEMA.dump(asdict(claim)))

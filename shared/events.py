@@ -27,6 +27,9 @@ class _InstancesStoredSchema(Schema):
     correlation_id = fields.String(required=True)
 
 
+_SCHEMA = _InstancesStoredSchema()
+
+
 def encode(event: InstancesStored, exchange: str, routing_key: str) -> Message:
     return Message(
         exchange=exchange,
@@ -43,7 +46,7 @@ def encode(event: InstancesStored, exchange: str, routing_key: str) -> Message:
 def decode(body: bytes) -> InstancesStored:
     """Raises `MalformedEvent`; the text never repeats what the body holds."""
     try:
-        event = InstancesStored(**_InstancesStoredSchema().load(orjson.loads(body)))
+        event = InstancesStored(**_SCHEMA.load(orjson.loads(body)))
     except (ValueError, ValidationError) as error:
         raise MalformedEvent("the body is no InstancesStored event") from error
     if not (is_guid(event.payload_id) and is_guid(event.correlation_id)):

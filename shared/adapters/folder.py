@@ -3,6 +3,10 @@
 Everything is written to `.tmp/` first, made durable, and then moved to its name in one step; names
 that begin with a dot are the store's own. Whatever changes a name in the bucket does so under one
 `flock`, which ends with the process that held it.
+
+Two fsyncs make an object durable: of the file, and of its folder. The folders above, where they are
+new, came first, and a journal is written in its order (ext4, XFS, Btrfs). What was deleted may come
+back after a power failure.
 """
 
 import errno
@@ -159,16 +163,12 @@ class FolderObjectStore:
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these and the folders that they leave empty; nothing there is no error."""
-        changed = set()
         for key in keys:
             path = self._path(key)
             nothing_there = suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
             with self._typed(f"delete {key}"), self._locked(), nothing_there:
                 path.unlink()
-                changed.add(self._remove_empty_folders(path.parent))
-        for folder in changed:
-            with self._typed("delete"), suppress(FileNotFoundError):  # removed with its parent
-                _sync_folder(folder)
+                self._remove_empty_folders(path.parent)
 
     def has_room(self) -> bool:
         """False when fewer than `min_free_bytes` are free to this user."""
@@ -239,7 +239,7 @@ class FolderObjectStore:
 
     def _place(self, path: Path, doing: str, move: Callable[[], None]) -> None:
         with self._typed(doing), self._locked():
-            _make_folders(path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
             move()
         # Where the folder is gone, so is the object: deleted since.
         with self._typed(doing), suppress(FileNotFoundError):
@@ -254,15 +254,14 @@ class FolderObjectStore:
         finally:
             os.close(file)
 
-    def _remove_empty_folders(self, folder: Path) -> Path:
-        """Remove the folder and those above it as far as they are empty; returns who is left."""
+    def _remove_empty_folders(self, folder: Path) -> None:
+        """Remove the folder and those above it as far as they are empty."""
         while folder != self._root:
             try:
                 folder.rmdir()
             except OSError:  # not empty; and an empty one that stays harms nobody
                 break
             folder = folder.parent
-        return folder
 
     def _walk(self, folder: str, after: str) -> Iterator[ListedObject]:
         with self._typed(f"list {folder!r}"):
@@ -295,16 +294,6 @@ def _names(folder: Path) -> list[str]:
             )
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _make_folders(folder: Path) -> None:
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for new in reversed(missing):
-        new.mkdir()
-        _sync_folder(new.parent)
 
 
 def _sync_folder(folder: Path) -> None:
