@@ -2,13 +2,12 @@
 
 import socket
 import time
-from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from gunicorn.http.errors import ParseException
 
 from api.arrivals import arrivals
-from api.hourglass import Hourglass
+from api.hourglass import Hourglass, stop_receiving
 from api.problems import BadRequest, SenderTooSlow, TooLarge
 
 # Less is next to nothing: an instance of half a megabyte would take two minutes.
@@ -135,5 +134,4 @@ class RequestBody:
         """End a read that is under way; for another thread."""
         if self._sock is not None:
             self._cut = True
-            with suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RD)
+            stop_receiving(self._sock)

@@ -1,7 +1,9 @@
 """An end to what takes too long, told from a thread of its own."""
 
+import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Protocol
 
 
@@ -9,12 +11,20 @@ class Cuttable(Protocol):
     def cut(self) -> None: ...
 
 
+def stop_receiving(sock: socket.socket) -> None:
+    """Wake whoever reads from it with an end; an answer can still be sent.
+
+    Not by `SSLSocket.shutdown`, behind which all that is sent goes out unencrypted.
+    """
+    with suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RD)
+
+
 class Hourglass:
     """Ends reads that take too long, of any number of senders, from a thread of its own.
 
     A socket's time-out starts anew with every byte, so it does not end a sender that trickles.
-    `cut` is to shut the receiving side down: that wakes whoever reads from it, and an answer can
-    still be sent.
+    `cut` is to call `stop_receiving`.
     """
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ import resource
 import select
 import selectors
 import socket
+import ssl
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -20,9 +21,10 @@ from gunicorn.glogging import Logger
 from gunicorn.http import errors, message
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from api.hourglass import Hourglass
+from api.hourglass import Hourglass, stop_receiving
 
 _HEAD_SECONDS = 5.0
+_HANDSHAKE_SECONDS = 10.0
 
 # Of a request that is no upload; an upload has limits of its own.
 _SMALL_BODY_SECONDS = 5.0
@@ -35,6 +37,11 @@ _LINGER_BYTES = 64 << 20
 _LINGER_SECONDS = 5.0
 
 _PIECE_BYTES = 64 << 10
+
+
+class _PlainHttp(errors.ParseException):  # type: ignore[misc]
+    """A request without TLS where TLS is spoken."""
+
 
 _REFUSALS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
     (errors.LimitRequestLine, HTTPStatus.REQUEST_URI_TOO_LONG, "the request line is too long"),
@@ -63,6 +70,7 @@ _REFUSALS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
         "a header field is malformed or contradicts another",
     ),
     (errors.ObsoleteFolding, HTTPStatus.BAD_REQUEST, "a header field is folded over lines"),
+    (_PlainHttp, HTTPStatus.BAD_REQUEST, "HTTPS is spoken here: the URL has to begin with https"),
     (errors.ParseException, HTTPStatus.BAD_REQUEST, "the request is no HTTP/1.1"),
 )
 
@@ -72,7 +80,8 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     `on_exit` is called in a worker process when it ends, and `on_child_exit` with its process id
     in the parent after that. A request line of more than `request_line_bytes` is answered with 414,
-    and a head, that line included, of more than `head_bytes` with 431.
+    and a head, that line included, of more than `head_bytes` with 431. With `tls` it speaks HTTPS
+    and nothing else.
     """
 
     def __init__(
@@ -84,11 +93,13 @@ class Server(BaseApplication):  # type: ignore[misc]
         threads: int,
         request_line_bytes: int,
         head_bytes: int,
+        tls: ssl.SSLContext | None,
         on_exit: Callable[[], None],
         on_child_exit: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.request_line_bytes = request_line_bytes
         self.head_bytes = head_bytes
+        self.tls = tls
         self._make_app = make_app
         self._options = {
             "bind": f"fd://{listener.fileno()}",
@@ -157,8 +168,7 @@ class _SmallBody:
         self._sock = sock
 
     def cut(self) -> None:
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RD)
+        stop_receiving(self._sock)
 
 
 def _has_room(sock: socket.socket) -> bool:
@@ -168,6 +178,18 @@ def _has_room(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def _say_the_end(sock: ssl.SSLSocket) -> None:
+    """RFC 8446 6.1: without a close_notify a peer may take the answer for one that was cut."""
+    # The peer's own close_notify is not waited for, and that is an error to `unwrap`.
+    with suppress(OSError, ValueError):
+        sock.unwrap()
+
+
+def _has_decrypted(sock: socket.socket) -> bool:
+    """Whether there is data that no poller tells of, as it is no longer with the kernel."""
+    return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+
+
 class PatientWorker(ThreadWorker):  # type: ignore[misc]
     """gunicorn's worker, in which a connection takes a thread only while its request is served.
 
@@ -175,7 +197,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     request's head never comes, and waits on its main loop for peers that do not close, so that a
     few connections keep everyone out. Here both wait in the poller of the main loop, which costs
     a file descriptor each: a head until it is whole, and a connection behind its last answer until
-    its peer closes. All methods run on the main loop except `handle` and what it calls.
+    its peer closes. So does a TLS handshake. All methods run on the main loop except `handle` and
+    what it calls; none of them waits.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -191,26 +214,78 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self._close(next(iter(self._ends)))
 
     def enqueue_req(self, conn: TConn) -> None:
-        """Where gunicorn gives a connection a thread: new, readable again, or read ahead.
-
-        What a pipelining sender sent of its next request is in the parser's buffer already.
-        """
-        conn.init()
+        """Where gunicorn gives a connection a thread: new, readable again, or read ahead."""
         conn.sock.setblocking(False)
         self._ends[conn] = time.monotonic() + self.cfg.keepalive
+        if self.app.tls is not None and conn.parser is None:
+            self._begin_tls(conn, self.app.tls)
+        else:
+            self._await_head(conn)
+
+    def _begin_tls(self, conn: TConn, tls: ssl.SSLContext) -> None:
+        self._ends[conn] = time.monotonic() + _HANDSHAKE_SECONDS
+        try:
+            conn.sock = tls.wrap_socket(conn.sock, server_side=True, do_handshake_on_connect=False)
+        except OSError:
+            # The peer is gone already.
+            self._close(conn)
+            return
+        self.poller.register(
+            conn.sock, selectors.EVENT_READ, lambda _: self._go_on_with_handshake(conn)
+        )
+
+    def _go_on_with_handshake(self, conn: TConn) -> None:
+        if conn not in self._ends:
+            return
+        awaited = selectors.EVENT_READ
+        try:
+            conn.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLWantWriteError:
+            awaited = selectors.EVENT_WRITE
+        except OSError as error:
+            self._refuse_handshake(conn, error)
+            return
+        else:
+            self.poller.unregister(conn.sock)
+            self._await_head(conn)
+            return
+        self.poller.modify(conn.sock, awaited, lambda _: self._go_on_with_handshake(conn))
+
+    def _refuse_handshake(self, conn: TConn, error: OSError) -> None:
+        reason = error.reason if isinstance(error, ssl.SSLError) else None
+        if reason == "HTTP_REQUEST":
+            self.poller.unregister(conn.sock)
+            # Without TLS, or the peer could not read it.
+            conn.sock = socket.socket(fileno=conn.sock.detach())
+            self.handle_error(None, conn.sock, conn.client, _PlainHttp())
+            self._linger(conn)
+            return
+        if reason is not None and not isinstance(error, ssl.SSLEOFError):
+            # A name out of OpenSSL's list, and nothing that was sent.
+            self.log.warning("TLS handshake with %s failed: %s", conn.client[0], reason)
+        self._close(conn)
+
+    def _await_head(self, conn: TConn) -> None:
+        """What a pipelining sender sent of its next request is in the parser's buffer already, or
+        was decrypted together with the request before it."""
+        conn.init()
+        conn.sock.setblocking(False)
         if conn.parser.unreader.buf.getvalue():
             self._ends[conn] = time.monotonic() + _HEAD_SECONDS
         if self._is_whole(conn):
             self._serve(conn)
-        else:
-            self.poller.register(
-                conn.sock, selectors.EVENT_READ, lambda _: self._receive_head(conn)
-            )
+            return
+        self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._receive_head(conn))
+        if _has_decrypted(conn.sock):
+            self._receive_head(conn)
 
     def _receive_head(self, conn: TConn) -> None:
         try:
+            # More than a TLS record has, so that nothing is left where the poller does not see it.
             data = conn.sock.recv(_PIECE_BYTES)
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantReadError):
             return
         except OSError:
             data = b""
@@ -268,13 +343,16 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         so those that stall together are ended together, however many they are.
         """
         conn.sock.settimeout(_SOCKET_SECONDS)
+        if self.app.tls is not None:
+            req.scheme = "https"
         body = _SmallBody(conn.sock)
         if not req.path.lstrip("/").startswith(_UPLOADS):
             self._hourglass.turn(body, conn.body_end)
         try:
             return bool(super().handle_request(req, conn))
-        except TimeoutError:
-            # A peer that does not take its answer; gunicorn would log it as an error of ours.
+        except (TimeoutError, ssl.SSLError):
+            # A peer that does not take its answer, or one whose encryption is broken; gunicorn
+            # would log it as an error of ours.
             return False
         finally:
             self._hourglass.stop(body)
@@ -283,7 +361,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         """gunicorn would wait 5 s for a body that the application left unread."""
         try:
             return keepalive and conn.parser.finish_body(deadline=time.monotonic() + 0.1)
-        except errors.ParseException:
+        except (errors.ParseException, ssl.SSLError):
             # The answer was sent; gunicorn would send a refusal behind it.
             return False
 
@@ -329,6 +407,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     def finish_request(self, conn: TConn, fs: "Future[bool]") -> None:
         if fs.cancelled() or fs.exception() or not fs.result():
             self._linger(conn)
+        elif _has_decrypted(conn.sock):
+            self.enqueue_req(conn)
         else:
             super().finish_request(conn, fs)
 
@@ -340,8 +420,11 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._ends[conn] = time.monotonic() + _LINGER_SECONDS
         conn.linger_bytes = _LINGER_BYTES
         try:
-            conn.sock.shutdown(socket.SHUT_WR)
             conn.sock.setblocking(False)
+            if isinstance(conn.sock, ssl.SSLSocket):
+                _say_the_end(conn.sock)
+            # From here on what comes is not decrypted, only forgotten.
+            conn.sock.shutdown(socket.SHUT_WR)
             self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._forget(conn))
         except (OSError, ValueError):
             self._close(conn)

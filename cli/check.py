@@ -11,6 +11,7 @@ from uuid import uuid4
 import click
 
 from api.auth.authenticators import authenticator
+from api.tls import server_context
 from shared.config import BadSetting, Settings, guard_listen, load_settings, unknown_variables
 from shared.engines import Engines, open_engines
 from shared.errors import StowgateError, VersionConflict
@@ -47,6 +48,8 @@ def check() -> None:
 
 def _attempts(settings: Settings, engines: Engines) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "who may enter", lambda: _try_auth(settings)
+    if settings.tls_certificate is not None:
+        yield "TLS certificate and key", lambda: _try_tls(settings)
     yield "spool", lambda: _try_spool(settings)
     yield f"bucket {settings.bucket}", lambda: _try_bucket(engines.instances)
     yield f"bucket {settings.state_bucket}", lambda: _try_bucket(engines.state)
@@ -57,6 +60,10 @@ def _attempts(settings: Settings, engines: Engines) -> Iterator[tuple[str, Calla
 def _try_auth(settings: Settings) -> None:
     guard_listen(settings)
     authenticator(settings).ping()
+
+
+def _try_tls(settings: Settings) -> None:
+    server_context(settings)
 
 
 def _try_spool(settings: Settings) -> None:

@@ -4,6 +4,7 @@ import base64
 import functools
 import json
 import re
+import ssl
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -14,7 +15,7 @@ from urllib.parse import quote
 import click
 import urllib3
 
-from shared.config import Settings, load_settings
+from shared.config import BadSetting, Settings, load_settings
 
 UNUSABLE = 2
 
@@ -33,16 +34,22 @@ class Api:
 
     url: str
     headers: dict[str, str] = field(repr=False)
+    ca: Path | None = None
+    """Certificates of which one has to vouch for the API's; None for those the system trusts."""
+
+    def pool(self, timeout: urllib3.Timeout) -> urllib3.PoolManager:
+        ca_certs = str(self.ca) if self.ca else None
+        return urllib3.PoolManager(retries=False, timeout=timeout, ca_certs=ca_certs)
 
     def call(self, method: str, path: str, body: Any = None, **fields: str) -> Any:
         """One JSON request. Raises `Unusable` for anything but success."""
-        pool = urllib3.PoolManager(retries=False, timeout=30.0, headers=self.headers)
+        pool = self.pool(urllib3.Timeout(30.0))
         url = self.url + path
         try:
             if body is None:
-                answer = pool.request(method, url, fields=fields or None)
+                answer = pool.request(method, url, fields=fields or None, headers=self.headers)
             else:
-                answer = pool.request(method, url, json=body)
+                answer = pool.request(method, url, json=body, headers=self.headers)
         except urllib3.exceptions.HTTPError as error:
             raise unreachable(url, error) from error
         if answer.status >= 400:
@@ -75,9 +82,14 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
         *args: Any, url: str | None, user: str | None, token_file: Path | None, **options: Any
     ) -> None:
         settings = load_settings()
-        where = url or settings.public_url or f"http://{settings.listen}"
+        where = url or settings.public_url or f"{settings.scheme}://{settings.listen}"
         headers = _credentials(settings, user, token_file)
-        command(*args, api=Api(where.rstrip("/"), headers), **options)
+        if settings.client_ca and not _holds_certificates(settings.client_ca):
+            raise BadSetting(
+                f"STOWGATE_CLIENT_CA is '{settings.client_ca}', but must be a PEM file with "
+                "certificates"
+            )
+        command(*args, api=Api(where.rstrip("/"), headers, settings.client_ca), **options)
 
     return with_options
 
@@ -99,7 +111,20 @@ def _credentials(settings: Settings, user: str | None, token_file: Path | None) 
     return {}
 
 
+def _holds_certificates(path: Path) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError:
+        return False
+    return True
+
+
 def unreachable(url: str, error: Exception) -> Unusable:
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return Unusable(
+            f"{url} cannot be trusted ({error}): its certificate must have the host of the URL, "
+            "and one that STOWGATE_CLIENT_CA names, or that the system trusts, must vouch for it"
+        )
     return Unusable(f"{url} cannot be reached ({type(error).__name__}): is Stowgate running there?")
 
 

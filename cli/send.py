@@ -39,7 +39,7 @@ def send(
     if not files:
         raise Unusable("none of the paths holds a DICOM file")
     target = _target(api.url, study, workflow, vae)
-    answer = _post(target, files, api.headers)
+    answer = _post(api, target, files)
     if answer.status in (200, 202, 409) and "dicom+json" in answer.headers["Content-Type"]:
         sys.exit(_report(files, answer))
     raise Unusable(refusal(answer))
@@ -110,21 +110,21 @@ class _MultipartBody:
         yield self._end
 
 
-def _post(target: str, files: list[Path], credentials: dict[str, str]) -> urllib3.BaseHTTPResponse:
+def _post(api: Api, target: str, files: list[Path]) -> urllib3.BaseHTTPResponse:
     console = Console(stderr=True)
     columns = ("sending", BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
         body = _MultipartBody(files, lambda count: progress.advance(task, count))
         progress.update(task, total=body.size_bytes)
-        headers = credentials | {
+        headers = api.headers | {
             "Content-Type": (
                 f'multipart/related; type="application/dicom"; boundary="{body.boundary}"'
             ),
             "Content-Length": str(body.size_bytes),
             "Accept": "application/dicom+json",
         }
-        pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=10, read=300))
+        pool = api.pool(urllib3.Timeout(connect=10, read=300))
         try:
             return pool.request("POST", target, body=body, headers=headers)
         except urllib3.exceptions.HTTPError as error:

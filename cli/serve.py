@@ -13,6 +13,7 @@ import click
 import structlog
 
 from api.server import Server
+from api.tls import server_context
 from shared.config import (
     METRICS_FOLDER,
     BadSetting,
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 def run() -> None:
     """Run API and worker in one process: all that is needed on one machine."""
     settings = _start_api()
+    tls = server_context(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
-    _say_where(settings, url_of(listener))
+    _say_where(settings, url_of(listener, settings.scheme))
     embedded: list[tuple[Worker, Engines]] = []
 
     def make_app() -> "Flask":
@@ -66,6 +68,7 @@ def run() -> None:
         threads=settings.api_threads,
         request_line_bytes=settings.max_request_line_bytes,
         head_bytes=settings.max_head_bytes,
+        tls=tls,
         on_exit=on_exit,
     ).run()
 
@@ -74,8 +77,9 @@ def run() -> None:
 def api() -> None:
     """Run the HTTP front end alone; any number may run on one store and broker."""
     settings = _start_api()
+    tls = server_context(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
-    click.echo(f"Stowgate's API listens on {url_of(listener)}")
+    click.echo(f"Stowgate's API listens on {url_of(listener, settings.scheme)}")
     opened: list[Engines] = []
 
     def make_app() -> "Flask":
@@ -109,6 +113,7 @@ def api() -> None:
             threads=settings.api_threads,
             request_line_bytes=settings.max_request_line_bytes,
             head_bytes=settings.max_head_bytes,
+            tls=tls,
             on_exit=on_exit,
             on_child_exit=on_child_exit,
         ).run()

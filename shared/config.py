@@ -233,6 +233,15 @@ class Settings:
         _url("http://", "https://", path=True),
         "base of RetrieveURL and of links; without it links are relative",
     )
+    tls_certificate: Path | None = setting(
+        None,
+        _path,
+        "the API's certificate, a PEM file with those that vouch for it behind it; with it the API "
+        "speaks HTTPS and nothing else, by TLS 1.2 or newer",
+    )
+    tls_key: Path | None = setting(
+        None, _path, "private key of that certificate, a PEM file that is not encrypted"
+    )
     auth: str = setting(
         "none",
         _one_of("none", "basic", "jwt"),
@@ -284,6 +293,12 @@ class Settings:
     client_password: str | None = setting(None, _text, "its password", secret=True)
     client_token: str | None = setting(
         None, _text, "token with which they ask it, instead", secret=True
+    )
+    client_ca: Path | None = setting(
+        None,
+        _path,
+        "certificates, a PEM file, of which one has to vouch for the API's; by default those that "
+        "the system trusts",
     )
     log: str | None = setting(
         None, _one_of("console", "json"), "`console` or `json`; by default `console` on a terminal"
@@ -387,6 +402,11 @@ class Settings:
     )
 
     @property
+    def scheme(self) -> str:
+        """Of the API's URL."""
+        return "http" if self.tls_certificate is None else "https"
+
+    @property
     def spool(self) -> Path:
         return self.data / "spool"
 
@@ -457,6 +477,10 @@ def load_settings() -> Settings:
             raise BadSetting(
                 f"{_PREFIX}AUTH is {settings.auth!r}, which needs {_PREFIX}{needed.upper()}"
             )
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise BadSetting(
+            f"{_PREFIX}TLS_CERTIFICATE and {_PREFIX}TLS_KEY need each other, and one is not set"
+        )
     if settings.bucket == settings.state_bucket:
         raise BadSetting(
             f"{_PREFIX}STATE_BUCKET is {settings.bucket!r}, but must be another bucket than "

@@ -137,6 +137,6 @@ def running(command: str, data: Path, **settings: str) -> Iterator[Service]:
 
 def _url(process: "subprocess.Popen[str]", log: Path) -> str:
     assert process.stdout
-    found = re.search(r"http://\S+", process.stdout.readline())
+    found = re.search(r"https?://\S+", process.stdout.readline())
     assert found, f"it did not start:\n{log.read_text()}"
     return found[0]
