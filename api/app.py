@@ -1,7 +1,7 @@
 """The Flask application, put together from parts that are handed in."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from flask import Flask, Response
@@ -16,9 +16,12 @@ from api.cors import Cors
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest
 from api.openapi import openapi_document
+from api.paths import own_path
+from api.proxies import KnownProxies
 from api.status import status_blueprint
 from api.stow import StowOptions, stow_blueprint
 from api.vae import vae_blueprint
+from shared.config import Network
 from shared.engines import Dependency
 from shared.events import InstancesStored
 from shared.health import health_blueprint
@@ -61,7 +64,8 @@ def create_app(
     registry: CollectorRegistry,
     metrics: ApiMetrics,
     options: StowOptions,
-    trusted_proxies: int = 0,
+    path_prefix: str = "",
+    trusted_proxies: int | Sequence[Network] = 0,
     cors_origins: Collection[str] = (),
 ) -> Flask:
     app = Flask(__name__, static_folder=None)
@@ -71,7 +75,7 @@ def create_app(
     app.url_map.converters["path"] = _AnyPath
     problems.install(app)
     app.register_blueprint(stow_blueprint(ingest, vaes, records, keys, options, metrics))
-    app.register_blueprint(vae_blueprint(vaes))
+    app.register_blueprint(vae_blueprint(vaes, options.public_url))
     app.register_blueprint(status_blueprint(records, announce))
     app.register_blueprint(health_blueprint(dependencies, registry))
     scopes = SCOPES if metrics_open else {**SCOPES, "health.metrics": Scope.READ}
@@ -88,11 +92,15 @@ def create_app(
     guard.install(app, authenticator, scopes)
     audit.install(app)
 
-    app.wsgi_app = _OneSlash(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = _OwnPath(app.wsgi_app, path_prefix)  # type: ignore[method-assign]
     if cors_origins:
         app.wsgi_app = Cors(app.wsgi_app, cors_origins)  # type: ignore[method-assign]
-    if trusted_proxies:
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted_proxies)  # type: ignore[method-assign]
+    if not isinstance(trusted_proxies, int):
+        app.wsgi_app = KnownProxies(app.wsgi_app, trusted_proxies)  # type: ignore[method-assign]
+    elif trusted_proxies:
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=trusted_proxies, x_proto=0, x_host=0
+        )
     return app
 
 
@@ -114,12 +122,11 @@ class _AnyPath(PathConverter):
     regex = r"[^/][\s\S]*?"
 
 
-class _OneSlash:
-    """Reads `//studies/` as `/studies`."""
-
-    def __init__(self, app: WsgiApp) -> None:
+class _OwnPath:
+    def __init__(self, app: WsgiApp, prefix: str) -> None:
         self._app = app
+        self._prefix = prefix
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        environ["PATH_INFO"] = "/" + "/".join(filter(None, environ["PATH_INFO"].split("/")))
+        environ["PATH_INFO"] = own_path(environ["PATH_INFO"], self._prefix)
         return self._app(environ, start_response)

@@ -22,13 +22,14 @@ from gunicorn.http import errors, message
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from api.hourglass import Hourglass, stop_receiving
+from api.paths import own_path
 
 _HEAD_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 10.0
 
 # Of a request that is no upload; an upload has limits of its own.
 _SMALL_BODY_SECONDS = 5.0
-_UPLOADS = "dicomweb/"
+_UPLOADS = "/dicomweb/"
 
 _SOCKET_SECONDS = 30.0
 
@@ -81,7 +82,7 @@ class Server(BaseApplication):  # type: ignore[misc]
     `on_exit` is called in a worker process when it ends, and `on_child_exit` with its process id
     in the parent after that. A request line of more than `request_line_bytes` is answered with 414,
     and a head, that line included, of more than `head_bytes` with 431. With `tls` it speaks HTTPS
-    and nothing else.
+    and nothing else. `path_prefix` may stand in front of every path.
     """
 
     def __init__(
@@ -94,12 +95,14 @@ class Server(BaseApplication):  # type: ignore[misc]
         request_line_bytes: int,
         head_bytes: int,
         tls: ssl.SSLContext | None,
+        path_prefix: str,
         on_exit: Callable[[], None],
         on_child_exit: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.request_line_bytes = request_line_bytes
         self.head_bytes = head_bytes
         self.tls = tls
+        self.path_prefix = path_prefix
         self._make_app = make_app
         self._options = {
             "bind": f"fd://{listener.fileno()}",
@@ -346,7 +349,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         if self.app.tls is not None:
             req.scheme = "https"
         body = _SmallBody(conn.sock)
-        if not req.path.lstrip("/").startswith(_UPLOADS):
+        if not own_path(req.path, self.app.path_prefix).startswith(_UPLOADS):
             self._hourglass.turn(body, conn.body_end)
         try:
             return bool(super().handle_request(req, conn))

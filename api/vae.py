@@ -26,7 +26,7 @@ _MOST_BYTES = 1 << 20
 _PLUG_INS = "plug-ins"
 
 
-def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
+def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
     blueprint = Blueprint("vae", __name__, url_prefix="/config/vae")
 
     @blueprint.get("")
@@ -64,7 +64,7 @@ def vae_blueprint(vaes: VaeRegistry) -> Blueprint:
         except VaeTaken as error:
             raise Conflict(str(error)) from error
         response = _json(_SCHEMA.dump(vae), HTTPStatus.CREATED)
-        response.headers["Location"] = url_for(".show", name=vae.name)
+        response.headers["Location"] = (public_url or "") + url_for(".show", name=vae.name)
         return response
 
     @blueprint.put("")

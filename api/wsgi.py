@@ -75,6 +75,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             posts_per_minute=settings.rate_per_sender,
             public_url=settings.public_url,
         ),
+        path_prefix=settings.path_prefix,
         trusted_proxies=settings.trusted_proxies,
         cors_origins=settings.cors_origins or (),
     )

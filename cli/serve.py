@@ -69,6 +69,7 @@ def run() -> None:
         request_line_bytes=settings.max_request_line_bytes,
         head_bytes=settings.max_head_bytes,
         tls=tls,
+        path_prefix=settings.path_prefix,
         on_exit=on_exit,
     ).run()
 
@@ -114,6 +115,7 @@ def api() -> None:
             request_line_bytes=settings.max_request_line_bytes,
             head_bytes=settings.max_head_bytes,
             tls=tls,
+            path_prefix=settings.path_prefix,
             on_exit=on_exit,
             on_child_exit=on_child_exit,
         ).run()

@@ -29,6 +29,10 @@ JWT_ALGORITHMS = (
 """Those that verify with a public key (RFC 7518 3.1, RFC 8037). With the others whoever can verify
 a token can make one, and a public key taken for a shared secret would let anyone."""
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_OWN_PATHS = ("dicomweb", "payloads", "config", "health", "metrics", "openapi.json")
+
 _PREFIX = "STOWGATE_"
 _TEST_PREFIX = "STOWGATE_TEST_"
 _FILE = "_FILE"
@@ -151,6 +155,18 @@ def _origins(text: str) -> tuple[str, ...]:
     return given
 
 
+def _proxies(text: str) -> int | tuple[Network, ...]:
+    if re.fullmatch(r"[0-9]|1[0-6]", text):
+        return int(text)
+    try:
+        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            "a number from 0 to 16, or addresses or networks such as 10.0.3.7,fd00::/64 with no "
+            "bits set behind their length"
+        ) from None
+
+
 def _keys(text: str) -> str:
     """The URL of a JWK Set, or the absolute path of a file."""
     if "://" not in text:
@@ -231,7 +247,8 @@ class Settings:
     public_url: str | None = setting(
         None,
         _url("http://", "https://", path=True),
-        "base of RetrieveURL and of links; without it links are relative",
+        "base of RetrieveURL and of links; without it links are relative. Its path may stand in "
+        "front of every path that is asked for",
     )
     tls_certificate: Path | None = setting(
         None,
@@ -317,8 +334,11 @@ class Settings:
         "POSTs a minute that each API process takes from one address, up to so many at once; "
         "above it 429. 0 takes any number",
     )
-    trusted_proxies: int = setting(
-        "0", _whole(0, 16), "how many proxies in front set X-Forwarded-For"
+    trusted_proxies: int | tuple[Network, ...] = setting(
+        "0",
+        _proxies,
+        "proxies whose X-Forwarded-For tells who sends: addresses or networks with commas between, "
+        "or how many there are where nobody can come past them",
     )
     max_request_line_bytes: int = setting(
         "4094",
@@ -407,6 +427,11 @@ class Settings:
         return "http" if self.tls_certificate is None else "https"
 
     @property
+    def path_prefix(self) -> str:
+        """What a proxy may put in front of every path; empty where there is none."""
+        return urlsplit(self.public_url or "").path
+
+    @property
     def spool(self) -> Path:
         return self.data / "spool"
 
@@ -480,6 +505,11 @@ def load_settings() -> Settings:
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         raise BadSetting(
             f"{_PREFIX}TLS_CERTIFICATE and {_PREFIX}TLS_KEY need each other, and one is not set"
+        )
+    if settings.path_prefix.strip("/").partition("/")[0] in _OWN_PATHS:
+        raise BadSetting(
+            f"{_PREFIX}PUBLIC_URL is {settings.public_url!r}, but must be what comes before "
+            "/dicomweb and its like"
         )
     if settings.bucket == settings.state_bucket:
         raise BadSetting(

@@ -59,6 +59,10 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_MAX_UPLOADS", "0", "from 1 to 254"),
         ("STOWGATE_MAX_UPLOADS", "15", "at most 14"),
         ("STOWGATE_STATE_BUCKET", "monaideploy", "another bucket"),
+        ("STOWGATE_PUBLIC_URL", "https://host/dicomweb", "before /dicomweb"),
+        ("STOWGATE_TRUSTED_PROXIES", "17", "from 0 to 16"),
+        ("STOWGATE_TRUSTED_PROXIES", "proxy.example", "addresses or networks"),
+        ("STOWGATE_TRUSTED_PROXIES", "10.0.0.1/8", "no bits set"),
     ],
 )
 def test_a_bad_value_is_one_line_with_variable_value_and_what_is_right(

@@ -1,0 +1,149 @@
+"""Behind proxies: who sent it, and where it is under a path of theirs."""
+
+import http.client
+import http.server
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from instances import new_instance, uid
+from service import Service, running
+from wire import connect, head, read_answer
+
+PREFIX = "/site/stow"
+PUBLIC_URL = f"https://pacs.example{PREFIX}"
+CLAIMED = "198.51.100.7"
+SENDER = "127.0.0.2"
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A Stowgate that knows one proxy, at 127.0.0.1."""
+    with running(
+        "run",
+        tmp_path_factory.mktemp("behind"),
+        STOWGATE_PUBLIC_URL=PUBLIC_URL,
+        STOWGATE_TRUSTED_PROXIES="127.0.0.1, fd00::/64",
+        # Longer than the body of a request that is no upload may take.
+        STOWGATE_IDLE_SECONDS="7",
+    ) as service:
+        yield service
+
+
+@contextmanager
+def proxy(service: Service, strips: bool) -> Iterator[str]:
+    """Serves the API below `PREFIX`, as most proxies do: the URL of that."""
+    api = urlsplit(service.url)
+
+    class PassingOn(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            path = self.path.removeprefix(PREFIX) if strips else self.path
+            told = [self.headers.get("X-Forwarded-For"), self.client_address[0]]
+            forwarded_for = ", ".join(filter(None, told))
+            headers = {
+                name: value for name, value in self.headers.items() if name != "X-Forwarded-For"
+            } | {"X-Forwarded-For": forwarded_for, "X-Forwarded-Host": "evil.example"}
+            asked = http.client.HTTPConnection(api.hostname or "", api.port, timeout=30)
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            asked.request("POST", path, body, headers)
+            answer = asked.getresponse()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("connection", "transfer-encoding", "server", "date"):
+                    self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.read())
+            asked.close()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), PassingOn) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}{PREFIX}"
+        server.shutdown()
+
+
+def send_from(address: str, url: str, body: bytes) -> http.client.HTTPResponse:
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(
+        place.hostname or "", place.port, timeout=30, source_address=(address, 0)
+    )
+    headers = {"Content-Type": "application/dicom", "X-Forwarded-For": CLAIMED}
+    connection.request("POST", f"{place.path}/dicomweb/studies", body, headers)
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer
+
+
+def source(service: Service, answer: http.client.HTTPResponse) -> str:
+    payload = service.opened(answer.headers["X-Payload-ID"])
+    return str(payload["workflow_request"]["trigger"]["source"])
+
+
+@pytest.mark.parametrize("strips", [True, False], ids=["strips its prefix", "leaves it"])
+def test_a_proxy_may_serve_it_below_a_path_and_the_source_is_the_sender(
+    behind: Service, strips: bool
+) -> None:
+    with proxy(behind, strips) as url:
+        answer = send_from(SENDER, url, new_instance())
+
+    assert answer.status == 200
+    payload_id = answer.headers["X-Payload-ID"]
+    assert answer.headers["Link"] == f'<{PUBLIC_URL}/payloads/{payload_id}>; rel="status"'
+    assert source(behind, answer) == SENDER
+
+
+def test_who_comes_past_the_proxy_is_not_believed(behind: Service) -> None:
+    answer = send_from(SENDER, behind.url, new_instance())
+
+    assert source(behind, answer) == SENDER
+
+
+@pytest.mark.parametrize(
+    ("proxies", "expected"),
+    [("0", SENDER), ("1", CLAIMED), ("2", SENDER), ("127.0.0.2", CLAIMED), ("10.0.0.0/8", SENDER)],
+)
+def test_a_setting_says_whose_word_is_taken(tmp_path: Path, proxies: str, expected: str) -> None:
+    with running("run", tmp_path, STOWGATE_TRUSTED_PROXIES=proxies) as service:
+        answer = send_from(SENDER, service.url, new_instance())
+
+        assert source(service, answer) == expected
+
+
+def test_urls_are_those_of_the_setting_and_never_of_a_header(behind: Service) -> None:
+    instance = new_instance()
+    lies = {"Host": "evil.example", "X-Forwarded-Host": "evil.example", "Forwarded": "host=evil"}
+    lies |= {"X-Forwarded-Proto": "ftp", "X-Forwarded-Prefix": "/evil"}
+
+    stored = behind.post("/dicomweb/studies", instance, "application/dicom", **lies)
+    created = requests.post(
+        f"{behind.url}/config/vae", json={"virtualAeTitle": "BEHIND"}, headers=lies, timeout=30
+    )
+
+    study = uid(instance, "StudyInstanceUID")
+    retrieve_url = f"{PUBLIC_URL}/dicomweb/studies/{study}"
+    assert stored.json()["00081190"]["Value"] == [retrieve_url]
+    assert created.headers["Location"] == f"{PUBLIC_URL}/config/vae/BEHIND"
+    for answer in (stored, created):
+        assert "evil" not in str(answer.headers) + answer.text
+
+
+def test_an_upload_below_the_prefix_has_the_time_of_an_upload(behind: Service) -> None:
+    with connect(behind) as sock:
+        sock.sendall(
+            head(
+                f"POST {PREFIX}/dicomweb/studies HTTP/1.1",
+                "Content-Type: application/dicom",
+                "Content-Length: 1000",
+            )
+            + bytes(500)
+        )
+
+        assert read_answer(sock)[0] == 408
