@@ -35,6 +35,8 @@ WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
 # By endpoint; None is for everybody, and one that is missing here is for nobody.
 SCOPES: Mapping[str, Scope | None] = {
     "stow.store": Scope.STORE,
+    "stow.allowed": None,
+    "stow.describe": None,
     "status.newest": Scope.READ,
     "status.show": Scope.READ,
     "status.replay": Scope.ADMIN,

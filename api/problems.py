@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import orjson
 import structlog
-from flask import Flask, Response, g
+from flask import Flask, Response, g, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
@@ -19,6 +19,12 @@ from shared.errors import Permanent, StoreFull, Transient
 _log = structlog.get_logger()
 
 RETRY_AFTER_SECONDS = 5
+
+_WRONG_PLACE = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+_STORES_ONLY = (
+    "Stowgate only stores (STOW-RS): POST instances to /dicomweb/studies. It has no search "
+    "(QIDO-RS) and no retrieve (WADO-RS)"
+)
 
 
 class Problem(Exception):
@@ -162,10 +168,17 @@ def _render_http_exception(error: HTTPException) -> Response:
             "nothing was acknowledged: an error of this service, which its log describes under "
             "this correlation id",
         )
-    response = problem_response(status, error.description or "")
-    for name, value in error.get_headers():
-        if name == "Allow":
-            response.headers[name] = value
+    allow = dict(error.get_headers()).get("Allow")
+    detail = error.description or ""
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f"what is allowed here is {allow}"
+    elif status == HTTPStatus.NOT_FOUND:
+        detail = "there is nothing at this path; GET /openapi.json lists what there is"
+    if request.path.startswith("/dicomweb") and status in _WRONG_PLACE:
+        detail = f"{_STORES_ONLY}; {detail}"
+    response = problem_response(status, detail)
+    if allow:
+        response.headers["Allow"] = allow
     return response
 
 

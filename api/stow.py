@@ -2,6 +2,7 @@
 
 import ipaddress
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from uuid import uuid4
 import structlog
 from flask import Blueprint, Request, Response, g, request
 
-from api import audit, store_response
+from api import audit, capabilities, store_response
 from api.body import RequestBody
 from api.hourglass import Hourglass
 from api.idempotency import IdempotencyKeys, fingerprint
@@ -37,6 +38,15 @@ from shared.records import FirstAnswer, Records
 from shared.vae import Vae, VaeRegistry
 
 MULTIPART = "multipart/related"
+
+TAKEN = (DICOM, f'{MULTIPART}; type="{DICOM}"')
+
+_FORMS = (
+    "/studies",
+    "/<path:workflow>/studies",
+    "/vae/<aet>/studies",
+    "/vae/<aet>/<path:workflow>/studies",
+)
 
 _PIECE_BYTES = 1 << 20
 
@@ -112,9 +122,10 @@ def stow_blueprint(
             response.headers["Connection"] = "close"
         response.headers["X-Correlation-ID"] = g.correlation_id
         if response.status_code == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
-            response.headers["Accept-Post"] = f"{DICOM}, {MULTIPART}"
-        metrics.posts.labels(str(response.status_code)).inc()
-        metrics.post_seconds.observe(time.monotonic() - g.started)
+            response.headers["Accept-Post"] = ", ".join(TAKEN)
+        if request.method == "POST":
+            metrics.posts.labels(str(response.status_code)).inc()
+            metrics.post_seconds.observe(time.monotonic() - g.started)
         return response
 
     @blueprint.teardown_request
@@ -179,14 +190,31 @@ def stow_blueprint(
         response = Response(first.body, first.status, content_type=first.content_type)
         return _with_links(response, payload_id, options.public_url)
 
-    for form in (
-        "/studies",
-        "/<path:workflow>/studies",
-        "/vae/<aet>/studies",
-        "/vae/<aet>/<path:workflow>/studies",
-    ):
-        blueprint.add_url_rule(form, view_func=store, methods=["POST"])
-        blueprint.add_url_rule(f"{form}/<path:study>", view_func=store, methods=["POST"])
+    def allowed(**_: str) -> Response:
+        response = bare(HTTPStatus.NO_CONTENT)
+        response.headers["Allow"] = "OPTIONS, POST"
+        response.headers["Accept-Post"] = ", ".join(TAKEN)
+        return response
+
+    paths = [path for form in _FORMS for path in (form, f"{form}/<path:study>")]
+    described = capabilities.capabilities(
+        f"{options.public_url or ''}{blueprint.url_prefix}",
+        [re.sub(r"<(?:path:)?(\w+)>", r"{\1}", path).lstrip("/") for path in paths],
+        TAKEN,
+    )
+
+    @blueprint.route("", methods=["OPTIONS"])
+    def describe() -> Response:
+        response = Response(described, content_type=capabilities.CONTENT_TYPE)
+        response.headers["Allow"] = "OPTIONS"
+        return response
+
+    for path in paths:
+        # Two rules, as anyone may ask what is allowed.
+        for view, method in ((store, "POST"), (allowed, "OPTIONS")):
+            blueprint.add_url_rule(
+                path, view_func=view, methods=[method], provide_automatic_options=False
+            )
     return blueprint
 
 

@@ -166,6 +166,7 @@ def test_what_is_not_there_is_404_or_405_for_strangers_too(by_token: Service) ->
 
     assert ask("GET", "/nowhere").status_code == 404
     assert ask("GET", "/dicomweb/studies").status_code == 405
+    assert ask("OPTIONS", "/dicomweb/studies").status_code == 204
 
 
 def forged_with_the_public_key(key: Key) -> str:

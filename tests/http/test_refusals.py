@@ -3,16 +3,24 @@
 import gzip
 import select
 import socket
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 from instances import BOUNDARY, multipart, new_instance, real_file
 from limits import MAX_BODY_BYTES, MAX_PART_BYTES, MAX_PARTS
 from service import Service, wait_for
 
 HEAD = f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+# What PS3.18 10.5 has beside instances: metadata, and the bulk data that it refers to.
+METADATA = (
+    b"--x\r\nContent-Type: application/dicom+json\r\n\r\n[{}]\r\n"
+    b"--x\r\nContent-Type: application/octet-stream\r\nContent-Location: bulk/1\r\n\r\n\0\0\r\n"
+    b"--x--\r\n"
+)
 MULTIPART = f'multipart/related; type="application/dicom"; boundary="{BOUNDARY}"'
 
 
@@ -222,7 +230,14 @@ def test_limits_are_inclusive(stowgate: Service) -> None:
         (b"x", "text/plain", {}),
         (b"x", None, {}),
         (b"x", "multipart/form-data; boundary=x", {}),
-        (b"--x--", 'multipart/related; type="application/dicom+json"; boundary=x', {}),
+        (METADATA, 'multipart/related; type="application/dicom+json"; boundary=x', {}),
+        (METADATA, "multipart/related; type=application/dicom+json; boundary=x", {}),
+        (METADATA, "multipart/related; boundary=x", {}),
+        (METADATA, 'multipart/related; type="application/dicom+xml"; boundary="x"', {}),
+        (METADATA, "multipart/related;type=application/dicom+xml;boundary=x", {}),
+        (METADATA, 'multipart/related; type="application/octet-stream"; boundary=x', {}),
+        (b"<NativeDicomModel/>", "application/dicom+xml", {}),
+        (bytes(100), "application/octet-stream", {}),
         (gzip.compress(real_file()), "application/dicom", {"Content-Encoding": "gzip"}),
         (real_file(), "application/dicom", {"Content-Encoding": "identity, gzip"}),
         (
@@ -231,7 +246,23 @@ def test_limits_are_inclusive(stowgate: Service) -> None:
             {},
         ),
     ],
-    ids=["json", "text", "none", "form", "metadata", "gzip", "coded twice", "only foreign parts"],
+    ids=[
+        "json",
+        "text",
+        "none",
+        "form",
+        "metadata",
+        "metadata unquoted",
+        "metadata without type",
+        "metadata in xml",
+        "metadata in xml unquoted",
+        "bulk data",
+        "xml",
+        "octets",
+        "gzip",
+        "coded twice",
+        "only foreign parts",
+    ],
 )
 def test_another_media_type_or_coding_is_415_without_body(
     stowgate: Service, body: bytes, content_type: str | None, headers: dict[str, str]
@@ -242,7 +273,9 @@ def test_another_media_type_or_coding_is_415_without_body(
     assert answer.content == b""
     assert "Content-Type" not in answer.headers
     assert answer.headers["X-Correlation-ID"]
-    assert "application/dicom" in answer.headers["Accept-Post"]
+    assert answer.headers["Accept-Post"] == (
+        'application/dicom, multipart/related; type="application/dicom"'
+    )
 
 
 @pytest.mark.parametrize(
@@ -337,13 +370,84 @@ def test_a_foreign_part_fails_alone(stowgate: Service) -> None:
     assert "preamble" in words[1]
 
 
-def test_other_methods_and_paths_are_refused_in_words(stowgate: Service) -> None:
-    method = stowgate.get("/dicomweb/studies")
-    path = stowgate.get("/nowhere")
+FORMS = [
+    f"/dicomweb{form}{study}"
+    for form in ("/studies", "/w/studies", "/vae/AE/studies", "/vae/AE/w/studies")
+    for study in ("", "/1.2.3", "/")
+]
 
-    assert method.status_code == 405
-    assert "POST" in method.headers["Allow"]
-    assert path.status_code == 404
-    for answer in (method, path):
-        assert answer.headers["Content-Type"] == "application/problem+json"
-        assert answer.json()["detail"]
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "PATCH"])
+@pytest.mark.parametrize("path", [*FORMS, "/dicomweb/studies/1.2/series/1.3/instances"])
+def test_another_method_is_405_with_those_that_are_allowed(
+    stowgate: Service, method: str, path: str
+) -> None:
+    answer = requests.request(method, stowgate.url + path, timeout=30)
+
+    assert answer.status_code == 405
+    assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    if method != "HEAD":
+        assert "only stores" in answer.json()["detail"]
+        assert "WADO-RS" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/dicomweb", "/dicomweb/", "/dicomweb/series", "/dicomweb/a/b"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_path_that_is_not_served_says_where_to_store(
+    stowgate: Service, method: str, path: str
+) -> None:
+    answer = requests.request(method, stowgate.url + path, timeout=30)
+
+    assert answer.status_code in (404, 405)
+    assert "POST instances to /dicomweb/studies" in answer.json()["detail"]
+
+
+def test_what_is_not_there_is_404_in_words(stowgate: Service) -> None:
+    answer = stowgate.get("/nowhere")
+
+    assert answer.status_code == 404
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert "STOW-RS" not in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_options_tell_the_methods_and_the_media_types(stowgate: Service, path: str) -> None:
+    answer = requests.options(stowgate.url + path, timeout=30)
+
+    assert answer.status_code == 204
+    assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
+    assert "application/dicom, multipart/related" in answer.headers["Accept-Post"]
+
+
+def test_options_of_the_service_are_its_capabilities(stowgate: Service) -> None:
+    """PS3.18 8.9 and Annex H."""
+    answer = requests.options(f"{stowgate.url}/dicomweb/", timeout=30)
+
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "application/vnd.sun.wadl+xml"
+    wadl = "{http://wadl.dev.java.net/2009/02}"
+    (resources,) = ET.fromstring(answer.content)
+    assert resources.attrib["base"] == "/dicomweb"
+    resource = {found.attrib["path"]: found for found in resources}
+    assert len(resource) == 8
+    study = resource["vae/{aet}/studies/{study}"]
+    assert [param.attrib["name"] for param in study.iter(f"{wadl}param")] == ["aet", "study"]
+    method = study.find(f"{wadl}method")
+    assert method is not None
+    assert method.attrib["name"] == "POST"
+    taken = [found.attrib["mediaType"] for found in method.findall(f"{wadl}request/*")]
+    assert taken[0] == "application/dicom"
+    ids = [found.attrib["id"] for found in resources.iter(f"{wadl}method")]
+    assert len(set(ids)) == 8
+
+
+def test_options_are_not_counted_as_uploads(stowgate: Service) -> None:
+    def counted() -> list[str]:
+        lines = stowgate.get("/metrics").text.splitlines()
+        return [line for line in lines if line.startswith("stowgate_posts_total")]
+
+    before = counted()
+    requests.options(f"{stowgate.url}/dicomweb/studies", timeout=30)
+
+    assert counted() == before
