@@ -1,10 +1,11 @@
 """`stowgate vae`: Virtual Application Entities of a running API."""
 
+import sys
 from typing import Any
 
 import click
 
-from cli.http import Api, segment, show_json, show_rows, with_api
+from cli.http import Api, Unusable, segment, show_json, show_rows, with_api
 
 _ACCEPTED = "A {} that it accepts; may be repeated. Any, if not given."
 
@@ -72,6 +73,26 @@ def add(
     }
     body |= {field: value for field, value in given.items() if value is not None}
     show_json(api.call("POST", "/config/vae", body))
+
+
+@vae.command()
+@click.argument("source_url")
+@with_api
+def copy(source_url: str, api: Api) -> None:
+    """Create here all that are at SOURCE_URL, another Stowgate or an Informatics Gateway.
+
+    Exits with 1 when some could not be; those that were created stay.
+    """
+    refused = 0
+    for found in Api(source_url.rstrip("/"), {}, api.ca).call("GET", "/config/vae"):
+        try:
+            created = api.call("POST", "/config/vae", found)
+        except Unusable as error:
+            refused += 1
+            click.echo(f"not copied: {found.get('name')}: {error.message}", err=True)
+        else:
+            click.echo(f"copied {created['name']}")
+    sys.exit(1 if refused else 0)
 
 
 @vae.command()
