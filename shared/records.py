@@ -12,7 +12,7 @@ It lies in `pending/`, `opened/` or `failed/` and carries its own state, which i
 """
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from heapq import merge
@@ -143,8 +143,8 @@ class HeldRecord:
 class _Instances(fields.Field[tuple[StoredInstance, ...]]):
     """Thousands of rows of our own making: a schema run per row would cost seconds."""
 
-    def _serialize(self, value: Any, *_: Any, **__: Any) -> list[dict[str, Any]]:
-        return [asdict(instance) for instance in value]
+    def _serialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        return value  # orjson writes dataclasses itself
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[StoredInstance, ...]:
         instances = tuple(
