@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Protocol
 
 import structlog
@@ -60,9 +61,10 @@ DEFAULT_DESTINATION = "default"
 # How long a new record is left to the event that announces it before the relay steps in.
 ANNOUNCEMENT_GRACE = timedelta(seconds=5)
 
-# How many instances of one upload are on their way into the store at a time. Together with the
-# spool's threshold this bounds an upload's memory.
+# How many instances of one upload, and of all, are on their way into the store at a time. Together
+# with the spool's threshold this bounds memory.
 _PUTS_PER_UPLOAD = 4
+_PUTS = 12
 
 # Between two looks at an Idempotency-Key while the store takes its time; less than half of the
 # shortest lease.
@@ -157,6 +159,7 @@ class Ingest:
         self._announce = announce
         self._announcers = announcers
         self._putters = putters
+        self._room = BoundedSemaphore(_PUTS)
         self._spool_folder = spool_folder
         self._limits = limits
         self._metrics = metrics
@@ -189,6 +192,7 @@ class Ingest:
                 f"{payload_id}/",
                 self._instances,
                 self._putters,
+                self._room,
                 self._spool_folder,
                 self._limits,
                 target.vae,
@@ -281,6 +285,7 @@ class _Upload:
         prefix: str,
         store: ObjectStore,
         putters: ThreadPoolExecutor,
+        room: BoundedSemaphore,
         spool_folder: Path,
         limits: Limits,
         vae: Vae | None,
@@ -294,6 +299,7 @@ class _Upload:
         self._prefix = prefix
         self._store = store
         self._putters = putters
+        self._room = room
         self._spool_folder = spool_folder
         self._limits = limits
         self._part_bytes = limits.part_bytes
@@ -406,8 +412,10 @@ class _Upload:
         )
         while len(self._putting) >= _PUTS_PER_UPLOAD:
             self._settle(self._putting.popleft())
+        while not self._room.acquire(timeout=_STORE_PAUSE_SECONDS):
+            self._between()
         put = self._putters.submit(self._put, instance, spool)
-        put.add_done_callback(lambda _: close())
+        put.add_done_callback(lambda _: self._free(close))
         self._putting.append(put)
         arrival = _Arrival(instance=instance, put=put)
         self._by_sop_instance_uid[identity.sop_instance_uid] = arrival
@@ -416,6 +424,10 @@ class _Upload:
     def _put(self, instance: StoredInstance, spool: Spool) -> None:
         key, size_bytes = self._prefix + instance.path, spool.size_bytes
         self._store.put(key, spool.open(), size_bytes, DICOM, spool.sha256)
+
+    def _free(self, close: Callable[[], None]) -> None:
+        close()
+        self._room.release()
 
     def _settle(self, put: "Future[None]") -> None:
         while not wait([put], _STORE_PAUSE_SECONDS).done:

@@ -1,11 +1,16 @@
-"""How many uploads are received at a time, and which one gives way to another."""
+"""How many uploads are received at a time, which wait for that, and which one gives way."""
 
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from api.problems import TooBusy
+from shared.metrics import ApiMetrics
+
+_LOOK_SECONDS = 0.5
 
 
 class Upload(Protocol):
@@ -19,38 +24,77 @@ class Upload(Protocol):
 class Slots:
     """For `most` uploads at a time. Safe between threads.
 
-    When all are taken, the one whose sender has stalled for the longest gives way, if that is for
-    longer than `patience_seconds`. So senders that stall keep nobody out for long, while there is
-    room they have the time that they need, and one that is only slow never gives way.
+    Up to `most_waiting` more wait for their turn, in the order in which they came, each for
+    `wait_seconds` at most; all others are turned away at once.
+
+    When all slots are taken, the upload whose sender has stalled for the longest gives way, if that
+    is for longer than `patience_seconds`. So senders that stall keep nobody out for long, while
+    there is room they have the time that they need, and one that is only slow never gives way.
     """
 
-    def __init__(self, most: int, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        most: int,
+        most_waiting: int,
+        *,
+        wait_seconds: float,
+        patience_seconds: float,
+        metrics: ApiMetrics,
+    ) -> None:
         self._most = most
+        self._most_waiting = most_waiting
+        self._wait_seconds = wait_seconds
         self._patience_seconds = patience_seconds
-        self._lock = threading.Lock()
+        self._metrics = metrics
+        self._changed = threading.Condition()
         self._uploads: set[Upload] = set()
+        self._waiting: deque[Upload] = deque()
 
     @contextmanager
     def taken(self, upload: Upload) -> Iterator[None]:
         """Raises `TooBusy`."""
-        with self._lock:
-            if len(self._uploads) >= self._most:
-                self._make_room()
+        with self._changed:
+            if self._waiting or not self._has_room():
+                with self._metrics.uploads_waiting.track_inprogress():
+                    self._wait(upload)
             self._uploads.add(upload)
         try:
-            yield
+            with self._metrics.uploads.track_inprogress():
+                yield
         finally:
-            with self._lock:
+            with self._changed:
                 self._uploads.discard(upload)
+                self._changed.notify_all()
 
-    def _make_room(self) -> None:
-        """The thread of the one that is cut ends in a moment; its slot is free at once."""
+    def _wait(self, upload: Upload) -> None:
+        if len(self._waiting) >= self._most_waiting:
+            raise self._too_busy()
+        end = time.monotonic() + self._wait_seconds
+        self._waiting.append(upload)
+        try:
+            while self._waiting[0] is not upload or not self._has_room():
+                left_seconds = end - time.monotonic()
+                if left_seconds <= 0:
+                    raise self._too_busy()
+                self._changed.wait(min(left_seconds, _LOOK_SECONDS))
+        finally:
+            self._waiting.remove(upload)
+            self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        """Made by the upload that gives way, where there is none; its thread ends in a moment."""
+        if len(self._uploads) < self._most:
+            return True
         stalled = {upload: upload.stalled_seconds() for upload in self._uploads}
         slowest = max(stalled, key=lambda upload: stalled[upload])
         if stalled[slowest] < self._patience_seconds:
-            raise TooBusy(
-                f"{self._most} uploads are in progress, as many as are taken at a time; send it "
-                "again later"
-            )
+            return False
         self._uploads.discard(slowest)
         slowest.cut()
+        return True
+
+    def _too_busy(self) -> TooBusy:
+        return TooBusy(
+            f"{self._most} uploads are in progress, as many as are taken at a time, and others "
+            "wait for their turn; send it again later"
+        )

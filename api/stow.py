@@ -64,14 +64,17 @@ _KEYED_PIECE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class StowOptions:
-    """`concurrent_uploads` bounds the uploads of this process, and `posts_per_minute`, unless 0,
-    those of one sender; the rest are turned away."""
+    """Of each process: `concurrent_uploads` are received at a time, `waiting_uploads` more wait for
+    their turn, each for `wait_seconds` at most, and `posts_per_minute`, unless 0, are taken from
+    one sender; the rest are turned away."""
 
     body_bytes: int
     part_header_bytes: int
     idle_seconds: float
     upload_seconds: float
     concurrent_uploads: int
+    waiting_uploads: int
+    wait_seconds: float
     posts_per_minute: int
     public_url: str | None
 
@@ -98,7 +101,13 @@ def stow_blueprint(
     metrics: ApiMetrics,
 ) -> Blueprint:
     blueprint = Blueprint("stow", __name__, url_prefix="/dicomweb")
-    slots = Slots(options.concurrent_uploads, _PATIENCE_SECONDS)
+    slots = Slots(
+        options.concurrent_uploads,
+        options.waiting_uploads,
+        wait_seconds=options.wait_seconds,
+        patience_seconds=_PATIENCE_SECONDS,
+        metrics=metrics,
+    )
     hourglass = Hourglass()
     rates, vae_rates = Rates(), Rates()
 
@@ -144,11 +153,11 @@ def stow_blueprint(
             _count(vae_rates, target.vae.name, most, f"for VAE {target.vae.name}")
         if request.content_length in (None, 0) and not g.body.chunked:
             return bare(HTTPStatus.NO_CONTENT)
-        with slots.taken(g.body), metrics.uploads.track_inprogress():
+        with slots.taken(g.body):
             try:
                 return receive(g.body, target)
             except MalformedMultipart as error:
-                if g.body.received_bytes == 0:
+                if g.body.is_through and g.body.received_bytes == 0:
                     raise BadRequest(_BODY_LOST) from error
                 raise BadRequest(f"the multipart body is malformed: {error}") from error
 

@@ -22,6 +22,9 @@ from shared.vae import VaeRegistry
 # They wait for the broker, whose deadline bounds how long.
 _ANNOUNCERS = 4
 
+# What they have in hand is in memory, so there are no more than keep a store busy.
+_PUTTERS = 8
+
 
 def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -> Flask:
     settings.spool.mkdir(parents=True, exist_ok=True)
@@ -33,7 +36,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         records=records,
         announce=engines.announce,
         announcers=ThreadPoolExecutor(_ANNOUNCERS, thread_name_prefix="announce"),
-        putters=ThreadPoolExecutor(settings.api_threads, thread_name_prefix="put"),
+        putters=ThreadPoolExecutor(_PUTTERS, thread_name_prefix="put"),
         spool_folder=settings.spool,
         limits=Limits(
             part_bytes=settings.max_part_bytes,
@@ -72,6 +75,8 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             idle_seconds=settings.idle_seconds,
             upload_seconds=settings.max_upload_seconds,
             concurrent_uploads=settings.concurrent_uploads,
+            waiting_uploads=settings.waiting_uploads,
+            wait_seconds=settings.upload_wait_seconds,
             posts_per_minute=settings.rate_per_sender,
             public_url=settings.public_url,
         ),

@@ -37,6 +37,9 @@ _PREFIX = "STOWGATE_"
 _TEST_PREFIX = "STOWGATE_TEST_"
 _FILE = "_FILE"
 
+_UPLOADS = 12
+"""At a time, by default: each may need 5 MiB, and two cores are busy with fewer."""
+
 _SPARE_THREADS = 2
 """Of an API process, so that health and status answer while uploads run."""
 
@@ -321,12 +324,22 @@ class Settings:
         None, _one_of("console", "json"), "`console` or `json`; by default `console` on a terminal"
     )
     api_processes: int = setting("1", _whole(1, 64), "processes of `stowgate api`")
-    api_threads: int = setting("16", _whole(2, 256), "threads of each API process")
+    api_threads: int = setting(
+        "40",
+        _whole(2, 256),
+        "threads of each API process: for uploads, for those that wait for their turn, and two for "
+        "all else, or six where `STOWGATE_AUTH` asks who sends",
+    )
     max_uploads: int | None = setting(
         None,
         _whole(1, 254),
-        "uploads that each API process takes at a time; above it 429. By default, and at most, two "
-        "fewer than its threads, or six fewer where `STOWGATE_AUTH` asks who sends",
+        "uploads that each API process takes at a time, at most as many as it has threads for; by "
+        f"default up to {_UPLOADS}",
+    )
+    upload_wait_seconds: int = setting(
+        "10",
+        _whole(0, 60),
+        "longest wait for one's turn, while there are threads to wait in; above it 429",
     )
     rate_per_sender: int = setting(
         "0",
@@ -438,7 +451,12 @@ class Settings:
     @property
     def concurrent_uploads(self) -> int:
         """Per API process."""
-        return self.max_uploads or self._most_uploads
+        return self.max_uploads or min(_UPLOADS, self._most_uploads)
+
+    @property
+    def waiting_uploads(self) -> int:
+        """Per API process."""
+        return self._most_uploads - self.concurrent_uploads
 
     @property
     def most_waiting_to_enter(self) -> int:

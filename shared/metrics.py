@@ -42,6 +42,12 @@ class ApiMetrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self.uploads_waiting = Gauge(
+            "stowgate_uploads_waiting",
+            "uploads that wait for their turn",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self.unannounced = Counter(
             "stowgate_announcements_failed",
             "events the broker did not take; the relay sends them later",

@@ -74,10 +74,10 @@ class ObjectStore(Protocol):
         content_type: str,
         sha256: str | None = None,
     ) -> None:
-        """Write `size_bytes` from `data`, all or nothing, over what may be there.
+        """Write the first `size_bytes` of `data`, all or nothing, over what may be there.
 
-        `sha256` is the data's, in hexadecimal, where it is known already; a store may hold what
-        reaches it against that.
+        `data` can seek. `sha256` is its digest, in hexadecimal, where that is known; a store may
+        hold what reaches it against that.
         """
 
     def create(self, key: str, data: bytes, content_type: str) -> str:

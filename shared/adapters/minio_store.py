@@ -2,10 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from itertools import count
 from threading import Lock
 from typing import BinaryIO, Self
 from urllib.parse import urlsplit
@@ -17,7 +16,7 @@ from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError
 
-from shared.adapters.s3_requests import PIECE_BYTES, BriefPool, SignedRequests
+from shared.adapters.s3_requests import PIECE_BYTES, BriefPool, SignedRequests, Window
 from shared.errors import (
     ObjectMissing,
     StoreFull,
@@ -36,7 +35,7 @@ _FULL_SECONDS = 5.0
 _PART_BYTES = 8 * 1024 * 1024
 _MAX_PARTS = 10_000
 
-# Of all objects together, so that memory is bounded whatever is put.
+# Of all objects together: as many as keep a store busy.
 _PARTS_AT_ONCE = 4
 
 _KEYS_HINT = (
@@ -145,39 +144,37 @@ class MinioObjectStore:
     ) -> None:
         """Write `size_bytes` from `data`, all or nothing, over what may be there.
 
-        Goes in parts of 8 MiB (larger ones beyond 80 GB, as S3 takes 10,000), four of which are in
-        memory at a time. Raises `ValueError` where `data` ends early; what `data` raises passes
-        through.
+        Goes in parts of 8 MiB (larger ones beyond 80 GB, as S3 takes 10,000), of which a piece each
+        is in memory. `data` can seek. Raises `ValueError` where it ends early; what it raises
+        passes through.
         """
         check_key(key)
         headers = {"Content-Type": content_type}
-        source = _Exactly(data, size_bytes)
+        lock = Lock()
         with self._typed(f"put {key}"):
             if size_bytes <= _PART_BYTES:
-                body = source.read(size_bytes)
-                self._requests.send("PUT", key, body, headers=headers, sha256=sha256)
+                window = Window(data, lock, 0, size_bytes)
+                self._requests.send("PUT", key, window, headers=headers, sha256=sha256)
             else:
-                self._put_in_parts(key, source, size_bytes, headers)
+                part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
+                parts = [
+                    Window(data, lock, start, min(part_bytes, size_bytes - start))
+                    for start in range(0, size_bytes, part_bytes)
+                ]
+                self._put_in_parts(key, parts, headers)
 
-    def _put_in_parts(
-        self, key: str, source: "_Exactly", size_bytes: int, headers: dict[str, str]
-    ) -> None:
+    def _put_in_parts(self, key: str, parts: list[Window], headers: dict[str, str]) -> None:
         """S3's multipart upload: the object appears when its parts are joined."""
-        part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
         answer = self._requests.send("POST", key, query={"uploads": ""}, headers=headers)
         upload_id = _text(answer, "UploadId")
-        numbers, in_turn = count(1), Lock()
 
-        def put_next(_: int) -> tuple[int, str]:
-            with in_turn:
-                number, part = next(numbers), source.read(part_bytes)
+        def put(number: int, part: Window) -> str:
             query = {"partNumber": str(number), "uploadId": upload_id}
-            answer = self._requests.send("PUT", key, part, query=query)
-            return number, answer.headers["ETag"]
+            return self._requests.send("PUT", key, part, query=query).headers["ETag"]
 
-        putting = [self._parts.submit(put_next, i) for i in range(-(-size_bytes // part_bytes))]
+        putting = [self._parts.submit(put, *numbered) for numbered in enumerate(parts, start=1)]
         try:
-            body = _joining(sorted(part.result() for part in putting))
+            body = _joining([part.result() for part in putting])
             query = {"uploadId": upload_id}
             joined = self._requests.send("POST", key, body, query=query, again=False)
             # S3 may answer with 200 and an error in the body.
@@ -340,32 +337,6 @@ class _PastTheEnd(Exception):
     """A range begins behind the object's last byte."""
 
 
-class _Exactly:
-    """The first `size_bytes` of a stream: each read returns all that is asked for, or raises."""
-
-    def __init__(self, data: BinaryIO, size_bytes: int) -> None:
-        self._data = data
-        self._size_bytes = size_bytes
-        self._missing = size_bytes
-
-    def read(self, size: int) -> bytes | bytearray:
-        wanted = min(size, self._missing)
-        piece = self._piece(wanted)
-        if len(piece) == wanted:
-            return piece
-        whole = bytearray(piece)
-        while len(whole) < wanted:
-            whole += self._piece(wanted - len(whole))
-        return whole
-
-    def _piece(self, size: int) -> bytes:
-        piece = self._data.read(size)
-        if size and not piece:
-            raise ValueError(f"the data ended {self._missing} bytes short of {self._size_bytes}")
-        self._missing -= len(piece)
-        return piece
-
-
 def _doomed(keys: Iterable[str]) -> Iterator[DeleteObject]:
     for key in keys:
         check_key(key)
@@ -378,10 +349,10 @@ def _text(answer: urllib3.BaseHTTPResponse, name: str) -> str:
     return ElementTree.fromstring(answer.data).findtext(f"{{*}}{name}") or ""  # noqa: S314
 
 
-def _joining(parts: Iterable[tuple[int, str]]) -> bytes:
+def _joining(etags: Sequence[str]) -> bytes:
     """The body of CompleteMultipartUpload."""
     whole = ElementTree.Element("CompleteMultipartUpload")
-    for number, etag in parts:
+    for number, etag in enumerate(etags, start=1):
         part = ElementTree.SubElement(whole, "Part")
         ElementTree.SubElement(part, "PartNumber").text = str(number)
         ElementTree.SubElement(part, "ETag").text = etag

@@ -6,9 +6,10 @@ own for each object that goes in parts.
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Self, cast
+from threading import Lock
+from typing import Any, BinaryIO, Self
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
@@ -43,7 +44,7 @@ class SignedRequests:
         self,
         method: str,
         key: str,
-        body: bytes | bytearray = b"",
+        body: "bytes | Window" = b"",
         *,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -54,9 +55,28 @@ class SignedRequests:
 
         `sha256` is the body's, in hexadecimal, where it is known; the store refuses a body with
         another one. With `again` false the request is sent once, whatever comes of it. Raises
-        `S3Error`, and what urllib3 raises.
+        `S3Error`, what urllib3 raises, and what a `Window` raises.
         """
-        sha256 = sha256 or hashlib.sha256(body).hexdigest()
+        try:
+            response = self._send(
+                method, key, body, query or {}, headers or {}, sha256 or _sha256(body), again
+            )
+        except SourceFailed as failed:
+            raise failed.error from None
+        if response.status not in (200, 204):
+            raise S3Error.fromxml(response)
+        return response
+
+    def _send(
+        self,
+        method: str,
+        key: str,
+        body: "bytes | Window",
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        sha256: str,
+        again: bool,
+    ) -> urllib3.BaseHTTPResponse:
         url = urlsplit(self._bucket_url + quote(key, safe="/~"))
         if query:
             url = url._replace(query=urlencode(query, quote_via=quote))
@@ -66,7 +86,7 @@ class SignedRequests:
             url=url,
             region=self._region,
             headers={
-                **(headers or {}),
+                **headers,
                 "Content-Length": str(len(body)),
                 "Host": url.netloc,
                 "x-amz-content-sha256": sha256,
@@ -77,12 +97,55 @@ class SignedRequests:
             date=now,
         )
         retries = BriefRetry.from_now() if again else False
-        response = self._pool.request(
-            method, url.geturl(), body=cast("bytes", body), headers=signed, retries=retries
-        )
-        if response.status not in (200, 204):
-            raise S3Error.fromxml(response)
-        return response
+        return self._pool.request(method, url.geturl(), body=body, headers=signed, retries=retries)
+
+
+class SourceFailed(Exception):
+    """Reading what is to be sent failed. urllib3 would take the error for one of the connection."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+class Window:
+    """Some bytes of a file, to be sent in pieces, and again where need be.
+
+    Any number of windows on one file may be read at once, by the same `lock`. Raises `ValueError`
+    where the file ends before the window does.
+    """
+
+    def __init__(self, file: BinaryIO, lock: Lock, start: int, size_bytes: int) -> None:
+        self._file = file
+        self._lock = lock
+        self._start = start
+        self._size_bytes = size_bytes
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+    def __iter__(self) -> Iterator[bytes]:
+        position, end = self._start, self._start + self._size_bytes
+        while position < end:
+            try:
+                with self._lock:
+                    self._file.seek(position)
+                    piece = self._file.read(min(PIECE_BYTES, end - position))
+            except OSError as error:
+                raise SourceFailed(error) from error
+            if not piece:
+                raise ValueError(
+                    f"the data ended {end - position} bytes short of {self._size_bytes}"
+                )
+            position += len(piece)
+            yield piece
+
+
+def _sha256(body: bytes | Window) -> str:
+    digest = hashlib.sha256()
+    for piece in [body] if isinstance(body, bytes) else body:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 class BriefRetry(urllib3.Retry):
@@ -122,7 +185,7 @@ class BriefPool(urllib3.PoolManager):
     ) -> urllib3.BaseHTTPResponse:
         named.setdefault("retries", BriefRetry.from_now())
         body = named.get("body")
-        if isinstance(body, bytes | bytearray) and len(body) > PIECE_BYTES:
+        if isinstance(body, bytes) and len(body) > PIECE_BYTES:
             view = memoryview(body)
             named["body"] = [view[at : at + PIECE_BYTES] for at in range(0, len(body), PIECE_BYTES)]
         return super().urlopen(method, url, redirect, **named)

@@ -201,7 +201,9 @@ def test_a_sender_that_comes_too_often_is_429_before_its_body(tmp_path: Path) ->
 
 def test_more_uploads_than_are_taken_at_a_time_are_429_before_their_body(tmp_path: Path) -> None:
     with (
-        running("run", tmp_path, STOWGATE_MAX_UPLOADS="1") as service,
+        running(
+            "run", tmp_path, STOWGATE_MAX_UPLOADS="1", STOWGATE_UPLOAD_WAIT_SECONDS="0"
+        ) as service,
         _sending(service, _head(DICOM, CHUNKED) + _chunks(new_instance())) as first,
     ):
         wait_for(lambda: "stowgate_uploads_in_progress 1.0" in service.get("/metrics").text)

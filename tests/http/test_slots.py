@@ -1,5 +1,6 @@
 """Senders that stall or trickle while all uploads that are taken at a time are theirs."""
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,8 +23,13 @@ BEGUN = head(
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     """Takes two uploads at a time, and by itself cuts nobody off for an hour."""
-    settings = {"STOWGATE_MAX_UPLOADS": "2", "STOWGATE_IDLE_SECONDS": "3600"}
-    with running("run", tmp_path, **settings) as service:
+    with running(
+        "run",
+        tmp_path,
+        STOWGATE_MAX_UPLOADS="2",
+        STOWGATE_UPLOAD_WAIT_SECONDS="0",
+        STOWGATE_IDLE_SECONDS="3600",
+    ) as service:
         yield service
 
 
@@ -33,6 +39,10 @@ def _status(service: Service) -> int:
 
 def _in_progress(service: Service, count: int) -> bool:
     return f"stowgate_uploads_in_progress {count}.0" in service.get("/metrics").text
+
+
+def _waiting(service: Service, count: int) -> bool:
+    return f"stowgate_uploads_waiting {count}.0" in service.get("/metrics").text
 
 
 def test_of_200_senders_that_stall_at_once_none_keeps_another_out(service: Service) -> None:
@@ -124,3 +134,38 @@ def test_senders_that_are_only_slow_do_not_push_each_other_out(service: Service)
         answers = list(senders.map(send, range(3)))
 
     assert [statuses[-1] for statuses in answers] == [200] * 3
+
+
+def test_senders_wait_for_their_turn_and_get_it_in_their_order(tmp_path: Path) -> None:
+    instance = new_instance()
+    lines = (f"Content-Type: {DICOM}", f"Content-Length: {len(instance)}")
+    with (
+        running(
+            "run",
+            tmp_path,
+            STOWGATE_MAX_UPLOADS="1",
+            STOWGATE_UPLOAD_WAIT_SECONDS="60",
+            STOWGATE_API_THREADS="5",
+        ) as service,
+        ExitStack() as connections,
+    ):
+        first, second, third, fourth = (
+            connections.enter_context(connect(service)) for _ in range(4)
+        )
+        first.sendall(head("POST /dicomweb/studies HTTP/1.1", *lines))
+        wait_for(lambda: _in_progress(service, 1))
+        for waiting, count in ((second, 1), (third, 2)):
+            waiting.sendall(head("POST /dicomweb/studies HTTP/1.1", *lines) + instance)
+            wait_for(lambda count=count: _waiting(service, count))
+        fourth.sendall(head("POST /dicomweb/studies HTTP/1.1", *lines))
+        assert statuses(everything(fourth)) == [429]
+
+        first.sendall(instance)
+
+        payload_ids = []
+        for sock in (first, second, third):
+            found = re.search(r"X-Payload-ID: (\S+)", sock.recv(65536).decode())
+            assert found
+            payload_ids.append(found[1])
+        newest_first = [p["payload_id"] for p in service.get("/payloads").json()["payloads"]]
+        assert newest_first == payload_ids[::-1]

@@ -55,6 +55,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "run",
         tmp_path_factory.mktemp("narrow"),
         STOWGATE_MAX_UPLOADS="1",
+        STOWGATE_UPLOAD_WAIT_SECONDS="0",
         STOWGATE_IDLE_SECONDS="4",
     ) as service:
         yield service

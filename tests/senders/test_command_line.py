@@ -84,7 +84,9 @@ def test_curl_that_sends_a_form_is_told_what_would_be_taken(
     status, headers, body, _ = _curl(curl, desk, stowgate, "-F", "file=@image.dcm")
 
     assert (status, body) == (415, b"")
-    assert headers["Accept-Post"] == "application/dicom, multipart/related"
+    assert (
+        headers["Accept-Post"] == 'application/dicom, multipart/related; type="application/dicom"'
+    )
 
 
 def test_curl_that_leaves_line_ends_out_of_an_instance_is_told_that_it_is_cut(

@@ -178,7 +178,10 @@ def test_a_form_is_refused_with_what_would_be_taken(stowgate: Service, desk: Pat
     )
 
     assert answer.status_code == 415
-    assert answer.headers["Accept-Post"] == "application/dicom, multipart/related"
+    assert (
+        answer.headers["Accept-Post"]
+        == 'application/dicom, multipart/related; type="application/dicom"'
+    )
 
 
 def test_the_multipart_writer_of_aiohttp_is_taken(stowgate: Service, desk: Path) -> None:

@@ -57,7 +57,7 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_MAX_PARTS", "many", "whole number"),
         ("STOWGATE_API_THREADS", "1", "from 2 to 256"),
         ("STOWGATE_MAX_UPLOADS", "0", "from 1 to 254"),
-        ("STOWGATE_MAX_UPLOADS", "15", "at most 14"),
+        ("STOWGATE_MAX_UPLOADS", "39", "at most 38"),
         ("STOWGATE_STATE_BUCKET", "monaideploy", "another bucket"),
         ("STOWGATE_PUBLIC_URL", "https://host/dicomweb", "before /dicomweb"),
         ("STOWGATE_TRUSTED_PROXIES", "17", "from 0 to 16"),
