@@ -1,20 +1,42 @@
 """The command `stowgate`."""
 
+import importlib
 import sys
 
 import click
 
-from cli.check import check
-from cli.failed import failed
-from cli.payloads import payloads
-from cli.send import send
-from cli.serve import api, run, worker
-from cli.user import user
-from cli.vae import vae
 from shared.config import BadSetting
 
+_MODULES = {
+    "run": "cli.serve",
+    "api": "cli.serve",
+    "worker": "cli.serve",
+    "send": "cli.send",
+    "vae": "cli.vae",
+    "payloads": "cli.payloads",
+    "failed": "cli.failed",
+    "user": "cli.user",
+    "check": "cli.check",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class _Commands(click.Group):
+    """Imports a command when it is used: who lists payloads need not wait for a server's parts."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _MODULES:
+            return None
+        command: click.Command = getattr(importlib.import_module(_MODULES[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="stowgate")
 def stowgate() -> None:
     """Takes DICOM over HTTP (STOW-RS), keeps it, and opens MONAI Deploy workflow requests.
@@ -24,10 +46,6 @@ def stowgate() -> None:
     \b
     Completion in bash: eval "$(_STOWGATE_COMPLETE=bash_source stowgate)"
     """
-
-
-for command in (run, api, worker, send, vae, payloads, failed, user, check):
-    stowgate.add_command(command)
 
 
 def main() -> None:
