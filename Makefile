@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
 COMPOSE := docker compose
+# Most tests wait more than they compute, so three at a time also help where there are two cores.
+PYTEST := .venv/bin/python -m pytest --numprocesses 3 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format up down e2e faults chaos fuzz bench-relay lock clean
@@ -14,7 +16,7 @@ run: .venv/.ready ## start API and worker here, in one process
 	@.venv/bin/stowgate run
 
 test: .venv/.ready-dev ## run every test that this machine can run
-	@.venv/bin/python -m pytest $(TESTS)
+	@$(PYTEST) $(TESTS)
 
 check: .venv/.ready-dev ## format, lint, types, then the tests
 	.venv/bin/ruff format --check
@@ -37,7 +39,7 @@ e2e: .venv/.ready-dev ## the compose stack, end to end, torn down after
 	@.venv/bin/python -m pytest tests/e2e
 
 faults: .venv/.ready-dev ## what must hold when things break, on real processes
-	@.venv/bin/python -m pytest tests/faults
+	@$(PYTEST) tests/faults
 
 chaos: .venv/.ready-dev ## POSTS=10000 SEED=n: kill everything at random while senders send
 	@PYTHONPATH=tests .venv/bin/python tests/faults/chaos.py --posts $(or $(POSTS),1000) $(if $(SEED),--seed $(SEED)) \

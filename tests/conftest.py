@@ -1,10 +1,12 @@
 """The real engines as fixtures. Where one comes from is in `engines.py`."""
 
 import os
+import pickle
 import re
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clients import CLIENT_MISSING
@@ -44,11 +46,19 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         if terminal is not None:
             terminal.write_line(f"engines: {line}")
 
-    engines = Engines(say)
+    # Processes that pytest-xdist starts share the engines of the one that started them.
+    handed_down = getattr(config, "workerinput", {}).get("engines")
+    engines = Engines(say, pickle.loads(handed_down) if handed_down else {})
     config.stash[ENGINES] = engines
     config.add_cleanup(engines.close)
-    if not config.option.collectonly:
+    if not handed_down and not config.option.collectonly:
         engines.start(_wanted_engines(config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """pytest-xdist is about to start a process for a part of the tests."""
+    node.workerinput["engines"] = pickle.dumps(node.config.stash[ENGINES].outcomes)
 
 
 @pytest.hookimpl(trylast=True)

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -458,16 +458,19 @@ def _first_to_be_had(ways: Iterable[Way], stack: ExitStack, say: Say) -> Engine 
 
 
 class Engines:
-    """The engines of one test run, each started at most once."""
+    """The engines of one test run, each started at most once.
 
-    def __init__(self, say: Say) -> None:
+    `outcomes` are those that another process of the run has, and keeps until the run ends.
+    """
+
+    def __init__(self, say: Say, outcomes: Mapping[str, Engine | NotToBeHad]) -> None:
         self._say = say
         self._stack = ExitStack()
-        self._outcomes: dict[str, Engine | NotToBeHad] = {}
+        self.outcomes = dict(outcomes)
 
     def start(self, names: Iterable[str]) -> None:
         """Start these side by side; returns when each answers or is known not to be had."""
-        missing = [name for name in names if name not in self._outcomes]
+        missing = [name for name in names if name not in self.outcomes]
         with warnings.catch_warnings():
             # docker-py leaves its socket open where no daemon listens; let no test answer for it.
             warnings.simplefilter("ignore", ResourceWarning)
@@ -476,13 +479,13 @@ class Engines:
                     name: threads.submit(_first_to_be_had, WAYS[name], self._stack, self._say)
                     for name in missing
                 }
-            self._outcomes |= {name: outcome.result() for name, outcome in starting.items()}
+            self.outcomes |= {name: outcome.result() for name, outcome in starting.items()}
             gc.collect()
 
     def address(self, name: str) -> Address:
         """Where the engine answers; starts it if need be. Raises `NotToBeHad`."""
         self.start([name])
-        outcome = self._outcomes[name]
+        outcome = self.outcomes[name]
         if isinstance(outcome, NotToBeHad):
             raise outcome
         return outcome.address
@@ -492,7 +495,7 @@ class Engines:
         return "; ".join(f"{name}: {self._describe(name)}" for name in WAYS)
 
     def _describe(self, name: str) -> str:
-        outcome = self._outcomes.get(name)
+        outcome = self.outcomes.get(name)
         if outcome is None:
             return "not needed"
         return outcome.origin if isinstance(outcome, Engine) else f"NONE ({outcome})"
