@@ -133,18 +133,16 @@ class IngestRecord:
 
 @dataclass(frozen=True)
 class HeldRecord:
-    """A record as it was read, with the version that the next write must find."""
+    """A record as it was read or written, with the version that the next write must find."""
 
     record: IngestRecord
     version: str
     key: str
+    data: bytes = field(repr=False)
 
 
 class _Instances(fields.Field[tuple[StoredInstance, ...]]):
     """Thousands of rows of our own making: a schema run per row would cost seconds."""
-
-    def _serialize(self, value: Any, *_: Any, **__: Any) -> Any:
-        return value  # orjson writes dataclasses itself
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[StoredInstance, ...]:
         instances = tuple(
@@ -220,7 +218,7 @@ _SCHEMA = _RecordSchema()
 
 
 def encode(record: IngestRecord) -> bytes:
-    return orjson.dumps(_SCHEMA.dump(record))
+    return orjson.dumps(record, option=orjson.OPT_UTC_Z)
 
 
 def decode(data: bytes) -> IngestRecord:
@@ -353,15 +351,16 @@ class Records:
         if not found.data:
             return None
         try:
-            return HeldRecord(decode(found.data), found.version, key)
+            return HeldRecord(decode(found.data), found.version, key, found.data)
         except RecordUnreadable as error:
             raise RecordUnreadable(f"{key}: {error}; look at it and move it away") from error
 
     def change(self, held: HeldRecord, **changes: Any) -> HeldRecord:
         """Raises `VersionConflict` where somebody changed or moved the record meanwhile."""
         record = replace(held.record, **changes)
-        version = self._store.replace(held.key, encode(record), held.version, _JSON)
-        return HeldRecord(record, version, held.key)
+        data = encode(record)
+        version = self._store.replace(held.key, data, held.version, _JSON)
+        return HeldRecord(record, version, held.key, data)
 
     def settle(self, held: HeldRecord, state: State, **changes: Any) -> HeldRecord:
         """Give a pending record its end, for all to see. Raises `VersionConflict` as `change`."""
@@ -371,9 +370,8 @@ class Records:
 
     def move(self, held: HeldRecord) -> None:
         """Bring a settled record to its place; harmless when several do it."""
-        data = encode(held.record)
         target = _key(held.record.state, held.record.payload_id)
-        self._store.put(target, BytesIO(data), len(data), _JSON)
+        self._store.put(target, BytesIO(held.data), len(held.data), _JSON)
         # A replay leaves the record in failed/ too.
         left = {_key(s, held.record.payload_id) for s in (State.PENDING, State.FAILED)} - {target}
         self._store.delete(sorted(left))
@@ -400,7 +398,7 @@ class Records:
             version = self._replace_fence(key, data)
         if self.read(_key(State.OPENED, record.payload_id)) is not None:
             raise VersionConflict(f"payload {record.payload_id} was replayed and opened meanwhile")
-        return HeldRecord(record, version, key)
+        return HeldRecord(record, version, key, data)
 
     def _replace_fence(self, key: str, data: bytes) -> str:
         """A fence that stands beside a record was left by a `give_up` that did not come to its end.
