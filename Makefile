@@ -7,7 +7,7 @@ COMPOSE := docker compose
 PYTEST := .venv/bin/python -m pytest --numprocesses 3 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format up down e2e faults chaos fuzz bench-relay lock clean
+.PHONY: help run test check format up down e2e faults chaos fuzz bench bench-guard bench-relay lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -54,6 +54,14 @@ lock: .venv/.ready-dev ## write the lock files anew
 		pyproject.toml --output-file requirements.lock
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
 		pyproject.toml --group dev --output-file requirements-dev.lock
+	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
+		pyproject.toml --group dev --group bench --output-file requirements-bench.lock
+
+bench: .venv/.ready-bench ## ROUNDS=3: how fast it is, beside its store's limit and beside Orthanc
+	@PYTHONPATH=tests .venv/bin/python benchmarks/bench.py --write --rounds $(or $(ROUNDS),3)
+
+bench-guard: .venv/.ready-dev ## whether it is still as fast, beside the same, as when last measured
+	@PYTHONPATH=tests .venv/bin/python benchmarks/guard.py
 
 bench-relay: .venv/.ready ## what a look of the relay costs with many records
 	@.venv/bin/python benchmarks/relay.py $(ARGS)
@@ -82,4 +90,9 @@ clean: ## remove what was set up; the data stays
 .venv/.ready-dev: requirements-dev.lock .venv/.ready
 	@echo "setting up the tools of the tests, once"
 	@$(PIP) install --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+.venv/.ready-bench: requirements-bench.lock .venv/.ready-dev
+	@echo "setting up what draws the plots, once"
+	@$(PIP) install --require-hashes --requirement requirements-bench.lock
 	@touch $@

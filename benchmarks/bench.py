@@ -1,28 +1,27 @@
 """How fast Stowgate is, beside the limit of its store and beside Orthanc, in one run.
 
-    make bench [ROUNDS=5]
+    make bench [ROUNDS=3]
 
 Each round measures every load with every subject, one after the other, so that what disturbs the
 machine disturbs all. What Stowgate's worker has left to do of one load is waited for before the
 next is measured.
 """
 
-import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 import click
 from engines import Engines, NotToBeHad, ObjectStoreEndpoint
+from growth import Growth, grow
 from loads import Answered, Load
-from processes import measured
+from processes import Cost, measured
+from report import tables, write_report
 from subjects import Subject, distributed, embedded, orthanc, raw_puts
 
 HALF_A_MEGABYTE = 1 << 19
@@ -35,7 +34,12 @@ LOADS = (
     Load("one of 1 GB", 1, 1, 1, 1 << 30),
     Load("500 × 20 KB", 1, 1, 500, 18432),
     Load("32 senders, 20 × 0.5 MB", 32, 1, 20, HALF_A_MEGABYTE),
+    Load("2 senders, 5 × 100 × 0.5 MB", 2, 5, 100, HALF_A_MEGABYTE),
 )
+
+# Waited for, each, until its workflow request is out.
+ALONE = Load("1 × 0.5 MB, alone", 1, 1, 1, HALF_A_MEGABYTE)
+_ALONE_TIMES = 40
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,37 @@ def measure(number: int, load: Load, subject: Subject) -> Measurement:
         began_at = time.time()
         seconds, answers = subject.send(load)
         out = _requests_out(subject, load, answers, began_at)
+    return _measurement(number, load, subject, seconds, answers, cost, out)
+
+
+def measure_alone(number: int, subject: Subject) -> Measurement:
+    """Single POSTs, each when all that came of the one before is done."""
+    os.sync()
+    seconds, answers, latencies = 0.0, [], []
+    with measured(subject.process_ids) as cost:
+        for _ in range(_ALONE_TIMES):
+            took, (answer,) = subject.send(ALONE)
+            seconds += took
+            answers.append(answer)
+            if subject.opened is not None and answer.payload_id is not None:
+                opened_at = subject.opened([answer.payload_id])[answer.payload_id]
+                latencies.append((opened_at - answer.at) * 1000)
+    out = {}
+    if latencies:
+        out = {"out_p50_ms": percentile(latencies, 50), "out_p95_ms": percentile(latencies, 95)}
+    load = replace(ALONE, posts=_ALONE_TIMES)
+    return _measurement(number, load, subject, seconds, answers, cost, out)
+
+
+def _measurement(
+    number: int,
+    load: Load,
+    subject: Subject,
+    seconds: float,
+    answers: Sequence[Answered],
+    cost: Cost,
+    out: dict[str, float],
+) -> Measurement:
     latencies = [answer.seconds * 1000 for answer in answers]
     return Measurement(
         round=number,
@@ -123,61 +158,66 @@ def subjects(endpoint: ObjectStoreEndpoint, broker_url: str) -> Iterator[list[Su
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--only", default="", help="loads whose name has this in it")
-@click.option("--to", type=click.Path(path_type=Path), help="a JSON file for what was measured")
-def main(rounds: int, only: str, to: Path | None) -> None:
+@click.option("--only", default="", help="loads whose name has this in it, and no growth")
+@click.option("--write/--no-write", default=False, help="what docs/performance.md shows")
+def main(rounds: int, only: str, write: bool) -> None:
     engines = Engines(lambda line: click.echo(line, err=True))
     engines.start(["object store", "broker"])
     endpoint, broker_url = engines.address("object store"), engines.address("broker")
     assert isinstance(endpoint, ObjectStoreEndpoint)
     assert isinstance(broker_url, str)
-    loads = [load for load in LOADS if only in load.name]
     found: list[Measurement] = []
+    growth: list[Growth] = []
     try:
         for number in range(rounds):
-            with subjects(endpoint, broker_url) as all_subjects:
-                for load in loads:
-                    turn = number % len(all_subjects)
-                    for subject in (*all_subjects[turn:], *all_subjects[:turn]):
-                        measurement = measure(number, load, subject)
-                        found.append(measurement)
-                        click.echo(_line(measurement), err=True)
+            found += _one_round(number, endpoint, broker_url, only)
+        if not only:
+            growth = list(grow(endpoint, broker_url))
     finally:
         engines.close()
-    print_table(loads, found)
-    if to is not None:
-        about = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-            "python": platform.python_version(),
-            "versions": {name: version(name) for name in ("gunicorn", "minio", "pika", "pydicom")},
-            "engines": engines.describe(),
-        }
-        to.write_text(json.dumps({"about": about, "measurements": [asdict(m) for m in found]}))
+    about = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "Python": platform.python_version(),
+        **{name: version(name) for name in ("gunicorn", "minio", "pika", "pydicom")},
+        "rounds": rounds,
+    }
+    measurements = [asdict(m) for m in found]
+    report = {"about": about, "measurements": measurements, "growth": [asdict(g) for g in growth]}
+    for line in tables(report):
+        click.echo(line)
+    if write:
+        write_report(report)
 
 
-def _line(m: Measurement) -> str:
+def _one_round(
+    number: int, endpoint: ObjectStoreEndpoint, broker_url: str, only: str
+) -> Iterator[Measurement]:
+    with subjects(endpoint, broker_url) as all_subjects:
+        turn = number % len(all_subjects)
+        in_turn = (*all_subjects[turn:], *all_subjects[:turn])
+        for load in LOADS:
+            for subject in in_turn:
+                if only in load.name:
+                    yield _told(measure(number, load, subject))
+        for subject in in_turn:
+            if only in ALONE.name:
+                yield _told(measure_alone(number, subject))
+
+
+def _told(m: Measurement) -> Measurement:
     peaks = ", ".join(f"{name} {mib:.0f}" for name, mib in m.peak_mib.items())
-    cpu = ", ".join(f"{name} {s:.2f}" for name, s in m.cpu_seconds.items())
-    out = f"  out p95 {m.out_p95_ms:.0f} ms, {m.out_mb_per_second:.0f} MB/s" if m.out_p95_ms else ""
+    cpu = ", ".join(f"{name} {seconds:.2f}" for name, seconds in m.cpu_seconds.items())
+    out = f"  out p95 {m.out_p95_ms:.0f} ms" if m.out_p95_ms else ""
+    rate = f", {m.out_mb_per_second:.0f} MB/s" if m.out_mb_per_second else ""
     away = f"  turned away {m.turned_away}" if m.turned_away else ""
-    return (
-        f"{m.round} {m.load:<24} {m.subject:<28} {m.mb_per_second:6.1f} MB/s "
+    click.echo(
+        f"{m.round} {m.load:<28} {m.subject:<28} {m.mb_per_second:6.1f} MB/s "
         f"{m.posts_per_second:6.1f}/s p50 {m.p50_ms:7.1f} p95 {m.p95_ms:7.1f} ms  "
-        f"CPU {cpu}  peak {peaks}{out}{away}"
+        f"CPU {cpu}  peak {peaks}{out}{rate}{away}",
+        err=True,
     )
-
-
-def print_table(loads: Sequence[Load], found: Sequence[Measurement]) -> None:
-    for load in loads:
-        of_load = [m for m in found if m.load == load.name]
-        for subject in dict.fromkeys(m.subject for m in of_load):
-            rates = [m.mb_per_second for m in of_load if m.subject == subject]
-            p50s = [m.p50_ms for m in of_load if m.subject == subject]
-            click.echo(
-                f"{load.name:<24} {subject:<28} {statistics.median(rates):7.1f} MB/s "
-                f"({min(rates):.0f} to {max(rates):.0f})  p50 {statistics.median(p50s):7.1f} ms"
-            )
+    return m
 
 
 if __name__ == "__main__":

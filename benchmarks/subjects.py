@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -156,9 +157,12 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def embedded(**settings: str) -> Iterator[Subject]:
+def embedded(data: Path | None = None) -> Iterator[Subject]:
     """`stowgate run`: a folder, and events in memory."""
-    with tempfile.TemporaryDirectory() as folder, _quiet("run", Path(folder), settings) as service:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _quiet("run", data or Path(folder), {}) as service,
+    ):
         yield Subject(
             "embedded",
             lambda load: send(f"{service.url}/dicomweb/studies", load),
@@ -182,10 +186,53 @@ def distributed(
     broker_url: str,
     *,
     api_processes: int = 1,
-    workers: int = 1,
-    **given: str,
 ) -> Iterator[Subject]:
     """`stowgate api` and `stowgate worker` on MinIO and RabbitMQ."""
+    with ExitStack() as stack:
+        site = stack.enter_context(_site(endpoint, broker_url, api_processes))
+        site.start_worker()
+        yield Subject(
+            f"distributed, {api_processes} API process{'es' * (api_processes > 1)}",
+            lambda load: send(f"{site.api.url}/dicomweb/studies", load),
+            lambda: {"api": site.api.process_ids(), "worker": site.worker_process_ids()},
+            site.workflow_manager.times,
+        )
+
+
+def backlog(endpoint: ObjectStoreEndpoint, broker_url: str, workers: int, load: Load) -> float:
+    """How long that many workers take to open what was received while there was none, in seconds
+    from when all of them are ready."""
+    with _site(endpoint, broker_url, 1) as site:
+        _, answers = send(f"{site.api.url}/dicomweb/studies", load)
+        payload_ids = [answer.payload_id for answer in answers if answer.payload_id]
+        began_at = time.time()
+        with ThreadPoolExecutor(workers) as threads:
+            for started in [threads.submit(site.start_worker) for _ in range(workers)]:
+                started.result()
+        times = site.workflow_manager.times(payload_ids)
+        first, last = min(times.values()), max(times.values())
+        assert first > began_at
+        return last - first
+
+
+@dataclass
+class _Site:
+    """An API on engines, a queue for its workflow requests, and workers once they are started."""
+
+    api: Service
+    workflow_manager: "_WorkflowManager"
+    start: Callable[[], Service]
+    workers: list[Service]
+
+    def start_worker(self) -> None:
+        self.workers.append(self.start())
+
+    def worker_process_ids(self) -> list[int]:
+        return [pid for worker in self.workers for pid in worker.process_ids()]
+
+
+@contextmanager
+def _site(endpoint: ObjectStoreEndpoint, broker_url: str, api_processes: int) -> Iterator[_Site]:
     name = f"stowgate-bench-{secrets.token_hex(6)}"
     settings = {
         "STOWGATE_OBJECT_STORE": endpoint.url,
@@ -198,25 +245,18 @@ def distributed(
         "STOWGATE_WORKFLOW_MANAGER_EXCHANGE": name,
         "STOWGATE_WORKFLOW_MANAGER_QUEUE": name,
         "STOWGATE_API_PROCESSES": str(api_processes),
-        **given,
     }
     _declare(broker_url, name)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.callback(_remove, endpoint, broker_url, name)
         api = stack.enter_context(_quiet("api", folder, settings))
-        services = [
-            stack.enter_context(_quiet("worker", folder / str(i), settings)) for i in range(workers)
-        ]
-        requests_out = stack.enter_context(_WorkflowManager(broker_url, name))
-        yield Subject(
-            f"distributed, {api_processes} API process{'es' * (api_processes > 1)}",
-            lambda load: send(f"{api.url}/dicomweb/studies", load),
-            lambda: {
-                "api": api.process_ids(),
-                "worker": [pid for worker in services for pid in worker.process_ids()],
-            },
-            requests_out.times,
+        folders = (folder / f"worker-{number}" for number in count())
+        yield _Site(
+            api,
+            stack.enter_context(_WorkflowManager(broker_url, name)),
+            lambda: stack.enter_context(_quiet("worker", next(folders), settings)),
+            [],
         )
 
 
