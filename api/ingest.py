@@ -63,7 +63,7 @@ ANNOUNCEMENT_GRACE = timedelta(seconds=5)
 
 # How many instances of one upload, and of all, are on their way into the store at a time. Together
 # with the spool's threshold this bounds memory.
-_PUTS_PER_UPLOAD = 4
+_PUTS_PER_UPLOAD = 8
 _PUTS = 12
 
 # Between two looks at an Idempotency-Key while the store takes its time; less than half of the
@@ -430,10 +430,13 @@ class _Upload:
         self._room.release()
 
     def _settle(self, put: "Future[None]") -> None:
-        while not wait([put], _STORE_PAUSE_SECONDS).done:
-            self._between()
+        while True:
+            try:
+                error = put.exception(_STORE_PAUSE_SECONDS)
+                break
+            except TimeoutError:
+                self._between()
         # A full store fails one instance; any other error of the store fails the request.
-        error = put.exception()
         if error is not None and not isinstance(error, StoreFull):
             self._store_is_away = isinstance(error, StoreUnavailable)
             raise error

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import BinaryIO, Self
@@ -182,14 +182,14 @@ class MinioObjectStore:
                 raise StoreUnavailable(
                     f"{self._place}: cannot put {key}: its parts were not joined"
                 )
-        except BaseException:
+        except BaseException as error:
             for part in putting:
                 part.cancel()
             wait(putting)
             # The store clears away in time what cannot be cleared away now.
             with suppress(S3Error, HTTPError, ElementTree.ParseError):
                 self._requests.send("DELETE", key, query={"uploadId": upload_id})
-            raise
+            raise _cause(error, putting) from error
 
     def create(self, key: str, data: bytes, content_type: str) -> str:
         """Write only where nothing is, and return the version. Raises `VersionConflict`.
@@ -341,6 +341,14 @@ def _doomed(keys: Iterable[str]) -> Iterator[DeleteObject]:
     for key in keys:
         check_key(key)
         yield DeleteObject(name=key)
+
+
+def _cause(error: BaseException, parts: Sequence[Future[str]]) -> BaseException:
+    """Why an upload in parts failed: MinIO drops one that finds its disk full, and then other parts
+    of it are told only that there is no such upload."""
+    failed = (part.exception() for part in parts if not part.cancelled())
+    told = (e for e in (error, *failed) if e and getattr(e, "code", "") != "NoSuchUpload")
+    return next(told, error)
 
 
 def _text(answer: urllib3.BaseHTTPResponse, name: str) -> str:

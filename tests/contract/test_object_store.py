@@ -696,7 +696,12 @@ def test_minio_that_is_full_says_so_although_it_has_dropped_the_upload() -> None
 
         def do_PUT(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self._answer(507, s3_error("XMinioStorageFull"))
+            if "partNumber=2&" in self.path:
+                self._answer(507, s3_error("XMinioStorageFull"))
+                dropped.set()
+            else:
+                dropped.wait(10)
+                self._answer(404, s3_error("NoSuchUpload"))
 
         def do_DELETE(self) -> None:
             self._answer(404, s3_error("NoSuchUpload"))
@@ -711,6 +716,7 @@ def test_minio_that_is_full_says_so_although_it_has_dropped_the_upload() -> None
         def log_message(self, *_: object) -> None:
             pass
 
+    dropped = threading.Event()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FullInTheMiddle) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         endpoint = ObjectStoreEndpoint(f"http://127.0.0.1:{server.server_port}", "access", "secret")
