@@ -161,7 +161,7 @@ def subjects(endpoint: ObjectStoreEndpoint, broker_url: str) -> Iterator[list[Su
 @click.option("--only", default="", help="loads whose name has this in it, and no growth")
 @click.option("--write/--no-write", default=False, help="what docs/performance.md shows")
 def main(rounds: int, only: str, write: bool) -> None:
-    engines = Engines(lambda line: click.echo(line, err=True))
+    engines = Engines(lambda line: click.echo(line, err=True), {})
     engines.start(["object store", "broker"])
     endpoint, broker_url = engines.address("object store"), engines.address("broker")
     assert isinstance(endpoint, ObjectStoreEndpoint)

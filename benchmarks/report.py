@@ -9,7 +9,7 @@ from typing import Any
 _DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BEGIN, _END = "<!-- measured: make bench -->", "<!-- end of what was measured -->"
 
-_RAW, _ORTHANC = "raw PUT", "Orthanc"
+RAW, _ORTHANC = "raw PUT", "Orthanc"
 
 
 class Figures:
@@ -19,7 +19,7 @@ class Figures:
         self._measurements = measurements
         self.loads = list(dict.fromkeys(m["load"] for m in measurements))
         order = list(dict.fromkeys(m["subject"] for m in measurements))
-        self.subjects = sorted(order, key=lambda name: (name != _RAW, name != _ORTHANC, name))
+        self.subjects = sorted(order, key=lambda name: (name != RAW, name != _ORTHANC, name))
 
     def of(self, load: str, subject: str, figure: str) -> list[float]:
         """One value for each round."""
@@ -108,7 +108,7 @@ def _row(figures: Figures, load: str, subject: str) -> str:
             ""
             if subject == to
             else _spread(figures.ratios(load, subject, to, "mb_per_second"), "{:.2f}")
-            for to in (_ORTHANC, _RAW)
+            for to in (_ORTHANC, RAW)
         ),
         _median(cpu),
         figures.peak(load, subject),
