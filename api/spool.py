@@ -25,7 +25,7 @@ class Spool:
     def __init__(self, folder: Path, memory_bytes: int) -> None:
         self._folder = folder
         self._memory_bytes = memory_bytes
-        self._memory = bytearray()
+        self._pieces: list[bytes] = []
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
         self.size_bytes = 0
@@ -38,13 +38,13 @@ class Spool:
         self._hash.update(data)
         self.size_bytes += len(data)
         if self._file is None and self.size_bytes <= self._memory_bytes:
-            self._memory += data
+            self._pieces.append(data)
             return
         with _disk_errors(self._folder):
             if self._file is None:
                 self._file = self.scratch()
-                self._file.write(self._memory)
-                self._memory = bytearray()
+                self._file.writelines(self._pieces)
+                self._pieces.clear()
             self._file.write(data)
 
     @contextmanager
@@ -55,7 +55,7 @@ class Spool:
         """
         with _disk_errors(self._folder):
             if self._file is None:
-                with memoryview(self._memory) as view:
+                with memoryview(self._in_memory()) as view:
                     yield view
                 return
             self._file.flush()
@@ -65,10 +65,16 @@ class Spool:
     def open(self) -> BinaryIO:
         """From the start; valid until `close`."""
         if self._file is None:
-            return BytesIO(self._memory)
+            return BytesIO(self._in_memory())
         with _disk_errors(self._folder):
             self._file.seek(0)
         return self._file
+
+    def _in_memory(self) -> bytes:
+        """All of it as one object, which `BytesIO` shares rather than copies."""
+        if len(self._pieces) != 1:
+            self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0]
 
     def scratch(self) -> BinaryIO:
         """Another nameless file on the spool's disk, for a dataset that has to be inflated."""

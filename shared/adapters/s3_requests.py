@@ -20,7 +20,7 @@ from minio.signer import sign_v4_s3
 _RETRY_SECONDS = 2.0
 
 # A time-out is for one piece as it is sent; of plain bytes, all would be one piece.
-PIECE_BYTES = 256 * 1024
+PIECE_BYTES = 1 << 20
 
 
 class SignedRequests:
