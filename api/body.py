@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from gunicorn.http.errors import ParseException
 
 from api.arrivals import arrivals
-from api.hourglass import Hourglass, stop_receiving
+from api.hourglass import Hourglass, Receiving
 from api.problems import BadRequest, SenderTooSlow, TooLarge
 
 # Less is next to nothing: an instance of half a megabyte would take two minutes.
@@ -58,7 +58,9 @@ class RequestBody:
         self._cut = False
         self.received_bytes = 0
         self._awaited: _Awaited | None = None
+        self._receiving: Receiving | None = None
         if sock is not None:
+            self._receiving = Receiving(sock)
             sock.settimeout(idle_seconds)
 
     @property
@@ -132,6 +134,6 @@ class RequestBody:
 
     def cut(self) -> None:
         """End a read that is under way; for another thread."""
-        if self._sock is not None:
+        if self._receiving is not None:
             self._cut = True
-            stop_receiving(self._sock)
+            self._receiving.cut()

@@ -11,20 +11,35 @@ class Cuttable(Protocol):
     def cut(self) -> None: ...
 
 
-def stop_receiving(sock: socket.socket) -> None:
-    """Wake whoever reads from it with an end; an answer can still be sent.
+class Receiving:
+    """What comes on `sock`, for the hourglass.
 
-    Not by `SSLSocket.shutdown`, behind which all that is sent goes out unencrypted.
+    Whoever reads from it is woken with an end, and can still send an answer. A read that goes on
+    for `grace_seconds` all the same ends with the connection: OpenSSL returns from none while a
+    peer sends what is no data, such as key updates (RFC 8446 4.6.3), and the kernel takes that
+    until both directions are shut.
     """
-    with suppress(OSError):
-        socket.socket.shutdown(sock, socket.SHUT_RD)
+
+    def __init__(self, sock: socket.socket, grace_seconds: float = 2.0) -> None:
+        self._sock = sock
+        self._grace_seconds = grace_seconds
+        self._hang_up_at: float | None = None
+
+    def cut(self) -> None:
+        now = time.monotonic()
+        if self._hang_up_at is None:
+            self._hang_up_at = now + self._grace_seconds
+        how = socket.SHUT_RDWR if now >= self._hang_up_at else socket.SHUT_RD
+        # Not by `SSLSocket.shutdown`, behind which all that is sent goes out unencrypted.
+        with suppress(OSError):
+            socket.socket.shutdown(self._sock, how)
 
 
 class Hourglass:
     """Ends reads that take too long, of any number of senders, from a thread of its own.
 
     A socket's time-out starts anew with every byte, so it does not end a sender that trickles.
-    `cut` is to call `stop_receiving`.
+    `cut` is called again and again, until `stop`.
     """
 
     def __init__(self) -> None:

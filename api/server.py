@@ -8,9 +8,9 @@ import socket
 import ssl
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -21,11 +21,14 @@ from gunicorn.glogging import Logger
 from gunicorn.http import errors, message
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from api.hourglass import Hourglass, stop_receiving
+from api.hourglass import Hourglass, Receiving
 from api.paths import own_path
 
 _HEAD_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 10.0
+
+# Of one read that does not wait for anything.
+_READ_SECONDS = 1.0
 
 # Of a request that is no upload; an upload has limits of its own.
 _SMALL_BODY_SECONDS = 5.0
@@ -164,16 +167,6 @@ class _SharedLogger(Logger):  # type: ignore[misc]
         self.error_log.setLevel(logging.WARNING)
 
 
-class _SmallBody:
-    """The body of a request that is no upload, for the hourglass."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def cut(self) -> None:
-        stop_receiving(self._sock)
-
-
 def _has_room(sock: socket.socket) -> bool:
     """Whether the peer has taken enough of what it was sent before for more to fit."""
     poll = select.poll()
@@ -286,8 +279,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def _receive_head(self, conn: TConn) -> None:
         try:
-            # More than a TLS record has, so that nothing is left where the poller does not see it.
-            data = conn.sock.recv(_PIECE_BYTES)
+            with self._bounded(conn.sock):
+                # More than a TLS record has, so that nothing is left where no poller sees it.
+                data = conn.sock.recv(_PIECE_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError):
             return
         except OSError:
@@ -303,6 +297,16 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         if self._is_whole(conn):
             self.poller.unregister(conn.sock)
             self._serve(conn)
+
+    @contextmanager
+    def _bounded(self, sock: socket.socket) -> Iterator[None]:
+        """Ends what reads from it and does not come back, though it waits for nothing."""
+        receiving = Receiving(sock, grace_seconds=0)
+        self._hourglass.turn(receiving, time.monotonic() + _READ_SECONDS)
+        try:
+            yield
+        finally:
+            self._hourglass.stop(receiving)
 
     def _is_whole(self, conn: TConn) -> bool:
         """Whether what was received can be answered, if only with a refusal."""
@@ -348,7 +352,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         conn.sock.settimeout(_SOCKET_SECONDS)
         if self.app.tls is not None:
             req.scheme = "https"
-        body = _SmallBody(conn.sock)
+        body = Receiving(conn.sock)
         if not own_path(req.path, self.app.path_prefix).startswith(_UPLOADS):
             self._hourglass.turn(body, conn.body_end)
         try:
@@ -363,7 +367,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:
         """gunicorn would wait 5 s for a body that the application left unread."""
         try:
-            return keepalive and conn.parser.finish_body(deadline=time.monotonic() + 0.1)
+            with self._bounded(conn.sock):
+                return keepalive and conn.parser.finish_body(deadline=time.monotonic() + 0.1)
         except (errors.ParseException, ssl.SSLError):
             # The answer was sent; gunicorn would send a refusal behind it.
             return False
@@ -425,7 +430,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         try:
             conn.sock.setblocking(False)
             if isinstance(conn.sock, ssl.SSLSocket):
-                _say_the_end(conn.sock)
+                with self._bounded(conn.sock):
+                    _say_the_end(conn.sock)
             # From here on what comes is not decrypted, only forgotten.
             conn.sock.shutdown(socket.SHUT_WR)
             self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._forget(conn))

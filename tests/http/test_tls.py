@@ -1,17 +1,21 @@
 """HTTPS at the API itself: what senders get, and what a peer that means ill does not."""
 
+import hmac
 import json
+import re
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from certificates import Certificates, certificates
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from instances import multipart, new_instance
 from service import STOWGATE, Service, environment, running, wait_for
 from wire import connect, everything, head, read_answer, statuses
@@ -331,3 +335,53 @@ def test_files_that_will_not_do_are_told_in_one_line(
     assert len(told) == 1
     if command != "check":
         assert started.stderr.splitlines() == told
+
+
+def derived(secret: bytes, label: bytes, length: int) -> bytes:
+    """HKDF-Expand-Label of RFC 8446 7.1, for a cipher suite with SHA-384."""
+    name = b"tls13 " + label
+    info = length.to_bytes(2, "big") + bytes([len(name)]) + name + b"\0\x01"
+    return hmac.digest(secret, info, "sha384")[:length]
+
+
+def record(secret: bytes, kind: int, content: bytes) -> bytes:
+    """The first of TLS 1.3 under that traffic secret (RFC 8446 5.2)."""
+    length = len(content) + 17
+    start = b"\x17\x03\x03" + length.to_bytes(2, "big")
+    cipher = AESGCM(derived(secret, b"key", 32))
+    return start + cipher.encrypt(derived(secret, b"iv", 12), content + bytes([kind]), start)
+
+
+def test_a_peer_that_sends_key_updates_on_and_on_is_hung_up_on(
+    service: Service, made: Certificates, tmp_path: Path
+) -> None:
+    """OpenSSL reads all of them (RFC 8446 4.6.3) before it returns to the main loop."""
+    secrets = tmp_path / "secrets"
+    trusting = ssl.create_default_context(cafile=made.authority)
+    trusting.keylog_filename = str(secrets)
+    with encrypted(service, trusting) as sock:
+        cipher = sock.cipher()
+        if cipher is None or cipher[0] != "TLS_AES_256_GCM_SHA384":
+            pytest.skip("another cipher suite than this test speaks")
+        found = re.search(r"^CLIENT_TRAFFIC_SECRET_0 \w+ (\w+)$", secrets.read_text(), re.M)
+        assert found
+        secret, updates = bytes.fromhex(found[1]), []
+        # More than OpenSSL is through with in the time that it has here.
+        for _ in range(300_000):
+            updates.append(record(secret, 22, b"\x18\0\0\x01\0"))
+            secret = derived(secret, b"traffic upd", 48)
+        request = record(secret, 23, head("GET /health/live HTTP/1.1", "Connection: close"))
+
+        def send() -> None:
+            with suppress(OSError):
+                socket.socket.sendall(sock, b"".join(updates) + request)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        with suppress(ConnectionError):
+            assert everything(sock) == b""
+        sock.shutdown(socket.SHUT_RDWR)
+        sender.join()
+
+    live = requests.get(f"{service.url}/health/live", verify=str(made.authority), timeout=60)
+    assert live.status_code == 200
