@@ -245,6 +245,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             return
         else:
             self.poller.unregister(conn.sock)
+            self._ends[conn] = time.monotonic() + self.cfg.keepalive
             self._await_head(conn)
             return
         self.poller.modify(conn.sock, awaited, lambda _: self._go_on_with_handshake(conn))

@@ -126,6 +126,7 @@ def test_others_are_served_beside_peers_that_never_end_their_handshake(
 ) -> None:
     sent = b"" if what == "nothing" else half_a_hello(trusting)
     with ExitStack() as connections:
+        ready = connections.enter_context(encrypted(service, trusting))
         peers = [connections.enter_context(connect(service)) for _ in range(50)]
         for peer in peers:
             peer.sendall(sent)
@@ -141,6 +142,9 @@ def test_others_are_served_beside_peers_that_never_end_their_handshake(
         assert stored.status_code == 200
         # And in the end they are hung up on.
         assert [peer.recv(100) for peer in peers] == [b""] * len(peers)
+        # But not on one that has the usual time for its request.
+        ready.sendall(head("GET /health/live HTTP/1.1"))
+        assert read_answer(ready)[0] == 200
 
 
 def test_a_request_without_tls_is_refused_in_words(service: Service) -> None:
