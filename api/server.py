@@ -19,6 +19,7 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.http import errors, message
+from gunicorn.util import unquote_to_wsgi_str
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from api.hourglass import Hourglass, Receiving
@@ -354,7 +355,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         if self.app.tls is not None:
             req.scheme = "https"
         body = Receiving(conn.sock)
-        if not own_path(req.path, self.app.path_prefix).startswith(_UPLOADS):
+        path = own_path(unquote_to_wsgi_str(req.path), self.app.path_prefix)
+        if not path.startswith(_UPLOADS):
             self._hourglass.turn(body, conn.body_end)
         try:
             return bool(super().handle_request(req, conn))

@@ -135,11 +135,16 @@ def test_urls_are_those_of_the_setting_and_never_of_a_header(behind: Service) ->
         assert "evil" not in str(answer.headers) + answer.text
 
 
-def test_an_upload_below_the_prefix_has_the_time_of_an_upload(behind: Service) -> None:
+@pytest.mark.parametrize(
+    "path", [f"{PREFIX}/dicomweb/studies", "/%64icomweb/studies", "/site%2Fstow//dicomweb/studies"]
+)
+def test_an_upload_has_the_time_of_an_upload_however_its_path_is_written(
+    behind: Service, path: str
+) -> None:
     with connect(behind) as sock:
         sock.sendall(
             head(
-                f"POST {PREFIX}/dicomweb/studies HTTP/1.1",
+                f"POST {path} HTTP/1.1",
                 "Content-Type: application/dicom",
                 "Content-Length: 1000",
             )
