@@ -54,7 +54,12 @@ class Api:
             raise unreachable(url, error) from error
         if answer.status >= 400:
             raise Unusable(refusal(answer))
-        return answer.json()
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise Unusable(
+                f"{url} answered {answer.status} and no JSON: is the URL that of the API?"
+            ) from error
 
 
 def with_api(command: Callable[..., None]) -> Callable[..., None]:

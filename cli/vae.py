@@ -83,8 +83,11 @@ def copy(source_url: str, api: Api) -> None:
 
     Exits with 1 when some could not be; those that were created stay.
     """
+    listed = Api(source_url.rstrip("/"), {}, api.ca).call("GET", "/config/vae")
+    if not isinstance(listed, list) or not all(isinstance(found, dict) for found in listed):
+        raise Unusable(f"{source_url} has something else than a list of VAEs at /config/vae")
     refused = 0
-    for found in Api(source_url.rstrip("/"), {}, api.ca).call("GET", "/config/vae"):
+    for found in listed:
         try:
             created = api.call("POST", "/config/vae", found)
         except Unusable as error:

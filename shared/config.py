@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from environs import EnvError, FileAwareEnv
 
@@ -441,8 +441,9 @@ class Settings:
 
     @property
     def path_prefix(self) -> str:
-        """What a proxy may put in front of every path; empty where there is none."""
-        return urlsplit(self.public_url or "").path
+        """What a proxy may put in front of every path, as WSGI decodes one (PEP 3333); empty where
+        there is none."""
+        return unquote_to_bytes(urlsplit(self.public_url or "").path).decode("latin-1")
 
     @property
     def spool(self) -> Path:

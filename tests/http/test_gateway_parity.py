@@ -10,7 +10,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -205,13 +205,17 @@ def of_a_gateway(name: str, **fields: Any) -> dict[str, Any]:
     }
 
 
+def gateway(*vaes: dict[str, Any]) -> AbstractContextManager[str]:
+    return saying(json.dumps(vaes).encode())
+
+
 @contextmanager
-def gateway(*vaes: dict[str, Any]) -> Iterator[str]:
-    """The `GET /config/vae` of one: its URL."""
+def saying(listed: bytes) -> Iterator[str]:
+    """The `GET /config/vae` of a Gateway: its URL."""
 
     class Listing(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps(vaes if self.path == "/config/vae" else []).encode()
+            body = listed if self.path == "/config/vae" else b"[]"
             self.send_response(200)
             self.send_header("Content-Type", "application/json; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
@@ -269,6 +273,16 @@ def test_a_vae_that_cannot_be_here_is_told_and_the_others_are_copied(stowgate: S
     assert done.returncode == 1
     assert done.stdout.split() == ["copied", good]
     assert f"not copied: {long}: 400" in done.stderr
+
+
+@pytest.mark.parametrize("said", [b"<html>", b"", b'{"status": "ok"}', b"[null]"])
+def test_a_source_that_lists_no_vaes_is_one_line(stowgate: Service, said: bytes) -> None:
+    with saying(said) as source_url:
+        done = copied(stowgate, source_url)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert source_url in line
 
 
 def test_administration_has_the_shapes_of_the_gateway(stowgate: Service) -> None:

@@ -130,6 +130,12 @@ def test_algorithms_are_a_list_with_commas_between(monkeypatch: pytest.MonkeyPat
     assert load_settings().jwt_algorithms == ("RS256", "ES256")
 
 
+def test_a_path_prefix_is_as_wsgi_decodes_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOWGATE_PUBLIC_URL", "https://pacs.example/the%20site/")
+
+    assert load_settings().path_prefix == "/the site"
+
+
 def test_a_value_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     secret = tmp_path / "broker"
     secret.write_text("amqp://user:password@host:5672/vhost\n")
