@@ -91,7 +91,7 @@ def create_app(
         return Response(document, content_type="application/json")
 
     # Behind the blueprints, whose own before_app_request comes first.
-    guard.install(app, authenticator, scopes)
+    guard.install(app, authenticator, scopes, cors_origins)
     audit.install(app)
 
     app.wsgi_app = _OwnPath(app.wsgi_app, path_prefix)  # type: ignore[method-assign]

@@ -1,6 +1,6 @@
 """Who is asking, and may they? One place asks, before anything of a body is read."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -65,10 +65,16 @@ class Anyone:
         pass
 
 
-def install(app: Flask, authenticator: Authenticator, scopes: Mapping[str, Scope | None]) -> None:
+def install(
+    app: Flask,
+    authenticator: Authenticator,
+    scopes: Mapping[str, Scope | None],
+    page_origins: Collection[str],
+) -> None:
     """Let nobody reach an endpoint without its scope; None is for everybody.
 
     An endpoint that is missing in `scopes` is refused to all. The caller is `g.caller` from then.
+    Of the pages of other origins only those of `page_origins` may administer.
     """
 
     @app.before_request
@@ -91,6 +97,13 @@ def install(app: Flask, authenticator: Authenticator, scopes: Mapping[str, Scope
         scope = scopes[endpoint]
         if scope is None:
             return
+        # A browser sends a POST of plain text, or of nothing, without a preflight. An upload needs
+        # no such care: the media types that it may have are asked for first (Fetch 2.2.2).
+        if scope is Scope.ADMIN and _from_another_site(page_origins):
+            raise Forbidden(
+                "a page of another origin may not administer; STOWGATE_CORS_ORIGINS lists those "
+                "that may"
+            )
         g.caller = caller = authenticator.caller(_credentials())
         if scope not in caller.scopes:
             raise Forbidden(
@@ -103,6 +116,17 @@ def install(app: Flask, authenticator: Authenticator, scopes: Mapping[str, Scope
                     "the caller may store to its own Virtual Application Entities only: POST to "
                     "/dicomweb/vae/{aet}/studies with one of them"
                 )
+
+
+def _from_another_site(listed: Collection[str]) -> bool:
+    """By what the browser says of the page (Fetch Metadata 2.3), which no page can change; and of
+    one that does not say, by the page's origin. Who is no browser has neither."""
+    origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")
+    if origin in listed:
+        return False
+    if site is not None:
+        return site not in ("same-origin", "none")
+    return origin is not None and origin.partition("://")[2] != request.host
 
 
 def _credentials() -> Authorization | None:

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from uuid import uuid4
 
 import pytest
 import requests
@@ -169,3 +170,43 @@ def test_without_the_setting_no_page_is_let_in(stowgate: Service) -> None:
     ):
         assert not [name for name in answer.headers if name.startswith("Access-Control-")]
         assert "Vary" not in answer.headers
+
+
+def administer(service: Service, title: str, **headers: str) -> int:
+    """As a page can without a preflight, and without seeing the answer."""
+    vae = f'{{"virtualAeTitle": "{title}", "workflows": ["w"]}}'
+    given = {"Content-Type": "text/plain", **headers}
+    added = requests.post(f"{service.url}/config/vae", vae, headers=given, timeout=60)
+    return added.status_code
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"Origin": "https://other.example"},
+        {"Origin": "null"},
+        {"Origin": "https://other.example", "Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_a_page_of_another_origin_does_not_administer(
+    stowgate: Service, said: dict[str, str]
+) -> None:
+    assert administer(stowgate, "BY-A-PAGE", **said) == 403
+    assert "BY-A-PAGE" not in stowgate.get("/config/vae").text
+    replay = f"{stowgate.url}/payloads/{uuid4()}/replay"
+    assert requests.post(replay, headers=said, timeout=60).status_code == 403
+
+
+def test_a_listed_page_one_of_its_own_origin_and_who_is_none_administer(
+    open_to_pages: Service,
+) -> None:
+    for number, said in enumerate(
+        [
+            {"Origin": PAGE, "Sec-Fetch-Site": "cross-site"},
+            {"Origin": "https://pacs.example", "Sec-Fetch-Site": "same-origin"},
+            {"Origin": open_to_pages.url},
+            {},
+        ]
+    ):
+        assert administer(open_to_pages, f"LISTED-{number}", **said) == 201
