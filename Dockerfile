@@ -39,9 +39,10 @@ ENV STOWGATE_DATA=/data \
 VOLUME ["/data"]
 EXPOSE 8080 8081
 
+# Whom its certificate is for is no matter of health, so that is not looked at.
 # `stowgate worker` alone answers on the port of STOWGATE_WORKER_LISTEN instead.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import http.client, os; port = os.environ['STOWGATE_LISTEN'].rpartition(':')[2]; probe = http.client.HTTPConnection('127.0.0.1', int(port), timeout=4); probe.request('GET', '/health/live'); raise SystemExit(probe.getresponse().status != 200)"]
+    CMD ["python", "-c", "import http.client as h, os, ssl; e = os.environ; port = int(e['STOWGATE_LISTEN'].rpartition(':')[2]); tls = {'STOWGATE_TLS_CERTIFICATE', 'STOWGATE_TLS_CERTIFICATE_FILE'} & {*e}; probe = h.HTTPSConnection('127.0.0.1', port, timeout=4, context=ssl._create_unverified_context()) if tls else h.HTTPConnection('127.0.0.1', port, timeout=4); probe.request('GET', '/health/live'); raise SystemExit(probe.getresponse().status != 200)"]
 
 STOPSIGNAL SIGTERM
 

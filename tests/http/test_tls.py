@@ -6,6 +6,7 @@ import re
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -389,3 +390,26 @@ def test_a_peer_that_sends_key_updates_on_and_on_is_hung_up_on(
 
     live = requests.get(f"{service.url}/health/live", verify=str(made.authority), timeout=60)
     assert live.status_code == 200
+
+
+def test_the_health_check_of_the_image_speaks_tls_where_the_api_does(
+    service: Service, made: Certificates, stowgate: Service
+) -> None:
+    dockerfile = Path(__file__).parents[2] / "Dockerfile"
+    found = re.search(r"^HEALTHCHECK .*\\\n *CMD (\[.*\])$", dockerfile.read_text(), re.M)
+    assert found
+    _, *arguments = json.loads(found[1])
+
+    def healthy(url: str, **settings: str) -> bool:
+        given = settings | {"STOWGATE_LISTEN": url.partition("//")[2]}
+        probe = subprocess.run(
+            [sys.executable, *arguments],
+            env=environment(Path("unused"), given),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        return probe.returncode == 0
+
+    assert healthy(stowgate.url)
+    assert healthy(service.url, STOWGATE_TLS_CERTIFICATE=str(made.certificate))
