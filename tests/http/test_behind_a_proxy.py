@@ -15,6 +15,8 @@ from instances import new_instance, uid
 from service import Service, running
 from wire import connect, head, read_answer
 
+from shared.config import BadSetting, load_settings
+
 PREFIX = "/site/stow"
 PUBLIC_URL = f"https://pacs.example{PREFIX}"
 CLAIMED = "198.51.100.7"
@@ -152,3 +154,10 @@ def test_an_upload_has_the_time_of_an_upload_however_its_path_is_written(
         )
 
         assert read_answer(sock)[0] == 408
+
+
+def test_what_is_served_is_no_path_prefix(behind: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in behind.get("/openapi.json").json()["paths"]:
+        monkeypatch.setenv("STOWGATE_PUBLIC_URL", f"https://pacs.example{path.partition('{')[0]}")
+        with pytest.raises(BadSetting, match="STOWGATE_PUBLIC_URL"):
+            load_settings()
