@@ -63,7 +63,7 @@ def test_an_endpoint_without_a_scope_is_for_nobody() -> None:
     install_problems(app)
     app.add_url_rule("/given", "given", lambda: "here")
     app.add_url_rule("/forgotten", "forgotten", lambda: "here")
-    install(app, Anyone(), {"given": Scope.READ})
+    install(app, Anyone(), {"given": Scope.READ}, page_origins=())
 
     assert app.test_client().get("/given").status_code == 200
     assert app.test_client().get("/forgotten").status_code == 403
