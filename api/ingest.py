@@ -1,4 +1,4 @@
-"""The use case of a POST: check, store, record, announce.
+"""The use case of a POST: check, store, record; and announce, once the sender has its answer.
 
 Parts are taken one at a time as they arrive. Each is spooled, its structure checked and its UIDs
 read; then it goes to the object store in another thread while the next part arrives. The ingest
@@ -234,8 +234,6 @@ class Ingest:
             if keyed:
                 _release(keyed.claimed)
             raise SenderTooSlow(f"{error} stood still for so long that it was given up") from error
-        # The sender need not wait for it: what is recorded will be opened, told or not.
-        self._announcers.submit(self._tell_workers, record)
         self._count(receipt, sum(i.size_bytes for i in record.instances))
         return receipt
 
@@ -243,15 +241,22 @@ class Ingest:
         if self._clock() - received_at > self._limits.upload:
             raise SenderTooSlow(f"the upload took longer than {self._limits.upload}")
 
-    def _tell_workers(self, record: IngestRecord) -> None:
+    def announce(self, payload_id: str, correlation_id: str) -> None:
+        """Tell the workers of what was recorded; returns before that is done.
+
+        The sender need not wait for it: what is recorded will be opened, told or not.
+        """
+        self._announcers.submit(self._tell_workers, InstancesStored(payload_id, correlation_id))
+
+    def _tell_workers(self, event: InstancesStored) -> None:
         try:
-            self._announce(InstancesStored(record.payload_id, record.correlation_id))
+            self._announce(event)
         except Transient as error:
             self._metrics.unannounced.inc()
             _log.warning(
                 "event not announced; the relay will",
-                payload_id=record.payload_id,
-                correlation_id=record.correlation_id,
+                payload_id=event.payload_id,
+                correlation_id=event.correlation_id,
                 error=str(error),
             )
 

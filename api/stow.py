@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from http import HTTPStatus
 from uuid import uuid4
@@ -182,6 +183,9 @@ def stow_blueprint(
         )
         status, content_type, text = _rendered(receipt, options.public_url)
         response = Response(text, status, content_type=content_type)
+        if receipt.payload_id is not None:
+            # Behind the answer, as the worker that wakes may want the same cores.
+            response.call_on_close(partial(ingest.announce, receipt.payload_id, g.correlation_id))
         return _with_links(response, receipt.payload_id, options.public_url)
 
     def first_answer(receipt: Receipt, body_fingerprint: str) -> FirstAnswer:

@@ -119,7 +119,9 @@ class _Queue:
         self.name = shape.queue
         self._shape = shape
         self._capacity = capacity
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
+        self._settled = threading.Condition(self._lock)
         self._waiting: deque[Message] = deque()
         self._in_hand: dict[_Delivery, None] = {}  # as a set that keeps the order
         self._dead_letters: deque[DeadLetter] = deque(maxlen=dead_letter_capacity)
@@ -131,52 +133,54 @@ class _Queue:
         )
 
     def put(self, message: Message) -> None:
-        with self._changed:
+        with self._lock:
             if len(self._waiting) >= self._capacity:
                 raise BrokerUnavailable(
                     f"queue {self.name!r} of the memory broker is full with {self._capacity} "
                     f"messages, so message {message.message_id} was refused"
                 )
             self._waiting.append(message)
-            self._changed.notify_all()
+            self._arrived.notify()
 
     def take(self, consumer: MemoryEventConsumer, closing: threading.Event) -> _Delivery | None:
         """Wait for a message; None once the consumer is closing."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or closing.is_set())
+        with self._lock:
+            self._arrived.wait_for(lambda: self._waiting or closing.is_set())
             if closing.is_set():
+                # This may be the one thread that was woken for a message.
+                self._arrived.notify()
                 return None
             delivery = _Delivery(self._waiting.popleft(), consumer)
             self._in_hand[delivery] = None
             return delivery
 
     def settle(self, delivery: _Delivery, rejected_for: str | None) -> None:
-        with self._changed:
+        with self._lock:
             if delivery not in self._in_hand:
                 return  # handed back meanwhile: it is somebody else's now
             del self._in_hand[delivery]
             if rejected_for is not None:
                 self._dead_letters.append(DeadLetter(delivery.message, rejected_for))
-            self._changed.notify_all()
+            self._settled.notify_all()
 
     def close(self, consumer: MemoryEventConsumer, close_seconds: float) -> None:
         """Wake the consumer's threads, wait for what they have in hand, and take back the rest."""
-        with self._changed:
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._held_by(consumer), close_seconds)
+        with self._lock:
+            self._arrived.notify_all()
+            self._settled.wait_for(lambda: not self._held_by(consumer), close_seconds)
             unfinished = self._held_by(consumer)
             for delivery in unfinished:
                 del self._in_hand[delivery]
             self._waiting.extendleft(delivery.message for delivery in reversed(unfinished))
-            self._changed.notify_all()
+            self._arrived.notify_all()
 
     def _held_by(self, consumer: MemoryEventConsumer) -> list[_Delivery]:
         return [delivery for delivery in self._in_hand if delivery.consumer is consumer]
 
     def backlog(self) -> int:
-        with self._changed:
+        with self._lock:
             return len(self._waiting)
 
     def dead_letters(self) -> list[DeadLetter]:
-        with self._changed:
+        with self._lock:
             return list(self._dead_letters)
