@@ -13,6 +13,7 @@ import tempfile
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import orjson
@@ -55,6 +56,7 @@ _VRS_OF_ONE_VALUE = frozenset({"LT", "ST", "UR", "UT"})
 # PS3.5 Table 6.2-1, DS and IS
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([Ee][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+_REPEATED_BYTES = 64
 _JSON_INTEGERS = range(-(2**63), 2**64)  # as far as orjson goes
 
 _ESCAPED_RUN = re.compile(rb"^[^\x1b]+|\x1b[^\x1b]*")
@@ -112,7 +114,7 @@ class _Item:
 
     values_left: _ValuesLeft
     elements: JsonObject = field(default_factory=dict)
-    codecs: Sequence[str] = (default_encoding,)
+    codecs: tuple[str, ...] = (default_encoding,)
     has_signed_pixels: bool = False
     is_top_level: bool = True
     private_creators: dict[int, str] = field(default_factory=dict)
@@ -151,7 +153,8 @@ class _Item:
 
         value = bytes(view[step.value_start : step.value_end])
         if self.values_left.take(_value_count(vr, value)):
-            element = _element(vr, value, step.byte_order, self.codecs)
+            make = _repeated_element if len(value) <= _REPEATED_BYTES else _element
+            element = make(vr, value, step.byte_order, self.codecs)
         else:
             element = {"vr": vr}
         self.put(tag, element)
@@ -196,6 +199,10 @@ def _element(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> J
     values = _values(vr, value, byte_order, codecs)
     # PS3.18 F.2.5: no value is no "Value", and one of several that is empty is null.
     return {"vr": vr, "Value": values} if values not in ([], [None]) else {"vr": vr}
+
+
+# Of the instances of a series, and mostly of a site, most elements are alike. Nobody changes one.
+_repeated_element = lru_cache(maxsize=8192)(_element)
 
 
 def _base64(vr: str, value: bytes, byte_order: str) -> str:
@@ -280,13 +287,13 @@ def _normal_term(term: str) -> str:
 _CODECS = {_normal_term(term): codec for term, codec in python_encoding.items()}
 
 
-def _codecs(value: bytes) -> Sequence[str]:
+def _codecs(value: bytes) -> tuple[str, ...]:
     """Python's codecs for the values of Specific Character Set (PS3.3 C.12.1.1.2).
 
     Terms that are misspelt as often seen ("ISO IR 100") are known; for any other, the default.
     """
     terms = value.decode("latin-1").split("\\")
-    return [_CODECS.get(_normal_term(term.strip("\0 ")), default_encoding) for term in terms]
+    return tuple(_CODECS.get(_normal_term(term.strip("\0 ")), default_encoding) for term in terms)
 
 
 def _decoded(value: bytes, codecs: Sequence[str], reset: re.Pattern[bytes]) -> str:
