@@ -15,7 +15,13 @@ from dataclasses import dataclass
 
 from shared.dicom.header import dictionary_vr, tag_name
 from shared.dicom.limits import DEFAULT, StructureLimits
-from shared.dicom.part10 import Buffer, EncodedDataset, Scratch, open_dataset
+from shared.dicom.part10 import (
+    Buffer,
+    EncodedDataset,
+    Scratch,
+    only_zeros_follow,
+    open_dataset,
+)
 from shared.dicom.refusal import InstanceRefused, NotUnderstood
 from shared.dicom.uids import (
     MEDIA_STORAGE_SOP_CLASS_UID,
@@ -35,6 +41,7 @@ BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 
 # What readers look at before all else, and fail on as a whole when it is encoded wrongly.
 _READ_FIRST = WANTED_UIDS | {SPECIFIC_CHARACTER_SET}
+_TOLD = WANTED_VALUES | _READ_FIRST
 # PS3.5 Table 6.2-1: a CS has up to 16 bytes, so this is some sixty character sets.
 _CHARACTER_SETS_MAX_BYTES = 1024
 
@@ -113,7 +120,7 @@ def _collect(
     """Walk to the end, add the wanted values to `values`, and return the bulk ranges."""
     bulk_ranges: list[tuple[int, int]] = []
     step = None
-    for step in walk(dataset, limits):
+    for step in walk(dataset, limits, _TOLD):
         if step.tag in _READ_FIRST:
             _check_read_first(step, dataset.view)
         if step.depth or step.kind is not StepKind.ELEMENT:
@@ -125,7 +132,7 @@ def _collect(
                 bulk_ranges[-1] = (bulk_ranges[-1][0], step.end)
             else:
                 bulk_ranges.append((step.start, step.end))
-    if step is None:
+    if step is None and only_zeros_follow(dataset.view, dataset.start):
         raise NotUnderstood("the file ends with its file meta information: it has no data set")
     described_bytes = len(dataset.view) - dataset.start - sum(e - s for s, e in bulk_ranges)
     if described_bytes > limits.described_bytes:
