@@ -207,8 +207,8 @@ class MinioObjectStore:
 
     def get(self, key: str) -> StoredObject:
         """Read a whole small object. Raises `ObjectMissing`."""
-        data, etag = self._read(key, offset=0, length=0)
-        return StoredObject(data, etag)
+        answer = self._read(key, {})
+        return StoredObject(answer.data, _version(answer))
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Read `length` bytes from offset `start`, fewer at the end. Raises `ObjectMissing`."""
@@ -216,10 +216,10 @@ class MinioObjectStore:
             raise ValueError(f"no such range: {length} bytes from {start}")
         try:
             # HTTP knows no empty range.
-            data, _ = self._read(key, offset=start, length=max(length, 1))
+            answer = self._read(key, {"Range": f"bytes={start}-{start + max(length, 1) - 1}"})
         except _PastTheEnd:
             return b""
-        return data[:length]
+        return answer.data[:length]
 
     def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
         """Every object under `prefix` behind `after`, by key; asks for 1000 at a time."""
@@ -269,26 +269,19 @@ class MinioObjectStore:
                         f"{self._place}: {key} is not what this write was to replace"
                     ) from error
                 raise
-        return answer.headers["ETag"].strip('"')
+        return _version(answer)
 
-    def _read(self, key: str, *, offset: int, length: int) -> tuple[bytes, str]:
+    def _read(self, key: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         check_key(key)
         with self._typed(f"read {key}"):
             try:
-                response = self._client.get_object(
-                    bucket_name=self._bucket, object_name=key, offset=offset, length=length
-                )
+                return self._requests.send("GET", key, headers=headers)
             except S3Error as error:
                 if error.code == "NoSuchKey":
                     raise ObjectMissing(f"{self._place}: there is no {key}") from error
                 if error.code == "InvalidRange":
                     raise _PastTheEnd(key) from error
                 raise
-            try:
-                return response.read(), response.headers["ETag"].strip('"')
-            finally:
-                response.close()
-                response.release_conn()
 
     def _list(self, prefix: str, after: str) -> Iterator[ListedObject]:
         with self._typed(f"list {prefix!r}"):
@@ -335,6 +328,10 @@ class MinioObjectStore:
 
 class _PastTheEnd(Exception):
     """A range begins behind the object's last byte."""
+
+
+def _version(answer: urllib3.BaseHTTPResponse) -> str:
+    return answer.headers["ETag"].strip('"')
 
 
 def _doomed(keys: Iterable[str]) -> Iterator[DeleteObject]:
