@@ -5,8 +5,10 @@ It lies in `pending/`, `opened/` or `failed/` and carries its own state, which i
 
 - every change to a pending record is a conditional write over the version that was read, so of
   two workers, or a worker and a relay, one wins;
-- a record settles by such a write first, and is moved to its place after. Whoever finds one that
-  was settled and not moved (its worker died in between) moves it;
+- a record whose request is out is created in opened/, which succeeds once, and then leaves
+  pending/. While it lies in both (its worker died in between), opened/ counts;
+- one that failed says so by a conditional write first, and is moved to its place after. Whoever
+  finds a record that was left behind clears it away;
 - an upload that is given up has an empty object in its record's place, a fence: its API, should it
   only have stood still, cannot write the record any more.
 """
@@ -363,18 +365,32 @@ class Records:
         return HeldRecord(record, version, held.key, data)
 
     def settle(self, held: HeldRecord, state: State, **changes: Any) -> HeldRecord:
-        """Give a pending record its end, for all to see. Raises `VersionConflict` as `change`."""
-        settled = self.change(held, state=state, lease=None, **changes)
+        """Give a pending record its end, for all to see.
+
+        Raises `VersionConflict` where it was opened already and, of one that failed, where somebody
+        changed or moved it meanwhile.
+        """
+        if state is State.OPENED:
+            # Whoever took over from a worker that stood still: the request is out.
+            record = replace(held.record, state=state, lease=None, **changes)
+            key, data = _key(state, record.payload_id), encode(record)
+            settled = HeldRecord(record, self._store.create(key, data, _JSON), key, data)
+        else:
+            settled = self.change(held, state=state, lease=None, **changes)
         self.move(settled)
         return settled
 
     def move(self, held: HeldRecord) -> None:
-        """Bring a settled record to its place; harmless when several do it."""
-        target = _key(held.record.state, held.record.payload_id)
-        self._store.put(target, BytesIO(held.data), len(held.data), _JSON)
+        """Bring a settled record to its place, and to no other; harmless when several do it."""
+        payload_id, target = held.record.payload_id, _key(held.record.state, held.record.payload_id)
+        if held.key != target:
+            self._store.put(target, BytesIO(held.data), len(held.data), _JSON)
         # A replay leaves the record in failed/ too.
-        left = {_key(s, held.record.payload_id) for s in (State.PENDING, State.FAILED)} - {target}
+        left = {_key(s, payload_id) for s in (State.PENDING, State.FAILED)} - {target}
         self._store.delete(sorted(left))
+        if held.record.state is State.FAILED and self.read(_key(State.OPENED, payload_id)):
+            # By a worker that was taken for dead.
+            self._store.delete([target])
 
     def replay(self, held: HeldRecord, due_at: datetime) -> HeldRecord:
         """Put a failed record back to pending, under the same payload id.

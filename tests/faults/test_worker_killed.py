@@ -72,15 +72,15 @@ def test_worker_killed_after_the_record_says_opened_and_before_the_ack_does_not_
     assert ledger.payloads[answer.headers["X-Payload-ID"]]["attempts"] == 1
 
 
-def test_worker_killed_between_the_record_that_says_opened_and_its_move_does_not_open_it_again(
+def test_worker_killed_before_an_opened_record_leaves_pending_does_not_open_it_again(
     site: Site,
 ) -> None:
     api, first = site.pair()
-    move = first.store.hold(f"PUT /{site.name}-state/opened/".encode())
+    leave = first.store.hold(rf"POST /{site.name}-state/?\?delete".encode())
     answer = site.post(api, study())
-    move.wait_reached()
+    leave.wait_reached()
     first.kill()
-    move.drop()
+    leave.drop()
 
     second = site.worker(**ONE_AT_A_TIME)
 

@@ -23,7 +23,15 @@ from shared.dicom.structure import check_structure
 from shared.errors import MalformedEvent, StoreUnavailable
 from shared.metrics import WorkerMetrics
 from shared.ports import EventPublisher, Message
-from shared.records import HeldRecord, IngestRecord, Lease, Records, State, StoredInstance
+from shared.records import (
+    HeldRecord,
+    IngestRecord,
+    Lease,
+    Records,
+    State,
+    StoredInstance,
+    encode,
+)
 from worker.handler import MOST_TAKEOVERS, Handler, retry_seconds
 from worker.workflow_manager import WorkflowManager
 
@@ -185,6 +193,24 @@ def test_an_opened_record_is_not_opened_again(bench: Bench) -> None:
     handler.open_workflow_request(added.payload_id)
 
     assert len(published) == 1
+
+
+def test_an_opened_record_that_did_not_leave_pending_leaves_it_with_the_next_event(
+    bench: Bench,
+) -> None:
+    added = bench.add(real_file())
+    pending = bench.records.read(bench.records.pending()[0].key)
+    assert pending is not None
+    bench.handler().open_workflow_request(added.payload_id)
+    # As a worker leaves it that dies in between, its lease and all.
+    left = replace(pending.record, attempts=1, lease=Lease("dead", bench.now + LEASE))
+    bench.state.create(pending.key, encode(left), "application/json")
+
+    again = Observed(bench.requests, lambda _: pytest.fail("opened again"))
+    bench.handler(again).open_workflow_request(added.payload_id)
+
+    assert bench.records.pending() == []
+    assert bench.found(added).state is State.OPENED
 
 
 def test_a_request_without_a_queue_is_noted_and_due_again_later(bench: Bench) -> None:

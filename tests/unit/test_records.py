@@ -137,6 +137,39 @@ def test_a_settled_record_cannot_be_settled_again(records: Records) -> None:
     assert found.record.state is State.OPENED
 
 
+def test_a_request_that_is_out_counts_whatever_a_worker_that_took_over_made_of_it(
+    records: Records,
+) -> None:
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+    failed = records.change(held, state=State.FAILED)
+
+    records.settle(held, State.OPENED)
+    records.move(failed)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is State.OPENED
+    assert records.count(State.FAILED) == records.count(State.PENDING) == 0
+
+
+def test_of_two_that_open_a_record_the_first_has_done_it(records: Records) -> None:
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+    records.settle(held, State.OPENED, route="first")
+
+    with pytest.raises(VersionConflict):
+        records.settle(held, State.OPENED, route="second")
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.route == "first"
+
+
 def test_adding_again_what_was_written_is_no_error(records: Records) -> None:
     added = record()
 
