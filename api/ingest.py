@@ -10,7 +10,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Protocol
 
 import structlog
 
+from api.head_start import HeadStart
 from api.idempotency import ClaimedKey, StillRunning, fingerprint
 from api.multipart import MediaType
 from api.policy import refusal
@@ -44,6 +45,7 @@ from shared.records import (
     Records,
     StoredInstance,
     UploadGivenUp,
+    instance_path,
 )
 from shared.time import Clock, utc_now
 from shared.vae import Vae
@@ -331,12 +333,16 @@ class _Upload:
             spool = spooled.enter_context(
                 Spool(self._spool_folder, self._limits.spool_memory_bytes)
             )
+            head_start = spooled.enter_context(
+                closing(HeadStart(self._store, spool, DICOM, self._part_bytes, self._key_of_new))
+            )
             for data in part:
                 if spool.size_bytes + len(data) > self._part_bytes:
                     raise TooLarge(
                         f"part {part.number} is over the limit of {self._part_bytes} bytes"
                     )
                 spool.write(data)
+                head_start.proceed()
                 self._between()
             self.digests.append(spool.sha256)
             checked = self._check(part.number, spool)
@@ -344,7 +350,9 @@ class _Upload:
                 return
             identity, structure = checked
             if self._is_new(part.number, identity, spool.sha256):
-                self._store_spooled(identity, structure, spool, spooled.pop_all().close)
+                self._store_spooled(
+                    identity, structure, spool, head_start.put, spooled.pop_all().close
+                )
 
     def _check(self, number: int, spool: Spool) -> tuple[Identity, Structure] | None:
         try:
@@ -385,6 +393,14 @@ class _Upload:
             )
         return None
 
+    def _key_of_new(self, identity: Identity) -> str | None:
+        """None where the request brought that instance before."""
+        if identity.sop_instance_uid in self._by_sop_instance_uid:
+            return None
+        return self._prefix + instance_path(
+            identity.study_uid, identity.series_uid, identity.sop_instance_uid
+        )
+
     def _is_new(self, number: int, identity: Identity, sha256: str) -> bool:
         """False for an instance that the request brought before; no failure if it is equal."""
         first = self._by_sop_instance_uid.get(identity.sop_instance_uid)
@@ -404,6 +420,7 @@ class _Upload:
         identity: Identity,
         structure: Structure,
         spool: Spool,
+        put_under: Callable[[str], None],
         close: Callable[[], None],
     ) -> None:
         instance = StoredInstance(
@@ -419,16 +436,12 @@ class _Upload:
             self._settle(self._putting.popleft())
         while not self._room.acquire(timeout=_STORE_PAUSE_SECONDS):
             self._between()
-        put = self._putters.submit(self._put, instance, spool)
+        put = self._putters.submit(put_under, self._prefix + instance.path)
         put.add_done_callback(lambda _: self._free(close))
         self._putting.append(put)
         arrival = _Arrival(instance=instance, put=put)
         self._by_sop_instance_uid[identity.sop_instance_uid] = arrival
         self.arrivals.append(arrival)
-
-    def _put(self, instance: StoredInstance, spool: Spool) -> None:
-        key, size_bytes = self._prefix + instance.path, spool.size_bytes
-        self._store.put(key, spool.open(), size_bytes, DICOM, spool.sha256)
 
     def _free(self, close: Callable[[], None]) -> None:
         close()

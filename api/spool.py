@@ -2,14 +2,15 @@
 
 import errno
 import hashlib
+import io
 import mmap
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from shared.disk import has_room
 from shared.errors import StoreFull, StoreUnavailable
@@ -65,10 +66,25 @@ class Spool:
     def open(self) -> BinaryIO:
         """From the start; valid until `close`."""
         if self._file is None:
-            return BytesIO(self._in_memory())
+            return io.BytesIO(self._in_memory())
         with _disk_errors(self._folder):
             self._file.seek(0)
         return self._file
+
+    def growing(self) -> BinaryIO | None:
+        """What is on disk of it so far, to be read while more is written; None while in memory.
+
+        Valid until `close`. Of what is written later, `flush` says that it can be read.
+        """
+        if self._file is None:
+            return None
+        self.flush()
+        return io.BufferedReader(_FromTheStart(self._file.fileno()))
+
+    def flush(self) -> None:
+        if self._file is not None:
+            with _disk_errors(self._folder):
+                self._file.flush()
 
     def _in_memory(self) -> bytes:
         """All of it as one object, which `BytesIO` shares rather than copies."""
@@ -97,6 +113,32 @@ class Spool:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _FromTheStart(io.RawIOBase):
+    """Reads a file that another writes to, from a position of its own."""
+
+    def __init__(self, file: int) -> None:
+        super().__init__()
+        self._descriptor = file
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence != os.SEEK_SET:
+            raise io.UnsupportedOperation("the end moves")
+        self._position = offset
+        return offset
+
+    def readinto(self, buffer: Any) -> int:
+        count = os.preadv(self._descriptor, [buffer], self._position)
+        self._position += count
+        return count
 
 
 def check_room(folder: Path, min_free_bytes: int) -> None:

@@ -55,6 +55,25 @@ def check_prefix(prefix: str) -> None:
         check_key(prefix.removesuffix("/"))
 
 
+class Writing(Protocol):
+    """An object that is written while its data still come. Nothing of it shows before `finish`.
+
+    Once it `has_failed`, `finish` will raise.
+    """
+
+    @property
+    def has_failed(self) -> bool: ...
+
+    def proceed(self, size_bytes: int) -> None:
+        """The first `size_bytes` of the data can be read by now. Does not wait, or raise."""
+
+    def finish(self, size_bytes: int) -> None:
+        """These are all of the data. Returns and raises as `put` does."""
+
+    def abandon(self) -> None:
+        """Leave nothing, as far as the store answers; does nothing once it was finished."""
+
+
 class ObjectStore(Protocol):
     """One bucket. A key is a relative path of `/`-separated names that are safe in a file system
     (`check_key`): anything else is a programming error, `ValueError`.
@@ -78,6 +97,13 @@ class ObjectStore(Protocol):
 
         `data` can seek. `sha256` is its digest, in hexadecimal, where that is known; a store may
         hold what reaches it against that.
+        """
+
+    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:
+        """Write what `data` will have, `most_bytes` at most, over what may be there.
+
+        `data` can seek, and is read by several threads, one at a time, until the writing ends.
+        Does not wait; what goes wrong is raised by `Writing.finish`.
         """
 
     def create(self, key: str, data: bytes, content_type: str) -> str:

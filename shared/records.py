@@ -59,6 +59,11 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+def instance_path(study_uid: str, series_uid: str, sop_instance_uid: str) -> str:
+    """Below the payload's id, as the Workflow Manager wants it."""
+    return f"dcm/{study_uid}/{series_uid}/{sop_instance_uid}.dcm"
+
+
 @dataclass(frozen=True)
 class StoredInstance:
     """One instance in the payloads' bucket.
@@ -77,8 +82,7 @@ class StoredInstance:
 
     @property
     def path(self) -> str:
-        """Below the payload's id, as the Workflow Manager wants it."""
-        return f"dcm/{self.study_uid}/{self.series_uid}/{self.sop_instance_uid}.dcm"
+        return instance_path(self.study_uid, self.series_uid, self.sop_instance_uid)
 
     @property
     def metadata_path(self) -> str:

@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from threading import Lock
 from typing import BinaryIO, Self
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError
 
+from shared.adapters.s3_parts import PartsUpload
 from shared.adapters.s3_requests import PIECE_BYTES, BriefPool, SignedRequests, Window
 from shared.errors import (
     ObjectMissing,
@@ -25,7 +27,7 @@ from shared.errors import (
     StowgateError,
     VersionConflict,
 )
-from shared.ports import ListedObject, StoredObject, check_key, check_prefix
+from shared.ports import ListedObject, StoredObject, Writing, check_key, check_prefix
 
 _CONNECT_SECONDS = 4.0
 _READ_SECONDS = 9.0
@@ -149,47 +151,26 @@ class MinioObjectStore:
         passes through.
         """
         check_key(key)
-        headers = {"Content-Type": content_type}
-        lock = Lock()
+        if size_bytes > _PART_BYTES:
+            self.begin(key, data, content_type, size_bytes).finish(size_bytes)
+            return
         with self._typed(f"put {key}"):
-            if size_bytes <= _PART_BYTES:
-                window = Window(data, lock, 0, size_bytes)
-                self._requests.send("PUT", key, window, headers=headers, sha256=sha256)
-            else:
-                part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
-                parts = [
-                    Window(data, lock, start, min(part_bytes, size_bytes - start))
-                    for start in range(0, size_bytes, part_bytes)
-                ]
-                self._put_in_parts(key, parts, headers)
+            window = Window(data, Lock(), 0, size_bytes)
+            headers = {"Content-Type": content_type}
+            self._requests.send("PUT", key, window, headers=headers, sha256=sha256)
 
-    def _put_in_parts(self, key: str, parts: list[Window], headers: dict[str, str]) -> None:
-        """S3's multipart upload: the object appears when its parts are joined."""
-        answer = self._requests.send("POST", key, query={"uploads": ""}, headers=headers)
-        upload_id = _text(answer, "UploadId")
-
-        def put(number: int, part: Window) -> str:
-            query = {"partNumber": str(number), "uploadId": upload_id}
-            return self._requests.send("PUT", key, part, query=query).headers["ETag"]
-
-        putting = [self._parts.submit(put, *numbered) for numbered in enumerate(parts, start=1)]
-        try:
-            body = _joining([part.result() for part in putting])
-            query = {"uploadId": upload_id}
-            joined = self._requests.send("POST", key, body, query=query, again=False)
-            # S3 may answer with 200 and an error in the body.
-            if not _text(joined, "ETag"):
-                raise StoreUnavailable(
-                    f"{self._place}: cannot put {key}: its parts were not joined"
-                )
-        except BaseException as error:
-            for part in putting:
-                part.cancel()
-            wait(putting)
-            # The store clears away in time what cannot be cleared away now.
-            with suppress(S3Error, HTTPError, ElementTree.ParseError):
-                self._requests.send("DELETE", key, query={"uploadId": upload_id})
-            raise _cause(error, putting) from error
+    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:
+        """Write to `key` from `data` while that grows, up to `most_bytes`, in parts as `put`."""
+        check_key(key)
+        return PartsUpload(
+            self._requests,
+            self._parts,
+            key,
+            data,
+            content_type,
+            max(_PART_BYTES, -(-most_bytes // _MAX_PARTS)),
+            partial(self._typed, f"put {key}"),
+        )
 
     def create(self, key: str, data: bytes, content_type: str) -> str:
         """Write only where nothing is, and return the version. Raises `VersionConflict`.
@@ -338,27 +319,3 @@ def _doomed(keys: Iterable[str]) -> Iterator[DeleteObject]:
     for key in keys:
         check_key(key)
         yield DeleteObject(name=key)
-
-
-def _cause(error: BaseException, parts: Sequence[Future[str]]) -> BaseException:
-    """Why an upload in parts failed: MinIO drops one that finds its disk full, and then other parts
-    of it are told only that there is no such upload."""
-    failed = (part.exception() for part in parts if not part.cancelled())
-    told = (e for e in (error, *failed) if e and getattr(e, "code", "") != "NoSuchUpload")
-    return next(told, error)
-
-
-def _text(answer: urllib3.BaseHTTPResponse, name: str) -> str:
-    """An element of an answer in XML, with or without a namespace; "" where it has none."""
-    # The object store's own answer, and minio-py reads them no other way.
-    return ElementTree.fromstring(answer.data).findtext(f"{{*}}{name}") or ""  # noqa: S314
-
-
-def _joining(etags: Sequence[str]) -> bytes:
-    """The body of CompleteMultipartUpload."""
-    whole = ElementTree.Element("CompleteMultipartUpload")
-    for number, etag in enumerate(etags, start=1):
-        part = ElementTree.SubElement(whole, "Part")
-        ElementTree.SubElement(part, "PartNumber").text = str(number)
-        ElementTree.SubElement(part, "ETag").text = etag
-    return ElementTree.tostring(whole)

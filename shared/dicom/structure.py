@@ -11,6 +11,7 @@ data set. The length or the closing delimiter of the request guards against that
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from shared.dicom.header import dictionary_vr, tag_name
@@ -95,6 +96,29 @@ def check_structure(
     return Structure(
         dataset.transfer_syntax_uid, values, () if dataset.is_inflated else bulk_ranges
     )
+
+
+def first_structure(
+    data: Buffer, last_tag: int, limits: StructureLimits = DEFAULT
+) -> Structure | None:
+    """What `check_structure` will learn of `values`, of a file that begins with this.
+
+    Up to the element `last_tag`, as far as can be told before the rest is there: to be held against
+    what the check says then. None where the beginning is too short, malformed, or deflated.
+    """
+    values: dict[int, bytes] = {}
+    with (
+        suppress(InstanceRefused),
+        open_dataset(data, values, tempfile.TemporaryFile) as dataset,
+    ):
+        for step in walk(dataset, limits, _TOLD):
+            if step.depth or step.kind is not StepKind.ELEMENT:
+                continue
+            if step.tag in WANTED_VALUES:
+                keep_value(values, step.tag, dataset.view, step.value_start, step.value_end)
+            if step.tag >= last_tag:
+                return Structure(dataset.transfer_syntax_uid, values, ())
+    return None
 
 
 def _check_read_first(step: Step, view: memoryview) -> None:

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from engines import ObjectStoreEndpoint, object_store_client
+from service import wait_for
 
 from shared.adapters.folder import FolderObjectStore
 from shared.adapters.minio_store import MinioObjectStore
@@ -117,6 +118,10 @@ def generated(start: int, size: int) -> bytes:
 
 def put(store: ObjectStore, key: str, data: bytes) -> None:
     store.put(key, BytesIO(data), len(data), TEXT)
+
+
+def put_growing(store: ObjectStore, key: str, data: bytes) -> None:
+    store.begin(key, BytesIO(data), TEXT, 1 << 30).finish(len(data))
 
 
 def keys(store: ObjectStore, prefix: str = "", after: str = "") -> list[str]:
@@ -352,6 +357,48 @@ def test_a_stream_that_fails_leaves_nothing(store: ObjectStore, fails_at: int) -
     assert store.get("kept").data == b"as it was"
 
 
+@pytest.mark.parametrize("size", [0, 1, 8 * MIB, 17 * MIB + 3, 24 * MIB])
+def test_an_object_written_while_its_data_come_shows_when_it_is_finished(
+    store: ObjectStore, tmp_path: Path, size: int
+) -> None:
+    path = tmp_path / "growing"
+    with path.open("wb", buffering=0) as source, path.open("rb") as data:
+        writing = store.begin("new", data, TEXT, 1 << 40 if size == 1 else 1 << 30)
+        for start in range(0, size, 5 * MIB):
+            source.write(generated(start, min(5 * MIB, size - start)))
+            writing.proceed(min(start + 5 * MIB, size))
+        assert keys(store) == []
+        writing.finish(size)
+        writing.abandon()
+    assert [found.size_bytes for found in store.list("")] == [size]
+    for start in (0, max(0, 8 * MIB - 5), max(0, size - 10)):
+        assert store.read_range("new", start, 10) == generated(start, 10)[: max(0, size - start)]
+
+
+def test_an_object_that_is_abandoned_leaves_what_was_there(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    put(store, "kept", b"as it was")
+    path = tmp_path / "growing"
+    path.write_bytes(bytes(20 * MIB))
+    with path.open("rb") as data:
+        for key in ("kept", "new"):
+            writing = store.begin(key, data, TEXT, 1 << 30)
+            writing.proceed(20 * MIB)
+            writing.abandon()
+            writing.abandon()
+    assert keys(store) == ["kept"]
+    assert store.get("kept").data == b"as it was"
+
+
+def test_data_that_end_before_they_may_leave_nothing(store: ObjectStore) -> None:
+    writing = store.begin("new", BytesIO(bytes(9 * MIB)), TEXT, 1 << 30)
+    assert not writing.has_failed
+    with pytest.raises(ValueError, match="short of"):
+        writing.finish(10 * MIB)
+    assert keys(store) == []
+
+
 def test_a_stream_that_ends_early_leaves_nothing(store: ObjectStore) -> None:
     with pytest.raises(ValueError, match="2 bytes short of 5"):
         store.put("new", BytesIO(b"123"), 5, TEXT)
@@ -386,6 +433,7 @@ def test_without_a_bucket_every_call_is_refused(unprepared: ObjectStore) -> None
         lambda: unprepared.read_range("key", 0, 1),
         lambda: list(unprepared.list("")),
         lambda: put(unprepared, "key", b"x"),
+        lambda: put_growing(unprepared, "key", b"x"),
         lambda: unprepared.create("key", b"x", TEXT),
         lambda: unprepared.replace("key", b"x", "0" * 32, TEXT),
         lambda: unprepared.delete(["key"]),
@@ -403,6 +451,7 @@ TOO_LONG = ["n" * 256, "/".join(["n" * 100] * 11)]
 def test_an_unsafe_key_is_a_programming_error(store: ObjectStore, key: str) -> None:
     calls: list[Callable[[], object]] = [
         lambda: put(store, key, b"x"),
+        lambda: put_growing(store, key, b"x"),
         lambda: store.create(key, b"x", TEXT),
         lambda: store.replace(key, b"x", "0" * 32, TEXT),
         lambda: store.get(key),
@@ -594,6 +643,7 @@ def every_call(store: ObjectStore) -> list[Callable[[], object]]:
         lambda: store.read_range("key", 0, 1),
         lambda: list(store.list("")),
         lambda: put(store, "key", b"x"),
+        lambda: put_growing(store, "key", b"x"),
         lambda: store.create("key", b"x", TEXT),
         lambda: store.replace("key", b"x", "0" * 32, TEXT),
         lambda: store.delete(["key"]),
@@ -618,6 +668,32 @@ def chain_of(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def test_minio_that_is_not_running_fails_a_writing_before_it_is_finished() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        store = minio_store(
+            ObjectStoreEndpoint(f"http://127.0.0.1:{taken.getsockname()[1]}", "access", "secret"),
+            "bucket",
+        )
+        writing = store.begin("key", BytesIO(bytes(80 * MIB)), TEXT, 1 << 30)
+        writing.proceed(80 * MIB)
+        wait_for(lambda: writing.has_failed)
+        with pytest.raises(StoreUnavailable, match="is it running"):
+            writing.finish(80 * MIB)
+
+
+def test_minio_keeps_no_parts_of_what_is_abandoned(
+    minio: MinioObjectStore, object_store_endpoint: ObjectStoreEndpoint, bucket: str
+) -> None:
+    writing = minio.begin("key", BytesIO(bytes(20 * MIB)), TEXT, 1 << 30)
+    writing.proceed(20 * MIB)
+    writing.abandon()
+
+    client = object_store_client(object_store_endpoint)
+    found = client._list_multipart_uploads(bucket_name=bucket, prefix="key")
+    assert found.uploads == []
 
 
 def test_minio_refuses_a_wrong_secret(

@@ -1,0 +1,59 @@
+"""Instances that are on their way into the store while they arrive."""
+
+import socket
+import struct
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from instances import multipart, new_instance
+from reconciliation import reconcile
+from stowgate_site import Site, study
+
+MIB = 1 << 20
+FIRST_PART = rb"PUT [^ ]*[?&]partNumber=1&"
+
+
+def test_a_large_instance_is_on_its_way_into_the_store_before_its_sender_has_sent_all(
+    site: Site,
+) -> None:
+    api, _ = site.pair()
+    instance = new_instance(PixelData=bytes(range(256)) * (40 * MIB // 256))
+    body, _ = multipart(instance)
+    first_part = api.store.hold(FIRST_PART)
+
+    def pieces() -> Iterator[bytes]:
+        yield body[: 24 * MIB]
+        first_part.wait_reached()
+        first_part.release()
+        yield body[24 * MIB :]
+
+    answer = site.post(api, [instance], pieces=pieces())
+
+    assert answer.status_code == 200
+    site.opened(answer.headers["X-Payload-ID"])
+    reconcile(site)
+
+
+def test_a_sender_that_disconnects_in_the_middle_of_a_large_instance_leaves_no_part_of_it(
+    site: Site,
+) -> None:
+    api, _ = site.pair()
+    instance = new_instance(PixelData=bytes(40 * MIB))
+    first_part = api.store.hold(FIRST_PART)
+    abandoned = api.store.hold_answer(rb"DELETE [^ ]*[?&]uploadId=")
+    url = urlsplit(api.service.url)
+    with socket.create_connection((url.hostname or "", url.port or 0), timeout=30) as connection:
+        connection.sendall(
+            "POST /dicomweb/studies HTTP/1.1\r\nHost: test\r\nContent-Type: application/dicom\r\n"
+            f"Content-Length: {len(instance)}\r\n\r\n".encode()
+        )
+        connection.sendall(instance[: 24 * MIB])
+        first_part.wait_reached()
+        first_part.release()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    abandoned.wait_reached()
+    abandoned.release()
+
+    assert site.post(api, study()).status_code == 200
+    reconcile(site)
