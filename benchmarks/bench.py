@@ -22,7 +22,7 @@ from growth import Growth, grow
 from loads import Answered, Load
 from processes import Cost, measured
 from report import tables, write_report
-from subjects import Subject, distributed, embedded, orthanc, raw_puts
+from subjects import Subject, distributed, embedded, orthanc, raw_payloads, raw_puts
 
 HALF_A_MEGABYTE = 1 << 19
 
@@ -143,7 +143,10 @@ def percentile(values: Sequence[float], percent: int) -> float:
 @contextmanager
 def subjects(endpoint: ObjectStoreEndpoint, broker_url: str) -> Iterator[list[Subject]]:
     with ExitStack() as stack:
-        found = [stack.enter_context(raw_puts(endpoint))]
+        found = [
+            stack.enter_context(raw_puts(endpoint)),
+            stack.enter_context(raw_payloads(endpoint)),
+        ]
         try:
             found.append(stack.enter_context(orthanc()))
         except NotToBeHad as why:

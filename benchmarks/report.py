@@ -171,7 +171,7 @@ def draw(report: dict[str, Any], folder: Path) -> None:
     pyplot.close(figure)
 
 
-_COLOURS = ("#9aa5b1", "#c0a36e", "#1f6f8b", "#5fb3c9", "#2f9e6e")
+_COLOURS = ("#9aa5b1", "#c0a36e", "#c9d1d9", "#1f6f8b", "#5fb3c9", "#2f9e6e")
 
 
 def _bars(axis: Any, figures: Figures, name: str, loads: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pika
 import requests
@@ -61,6 +62,57 @@ class _Pieces(io.RawIOBase):
 @contextmanager
 def raw_puts(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
     """The limit: the same bytes into the same MinIO by minio-py."""
+    with _raw_bucket(endpoint) as put:
+
+        def put_alone(pattern: Template) -> Answered:
+            at, began = time.time(), time.perf_counter()
+            put(new_uid(), pattern)
+            return Answered(at, time.perf_counter() - began, None, 0)
+
+        def send_raw(load: Load) -> tuple[float, list[Answered]]:
+            at_once = 1 if load.senders * load.instances == 1 else _RAW_THREADS
+            with ThreadPoolExecutor(at_once) as threads:
+                began = time.perf_counter()
+                patterns = [template(load.pixel_bytes)] * load.all_instances
+                answers = list(threads.map(put_alone, patterns))
+            return time.perf_counter() - began, answers
+
+        yield Subject("raw PUT", send_raw, dict)
+
+
+@contextmanager
+def raw_payloads(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
+    """The least that a payload takes: its instances under the keys that the Workflow Manager wants,
+    and then a record of them, as nothing may be acknowledged before both are there."""
+    with _raw_bucket(endpoint) as put, ThreadPoolExecutor(_RAW_THREADS) as threads:
+
+        def post(load: Load) -> Answered:
+            at, began = time.time(), time.perf_counter()
+            payload = uuid4()
+            series = f"{payload}/dcm/{new_uid()}/{new_uid()}"
+
+            def put_instance(_: int) -> None:
+                put(f"{series}/{new_uid()}.dcm", template(load.pixel_bytes))
+
+            if load.instances == 1:
+                put_instance(0)
+            else:
+                list(threads.map(put_instance, range(load.instances)))
+            put(f"pending/{payload}.json", Template((bytes(300 * load.instances),), 0))
+            return Answered(at, time.perf_counter() - began, None, 0)
+
+        def send_payloads(load: Load) -> tuple[float, list[Answered]]:
+            with ThreadPoolExecutor(load.senders) as senders:
+                began = time.perf_counter()
+                answers = list(senders.map(post, [load] * load.all_posts))
+            return time.perf_counter() - began, answers
+
+        yield Subject("raw payload", send_payloads, dict)
+
+
+@contextmanager
+def _raw_bucket(endpoint: ObjectStoreEndpoint) -> Iterator[Callable[[str, Template], None]]:
+    """What puts an instance under a key in a bucket of its own."""
     url = urlsplit(endpoint.url)
     client = Minio(
         endpoint=url.netloc,
@@ -68,35 +120,25 @@ def raw_puts(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
         secret_key=endpoint.secret_key,
         secure=url.scheme == "https",
         region="us-east-1",
-        http_client=urllib3.PoolManager(maxsize=2 * _RAW_THREADS),
+        http_client=urllib3.PoolManager(maxsize=64),
     )
     bucket = f"stowgate-bench-{secrets.token_hex(6)}"
     client.make_bucket(bucket_name=bucket)
 
-    def put(pattern: Template) -> Answered:
-        at, began = time.time(), time.perf_counter()
+    def put(key: str, pattern: Template) -> None:
         small = pattern.size_bytes < 1 << 24
         client.put_object(
             bucket_name=bucket,
-            object_name=new_uid(),
+            object_name=key,
             data=io.BytesIO(b"".join(pattern.instance()))
             if small
             else io.BufferedReader(_Pieces(pattern), 1 << 20),
             length=pattern.size_bytes,
             num_parallel_uploads=_RAW_THREADS,
         )
-        return Answered(at, time.perf_counter() - began, None, 0)
-
-    def send_raw(load: Load) -> tuple[float, list[Answered]]:
-        pattern = template(load.pixel_bytes)
-        at_once = 1 if load.senders * load.instances == 1 else _RAW_THREADS
-        with ThreadPoolExecutor(at_once) as threads:
-            began = time.perf_counter()
-            answers = list(threads.map(put, [pattern] * load.all_instances))
-        return time.perf_counter() - began, answers
 
     try:
-        yield Subject("raw PUT", send_raw, dict)
+        yield put
     finally:
         _remove_buckets(client, bucket)
 
