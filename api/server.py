@@ -189,29 +189,35 @@ def _has_decrypted(sock: socket.socket) -> bool:
 
 
 class _LengthBody:
-    """A body of known length. gunicorn's own copies all of it twice more on its way."""
+    """A body of known length. gunicorn's own copies all of it twice more on its way.
 
-    failed = False
+    Once reading `failed`, nobody knows where the next request on the connection begins.
+    """
 
     def __init__(self, reader: LengthReader) -> None:
         self._unreader = reader.unreader
         self._missing_bytes = reader.length
+        self.failed = False
 
     def read(self, size: int) -> bytes:
         """`size` bytes, fewer at the end of the body and where the connection ended before it."""
         pieces: list[bytes] = []
         missing_bytes = size = min(size, self._missing_bytes)
-        while missing_bytes:
-            data = self._unreader.take_buffered() or self._unreader.sock.recv(missing_bytes)
-            if not data:
-                break
-            if len(data) > missing_bytes:
-                self._unreader.unread(data[missing_bytes:])
-                data = data[:missing_bytes]
-            pieces.append(data)
-            missing_bytes -= len(data)
+        try:
+            while missing_bytes and (piece := self._receive(missing_bytes)):
+                pieces.append(piece)
+                missing_bytes -= len(piece)
+        except BaseException:
+            self.failed = True
+            raise
         self._missing_bytes -= size - missing_bytes
         return b"".join(pieces)
+
+    def _receive(self, size: int) -> bytes:
+        data: bytes = self._unreader.take_buffered() or self._unreader.sock.recv(size)
+        if len(data) > size:
+            self._unreader.unread(data[size:])
+        return data[:size]
 
 
 class PatientWorker(ThreadWorker):  # type: ignore[misc]

@@ -124,6 +124,16 @@ def test_a_body_longer_than_its_length_is_not_taken_for_another_request(service:
     assert (first, others) == (200, [400])
 
 
+def test_behind_a_body_that_came_too_slowly_no_other_request_is_read(service: Service) -> None:
+    with connect(service) as sock:
+        sock.sendall(head(POST, TYPE, "Content-Length: 1000") + b"x" * 400)
+        answer = sock.recv(65536)
+        sock.sendall(b"x" * 600 + 50 * SMUGGLED)
+        answer += everything(sock)
+
+    assert statuses(answer) == [408]
+
+
 def test_what_stands_behind_the_head_belongs_to_the_body_and_opens_nothing(
     service: Service,
 ) -> None:
