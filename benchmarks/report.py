@@ -9,7 +9,7 @@ from typing import Any
 _DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BEGIN, _END = "<!-- measured: make bench -->", "<!-- end of what was measured -->"
 
-RAW, _ORTHANC = "raw PUT", "Orthanc"
+RAW, _RAW_PAYLOAD, _ORTHANC = "raw PUT", "raw payload", "Orthanc"
 
 
 class Figures:
@@ -18,8 +18,9 @@ class Figures:
     def __init__(self, measurements: Sequence[dict[str, Any]]) -> None:
         self._measurements = measurements
         self.loads = list(dict.fromkeys(m["load"] for m in measurements))
-        order = list(dict.fromkeys(m["subject"] for m in measurements))
-        self.subjects = sorted(order, key=lambda name: (name != RAW, name != _ORTHANC, name))
+        found = {m["subject"] for m in measurements}
+        beside = [name for name in (RAW, _RAW_PAYLOAD, _ORTHANC) if name in found]
+        self.subjects = beside + sorted(found.difference(beside))
 
     def of(self, load: str, subject: str, figure: str) -> list[float]:
         """One value for each round."""
@@ -171,7 +172,7 @@ def draw(report: dict[str, Any], folder: Path) -> None:
     pyplot.close(figure)
 
 
-_COLOURS = ("#9aa5b1", "#c0a36e", "#c9d1d9", "#1f6f8b", "#5fb3c9", "#2f9e6e")
+_COLOURS = ("#9aa5b1", "#c9d1d9", "#c0a36e", "#1f6f8b", "#5fb3c9", "#2f9e6e")
 
 
 def _bars(axis: Any, figures: Figures, name: str, loads: Sequence[str]) -> None:

@@ -28,8 +28,8 @@ from shared import events, records
 from shared.dicom.identity import Identity, identify
 from shared.dicom.metadata import metadata_json
 from shared.dicom.refusal import InstanceRefused
-from shared.dicom.structure import check_structure
-from shared.dicom.uids import is_uid
+from shared.dicom.structure import check_structure, first_structure
+from shared.dicom.uids import SERIES_INSTANCE_UID, is_uid
 from shared.errors import MalformedEvent
 from shared.ids import is_ae_title, is_guid, is_workflow_id
 from shared.ports import check_key
@@ -68,6 +68,7 @@ class Instances:
         self.make = make
 
     def run(self, data: bytes) -> _Instance | None:
+        first = first_structure(data, SERIES_INSTANCE_UID)
         try:
             structure = check_structure(data)
         except InstanceRefused:
@@ -78,6 +79,9 @@ class Instances:
             identity = identify(structure)
         except InstanceRefused:
             return None
+        # In a file that is in order; in another one the rest may hold more of what is wanted.
+        if first is not None and not first.values.items() <= structure.values.items():
+            raise Finding("the beginning was read otherwise than the whole file")
         return _Instance(identity, sidecar, structure.bulk_ranges)
 
     def verify(self, data: bytes, result: _Instance) -> None:
