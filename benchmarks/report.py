@@ -65,10 +65,10 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
         yield f"### {load}"
         yield ""
         yield (
-            "| | MB/s | instances/s | p50 ms | p95 ms | p99 ms | to Orthanc | to raw PUT | CPU ms "
-            "| peak MiB | requests out p95 ms | out MB/s |"
+            "| | MB/s | instances/s | p50 ms | p95 ms | p99 ms | to Orthanc | to raw PUT "
+            "| to raw payload | CPU ms | peak MiB | requests out p95 ms | out MB/s |"
         )
-        yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+        yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
         for subject in figures.subjects:
             yield _row(figures, load, subject)
     if report["growth"]:
@@ -109,7 +109,7 @@ def _row(figures: Figures, load: str, subject: str) -> str:
             ""
             if subject == to
             else _spread(figures.ratios(load, subject, to, "mb_per_second"), "{:.2f}")
-            for to in (_ORTHANC, RAW)
+            for to in (_ORTHANC, RAW, _RAW_PAYLOAD)
         ),
         _median(cpu),
         figures.peak(load, subject),
