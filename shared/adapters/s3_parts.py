@@ -73,9 +73,8 @@ class PartsUpload:
         if self._has_ended:
             return
         self._has_ended = True
-        for part in self._putting:
-            part.cancel()
-        wait(self._putting)
+        # What has not begun is not waited for: it may stand in line behind the parts of others.
+        wait([part for part in self._putting if not part.cancel()])
         with suppress(S3Error, HTTPError, ElementTree.ParseError):
             self._requests.send("DELETE", self._key, query={"uploadId": self._upload_id.result()})
 
