@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from uuid import uuid4
 
 import structlog
@@ -33,6 +32,7 @@ from worker.workflow_manager import WorkflowManager
 _log = structlog.get_logger()
 
 _ROUTINE_STOP_SECONDS = 5.0
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,9 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
 
     Raises `BadSetting` where the address is taken.
     """
+    # Blocked in every thread that is started from here on, such a signal waits for this one to ask
+    # for it. A handler would run in this one only, which need not wake when another is interrupted.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     registry = CollectorRegistry()
     engines = open_engines(settings)
     worker = compose(settings, engines, registry)
@@ -147,18 +150,11 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         request_handler=_QuietRequestHandler,
         fd=listener.fileno(),
     )
-    stop = threading.Event()
-
-    def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, ask_to_stop)
-    signal.signal(signal.SIGINT, ask_to_stop)
     engines.prepare()
     worker.start()
     threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
     say(f"Stowgate's worker tells its health on {url_of(listener)}")
-    stop.wait()
+    signal.sigwait(_STOP_SIGNALS)
     _log.info("worker stopping")
     worker.stop()
     engines.close()
