@@ -64,7 +64,7 @@ bench-guard: .venv/.ready-dev ## whether it is still as fast, beside the same, a
 	@PYTHONPATH=tests .venv/bin/python benchmarks/guard.py
 
 bench-relay: .venv/.ready ## what a look of the relay costs with many records
-	@.venv/bin/python benchmarks/relay.py $(ARGS)
+	@PYTHONPATH=tests .venv/bin/python benchmarks/relay.py $(ARGS)
 
 clean: ## remove what was set up; the data stays
 	rm -rf .venv .cache

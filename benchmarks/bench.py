@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 import click
-from engines import Engines, NotToBeHad, ObjectStoreEndpoint
+from engines import NotToBeHad, ObjectStoreEndpoint
 from growth import Growth, grow
 from loads import Answered, Load
 from processes import Cost, measured
 from report import tables, write_report
-from subjects import Subject, distributed, embedded, orthanc, raw_payloads, raw_puts
+from subjects import Subject, distributed, embedded, engines, orthanc, raw_payloads, raw_puts
 
 HALF_A_MEGABYTE = 1 << 19
 
@@ -164,20 +164,13 @@ def subjects(endpoint: ObjectStoreEndpoint, broker_url: str) -> Iterator[list[Su
 @click.option("--only", default="", help="loads whose name has this in it, and no growth")
 @click.option("--write/--no-write", default=False, help="what docs/performance.md shows")
 def main(rounds: int, only: str, write: bool) -> None:
-    engines = Engines(lambda line: click.echo(line, err=True), {})
-    engines.start(["object store", "broker"])
-    endpoint, broker_url = engines.address("object store"), engines.address("broker")
-    assert isinstance(endpoint, ObjectStoreEndpoint)
-    assert isinstance(broker_url, str)
     found: list[Measurement] = []
     growth: list[Growth] = []
-    try:
+    with engines() as (endpoint, broker_url):
         for number in range(rounds):
             found += _one_round(number, endpoint, broker_url, only)
         if not only:
             growth = list(grow(endpoint, broker_url))
-    finally:
-        engines.close()
     about = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",

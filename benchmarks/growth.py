@@ -3,18 +3,18 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 from engines import ObjectStoreEndpoint
 from loads import Load
 from processes import measured
+from records_made import RECEIVED_AT, record
 from subjects import Subject, backlog, distributed, embedded
 
 from shared.ids import PayloadIds
-from shared.records import IngestRecord, State, encode, newest_first
+from shared.records import State, encode, newest_first
 
 _SMALL = 18432
 _HALF_A_MEGABYTE = 1 << 19
@@ -81,21 +81,10 @@ def _with_records() -> Iterator[Growth]:
 
 def _fill(folder: Path, count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    moment, ids = datetime.now(UTC), PayloadIds("stowgate")
+    mint = PayloadIds("stowgate").mint
     for _ in range(count):
-        record = IngestRecord(
-            payload_id=ids.mint(moment),
-            correlation_id="00000000-0000-4000-8000-000000000000",
-            received_at=moment,
-            source="127.0.0.1",
-            destination="default",
-            workflow=None,
-            vae_workflows=None,
-            instances=(),
-            due_at=moment,
-            state=State.OPENED,
-        )
-        (folder / newest_first(record.payload_id)).write_bytes(encode(record))
+        made = replace(record(), payload_id=mint(RECEIVED_AT), state=State.OPENED)
+        (folder / newest_first(made.payload_id)).write_bytes(encode(made))
 
 
 def _told(growth: Growth) -> Growth:

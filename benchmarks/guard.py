@@ -13,9 +13,8 @@ from pathlib import Path
 
 import click
 from bench import LOADS, measure
-from engines import Engines, ObjectStoreEndpoint
 from report import RAW, Figures
-from subjects import distributed, embedded, raw_puts
+from subjects import distributed, embedded, engines, raw_puts
 
 _ROUNDS = 5
 _LOADS = ("100 × 0.5 MB", "500 × 20 KB", "1 × 0.5 MB, serial")
@@ -29,27 +28,19 @@ _MEASURED = Path(__file__).resolve().parents[1] / "docs" / "performance.json"
 @click.command()
 def main() -> None:
     before = Figures(json.loads(_MEASURED.read_text())["measurements"])
-    engines = Engines(lambda line: click.echo(line, err=True), {})
-    engines.start(["object store", "broker"])
-    endpoint, broker_url = engines.address("object store"), engines.address("broker")
-    assert isinstance(endpoint, ObjectStoreEndpoint)
-    assert isinstance(broker_url, str)
     found = []
-    try:
-        with (
-            raw_puts(endpoint) as raw,
-            distributed(endpoint, broker_url) as on_engines,
-            embedded() as alone,
-        ):
-            for number in range(_ROUNDS):
-                for load in LOADS:
-                    if load.name in _LOADS:
-                        found += [
-                            vars(measure(number, load, subject))
-                            for subject in (raw, on_engines, alone)
-                        ]
-    finally:
-        engines.close()
+    with (
+        engines() as (endpoint, broker_url),
+        raw_puts(endpoint) as raw,
+        distributed(endpoint, broker_url) as on_engines,
+        embedded() as alone,
+    ):
+        for number in range(_ROUNDS):
+            for load in LOADS:
+                if load.name in _LOADS:
+                    found += [
+                        vars(measure(number, load, subject)) for subject in (raw, on_engines, alone)
+                    ]
     now = Figures(found)
     fallen = 0
     for name in now.loads:

@@ -1,6 +1,6 @@
 """What a look of the relay costs: flat with opened records, growing with pending ones only.
 
-    .venv/bin/python benchmarks/relay.py [--opened 100000] [--store folder|http://host:port]
+    make bench-relay ARGS="[--opened 100000] [--store folder|http://host:port]"
 
 An S3 store takes its keys from STOWGATE_OBJECT_STORE_ACCESS_KEY and ..._SECRET_KEY.
 """
@@ -12,22 +12,22 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 
 import click
 from prometheus_client import CollectorRegistry
+from records_made import RECEIVED_AT, record
 
 from shared.adapters.folder import FolderObjectStore
 from shared.adapters.minio_store import MinioObjectStore
 from shared.ids import PayloadIds
 from shared.metrics import WorkerMetrics
 from shared.ports import ObjectStore
-from shared.records import IngestRecord, Records, State, encode, newest_first
+from shared.records import Records, State, encode, newest_first
 from worker.relay import Relay
 
-_RECEIVED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 _LOOKS = 9
 
 
@@ -65,19 +65,14 @@ def _fill(store: ObjectStore, state: State, count: int) -> None:
     mint = PayloadIds("bench").mint
 
     def write(number: int) -> None:
-        record = IngestRecord(
-            payload_id=mint(_RECEIVED_AT + timedelta(seconds=number)),
-            correlation_id="0b1c2d3e-0000-4000-8000-000000000001",
-            received_at=_RECEIVED_AT,
-            source="127.0.0.1",
-            destination="default",
-            workflow=None,
-            vae_workflows=None,
-            instances=(),
-            due_at=_RECEIVED_AT + timedelta(days=36500),
+        made = replace(
+            record(),
+            payload_id=mint(RECEIVED_AT + timedelta(seconds=number)),
+            due_at=RECEIVED_AT + timedelta(days=36500),
+            state=state,
         )
-        data = encode(replace(record, state=state))
-        key = f"{state}/{newest_first(record.payload_id)}"
+        data = encode(made)
+        key = f"{state}/{newest_first(made.payload_id)}"
         store.put(key, BytesIO(data), len(data), "application/json")
 
     with ThreadPoolExecutor(16) as pool:

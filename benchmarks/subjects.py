@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -17,10 +17,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import click
 import pika
 import requests
 import urllib3
-from engines import NotToBeHad, ObjectStoreEndpoint, lasting_port, program
+from engines import Engines, NotToBeHad, ObjectStoreEndpoint, lasting_port, program
 from loads import Answered, Load, Template, new_uid, send, template
 from minio import Minio
 from service import Service, running, wait_for
@@ -37,6 +38,17 @@ class Subject:
     send: Callable[[Load], tuple[float, list[Answered]]]
     process_ids: Callable[[], Mapping[str, Sequence[int]]]
     opened: Callable[[Sequence[str]], dict[str, float]] | None = None
+
+
+@contextmanager
+def engines() -> Iterator[tuple[ObjectStoreEndpoint, str]]:
+    """An object store, and the URL of a broker."""
+    with closing(Engines(lambda line: click.echo(line, err=True), {})) as started:
+        started.start(["object store", "broker"])
+        endpoint, broker_url = started.address("object store"), started.address("broker")
+        assert isinstance(endpoint, ObjectStoreEndpoint)
+        assert isinstance(broker_url, str)
+        yield endpoint, broker_url
 
 
 class _Pieces(io.RawIOBase):
@@ -113,15 +125,7 @@ def raw_payloads(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
 @contextmanager
 def _raw_bucket(endpoint: ObjectStoreEndpoint) -> Iterator[Callable[[str, Template], None]]:
     """What puts an instance under a key in a bucket of its own."""
-    url = urlsplit(endpoint.url)
-    client = Minio(
-        endpoint=url.netloc,
-        access_key=endpoint.access_key,
-        secret_key=endpoint.secret_key,
-        secure=url.scheme == "https",
-        region="us-east-1",
-        http_client=urllib3.PoolManager(maxsize=64),
-    )
+    client = _client(endpoint)
     bucket = f"stowgate-bench-{secrets.token_hex(6)}"
     client.make_bucket(bucket_name=bucket)
 
@@ -141,6 +145,18 @@ def _raw_bucket(endpoint: ObjectStoreEndpoint) -> Iterator[Callable[[str, Templa
         yield put
     finally:
         _remove_buckets(client, bucket)
+
+
+def _client(endpoint: ObjectStoreEndpoint) -> Minio:
+    url = urlsplit(endpoint.url)
+    return Minio(
+        endpoint=url.netloc,
+        access_key=endpoint.access_key,
+        secret_key=endpoint.secret_key,
+        secure=url.scheme == "https",
+        region="us-east-1",
+        http_client=urllib3.PoolManager(maxsize=64),
+    )
 
 
 def _remove_buckets(client: Minio, prefix: str) -> None:
@@ -357,12 +373,4 @@ def _remove(endpoint: ObjectStoreEndpoint, broker_url: str, name: str) -> None:
             channel.queue_delete(queue)
         for exchange in (name, events, f"{events}.dead-letter"):
             channel.exchange_delete(exchange)
-    url = urlsplit(endpoint.url)
-    client = Minio(
-        endpoint=url.netloc,
-        access_key=endpoint.access_key,
-        secret_key=endpoint.secret_key,
-        secure=url.scheme == "https",
-        region="us-east-1",
-    )
-    _remove_buckets(client, name)
+    _remove_buckets(_client(endpoint), name)

@@ -3,11 +3,11 @@
 import socket
 import struct
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from instances import multipart, new_instance
 from reconciliation import reconcile
 from stowgate_site import Site, study
+from wire import connect, head
 
 MIB = 1 << 20
 FIRST_PART = rb"PUT [^ ]*[?&]partNumber=1&"
@@ -41,11 +41,13 @@ def test_a_sender_that_disconnects_in_the_middle_of_a_large_instance_leaves_no_p
     instance = new_instance(PixelData=bytes(40 * MIB))
     first_part = api.store.hold(FIRST_PART)
     abandoned = api.store.hold_answer(rb"DELETE [^ ]*[?&]uploadId=")
-    url = urlsplit(api.service.url)
-    with socket.create_connection((url.hostname or "", url.port or 0), timeout=30) as connection:
+    with connect(api.service) as connection:
         connection.sendall(
-            "POST /dicomweb/studies HTTP/1.1\r\nHost: test\r\nContent-Type: application/dicom\r\n"
-            f"Content-Length: {len(instance)}\r\n\r\n".encode()
+            head(
+                "POST /dicomweb/studies HTTP/1.1",
+                "Content-Type: application/dicom",
+                f"Content-Length: {len(instance)}",
+            )
         )
         connection.sendall(instance[: 24 * MIB])
         first_part.wait_reached()
