@@ -5,14 +5,15 @@ It lies in `pending/`, `opened/` or `failed/` and carries its own state, which i
 
 - every change to a pending record is a conditional write over the version that was read, so of
   two workers, or a worker and a relay, one wins;
-- a record whose request is out is created in opened/, which succeeds once, and then leaves
-  pending/. While it lies in both (its worker died in between), opened/ counts;
+- a record whose request is out is created in opened/, which succeeds once, and some time later
+  leaves pending/. While it lies in both, opened/ counts;
 - one that failed says so by a conditional write first, and is moved to its place after. Whoever
   finds a record that was left behind clears it away;
 - an upload that is given up has an empty object in its record's place, a fence: its API, should it
   only have stood still, cannot write the record any more.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -256,6 +257,12 @@ def _key(state: State, payload_id: str) -> str:
     return f"{state}/{newest_first(payload_id)}"
 
 
+def _other_places(record: IngestRecord) -> list[str]:
+    """Where a settled record may lie beside its own place; a replay leaves it in failed/ too."""
+    others = {State.PENDING, State.FAILED} - {record.state}
+    return [_key(state, record.payload_id) for state in sorted(others)]
+
+
 def _name(key: str) -> str:
     return key.rpartition("/")[2]
 
@@ -281,8 +288,13 @@ def begin_sweep(state: ObjectStore, moment: datetime) -> None:
 class Records:
     """The records in the state bucket. Every call may raise what the object store raises."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(
+        self, store: ObjectStore, clear: Callable[[Sequence[str]], None] | None = None
+    ) -> None:
+        """`clear` removes what an opened record leaves behind, which may be later; without it that
+        is done at once."""
         self._store = store
+        self._clear = clear or store.delete
 
     def add(self, record: IngestRecord) -> None:
         """The commit point of a POST. Raises `UploadGivenUp`."""
@@ -379,9 +391,10 @@ class Records:
             record = replace(held.record, state=state, lease=None, **changes)
             key, data = _key(state, record.payload_id), encode(record)
             settled = HeldRecord(record, self._store.create(key, data, _JSON), key, data)
+            self._clear(_other_places(settled.record))
         else:
             settled = self.change(held, state=state, lease=None, **changes)
-        self.move(settled)
+            self.move(settled)
         return settled
 
     def move(self, held: HeldRecord) -> None:
@@ -389,9 +402,7 @@ class Records:
         payload_id, target = held.record.payload_id, _key(held.record.state, held.record.payload_id)
         if held.key != target:
             self._store.put(target, BytesIO(held.data), len(held.data), _JSON)
-        # A replay leaves the record in failed/ too.
-        left = {_key(s, payload_id) for s in (State.PENDING, State.FAILED)} - {target}
-        self._store.delete(sorted(left))
+        self._store.delete(_other_places(held.record))
         if held.record.state is State.FAILED and self.read(_key(State.OPENED, payload_id)):
             # By a worker that was taken for dead.
             self._store.delete([target])

@@ -24,6 +24,7 @@ from shared.listen import bind, url_of
 from shared.metrics import WorkerMetrics
 from shared.ports import EventConsumer
 from shared.records import Records
+from worker.clearing import Clearing
 from worker.handler import Handler
 from worker.relay import Relay
 from worker.sweeper import Sweeper
@@ -32,6 +33,9 @@ from worker.workflow_manager import WorkflowManager
 _log = structlog.get_logger()
 
 _ROUTINE_STOP_SECONDS = 5.0
+
+# Under load each request removes what was opened within this time.
+_CLEARING_SECONDS = 0.1
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
@@ -48,10 +52,15 @@ class Worker:
     """Handles events and runs its routines, each in threads of its own."""
 
     def __init__(
-        self, consumer: EventConsumer, handler: Handler, routines: Sequence[Routine]
+        self,
+        consumer: EventConsumer,
+        handler: Handler,
+        routines: Sequence[Routine],
+        clearing: Clearing,
     ) -> None:
         self._consumer = consumer
         self._handler = handler
+        self._clearing = clearing
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=[routine], name=routine.name, daemon=True)
@@ -70,6 +79,7 @@ class Worker:
         self._consumer.close()
         for thread in self._threads:
             thread.join(timeout=_ROUTINE_STOP_SECONDS)
+        self._clearing.clear(0)
 
     def _run(self, routine: Routine) -> None:
         while not self._stopping.is_set():
@@ -89,7 +99,8 @@ class Worker:
 
 def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -> Worker:
     metrics = WorkerMetrics(registry)
-    records = Records(engines.state)
+    clearing = Clearing(engines.state)
+    records = Records(engines.state, clearing.add)
     handler = Handler(
         records=records,
         instances=engines.instances,
@@ -125,7 +136,9 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         [
             Routine("relay", relay.look, settings.relay_seconds),
             Routine("sweeper", sweeper.sweep, settings.sweep_seconds),
+            Routine("clearing", clearing.clear, _CLEARING_SECONDS),
         ],
+        clearing,
     )
 
 

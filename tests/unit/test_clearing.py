@@ -1,0 +1,65 @@
+"""What opened records leave behind is removed, many by one request."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from shared.adapters.folder import FolderObjectStore
+from shared.errors import StoreUnavailable
+from worker.clearing import Clearing
+
+
+class Counting(FolderObjectStore):
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.requests: list[list[str]] = []
+        self.away = False
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self.requests.append(list(keys))
+        if self.away:
+            raise StoreUnavailable("no answer")
+        super().delete(self.requests[-1])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Counting:
+    made = Counting(tmp_path / "bucket")
+    made.prepare()
+    for name in "abc":
+        made.create(f"pending/{name}", b"{}", "application/json")
+    return made
+
+
+def names(store: Counting) -> list[str]:
+    return [listed.key for listed in store.list("")]
+
+
+def test_all_that_was_added_is_removed_by_one_request(store: Counting) -> None:
+    clearing = Clearing(store)
+    clearing.add(["pending/a", "failed/a"])
+    clearing.add(["pending/b"])
+    assert names(store) == ["pending/a", "pending/b", "pending/c"]
+
+    clearing.clear(0)
+
+    assert names(store) == ["pending/c"]
+    assert store.requests == [["pending/a", "failed/a", "pending/b"]]
+
+
+def test_nothing_is_asked_of_the_store_where_nothing_was_added(store: Counting) -> None:
+    Clearing(store).clear(0)
+    assert store.requests == []
+
+
+def test_a_store_that_is_away_ends_no_worker(store: Counting) -> None:
+    clearing = Clearing(store)
+    clearing.add(["pending/a"])
+    store.away = True
+    clearing.clear(0)
+
+    store.away = False
+    clearing.add(["pending/b"])
+    clearing.clear(0)
+    assert names(store) == ["pending/a", "pending/c"]
