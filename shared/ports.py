@@ -31,7 +31,10 @@ KEY_MAX_BYTES = 1024
 KEY_NAME_MAX_BYTES = 255
 """Of each name in a key, as in most file systems."""
 
-_KEY_NAME = re.compile(r"[^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]*")
+_KEY = re.compile(
+    r"[^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]*+"
+    r"(?:/[^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]*+)*+"
+)
 
 
 def check_key(key: str) -> None:
@@ -40,9 +43,14 @@ def check_key(key: str) -> None:
     A key is `/`-separated names of up to 255 bytes, together up to 1024, none empty, none beginning
     with a dot, none with control characters.
     """
-    names = key.split("/")
-    if len(key.encode()) > KEY_MAX_BYTES or not all(
-        _KEY_NAME.fullmatch(name) and len(name.encode()) <= KEY_NAME_MAX_BYTES for name in names
+    size_bytes = len(key.encode())
+    if (
+        not _KEY.fullmatch(key)
+        or size_bytes > KEY_MAX_BYTES
+        or (
+            size_bytes > KEY_NAME_MAX_BYTES
+            and any(len(name.encode()) > KEY_NAME_MAX_BYTES for name in key.split("/"))
+        )
     ):
         raise ValueError(f"no key for an object: {key!r}")
 

@@ -170,7 +170,9 @@ class Handler:
         route = resolve(record)
         write_sidecar = _SidecarWriter(self._instances, f"{record.payload_id}/")
         for batch in _batches(record.instances):
-            for _ in self._sidecar_writers.map(write_sidecar, batch):
+            # One alone is written sooner than another thread has begun.
+            write_all = self._sidecar_writers.map if len(batch) > 1 else map
+            for _ in write_all(write_sidecar, batch):
                 self._keep(taken)
         self._keep(taken)
         request = self._workflow_manager.request(record, route)

@@ -89,7 +89,7 @@ class FolderObjectStore:
         """
         path = self._path(key)
         with self._written(_pieces(data, size_bytes), f"put {key}") as temporary:
-            self._place(path, f"put {key}", lambda: os.replace(temporary, path))
+            self._place(path, f"put {key}", lambda: temporary.move(path))
 
     def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:  # noqa: ARG002
         """Nothing is written before all of `data` is there: on one disk nothing is gained by it."""
@@ -108,7 +108,7 @@ class FolderObjectStore:
 
             def link() -> None:
                 try:
-                    os.link(temporary, path)
+                    os.link(temporary.path, path)
                 except FileExistsError as error:
                     raise VersionConflict(f"{self._root}: {key} exists already") from error
 
@@ -128,28 +128,28 @@ class FolderObjectStore:
 
             def swap() -> None:
                 try:
-                    found = _version(path.read_bytes())
+                    found = _version(_read(path))
                 except FileNotFoundError as error:
                     raise VersionConflict(f"{self._root}: there is no {key} any more") from error
                 if found != version:
                     raise VersionConflict(f"{self._root}: {key} has another version by now")
-                os.replace(temporary, path)
+                temporary.move(path)
 
             self._place(path, f"replace {key}", swap)
         return _version(data)
 
     def get(self, key: str) -> StoredObject:
         """Read a whole small object. Raises `ObjectMissing`."""
-        with self._opened(key) as file:
-            data = file.read()
+        with self._reading(key) as path:
+            data = _read(path)
         return StoredObject(data, _version(data))
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Read `length` bytes from offset `start`, fewer at the end. Raises `ObjectMissing`."""
         if start < 0 or length < 0:
             raise ValueError(f"no such range: {length} bytes from {start}")
-        with self._opened(key) as file:
-            return os.pread(file.fileno(), length, start)
+        with self._reading(key) as path, _opened(path) as file:
+            return os.pread(file, length, start)
 
     def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
         """Every object under `prefix` behind `after`, in the byte order of whole keys, as S3 does.
@@ -173,8 +173,8 @@ class FolderObjectStore:
             path = self._path(key)
             nothing_there = suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
             with self._typed(f"delete {key}"), self._locked(), nothing_there:
-                path.unlink()
-                self._remove_empty_folders(path.parent)
+                os.unlink(path)
+                self._remove_empty_folders(key)
 
     def has_room(self) -> bool:
         """False when fewer than `min_free_bytes` are free to this user."""
@@ -187,9 +187,9 @@ class FolderObjectStore:
         if not os.access(self._temporary, os.W_OK | os.X_OK):
             raise StoreRefused(f"{self._root}: cannot be written to by user {os.geteuid()}")
 
-    def _path(self, key: str) -> Path:
+    def _path(self, key: str) -> str:
         check_key(key)
-        return self._root / key
+        return f"{self._root}/{key}"
 
     def _require_bucket(self, doing: str) -> None:
         # An unmounted disk must not look like an empty bucket.
@@ -209,26 +209,24 @@ class FolderObjectStore:
             raise StoreUnavailable(f"{what}; look at the disk and the system log") from error
 
     @contextmanager
-    def _opened(self, key: str) -> Iterator[BinaryIO]:
+    def _reading(self, key: str) -> Iterator[str]:
         path = self._path(key)
         with self._typed(f"read {key}"):
             try:
-                file = path.open("rb")
+                yield path
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
                 self._require_bucket(f"read {key}")
                 raise ObjectMissing(f"{self._root}: there is no {key}") from error
-            with file:
-                yield file
 
     @contextmanager
-    def _written(self, pieces: Iterable[bytes], doing: str) -> Iterator[Path]:
+    def _written(self, pieces: Iterable[bytes], doing: str) -> Iterator["_Temporary"]:
         """A durable temporary file of these pieces, gone afterwards.
 
         What the source of the pieces raises is not the store's failure and stays as it is.
         """
-        path = self._temporary / uuid.uuid4().hex
+        temporary = _Temporary(f"{self._temporary}/{uuid.uuid4().hex}")
         with self._typed(doing):
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            file = os.open(temporary.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             try:
                 for piece in pieces:
@@ -238,18 +236,23 @@ class FolderObjectStore:
                     os.fsync(file)
             finally:
                 os.close(file)
-            yield path
+            yield temporary
         finally:
-            with suppress(OSError):  # `prepare` removes it some day
-                path.unlink()
+            if not temporary.has_moved:
+                with suppress(OSError):  # `prepare` removes it some day
+                    os.unlink(temporary.path)
 
-    def _place(self, path: Path, doing: str, move: Callable[[], None]) -> None:
+    def _place(self, path: str, doing: str, move: Callable[[], None]) -> None:
+        folder = os.path.dirname(path)
         with self._typed(doing), self._locked():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            move()
+            try:
+                move()
+            except FileNotFoundError:
+                os.makedirs(folder, exist_ok=True)
+                move()
         # Where the folder is gone, so is the object: deleted since.
         with self._typed(doing), suppress(FileNotFoundError):
-            _sync_folder(path.parent)
+            _sync_folder(folder)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -260,14 +263,14 @@ class FolderObjectStore:
         finally:
             os.close(file)
 
-    def _remove_empty_folders(self, folder: Path) -> None:
-        """Remove the folder and those above it as far as they are empty."""
-        while folder != self._root:
+    def _remove_empty_folders(self, key: str) -> None:
+        """Remove the folder of that key and those above it as far as they are empty."""
+        while folder := os.path.dirname(key):
             try:
-                folder.rmdir()
+                os.rmdir(f"{self._root}/{folder}")
             except OSError:  # not empty; and an empty one that stays harms nobody
                 break
-            folder = folder.parent
+            key = folder
 
     def _walk(self, folder: str, after: str) -> Iterator[ListedObject]:
         with self._typed(f"list {folder!r}"):
@@ -284,6 +287,16 @@ class FolderObjectStore:
                     continue
                 modified_at = datetime.fromtimestamp(found.st_mtime, UTC)
                 yield ListedObject(key, found.st_size, modified_at)
+
+
+@dataclass
+class _Temporary:
+    path: str
+    has_moved: bool = False
+
+    def move(self, path: str) -> None:
+        os.replace(self.path, path)
+        self.has_moved = True
 
 
 @dataclass(frozen=True)
@@ -317,7 +330,7 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path | str) -> None:
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(file)
@@ -333,6 +346,21 @@ def _pieces(data: BinaryIO, size_bytes: int) -> Iterator[bytes]:
             raise ValueError(f"the data ended {missing} bytes short of {size_bytes}")
         missing -= len(piece)
         yield piece
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _read(path: str) -> bytes:
+    """Without what Python's own files ask the system besides."""
+    with _opened(path) as file:
+        return b"".join(iter(lambda: os.read(file, _PIECE_BYTES), b""))
 
 
 def _write(file: int, piece: bytes) -> None:
