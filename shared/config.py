@@ -40,6 +40,10 @@ _FILE = "_FILE"
 _UPLOADS = 12
 """At a time, by default: each may need 5 MiB, and two cores are busy with fewer."""
 
+_OPENINGS = 4
+_EMBEDDED_OPENINGS = 2
+"""At a time, by default; more would wait for Python's lock, and have uploads wait for it."""
+
 _SPARE_THREADS = 2
 """Of an API process, so that health and status answer while uploads run."""
 
@@ -419,7 +423,12 @@ class Settings:
     event_exchange: str = setting(
         "stowgate", _amqp_name, "exchange of Stowgate's own events, and prefix of its queues"
     )
-    worker_threads: int = setting("4", _whole(1, 64), "payloads that one worker opens at a time")
+    worker_threads: int | None = setting(
+        None,
+        _whole(1, 64),
+        f"payloads that one worker opens at a time; by default {_OPENINGS}, and "
+        f"{_EMBEDDED_OPENINGS} with the `memory` broker, as it shares a process with the API",
+    )
     relay_seconds: int = setting("5", _whole(1, 3600), "pause between two looks of the relay")
     sweep_seconds: int = setting("600", _whole(1, 86400), "pause between two sweeps")
     workflow_manager_exchange: str = setting(
@@ -453,6 +462,11 @@ class Settings:
     def concurrent_uploads(self) -> int:
         """Per API process."""
         return self.max_uploads or min(_UPLOADS, self._most_uploads)
+
+    @property
+    def openings(self) -> int:
+        """Payloads that a worker opens at a time."""
+        return self.worker_threads or (_EMBEDDED_OPENINGS if self.broker == "memory" else _OPENINGS)
 
     @property
     def waiting_uploads(self) -> int:

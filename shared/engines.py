@@ -107,7 +107,7 @@ def open_engines(settings: Settings) -> Engines:
             state=state,
             queue=queue,
             publisher=broker.publisher(),
-            consumer=broker.consumer(queue, concurrency=settings.worker_threads),
+            consumer=broker.consumer(queue, concurrency=settings.openings),
             requests=requests,
             expect_workflow_manager=requests.ping,
         )
@@ -120,9 +120,7 @@ def open_engines(settings: Settings) -> Engines:
         state=state,
         queue=queue,
         publisher=publisher,
-        consumer=RabbitEventConsumer(
-            settings.broker, queue=queue, concurrency=settings.worker_threads
-        ),
+        consumer=RabbitEventConsumer(settings.broker, queue=queue, concurrency=settings.openings),
         requests=publisher,
         expect_workflow_manager=partial(publisher.expect_queue, settings.workflow_manager_queue),
     )
@@ -137,5 +135,5 @@ def _store(settings: Settings, bucket: str) -> ObjectStore:
         secret_key=settings.object_store_secret_key or "",
         region=settings.object_store_region,
         bucket=bucket,
-        threads=settings.api_threads + settings.worker_threads,
+        threads=settings.api_threads + settings.openings,
     )

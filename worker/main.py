@@ -36,6 +36,9 @@ _ROUTINE_STOP_SECONDS = 5.0
 
 # Under load each request removes what was opened within this time.
 _CLEARING_SECONDS = 0.1
+# Of all payloads together, or more where more are opened at a time.
+_SIDECARS_AT_ONCE = 4
+
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
@@ -110,7 +113,9 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             routing_key=settings.workflow_manager_routing_key,
             bucket=settings.bucket,
         ),
-        sidecar_writers=ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="sidecar"),
+        sidecar_writers=ThreadPoolExecutor(
+            max(_SIDECARS_AT_ONCE, settings.openings), thread_name_prefix="sidecar"
+        ),
         owner=f"{socket.gethostname()}/{os.getpid()}/{uuid4()}",
         lease=timedelta(seconds=settings.lease_seconds),
         metrics=metrics,

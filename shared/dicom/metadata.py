@@ -152,9 +152,12 @@ class _Item:
             return
 
         value = bytes(view[step.value_start : step.value_end])
-        if self.values_left.take(_value_count(vr, value)):
-            make = _repeated_element if len(value) <= _REPEATED_BYTES else _element
-            element = make(vr, value, step.byte_order, self.codecs)
+        if len(value) <= _REPEATED_BYTES:
+            element, count = _repeated_element(vr, value, step.byte_order, self.codecs)
+            if not self.values_left.take(count):
+                element = {"vr": vr}
+        elif self.values_left.take(_value_count(vr, value)):
+            element = _element(vr, value, step.byte_order, self.codecs)
         else:
             element = {"vr": vr}
         self.put(tag, element)
@@ -202,7 +205,12 @@ def _element(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> J
 
 
 # Of the instances of a series, and mostly of a site, most elements are alike. Nobody changes one.
-_repeated_element = lru_cache(maxsize=8192)(_element)
+@lru_cache(maxsize=8192)
+def _repeated_element(
+    vr: str, value: bytes, byte_order: str, codecs: Sequence[str]
+) -> tuple[JsonObject, int]:
+    """An element, and what `_value_count` says of it."""
+    return _element(vr, value, byte_order, codecs), _value_count(vr, value)
 
 
 def _base64(vr: str, value: bytes, byte_order: str) -> str:
