@@ -1,21 +1,25 @@
 """Removes what opened records leave behind in pending/: not at once, but many by one request.
 
 An object store takes some two milliseconds to remove one object, and a third of one for each of
-many. Until then the record lies in both places, where opened/ counts; what a worker that dies had
-not removed yet the relay clears away.
+many. Until then the record lies in both places, where opened/ counts. What a worker that dies had
+not removed yet, another one does when the relay announces it again.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 import structlog
 
-from shared.errors import StowgateError
+from shared.errors import Permanent, Transient
 from shared.ports import ObjectStore
 
 _log = structlog.get_logger()
 
 _LOOK_SECONDS = 1.0
+
+# As many are kept while the store is away; the relay sees to more.
+_MOST = 10_000
 
 
 class Clearing:
@@ -29,14 +33,19 @@ class Clearing:
             self._doomed.put(key)
 
     def clear(self, wait_seconds: float = _LOOK_SECONDS) -> None:
-        """Remove what was added, and wait so long for it. Errors of the store are logged."""
-        try:
-            keys = [self._doomed.get(timeout=wait_seconds)]
-        except Empty:
+        """Remove what was added, and wait so long for something. Errors of the store are logged;
+        after one that may pass, the same is tried again the next time."""
+        keys: list[str] = []
+        with suppress(Empty):
+            keys.append(self._doomed.get(timeout=wait_seconds))
+            while True:
+                keys.append(self._doomed.get_nowait())
+        if not keys:
             return
-        while not self._doomed.empty():
-            keys.append(self._doomed.get())
         try:
             self._store.delete(keys)
-        except StowgateError as error:
-            _log.warning("opened records are left in pending/ to the relay", error=str(error))
+        except Transient as error:
+            self.add(keys[:_MOST])
+            _log.warning("opened records stay in pending/ for now", error=str(error))
+        except Permanent as error:
+            _log.error("opened records stay in pending/", error=str(error))

@@ -82,7 +82,9 @@ class Worker:
         self._consumer.close()
         for thread in self._threads:
             thread.join(timeout=_ROUTINE_STOP_SECONDS)
-        self._clearing.clear(0)
+        # Of a store that keeps a routine waiting nothing more is asked.
+        if not any(thread.is_alive() for thread in self._threads):
+            self._clearing.clear(0)
 
     def _run(self, routine: Routine) -> None:
         while not self._stopping.is_set():

@@ -86,6 +86,7 @@ def test_worker_killed_before_an_opened_record_leaves_pending_does_not_open_it_a
 
     payload = api.service.get(f"/payloads/{answer.headers['X-Payload-ID']}").json()
     assert payload["state"] == "opened"
+    wait_for(lambda: not list(site.state.listing("pending/")))  # when its lease has ended
     _open_another(site, api)
     ledger = reconcile(site)
     assert ledger.payloads[answer.headers["X-Payload-ID"]]["attempts"] == 1

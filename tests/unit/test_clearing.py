@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared.adapters.folder import FolderObjectStore
-from shared.errors import StoreUnavailable
+from shared.errors import StoreRefused, StoreUnavailable
 from worker.clearing import Clearing
 
 
@@ -15,11 +15,14 @@ class Counting(FolderObjectStore):
         super().__init__(root)
         self.requests: list[list[str]] = []
         self.away = False
+        self.refuses = False
 
     def delete(self, keys: Iterable[str]) -> None:
         self.requests.append(list(keys))
         if self.away:
             raise StoreUnavailable("no answer")
+        if self.refuses:
+            raise StoreRefused("access denied")
         super().delete(self.requests[-1])
 
 
@@ -53,7 +56,9 @@ def test_nothing_is_asked_of_the_store_where_nothing_was_added(store: Counting) 
     assert store.requests == []
 
 
-def test_a_store_that_is_away_ends_no_worker(store: Counting) -> None:
+def test_what_a_store_that_is_away_did_not_remove_is_removed_when_it_is_back(
+    store: Counting,
+) -> None:
     clearing = Clearing(store)
     clearing.add(["pending/a"])
     store.away = True
@@ -62,4 +67,13 @@ def test_a_store_that_is_away_ends_no_worker(store: Counting) -> None:
     store.away = False
     clearing.add(["pending/b"])
     clearing.clear(0)
-    assert names(store) == ["pending/a", "pending/c"]
+    assert names(store) == ["pending/c"]
+
+
+def test_what_a_store_refuses_to_remove_is_not_asked_for_again(store: Counting) -> None:
+    clearing = Clearing(store)
+    clearing.add(["pending/a"])
+    store.refuses = True
+    clearing.clear(0)
+    clearing.clear(0)
+    assert len(store.requests) == 1

@@ -155,6 +155,27 @@ def test_a_request_that_is_out_counts_whatever_a_worker_that_took_over_made_of_i
     assert records.count(State.FAILED) == records.count(State.PENDING) == 0
 
 
+def test_a_record_that_is_cleared_away_later_is_opened_at_once(tmp_path: Path) -> None:
+    store = FolderObjectStore(tmp_path / "later")
+    store.prepare()
+    later: list[str] = []
+    records = Records(store, later.extend)
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+
+    records.settle(held, State.OPENED)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is State.OPENED
+    assert records.newest(State.PENDING, 10) == ([], None)
+    assert len(records.newest(None, 10)[0]) == 1
+    assert held.key in later
+    assert store.get(held.key).data
+
+
 def test_of_two_that_open_a_record_the_first_has_done_it(records: Records) -> None:
     added = record()
     records.add(added)
