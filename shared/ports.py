@@ -31,10 +31,8 @@ KEY_MAX_BYTES = 1024
 KEY_NAME_MAX_BYTES = 255
 """Of each name in a key, as in most file systems."""
 
-_KEY = re.compile(
-    r"[^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]*+"
-    r"(?:/[^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]*+)*+"
-)
+_NAME = r"[^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]*+"
+_KEY = re.compile(rf"{_NAME}(?:/{_NAME})*+")
 
 
 def check_key(key: str) -> None:
