@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import click
-from bench import LOADS, measure
+from bench import LOADS, measure, warm_up
 from report import RAW, Figures
 from subjects import distributed, embedded, engines, raw_puts
 
@@ -35,6 +35,8 @@ def main() -> None:
         distributed(endpoint, broker_url) as on_engines,
         embedded() as alone,
     ):
+        for subject in (raw, on_engines, alone):
+            warm_up(subject)
         for number in range(_ROUNDS):
             for load in LOADS:
                 if load.name in _LOADS:
