@@ -67,11 +67,6 @@ class Measurement:
     out_mb_per_second: float | None = None
 
 
-def warm_up(subject: Subject) -> None:
-    _, answers = subject.send(_TO_BEGIN_WITH)
-    _requests_out(subject, _TO_BEGIN_WITH, answers, time.time())
-
-
 def measure(number: int, load: Load, subject: Subject) -> Measurement:
     os.sync()
     with measured(subject.process_ids) as cost:
@@ -79,6 +74,10 @@ def measure(number: int, load: Load, subject: Subject) -> Measurement:
         seconds, answers = subject.send(load)
         out = _requests_out(subject, load, answers, began_at)
     return _measurement(number, load, subject, seconds, answers, cost, out)
+
+
+def warm_up(subject: Subject) -> None:
+    measure(0, _TO_BEGIN_WITH, subject)
 
 
 def measure_alone(number: int, subject: Subject) -> Measurement:
