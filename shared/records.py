@@ -391,7 +391,7 @@ class Records:
             record = replace(held.record, state=state, lease=None, **changes)
             key, data = _key(state, record.payload_id), encode(record)
             settled = HeldRecord(record, self._store.create(key, data, _JSON), key, data)
-            self._clear(_other_places(settled.record))
+            self._clear(_other_places(record))
         else:
             settled = self.change(held, state=state, lease=None, **changes)
             self.move(settled)
