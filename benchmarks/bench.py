@@ -22,7 +22,16 @@ from growth import Growth, grow
 from loads import Answered, Load
 from processes import Cost, measured
 from report import tables, write_report
-from subjects import Subject, distributed, embedded, engines, orthanc, raw_payloads, raw_puts
+from subjects import (
+    Subject,
+    distributed,
+    embedded,
+    engines,
+    orthanc,
+    raw_payloads,
+    raw_puts,
+    raw_service,
+)
 
 HALF_A_MEGABYTE = 1 << 19
 
@@ -38,6 +47,10 @@ LOADS = (
 )
 
 _TO_BEGIN_WITH = Load("to begin with", 8, 1, 4, HALF_A_MEGABYTE)
+
+# ext4 gives a deleted file's inode away again after a minute, and until then looks past it for each
+# new file: what is removed behind one round would slow down the next.
+_CALM_SECONDS = 65.0
 
 # Waited for, each, until its workflow request is out.
 ALONE = Load("1 × 0.5 MB, alone", 1, 1, 1, HALF_A_MEGABYTE)
@@ -152,6 +165,7 @@ def subjects(endpoint: ObjectStoreEndpoint, broker_url: str) -> Iterator[list[Su
         found = [
             stack.enter_context(raw_puts(endpoint)),
             stack.enter_context(raw_payloads(endpoint)),
+            stack.enter_context(raw_service(endpoint)),
         ]
         try:
             found.append(stack.enter_context(orthanc()))
@@ -175,6 +189,8 @@ def main(rounds: int, only: str, write: bool) -> None:
     with engines() as (endpoint, broker_url):
         for number in range(rounds):
             found += _one_round(number, endpoint, broker_url, only)
+            os.sync()
+            time.sleep(_CALM_SECONDS)
         if not only:
             growth = list(grow(endpoint, broker_url))
     about = {

@@ -4,6 +4,7 @@ import io
 import json
 import secrets
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -24,9 +26,9 @@ import urllib3
 from engines import Engines, NotToBeHad, ObjectStoreEndpoint, lasting_port, program
 from loads import Answered, Load, Template, new_uid, send, template
 from minio import Minio
-from service import Service, running, wait_for
+from service import Service, running, wait_for, with_children
 
-_RAW_THREADS = 4
+RAW_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def raw_puts(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
             return Answered(at, time.perf_counter() - began, None, 0)
 
         def send_raw(load: Load) -> tuple[float, list[Answered]]:
-            at_once = 1 if load.senders * load.instances == 1 else _RAW_THREADS
+            at_once = 1 if load.senders * load.instances == 1 else RAW_THREADS
             with ThreadPoolExecutor(at_once) as threads:
                 began = time.perf_counter()
                 patterns = [template(load.pixel_bytes)] * load.all_instances
@@ -96,7 +98,7 @@ def raw_puts(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
 def raw_payloads(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
     """The least that a payload takes: its instances under the keys that the Workflow Manager wants,
     and then a record of them, as nothing may be acknowledged before both are there."""
-    with _raw_bucket(endpoint) as put, ThreadPoolExecutor(_RAW_THREADS) as threads:
+    with _raw_bucket(endpoint) as put, ThreadPoolExecutor(RAW_THREADS) as threads:
 
         def post(load: Load) -> Answered:
             at, began = time.time(), time.perf_counter()
@@ -123,31 +125,75 @@ def raw_payloads(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
 
 
 @contextmanager
+def raw_service(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
+    """The least that a service can do on Flask, gunicorn and minio-py; see there."""
+    port = lasting_port()
+    with _bucket(endpoint) as bucket, tempfile.TemporaryFile() as log:
+        arguments = (endpoint.url, endpoint.access_key, endpoint.secret_key, bucket)
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "gunicorn", f"raw_service:make_app{arguments!r}"),
+                *("--bind", f"127.0.0.1:{port}", "--keep-alive", "60"),
+                *("--worker-class", "gthread", "--threads", "40", "--no-control-socket"),
+                *("--pythonpath", str(Path(__file__).parent)),
+            ],
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_for(lambda: _answers(f"{url}/ready"))
+            yield Subject(
+                "raw service",
+                lambda load: send(f"{url}/dicomweb/studies", load),
+                lambda: {"service": with_children(process.pid)},
+            )
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@contextmanager
 def _raw_bucket(endpoint: ObjectStoreEndpoint) -> Iterator[Callable[[str, Template], None]]:
     """What puts an instance under a key in a bucket of its own."""
-    client = _client(endpoint)
-    bucket = f"stowgate-bench-{secrets.token_hex(6)}"
-    client.make_bucket(bucket_name=bucket)
+    store = client(endpoint)
 
     def put(key: str, pattern: Template) -> None:
         small = pattern.size_bytes < 1 << 24
-        client.put_object(
-            bucket_name=bucket,
-            object_name=key,
-            data=io.BytesIO(b"".join(pattern.instance()))
+        data = (
+            io.BytesIO(b"".join(pattern.instance()))
             if small
-            else io.BufferedReader(_Pieces(pattern), 1 << 20),
-            length=pattern.size_bytes,
-            num_parallel_uploads=_RAW_THREADS,
+            else io.BufferedReader(_Pieces(pattern), 1 << 20)
         )
+        raw_put(store, bucket, key, data, pattern.size_bytes)
 
-    try:
+    with _bucket(endpoint) as bucket:
         yield put
+
+
+def raw_put(store: Minio, bucket: str, key: str, data: BinaryIO, size_bytes: int) -> None:
+    store.put_object(
+        bucket_name=bucket,
+        object_name=key,
+        data=data,
+        length=size_bytes,
+        num_parallel_uploads=RAW_THREADS,
+    )
+
+
+@contextmanager
+def _bucket(endpoint: ObjectStoreEndpoint) -> Iterator[str]:
+    """A new bucket's name; it is removed in the end."""
+    store = client(endpoint)
+    bucket = f"stowgate-bench-{secrets.token_hex(6)}"
+    store.make_bucket(bucket_name=bucket)
+    try:
+        yield bucket
     finally:
-        _remove_buckets(client, bucket)
+        _remove_buckets(store, bucket)
 
 
-def _client(endpoint: ObjectStoreEndpoint) -> Minio:
+def client(endpoint: ObjectStoreEndpoint) -> Minio:
     url = urlsplit(endpoint.url)
     return Minio(
         endpoint=url.netloc,
@@ -373,4 +419,4 @@ def _remove(endpoint: ObjectStoreEndpoint, broker_url: str, name: str) -> None:
             channel.queue_delete(queue)
         for exchange in (name, events, f"{events}.dead-letter"):
             channel.exchange_delete(exchange)
-    _remove_buckets(_client(endpoint), name)
+    _remove_buckets(client(endpoint), name)

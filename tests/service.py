@@ -72,8 +72,7 @@ class Service:
 
     def process_ids(self) -> list[int]:
         """Its own and those of its children, which an API's requests run in."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [self.process.pid, *map(int, children.read_text().split())]
+        return with_children(self.process.pid)
 
     def memory_bytes(self) -> int:
         """The largest anonymous memory among its processes; mapped files do not count."""
@@ -89,6 +88,11 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
+
+
+def with_children(process_id: int) -> list[int]:
+    children = Path(f"/proc/{process_id}/task/{process_id}/children")
+    return [process_id, *map(int, children.read_text().split())]
 
 
 def _anonymous_bytes(pid: int) -> int:
