@@ -147,7 +147,7 @@ class Ingest:
         instances: ObjectStore,
         records: Records,
         announce: Callable[[InstancesStored], None],
-        announcers: ThreadPoolExecutor,
+        announcers: ThreadPoolExecutor | None,
         putters: ThreadPoolExecutor,
         spool_folder: Path,
         limits: Limits,
@@ -155,6 +155,8 @@ class Ingest:
         mint: Callable[[datetime], str],
         clock: Clock = utc_now,
     ) -> None:
+        """`announce` is called by `announcers`, or without them by whoever serves the request:
+        where it waits for nobody, another thread only costs time."""
         self._mint = mint
         self._instances = instances
         self._records = records
@@ -244,11 +246,15 @@ class Ingest:
             raise SenderTooSlow(f"the upload took longer than {self._limits.upload}")
 
     def announce(self, payload_id: str, correlation_id: str) -> None:
-        """Tell the workers of what was recorded; returns before that is done.
+        """Tell the workers of what was recorded; without a wait where there are `announcers`.
 
         The sender need not wait for it: what is recorded will be opened, told or not.
         """
-        self._announcers.submit(self._tell_workers, InstancesStored(payload_id, correlation_id))
+        event = InstancesStored(payload_id, correlation_id)
+        if self._announcers is None:
+            self._tell_workers(event)
+        else:
+            self._announcers.submit(self._tell_workers, event)
 
     def _tell_workers(self, event: InstancesStored) -> None:
         try:

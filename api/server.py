@@ -299,8 +299,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._close(conn)
 
     def _await_head(self, conn: TConn) -> None:
-        """What a pipelining sender sent of its next request is in the parser's buffer already, or
-        was decrypted together with the request before it."""
+        """Mostly it is there by now: on the connection, in the parser's buffer, where what a
+        pipelining sender sent of its next request is, or decrypted with the request before it."""
         conn.init()
         conn.sock.setblocking(False)
         if conn.parser.unreader.buf.getvalue():
@@ -309,8 +309,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self._serve(conn)
             return
         self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._receive_head(conn))
-        if _has_decrypted(conn.sock):
-            self._receive_head(conn)
+        self._receive_head(conn)
 
     def _receive_head(self, conn: TConn) -> None:
         try:

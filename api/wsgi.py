@@ -35,7 +35,9 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         instances=engines.instances,
         records=records,
         announce=engines.announce,
-        announcers=ThreadPoolExecutor(_ANNOUNCERS, thread_name_prefix="announce"),
+        announcers=None
+        if settings.broker == "memory"
+        else ThreadPoolExecutor(_ANNOUNCERS, thread_name_prefix="announce"),
         putters=ThreadPoolExecutor(_PUTTERS, thread_name_prefix="put"),
         spool_folder=settings.spool,
         limits=Limits(
