@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import structlog
 from flask import Flask, Response
 from prometheus_client import CollectorRegistry
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -25,9 +26,12 @@ from shared.config import Network
 from shared.engines import Dependency
 from shared.events import InstancesStored
 from shared.health import health_blueprint
+from shared.logs import where
 from shared.metrics import ApiMetrics
 from shared.records import Records
 from shared.vae import VaeRegistry
+
+_log = structlog.get_logger()
 
 Environ = dict[str, Any]
 WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
@@ -70,7 +74,7 @@ def create_app(
     trusted_proxies: int | Sequence[Network] = 0,
     cors_origins: Collection[str] = (),
 ) -> Flask:
-    app = Flask(__name__, static_folder=None)
+    app = _App(__name__, static_folder=None)
     # A redirect loses the body of a sender that streams it, so both spellings are one path here.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
@@ -116,6 +120,13 @@ def _scopes_of_operations(
         if (scope := scopes.get(rule.endpoint)) is not None
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
+
+
+class _App(Flask):
+    def log_exception(self, exc_info: Any) -> None:
+        """Of an error that nobody foresaw, without its text."""
+        error = exc_info[1]
+        _log.error("request failed", error=type(error).__name__, place=where(error))
 
 
 class _AnyPath(PathConverter):

@@ -6,7 +6,6 @@ record is written when the body has ended properly and every instance is stored:
 Until then nothing is acknowledged and nothing announced.
 """
 
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -37,6 +36,7 @@ from shared.dicom.refusal import (
 from shared.dicom.structure import Structure, check_structure
 from shared.errors import StoreFull, StoreUnavailable, StowgateError, Transient
 from shared.events import InstancesStored
+from shared.logs import where
 from shared.metrics import ApiMetrics
 from shared.ports import ObjectStore
 from shared.records import (
@@ -386,12 +386,11 @@ class _Upload:
         except Exception as error:  # noqa: BLE001
             # One instance that our own check trips over must not cost the sender the others. The
             # error's text may hold a value of the dataset, so only its kind and place are logged.
-            place = traceback.extract_tb(error.__traceback__)[-1]
             _log.error(
                 "instance could not be checked",
                 part=number,
                 error=type(error).__name__,
-                place=f"{place.filename}:{place.lineno}",
+                place=where(error),
             )
             self._fail(
                 FailureReason.PROCESSING_FAILURE,

@@ -1,4 +1,4 @@
-"""Problem details (RFC 9457): every refusal that is not a dataset says why in words.
+"""Problem details (RFC 9457): every refusal that has a body and is no dataset says why in words.
 
 `Problem` and its kin are raised anywhere below a view, with headers for the answer where it needs
 them; `install` renders them.
@@ -139,7 +139,7 @@ def _render_store_full(error: StoreFull) -> Response:
 def _render_transient(error: Transient) -> Response:
     _log.error("engine unavailable", error=str(error))
     response = problem_response(
-        HTTPStatus.SERVICE_UNAVAILABLE, f"nothing was acknowledged: {error}; send again later"
+        HTTPStatus.SERVICE_UNAVAILABLE, f"{_unacknowledged()}{error}; send again later"
     )
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response
@@ -149,7 +149,7 @@ def _render_permanent(error: Permanent) -> Response:
     _log.error("engine refused", error=str(error))
     return problem_response(
         HTTPStatus.INTERNAL_SERVER_ERROR,
-        f"nothing was acknowledged: {error}; this needs the operator of this service",
+        f"{_unacknowledged()}{error}; this needs the operator of this service",
     )
 
 
@@ -164,9 +164,7 @@ def _render_http_exception(error: HTTPException) -> Response:
     status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return problem_response(
-            status,
-            "nothing was acknowledged: an error of this service, which its log describes under "
-            "this correlation id",
+            status, f"{_unacknowledged()}an error of this service, which its log describes"
         )
     allow = dict(error.get_headers()).get("Allow")
     detail = error.description or ""
@@ -180,6 +178,11 @@ def _render_http_exception(error: HTTPException) -> Response:
     if allow:
         response.headers["Allow"] = allow
     return response
+
+
+def _unacknowledged() -> str:
+    """What a sender has to know first; who only asks has sent nothing."""
+    return "nothing was acknowledged: " if request.path.startswith("/dicomweb") else ""
 
 
 def install(app: Flask) -> None:

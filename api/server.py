@@ -7,7 +7,6 @@ import selectors
 import socket
 import ssl
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from api.hourglass import Hourglass, Receiving
 from api.paths import own_path
+from shared.logs import where
 
 _HEAD_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 10.0
@@ -428,10 +428,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         else:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             detail = "an error of this service, which its log describes"
-            place = traceback.extract_tb(exc.__traceback__)[-1]
-            self.log.error(
-                "request failed: %s at %s:%s", type(exc).__name__, place.filename, place.lineno
-            )
+            self.log.error("request failed: %s at %s", type(exc).__name__, where(exc))
         body = orjson.dumps(
             {
                 "type": "about:blank",

@@ -5,6 +5,7 @@ Tracebacks are rendered without local variables, which may hold a dataset.
 
 import logging
 import sys
+import traceback
 from typing import Any, TextIO
 
 import structlog
@@ -51,3 +52,10 @@ def configure_logs(
     for name in ("pika", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("pydicom").disabled = True
+
+
+def where(error: BaseException) -> str:
+    """File and line that raised it. With its kind that is all that may be told of an error which
+    nobody foresaw: its text may hold a value of a dataset."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{place.filename}:{place.lineno}"

@@ -16,7 +16,7 @@ import orjson
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, validate
 
 from shared.dicom.uids import is_code_string, is_uid
-from shared.errors import ObjectMissing, StowgateError, VersionConflict
+from shared.errors import ObjectMissing, Permanent, StowgateError, VersionConflict
 from shared.ids import AE_TITLE_RULE, WORKFLOW_ID_RULE, is_ae_title, is_workflow_id
 from shared.ports import ObjectStore
 from shared.time import UtcDateTime
@@ -57,6 +57,10 @@ class VaeMissing(StowgateError):
 
 class VaeTaken(StowgateError):
     """Another VAE has that name or AE title already."""
+
+
+class RegistryUnreadable(Permanent):
+    """What lies in the registry's place is no registry, or one of a newer Stowgate."""
 
 
 def _holds(rule: str, check: Callable[[str], bool]) -> Callable[[str], None]:
@@ -122,7 +126,13 @@ def _encode(vaes: Mapping[str, Vae]) -> bytes:
 
 
 def _decode(data: bytes) -> dict[str, Vae]:
-    rows = _StoredVaeSchema(many=True).load(orjson.loads(data))
+    try:
+        rows = _StoredVaeSchema(many=True).load(orjson.loads(data))
+    except (ValueError, ValidationError) as error:
+        raise RegistryUnreadable(
+            f"{_KEY} is no registry of VAEs, or one of a newer Stowgate; look at it and mend it or "
+            "move it away"
+        ) from error
     return {row["name"]: Vae(**_with_tuples(row)) for row in rows}
 
 
@@ -131,7 +141,8 @@ def _with_tuples(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class VaeRegistry:
-    """Every call that reads or writes the store may raise what the object store raises."""
+    """Every call that reads or writes the store may raise what the object store raises, and
+    `RegistryUnreadable`."""
 
     def __init__(self, store: ObjectStore, cache_seconds: float = 2.0) -> None:
         self._store = store

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from shared.engines import Engines, open_engines
 from shared.health import health_blueprint
 from shared.ids import PayloadIds
 from shared.listen import bind, url_of
+from shared.logs import where
 from shared.metrics import WorkerMetrics
 from shared.ports import EventConsumer
 from shared.records import Records
@@ -92,12 +92,11 @@ class Worker:
                 routine.do()
             except Exception as error:  # noqa: BLE001
                 # A routine that ended would be missed by nobody until much is waiting for it.
-                place = traceback.extract_tb(error.__traceback__)[-1]
                 _log.error(
                     "routine failed; it goes on after its pause",
                     routine=routine.name,
                     error=type(error).__name__,
-                    place=f"{place.filename}:{place.lineno}",
+                    place=where(error),
                 )
             self._stopping.wait(routine.pause_seconds)
 

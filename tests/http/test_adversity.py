@@ -4,11 +4,18 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import requests
 from disks import small_disk
 from engines import ObjectStoreEndpoint
 from instances import BOUNDARY, multipart, new_instance
+from prometheus_client import CollectorRegistry
 from service import running, wait_for
+from structlog.testing import capture_logs
+
+from api.wsgi import compose
+from shared.config import load_settings
+from shared.engines import open_engines
 
 
 def test_a_store_that_fills_up_keeps_what_it_has_and_names_what_it_has_not(
@@ -70,6 +77,43 @@ def test_an_object_store_that_refuses_is_500_for_the_operator(
     assert "STOWGATE_OBJECT_STORE_ACCESS_KEY" in answer.json()["detail"]
     assert "nothing-right" not in answer.text
     assert "X-Payload-ID" not in answer.headers
+
+
+def test_a_registry_of_vaes_that_is_none_is_told_in_words(tmp_path: Path) -> None:
+    with running("run", tmp_path) as service:
+        registry = tmp_path / "stowgate" / "vae" / "registry.json"
+        wait_for(lambda: service.get("/health/ready").ok)
+        registry.parent.mkdir()
+        registry.write_text('[{"name": "DOE^JANE"}]')
+        listed = service.get("/config/vae")
+        posted = service.post("/dicomweb/vae/CT/studies", new_instance(), "application/dicom")
+
+    assert (listed.status_code, posted.status_code) == (500, 500)
+    assert listed.json()["detail"].startswith("vae/registry.json is no registry of VAEs")
+    assert posted.json()["detail"].startswith("nothing was acknowledged: vae/registry.json")
+    assert "DOE" not in service.log.read_text() + listed.text + posted.text
+
+
+def test_an_error_that_nobody_foresaw_is_logged_by_kind_and_place_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STOWGATE_DATA", str(tmp_path))
+    settings = load_settings()
+    app = compose(settings, open_engines(settings), CollectorRegistry())
+
+    def fails() -> None:
+        raise ValueError("DOE^JANE")
+
+    app.view_functions["openapi"] = fails
+    with capture_logs() as logged:
+        answer = app.test_client().get("/openapi.json")
+
+    assert answer.status_code == 500
+    assert answer.json["detail"] == "an error of this service, which its log describes"
+    (line,) = logged
+    assert (line["event"], line["error"]) == ("request failed", "ValueError")
+    assert line["place"].startswith(__file__)
+    assert "DOE" not in f"{line} {answer.text} {caplog.text}"
 
 
 def test_without_its_broker_the_service_is_degraded_and_stores(tmp_path: Path) -> None:
