@@ -13,7 +13,7 @@ It lies in `pending/`, `opened/` or `failed/` and carries its own state, which i
   only have stood still, cannot write the record any more.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -465,6 +465,10 @@ class Records:
         ]
         return found, ids[limit - 1] if len(ids) > limit else None
 
-    def count(self, state: State) -> int:
-        """The cost grows with the number of records in that state."""
-        return sum(1 for o in self._store.list(f"{state}/") if not _is_fence(o))
+    def failed(self, pending: Iterable[ListedObject]) -> int:
+        """How many failed and were not replayed, which leaves a record in failed/ as well.
+
+        The cost grows with the number of these.
+        """
+        replayed = {_name(listed.key) for listed in pending}
+        return sum(_name(o.key) not in replayed for o in self._store.list(f"{State.FAILED}/"))

@@ -69,7 +69,7 @@ class Relay:
         received = [minted_at(payload_id_of(listed.key)) for listed in pending[:1]]
         age = max(((self._clock() - moment).total_seconds() for moment in received), default=0.0)
         self._metrics.oldest_pending_seconds.set(max(age, 0.0))
-        self._metrics.failed.set(self._records.count(State.FAILED))
+        self._metrics.failed.set(self._records.failed(pending))
 
     def _announce_due(self, pending: list[ListedObject]) -> None:
         """`_not_before` remembers, for each version of a record seen, when it is next of interest,

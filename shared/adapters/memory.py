@@ -99,6 +99,8 @@ class MemoryEventConsumer:
             raise BrokerUnavailable("the memory broker's consumer is closed")
 
     def close(self) -> None:
+        if self._closing.is_set():
+            return
         self._closing.set()
         self._queue.close(self, self._close_seconds)
 

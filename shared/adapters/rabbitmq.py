@@ -251,6 +251,8 @@ class RabbitEventConsumer:
         self.backlog()
 
     def close(self) -> None:
+        if self._closing:
+            return
         self._closing = True
         self._connection.call(self._cancel)
         with self._in_hand_changed:

@@ -320,7 +320,7 @@ def test_the_backlog_counts_what_nobody_took(broker: Broker) -> None:
     eventually(lambda: len(handled.bodies) == 5)
 
 
-def test_close_waits_for_the_event_in_hand_and_takes_no_more(broker: Broker) -> None:
+def test_close_waits_once_for_the_event_in_hand_and_takes_no_more(broker: Broker) -> None:
     in_hand, released = threading.Event(), threading.Event()
 
     def handle(_body: bytes) -> None:
@@ -336,6 +336,8 @@ def test_close_waits_for_the_event_in_hand_and_takes_no_more(broker: Broker) -> 
     closing = threading.Thread(target=consumer.close)
     closing.start()
     eventually(lambda: not pings(consumer))
+    consumer.close()
+    assert closing.is_alive()
     released.set()
     closing.join(PATIENCE_SECONDS)
     assert not closing.is_alive()

@@ -13,7 +13,7 @@ from shared.adapters.folder import FolderObjectStore
 from shared.errors import BrokerUnavailable
 from shared.events import InstancesStored
 from shared.metrics import WorkerMetrics
-from shared.records import IngestRecord, Lease, Records, State, newest_first
+from shared.records import HeldRecord, IngestRecord, Lease, Records, State, newest_first
 from shared.time import utc_now
 from worker.relay import Relay
 
@@ -51,6 +51,14 @@ class Bench:
         added = replace(record(), **changes)  # type: ignore[arg-type]
         self.records.add(added)
         return added
+
+    def fail(self) -> HeldRecord:
+        held = self.records.find(self.add().payload_id)
+        assert held is not None
+        self.records.settle(held, State.FAILED)
+        failed = self.records.find(held.record.payload_id)
+        assert failed is not None
+        return failed
 
 
 @pytest.fixture
@@ -175,12 +183,14 @@ def test_a_record_that_cannot_be_read_is_passed_over(bench: Bench) -> None:
 
 def test_it_measures_what_waits(bench: Bench) -> None:
     bench.add()
-    bench.store.put("failed/x.json", BytesIO(b"{}"), 2, "application/json")
+    bench.fail()
+    replayed = bench.fail()
+    bench.records.replay(replayed, bench.now)
     bench.now = RECEIVED_AT + timedelta(seconds=90)
 
     bench.relay.look()
 
-    assert bench.registry.get_sample_value("stowgate_pending") == 1
+    assert bench.registry.get_sample_value("stowgate_pending") == 2
     assert bench.registry.get_sample_value("stowgate_failed") == 1
     age = bench.registry.get_sample_value("stowgate_oldest_pending_seconds")
     assert age == 90
