@@ -115,7 +115,8 @@ class FirstAnswer:
 class IngestRecord:
     """`workflow` is the one in the URL; `vae_workflows` are those the VAE had on receipt, and
     None without a VAE. `due_at` is when the relay may announce the record again. `takeovers`
-    counts the workers that held the lease and did not come to an end."""
+    counts the workers that held the lease and did not come to an end. `opened_at` is when the
+    request was out, which the record may say while it is still pending."""
 
     payload_id: str
     correlation_id: str

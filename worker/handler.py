@@ -5,10 +5,12 @@ event is always done when it has been handled once; the broker never needs to re
 """
 
 import random
+import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from io import BytesIO
 from typing import Any
@@ -20,7 +22,6 @@ from shared.dicom.metadata import metadata_json
 from shared.dicom.refusal import InstanceRefused
 from shared.errors import (
     Permanent,
-    StoreUnavailable,
     StowgateError,
     Transient,
     Unroutable,
@@ -51,12 +52,23 @@ _LONGEST_RETRY_SECONDS = 120.0
 # Sidecars that are handed to the writers at a time.
 _BATCH = 100
 
+# Between two looks at the lease while sidecars are slow; less than half of the shortest one.
+_LOOK_SECONDS = 0.5
+
 # A request that is out and cannot be noted is left to the lease's end when no more is left of it.
 _NOTE_AGAIN_SECONDS = 1.0
 
 
 class InstanceChanged(Permanent):
     """Somebody wrote over an instance between its upload and now."""
+
+
+class _NotNoted(Transient):
+    """A request is out, and the store takes no record of that."""
+
+
+class _NoScratch(Transient):
+    """This worker has no room to inflate a data set in."""
 
 
 class _Stopping(Transient):
@@ -125,7 +137,8 @@ class Handler:
 
     def _take(self, held: HeldRecord) -> "_Taken":
         record = held.record
-        taken_over = record.lease is not None
+        # One of its own was left when the store would not take a word of what became of it.
+        taken_over = record.lease is not None and record.lease.owner != self._owner
         if taken_over:
             self._metrics.lease_takeovers.inc()
         taken = _Taken(self._records, held)
@@ -140,7 +153,7 @@ class Handler:
         return Lease(self._owner, self._clock() + self._lease)
 
     def _open_taken(self, taken: "_Taken") -> None:
-        if taken.record.takeovers > MOST_TAKEOVERS:
+        if taken.record.takeovers > MOST_TAKEOVERS and taken.record.opened_at is None:
             self._fail(taken, f"{MOST_TAKEOVERS} workers stopped in the middle of this payload")
             return
         try:
@@ -148,14 +161,16 @@ class Handler:
         except VersionConflict:
             raise
         except _Stopping:
-            attempts = taken.record.attempts - 1
-            taken.change(lease=None, attempts=attempts, due_at=self._clock())
-            _log.info("handed back, as this worker stops")
+            self._hand_back(taken)
         except Transient as error:
             self._try_later(taken, error)
         except Permanent as error:
             self._fail(taken, str(error))
         except Exception as error:  # noqa: BLE001
+            if self._stopping.is_set():
+                # A thread of a process that ends is refused much that no payload is to blame for.
+                self._hand_back(taken)
+                return
             # One payload that our own code trips over must not cost the worker the others. The
             # error's text may hold a value of the dataset, so only its kind and place are told.
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -165,23 +180,24 @@ class Handler:
                 f"line {place.lineno}); replay it once that is mended",
             )
 
+    def _hand_back(self, taken: "_Taken") -> None:
+        taken.change(lease=None, attempts=taken.record.attempts - 1, due_at=self._clock())
+        _log.info("handed back, as this worker stops")
+
     def _open(self, taken: "_Taken") -> None:
         record = taken.record
         route = resolve(record)
-        write_sidecar = _SidecarWriter(self._instances, f"{record.payload_id}/")
-        for batch in _batches(record.instances):
-            # One alone is written sooner than another thread has begun.
-            write_all = self._sidecar_writers.map if len(batch) > 1 else map
-            for _ in write_all(write_sidecar, batch):
-                self._keep(taken)
-        self._keep(taken)
         request = self._workflow_manager.request(record, route)
-        self._publisher.publish(self._workflow_manager.message(record, request))
+        if record.opened_at is None:
+            for batch in _batches(record.instances):
+                self._write_sidecars(taken, batch)
+            self._keep(taken)
+            self._publisher.publish(self._workflow_manager.message(record, request))
         self._note_opened(
             taken,
             route=route.rule,
             workflows=route.workflows,
-            opened_at=self._clock(),
+            opened_at=record.opened_at or self._clock(),
             last_error=None,
             workflow_request=request,
         )
@@ -194,8 +210,29 @@ class Handler:
             attempts=record.attempts,
         )
 
+    def _write_sidecars(self, taken: "_Taken", batch: Sequence[StoredInstance]) -> None:
+        """Keeps the lease meanwhile, however long they wait for a thread or for the store."""
+        write_sidecar = _SidecarWriter(self._instances, f"{taken.record.payload_id}/")
+        if len(batch) == 1 and len(batch[0].bulk_ranges) <= 1:
+            # Written sooner than another thread has begun.
+            write_sidecar(batch[0])
+            return
+        writing = [self._sidecar_writers.submit(write_sidecar, instance) for instance in batch]
+        try:
+            for sidecar in writing:
+                while not wait([sidecar], timeout=_LOOK_SECONDS).done:
+                    self._keep(taken)
+                sidecar.result()
+                self._keep(taken)
+        finally:
+            for sidecar in writing:
+                sidecar.cancel()
+
     def _note_opened(self, taken: "_Taken", **changes: Any) -> None:
-        """Settle the record of a request that is out: what is not noted is published again."""
+        """Settle the record of a request that is out: what is not noted is published again.
+
+        Raises `_NotNoted` where that cannot be done while the lease lasts.
+        """
         while True:
             try:
                 return taken.settle(State.OPENED, **changes)
@@ -205,11 +242,11 @@ class Handler:
                     raise
                 # An earlier round did it, and only the answer was lost.
                 return self._records.move(held)
-            except StoreUnavailable:
+            except StowgateError as error:
                 lease = taken.record.lease
                 if lease is None or lease.until - self._clock() < self._lease / 4:
-                    raise
-                self._stopping.wait(_NOTE_AGAIN_SECONDS)
+                    raise _NotNoted(f"the request is out, but {error}") from error
+                time.sleep(_NOTE_AGAIN_SECONDS)
 
     def _keep(self, taken: "_Taken") -> None:
         """Renew the lease when half of it is gone. Raises `_Stopping` when told to."""
@@ -230,6 +267,8 @@ class Handler:
             takeovers=0,
             last_error=str(error),
             due_at=self._clock() + timedelta(seconds=wait_seconds),
+            # From then on it is not published again, and only its record is still to be written.
+            opened_at=self._clock() if isinstance(error, _NotNoted) else taken.record.opened_at,
         )
         _log.warning(
             "workflow request not opened; trying again",
@@ -276,6 +315,10 @@ class _SidecarWriter:
         )
         try:
             data = metadata_json(dataset)
+        except OSError as error:
+            raise _NoScratch(
+                f"no room to inflate {key} in {tempfile.gettempdir()}: {error.strerror}; free some"
+            ) from error
         except InstanceRefused as refused:
             raise InstanceChanged(
                 f"{key} is no longer the instance that was stored ({refused}); restore it and "

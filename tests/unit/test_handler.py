@@ -1,6 +1,7 @@
 """Opening a workflow request, over a real folder store and a real in-memory broker."""
 
 import json
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,18 +10,20 @@ from datetime import datetime, timedelta
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from instances import new_instance, real_file, uid
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, record
+from service import wait_for
 
 from shared import events
 from shared.adapters.folder import FolderObjectStore
 from shared.adapters.folder_publisher import FolderEventPublisher
 from shared.adapters.memory import MemoryBroker
 from shared.dicom.structure import check_structure
-from shared.errors import MalformedEvent, StoreUnavailable
+from shared.errors import MalformedEvent, StoreFull, StoreUnavailable
 from shared.metrics import WorkerMetrics
 from shared.ports import EventPublisher, Message
 from shared.records import (
@@ -249,6 +252,15 @@ def test_a_lease_that_ran_out_is_taken_over(bench: Bench) -> None:
     assert bench.found(added).takeovers == 1
 
 
+def test_a_lease_of_its_own_that_ran_out_is_no_takeover(bench: Bench) -> None:
+    added = bench.add(real_file(), lease=Lease("me", bench.now), takeovers=MOST_TAKEOVERS)
+
+    bench.handler().open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.takeovers) == (State.OPENED, MOST_TAKEOVERS)
+
+
 def test_a_payload_that_workers_do_not_survive_fails_with_words(bench: Bench) -> None:
     added = bench.add(
         real_file(),
@@ -293,6 +305,36 @@ def test_a_request_that_is_out_is_noted_although_the_store_blinks(bench: Bench) 
     assert published == [added.payload_id]
     assert bench.found(added).state is State.OPENED
     assert bench.records.pending() == []
+
+
+def test_a_request_that_is_out_is_published_once_however_long_its_record_cannot_be_written(
+    bench: Bench,
+) -> None:
+    added = bench.add(real_file())
+    published: list[str] = []
+    handler = bench.handler(Observed(bench.requests, lambda m: published.append(m.message_id)))
+    settle = bench.records.settle
+
+    def full(*_: object, **__: object) -> HeldRecord:
+        bench.now += LEASE / 2
+        raise StoreFull("the store is full")
+
+    bench.records.settle = full  # type: ignore[method-assign]
+    for _ in range(3):
+        handler.open_workflow_request(added.payload_id)
+        bench.now = bench.found(added).due_at
+    waiting = bench.found(added)
+    bench.records.settle = settle  # type: ignore[method-assign]
+    handler.open_workflow_request(added.payload_id)
+
+    assert (waiting.state, waiting.last_error) == (
+        State.PENDING,
+        "the request is out, but the store is full",
+    )
+    assert published == [added.payload_id]
+    found = bench.found(added)
+    assert (found.state, found.opened_at) == (State.OPENED, waiting.opened_at)
+    assert found.workflow_request is not None
 
 
 def test_an_instance_that_is_gone_fails_the_payload_with_words(bench: Bench) -> None:
@@ -345,6 +387,43 @@ def test_a_lease_is_renewed_while_there_is_work(bench: Bench) -> None:
     assert untils[0] > bench.now + LEASE / 2
 
 
+def test_a_lease_is_renewed_while_sidecars_wait_for_the_store(bench: Bench) -> None:
+    added = bench.add(real_file(), real_file("MR_small.dcm"))
+    read_range, may_go_on = bench.instances.read_range, threading.Event()
+
+    def slow(*given: Any) -> bytes:
+        may_go_on.wait(60)
+        return read_range(*given)
+
+    bench.instances.read_range = slow  # type: ignore[method-assign]
+    first_lease = bench.now + LEASE
+    opening = threading.Thread(
+        target=bench.handler().open_workflow_request, args=[added.payload_id]
+    )
+    opening.start()
+    wait_for(lambda: bench.found(added).lease)
+    bench.now += LEASE * 0.6
+    wait_for(lambda: bench.found(added).lease.until > first_lease)
+    may_go_on.set()
+    opening.join(60)
+
+    assert bench.found(added).state is State.OPENED
+
+
+def test_no_room_to_inflate_in_is_a_failure_that_passes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = bench.add(real_file("image_dfl.dcm"))
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+
+    bench.handler().open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.lease) == (State.PENDING, None)
+    assert found.last_error is not None
+    assert found.last_error.startswith(f"no room to inflate {added.payload_id}/")
+
+
 def test_what_went_wrong_after_a_renewal_is_noted_too(bench: Bench) -> None:
     added = bench.add(real_file())
 
@@ -373,6 +452,20 @@ def test_a_worker_that_stops_hands_back_what_it_has_in_hand(bench: Bench) -> Non
     assert (found.state, found.lease, found.attempts) == (State.PENDING, None, 0)
     assert found.due_at == bench.now
     assert bench.opened_requests() == []
+
+
+def test_an_error_of_our_own_while_the_worker_stops_is_no_failure(bench: Bench) -> None:
+    added = bench.add(real_file())
+
+    def refuse(_: Message) -> None:
+        handler.stop()
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    handler = bench.handler(Observed(bench.requests, refuse))
+    handler.open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.lease, found.attempts) == (State.PENDING, None, 0)
 
 
 def test_an_event_without_a_record_opens_nothing(bench: Bench) -> None:
