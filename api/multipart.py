@@ -18,6 +18,9 @@ _PARAMETER = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
+# PS3.10 7.1
+_DICOM_PREFIX = b"DICM"
+
 # A header block begins with the CR LF of the delimiter's line, behind which nothing is folded.
 _FOLD = re.compile(rb"(?<=.)\r\n[ \t]+", re.DOTALL)
 
@@ -105,6 +108,27 @@ def read_parts(
     body.skip_epilogue()
 
 
+class _Dropped:
+    """Looks at what is read and forgotten, lest an instance be lost with it.
+
+    RFC 2046 5.1.1 has preamble and epilogue ignored. But where a delimiter is malformed or missing,
+    that is where the sender's instances end up, and it would be told that all is well.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._tail = b""
+
+    def look_at(self, chunk: bytes) -> None:
+        overlap = len(_DICOM_PREFIX) - 1
+        if _DICOM_PREFIX in chunk or _DICOM_PREFIX in self._tail + chunk[:overlap]:
+            raise MalformedMultipart(
+                f"a DICOM instance lies {self._place}: a line that should be a delimiter is none. "
+                "It is '--' and the boundary given in Content-Type, between CR LF and CR LF"
+            )
+        self._tail = (self._tail + chunk[-overlap:])[-overlap:]
+
+
 class _Body:
     """A window over the stream, and the place in it up to which everything was handed out."""
 
@@ -138,7 +162,9 @@ class _Body:
         if not self._read_more(keep_from=0):
             raise MalformedMultipart("the body is empty: it has not even a closing delimiter")
         preamble_bytes = 0
+        dropped = _Dropped("in front of the first delimiter")
         for chunk in iter(self.read_data, b""):
+            dropped.look_at(chunk)
             preamble_bytes += len(chunk)
             if preamble_bytes > MAX_PREAMBLE_BYTES:
                 raise MalformedMultipart(
@@ -211,9 +237,11 @@ class _Body:
                 )
 
     def skip_epilogue(self) -> None:
+        dropped = _Dropped("behind the closing delimiter")
+        dropped.look_at(self._window[self._position :])
         self._window = b""
-        while self._stream.read(self._chunk_bytes):
-            pass
+        while chunk := self._stream.read(self._chunk_bytes):
+            dropped.look_at(chunk)
 
     def _unfinished_delimiter(self, search_from: int) -> int:
         """Where the window ends in the beginning of a delimiter; its length if it does not."""

@@ -8,7 +8,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from api.multipart import MalformedMultipart, MediaType, Part, parse_media_type, read_parts
@@ -311,6 +311,24 @@ def test_a_preamble_without_end_is_given_up_early() -> None:
         list(read_parts(stream, "b", 64 * KIB))
 
     assert len(stream.read(64 * KIB)) == 64 * KIB
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 5, 4096])
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        (b"\n--b\r\n\r\n..DICM..\r\n--b--\r\n", "in front of the first delimiter"),
+        (b"--b\n\n..DICM..\r\n--b\r\n\r\nx\r\n--b--", "in front of the first delimiter"),
+        (b"--other\r\n\r\n..DICM..\r\n--b--", "in front of the first delimiter"),
+        (b"--b\r\n\r\nx\r\n--b--\r\n--b\r\n\r\n..DICM", "behind the closing delimiter"),
+        (b"--b--DICM\r\n\r\n--b--", "in front of the first delimiter"),
+    ],
+)
+def test_an_instance_that_would_be_dropped_is_told(
+    body: bytes, place: str, chunk_bytes: int
+) -> None:
+    with pytest.raises(MalformedMultipart, match=place):
+        list(read_parts(io.BytesIO(body), "b", chunk_bytes))
 
 
 def test_the_epilogue_is_read_to_the_end_of_the_stream() -> None:
@@ -631,6 +649,7 @@ def framed(draw: Callable[..., object]) -> tuple[str, list[tuple[dict[str, str],
     assert isinstance(padding, str)
     preamble = draw(st.just(b"") | data.map(lambda data: data + b"\r\n"))
     epilogue = draw(st.just(b"") | look_alikes(boundary).map(lambda data: b"\r\n" + data))
+    assume(b"DICM" not in preamble and b"DICM" not in epilogue)
     assert isinstance(preamble, bytes)
     assert isinstance(epilogue, bytes)
     body = preamble
