@@ -91,10 +91,8 @@ class RequestBody:
         try:
             data = self._stream.read(size)
         except TimeoutError as error:
-            self._ended = True
             raise self._too_slow() from error
         except (ParseException, OSError) as error:
-            self._ended = True
             if self._cut:
                 raise self._too_slow() from error
             raise BadRequest(
@@ -105,14 +103,13 @@ class RequestBody:
             self._hourglass.stop(self)
             self._awaited = None
         if self._cut:
-            self._ended = True
             raise self._too_slow()
-        self._ended = not data
-        if self._ended and self._content_length is not None:
+        if not data and self._content_length is not None:
             raise BadRequest(
                 f"the body is truncated: {self.received_bytes} of {self._content_length} bytes "
                 "arrived before the connection ended; send it again"
             )
+        self._ended = not data
         self.received_bytes += len(data)
         return data
 

@@ -211,6 +211,8 @@ class _LengthBody:
             self.failed = True
             raise
         self._missing_bytes -= size - missing_bytes
+        # The connection ended, or was ended, and what still comes on it is no request.
+        self.failed = missing_bytes > 0
         return b"".join(pieces)
 
     def _receive(self, size: int) -> bytes:
@@ -388,10 +390,10 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             req.scheme = "https"
         body = Receiving(conn.sock)
         path = own_path(unquote_to_wsgi_str(req.path), self.app.path_prefix)
+        if isinstance(req.body.reader, LengthReader):
+            req.body = _LengthBody(req.body.reader)
         if not path.startswith(_UPLOADS):
             self._hourglass.turn(body, conn.body_end)
-        elif isinstance(req.body.reader, LengthReader):
-            req.body = _LengthBody(req.body.reader)
         try:
             return bool(super().handle_request(req, conn))
         except (TimeoutError, ssl.SSLError):

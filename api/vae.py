@@ -91,8 +91,12 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
 
 def _load(schema: Schema) -> dict[str, Any]:
     request.max_content_length = _MOST_BYTES
+    body = request.get_data()
+    if len(body) < (request.content_length or 0):
+        words = "the body did not arrive whole, or not in time; send it again"
+        raise BadRequest(words, {"Connection": "close"})
     try:
-        given: dict[str, Any] = schema.load(orjson.loads(request.get_data()))
+        given: dict[str, Any] = schema.load(orjson.loads(body))
     except orjson.JSONDecodeError as error:
         raise BadRequest("the body must be a JSON object that describes a VAE") from error
     except ValidationError as error:

@@ -3,12 +3,14 @@
 Behind each comes a second request, which a proxy in front would have taken for part of the first.
 """
 
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from instances import multipart, new_instance
 from service import Service, running
-from wire import connect, everything, head, statuses
+from wire import connect, everything, head, read_answer, statuses
 
 SMUGGLED = b"GET /health/live HTTP/1.1\r\nHost: stowgate\r\n\r\n"
 POST = "POST /dicomweb/studies HTTP/1.1"
@@ -132,6 +134,37 @@ def test_behind_a_body_that_came_too_slowly_no_other_request_is_read(service: Se
         answer += everything(sock)
 
     assert statuses(answer) == [408]
+    assert b"connection: close" in answer.lower()
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_behind_a_small_body_that_came_too_slowly_no_other_request_is_read(
+    service: Service, method: str
+) -> None:
+    before = _payloads(service)
+    with connect(service) as sock:
+        sock.sendall(head(f"{method} /config/vae HTTP/1.1", f"Content-Length: {len(SMUGGLED) + 1}"))
+        sock.sendall(b"{")
+        status, answer_head, _ = read_answer(sock)
+        with suppress(ConnectionError):
+            sock.sendall(SMUGGLED)
+            assert everything(sock) == b""
+
+    assert status == 400
+    assert b"connection: close" in answer_head.lower()
+    assert _payloads(service) == before
+
+
+def test_a_small_body_that_does_not_arrive_whole_changes_nothing(service: Service) -> None:
+    with connect(service) as sock:
+        sock.sendall(head("POST /config/vae HTTP/1.1", "Content-Length: 500"))
+        sock.sendall(b'{"virtualAeTitle": "CUT"}')
+        sock.shutdown(socket.SHUT_WR)
+        status, _, body = read_answer(sock)
+
+    assert status == 400
+    assert b"did not arrive whole" in body
+    assert b"CUT" not in service.get("/config/vae").content
 
 
 def test_what_stands_behind_the_head_belongs_to_the_body_and_opens_nothing(
