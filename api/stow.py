@@ -357,5 +357,7 @@ def _with_links(response: Response, payload_id: str | None, public_url: str | No
 
 def _wants_xml(request: Request) -> bool:
     """Only a client that names XML and nothing else gets it."""
-    accepted = [kind for kind, quality in request.accept_mimetypes if quality > 0]
-    return accepted == [store_response.XML_TYPE]
+    accepted = {
+        parse_media_type(kind).type for kind, quality in request.accept_mimetypes if quality > 0
+    }
+    return accepted == {store_response.XML_TYPE}

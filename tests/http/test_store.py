@@ -239,6 +239,7 @@ def test_a_correlation_id_that_is_no_guid_is_replaced(stowgate: Service, given: 
     ("accept", "content_type"),
     [
         ("application/dicom+xml", "application/dicom+xml"),
+        ("APPLICATION/DICOM+XML; charset=utf-8", "application/dicom+xml"),
         ("application/dicom+json", "application/dicom+json"),
         ("*/*", "application/dicom+json"),
         ("application/dicom+xml, application/dicom+json", "application/dicom+json"),
