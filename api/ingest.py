@@ -356,6 +356,7 @@ class _Upload:
                 return
             identity, structure = checked
             if self._is_new(part.number, identity, spool.sha256):
+                self._await_turn()
                 self._store_spooled(
                     identity, structure, spool, head_start.put, spooled.pop_all().close
                 )
@@ -420,6 +421,12 @@ class _Upload:
             )
         return False
 
+    def _await_turn(self) -> None:
+        while len(self._putting) >= _PUTS_PER_UPLOAD:
+            self._settle(self._putting.popleft())
+        while not self._room.acquire(timeout=_STORE_PAUSE_SECONDS):
+            self._between()
+
     def _store_spooled(
         self,
         identity: Identity,
@@ -437,10 +444,6 @@ class _Upload:
             sha256=spool.sha256,
             bulk_ranges=structure.bulk_ranges,
         )
-        while len(self._putting) >= _PUTS_PER_UPLOAD:
-            self._settle(self._putting.popleft())
-        while not self._room.acquire(timeout=_STORE_PAUSE_SECONDS):
-            self._between()
         put = self._putters.submit(put_under, self._prefix + instance.path)
         put.add_done_callback(lambda _: self._free(close))
         self._putting.append(put)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 from instances import new_instance, uid
@@ -16,6 +16,7 @@ from api.ingest import Ingest, Limits, Receipt, Target
 from api.multipart import MediaType, parse_media_type
 from api.problems import BadRequest
 from shared.adapters.folder import FolderObjectStore
+from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
 from shared.metrics import ApiMetrics
 from shared.ports import Writing
@@ -161,6 +162,23 @@ def test_what_a_sender_does_not_send_to_its_end_is_abandoned(bench: Bench) -> No
 
     assert [begun.ended for begun in bench.store.begun] == [["abandoned"]]
     assert bench.stored() == []
+
+
+def test_what_follows_an_instance_that_could_not_be_stored_is_abandoned(bench: Bench) -> None:
+    small = [Part(new_instance()) for _ in range(8)]
+    put = bench.store.put
+
+    def refuse(key: str, data: BinaryIO, size_bytes: int, *rest: Any) -> None:
+        if size_bytes < MIB:
+            raise StoreUnavailable("gone")
+        put(key, data, size_bytes, *rest)
+
+    bench.store.put = refuse  # type: ignore[method-assign]
+
+    with pytest.raises(StoreUnavailable):
+        bench.post(*small, Part(new_instance(PixelData=bytes(24 * MIB))))
+
+    assert [begun.ended for begun in bench.store.begun] == [["abandoned"]]
 
 
 def test_a_store_that_was_away_in_the_middle_gets_all_of_it_at_the_end(bench: Bench) -> None:
