@@ -105,14 +105,24 @@ class FolderObjectStore:
         """Write only where nothing is, and return the version. Raises `VersionConflict`."""
         path = self._path(key)
         with self._written([data], f"create {key}") as temporary:
+            is_ours = False
 
             def link() -> None:
+                nonlocal is_ours
                 try:
                     os.link(temporary.path, path)
+                    is_ours = True
                 except FileExistsError as error:
                     raise VersionConflict(f"{self._root}: {key} exists already") from error
 
-            self._place(path, f"create {key}", link)
+            try:
+                self._place(path, f"create {key}", link)
+            except StoreUnavailable:
+                # Whoever looks whether it was written all the same must not find what no disk has.
+                if is_ours:
+                    with suppress(OSError):
+                        os.unlink(path)
+                raise
         return _version(data)
 
     def replace(

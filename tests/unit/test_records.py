@@ -1,5 +1,6 @@
 """The ingest record: its shape on the wire and its moves, over a real folder store."""
 
+import errno
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 from records_made import RECEIVED_AT, record
 
 from shared.adapters.folder import FolderObjectStore
-from shared.errors import VersionConflict
+from shared.errors import StoreUnavailable, VersionConflict
 from shared.ids import PayloadIds, is_guid, minted_at, minted_before
 from shared.records import (
     HeldRecord,
@@ -286,6 +287,22 @@ def test_a_record_that_is_written_while_its_upload_is_given_up_counts(
     assert found is not None
     assert found.record.state is state
     assert records.given_up(utc_now() + timedelta(hours=1)) == []
+
+
+def test_a_record_whose_name_is_on_no_disk_yet_is_not_taken_for_one(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = record()
+
+    def broken(_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("shared.adapters.folder._sync_folder", broken)
+
+    with pytest.raises(StoreUnavailable):
+        records.add(added)
+
+    assert records.find(added.payload_id) is None
 
 
 def test_an_upload_that_was_given_up_is_neither_listed_nor_counted(records: Records) -> None:
