@@ -13,7 +13,8 @@ It lies in `pending/`, `opened/` or `failed/` and carries its own state, which i
   only have stood still, cannot write the record any more.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -44,6 +45,8 @@ SWEEP_CURSOR = "sweep/cursor.json"
 FENCES_KEPT = timedelta(hours=24)
 
 _JSON = "application/json"
+
+_NAME = re.compile(r"[0-9a-f]{12}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.json")
 
 
 class UploadGivenUp(Permanent):
@@ -272,6 +275,11 @@ def _is_fence(listed: ListedObject) -> bool:
     return listed.size_bytes == 0
 
 
+def _is_record_or_fence(listed: ListedObject) -> bool:
+    """A folder may hold what somebody else put there, such as a copy by hand."""
+    return _NAME.fullmatch(_name(listed.key)) is not None
+
+
 def payload_id_of(key: str) -> str:
     return _name(key).split(".")[1]
 
@@ -330,7 +338,7 @@ class Records:
         """The payload ids of the uploads given up before that moment."""
         return [
             payload_id_of(listed.key)
-            for listed in self._store.list(f"{State.PENDING}/")
+            for listed in self._list(State.PENDING)
             if _is_fence(listed) and listed.modified_at < before
         ]
 
@@ -447,7 +455,7 @@ class Records:
 
     def pending(self) -> list[ListedObject]:
         """What lies in pending/, the oldest first; the cost grows with these alone."""
-        return [o for o in self._store.list(f"{State.PENDING}/") if not _is_fence(o)][::-1]
+        return [o for o in self._list(State.PENDING) if not _is_fence(o)][::-1]
 
     def newest(
         self, state: State | None, limit: int, cursor: str = ""
@@ -455,7 +463,7 @@ class Records:
         """Up to `limit` records behind `cursor`, the newest first, and the next cursor."""
         states = list(State) if state is None else [state]
         after = newest_first(cursor) if cursor else ""
-        places = [self._store.list(f"{s}/", f"{s}/{after}" if after else "") for s in states]
+        places = [self._list(s, f"{s}/{after}" if after else "") for s in states]
         keys = merge(*((o.key for o in place if not _is_fence(o)) for place in places), key=_name)
         # A record in the middle of its move shows in two places.
         ids = list(islice(dict.fromkeys(map(payload_id_of, keys)), limit + 1))
@@ -472,4 +480,7 @@ class Records:
         The cost grows with the number of these.
         """
         replayed = {_name(listed.key) for listed in pending}
-        return sum(_name(o.key) not in replayed for o in self._store.list(f"{State.FAILED}/"))
+        return sum(_name(o.key) not in replayed for o in self._list(State.FAILED))
+
+    def _list(self, state: State, after: str = "") -> Iterator[ListedObject]:
+        return filter(_is_record_or_fence, self._store.list(f"{state}/", after))

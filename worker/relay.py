@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from shared.errors import StowgateError
+from shared.errors import Permanent, StowgateError
 from shared.events import InstancesStored
 from shared.ids import minted_at
 from shared.metrics import WorkerMetrics
@@ -19,7 +19,6 @@ from shared.ports import ListedObject
 from shared.records import (
     IngestRecord,
     Records,
-    RecordUnreadable,
     State,
     payload_id_of,
 )
@@ -88,7 +87,8 @@ class Relay:
                 continue
             try:
                 held = self._records.read(listed.key)
-            except RecordUnreadable as error:
+            except Permanent as error:
+                # Unreadable, or the store keeps that one from us; the others are no worse for it.
                 _log.error("record passed over", error=str(error))
                 held = None
             if held is None:

@@ -9,7 +9,7 @@ from datetime import timedelta
 import orjson
 import structlog
 
-from shared.errors import ObjectMissing, StowgateError, VersionConflict
+from shared.errors import ObjectMissing, Permanent, StowgateError, VersionConflict
 from shared.ids import PayloadIds, minted_before
 from shared.metrics import WorkerMetrics
 from shared.ports import ObjectStore
@@ -19,7 +19,6 @@ from shared.records import (
     KEYS_PREFIX,
     SWEEP_CURSOR,
     Records,
-    RecordUnreadable,
     begin_sweep,
 )
 from shared.time import Clock, utc_now
@@ -80,8 +79,8 @@ class Sweeper:
     def _give_up(self, payload_id: str) -> bool:
         try:
             return self._records.give_up(payload_id)
-        except RecordUnreadable as error:
-            # Whatever it is, it may be data that somebody wants back.
+        except Permanent as error:
+            # Whatever keeps its record from us, it may be data that somebody wants back.
             _log.error("payload passed over by the sweep", error=str(error))
             return False
 

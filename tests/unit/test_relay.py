@@ -10,9 +10,10 @@ from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, record
 
 from shared.adapters.folder import FolderObjectStore
-from shared.errors import BrokerUnavailable
+from shared.errors import BrokerUnavailable, StoreRefused
 from shared.events import InstancesStored
 from shared.metrics import WorkerMetrics
+from shared.ports import StoredObject
 from shared.records import HeldRecord, IngestRecord, Lease, Records, State, newest_first
 from shared.time import utc_now
 from worker.relay import Relay
@@ -179,6 +180,36 @@ def test_a_record_that_cannot_be_read_is_passed_over(bench: Bench) -> None:
     bench.relay.look()
 
     assert bench.announced == [added.payload_id]
+
+
+def test_a_record_that_the_store_keeps_to_itself_is_passed_over(bench: Bench) -> None:
+    kept, added = bench.add(), bench.add()
+    get = bench.store.get
+
+    def refuse(key: str) -> StoredObject:
+        if kept.payload_id in key:
+            raise StoreRefused("not for you")
+        return get(key)
+
+    bench.store.get = refuse  # type: ignore[method-assign]
+
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+@pytest.mark.parametrize("name", ["zz-backup", "ffffffffffff.json.orig", "00.notes.txt", "~"])
+def test_what_is_no_record_by_its_name_is_passed_over(bench: Bench, name: str) -> None:
+    for state in State:
+        bench.store.put(f"{state}/{name}", BytesIO(b"{}"), 2, "application/json")
+    added = bench.add()
+
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+    assert bench.registry.get_sample_value("stowgate_pending") == 1
+    assert bench.registry.get_sample_value("stowgate_failed") == 0
+    assert bench.records.newest(None, 10) == ([added], None)
 
 
 def test_it_measures_what_waits(bench: Bench) -> None:
