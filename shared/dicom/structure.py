@@ -151,7 +151,13 @@ def _collect(
             continue
         if step.tag in WANTED_VALUES:
             keep_value(values, step.tag, dataset.view, step.value_start, step.value_end)
-        elif step.vr in BULK_VRS and step.end - step.start > SMALLEST_BULK_BYTES:
+        elif (
+            step.vr in BULK_VRS
+            and step.end - step.start > SMALLEST_BULK_BYTES
+            # The first element tells whether headers have a VR, to who reads the file without its
+            # bulk ranges as well.
+            and step.start > dataset.start
+        ):
             if bulk_ranges and bulk_ranges[-1][1] == step.start:
                 bulk_ranges[-1] = (bulk_ranges[-1][0], step.end)
             else:

@@ -1,7 +1,8 @@
 """What each known sender puts on the wire, byte for byte, in pieces of any size.
 
-The rows are those of docs/senders.md, written from the senders' sources or captured; each gets the
-answer that it needs. The real programs are in the other files here, where they can be had.
+The rows are those of docs/senders.md about what goes well, written from the senders' sources or
+captured; each gets the answer that it needs. The real programs are in the other files here, where
+they can be had.
 """
 
 import json

@@ -529,6 +529,19 @@ def test_bulk_without_a_vr_is_known_from_the_data_dictionary() -> None:
     )
 
 
+def test_the_element_that_tells_whether_headers_have_a_vr_is_no_bulk() -> None:
+    first = implicit_element(0x00071001, b"x" * 5000)
+    # Without the first, this one's length reads as a VR.
+    text = implicit_element(0x0008103E, b"x" * int.from_bytes(b"LO", "little"))
+    pixels = implicit_element(0x7FE00010, b"x" * 5000)
+    data = file_with(first + text + pixels, IMPLICIT)
+
+    ((start, end),) = check_structure(data).bulk_ranges
+
+    assert data[start:end] == pixels
+    assert metadata_json(data[:start] + data[end:]) == metadata_json(data)
+
+
 @pytest.fixture
 def sparse_file() -> Iterator[Path]:
     with tempfile.NamedTemporaryFile() as file:
