@@ -1,4 +1,5 @@
-# Everything is set up in the checkout; nothing outside it is touched.
+# Everything is set up in the checkout. Only what Debian alone has (python3-venv, engines and clients
+# of the tests) is installed beside it, and only as root.
 
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
@@ -10,7 +11,7 @@ PYTEST := .venv/bin/python -m pytest --numprocesses 3 --dist worksteal
 .PHONY: help run test check format up down e2e faults chaos fuzz bench bench-guard bench-relay lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 run: .venv/.ready ## start API and worker here, in one process
 	@.venv/bin/stowgate run

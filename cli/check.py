@@ -1,4 +1,4 @@
-"""`stowgate check`: tries every dependency and setting, and says in words what is wrong."""
+"""`stowgate check`: reads every setting, tries every engine, and says in words what is wrong."""
 
 import logging
 import os
@@ -25,7 +25,10 @@ class _Wrong(Exception):
 
 @click.command()
 def check() -> None:
-    """Try every dependency and setting. Exits with 1 if anything is wrong."""
+    """Read every setting and try every engine, creating buckets that are missing.
+
+    Exits with 1 if anything is wrong.
+    """
     for sentence in unknown_variables(os.environ):
         click.echo(f"warning   {sentence}")
     settings = load_settings()

@@ -278,7 +278,7 @@ class Settings:
         "`true` lets `STOWGATE_AUTH=none` serve on another address than loopback",
     )
     metrics_open: bool = setting(
-        "true", _flag, "`false` shows `/metrics` to callers with the scope `read` only"
+        "true", _flag, "`false` shows the API's `/metrics` to callers with the scope `read` only"
     )
     cors_origins: tuple[str, ...] | None = setting(
         None,
@@ -407,8 +407,8 @@ class Settings:
     idle_seconds: int = setting(
         "30",
         _whole(1, 3600),
-        "a sender that sends nothing for this long, or less than 1 MiB in four times this long, "
-        "is cut off with 408",
+        "a sender that sends nothing for this long, or less than 1 MiB (64 KiB with an "
+        "`Idempotency-Key`) in four times this long, is cut off with 408",
     )
     max_upload_seconds: int = setting(
         "21600",

@@ -157,7 +157,7 @@ def test_health_and_description_are_for_everybody(
     assert asking(by_token)(method, path).status_code == 200
 
 
-def test_metrics_are_open_unless_a_setting_says_otherwise(by_password: Service) -> None:
+def test_metrics_are_open_by_default(by_password: Service) -> None:
     assert by_password.get("/metrics").status_code == 200
 
 

@@ -221,7 +221,7 @@ def test_a_sender_in_the_middle_of_a_large_body_gets_to_see_the_refusal(
         _problem(stowgate.post("/dicomweb/vae/nobody/studies", body, "application/dicom"), 400)
 
 
-def test_limits_are_inclusive(stowgate: Service) -> None:
+def test_a_part_may_be_as_large_as_the_limit(stowgate: Service) -> None:
     answer = stowgate.post("/dicomweb/studies", MAX_PART_BYTES * b"x", "application/dicom")
 
     assert answer.status_code == 409

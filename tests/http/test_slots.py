@@ -3,6 +3,7 @@
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -92,7 +93,7 @@ def test_a_sender_that_goes_on_keeps_its_slot(service: Service) -> None:
             wait_for(lambda: _in_progress(service, 2) or others)
             others.append(_status(service))
             # Longer in all than the patience with the other, and never for so long without a piece.
-            threading.Event().wait(0.3)
+            time.sleep(0.3)
 
     with connect(service) as stalled:
         stalled.sendall(BEGUN)
@@ -118,7 +119,7 @@ def test_senders_that_are_only_slow_do_not_push_each_other_out(service: Service)
         for start in range(0, len(instance), 1 << 14):
             yield instance[start : start + (1 << 14)]
             # Longer in all than the patience, at some 40 kB/s.
-            threading.Event().wait(0.4)
+            time.sleep(0.4)
 
     def send(_: int) -> list[int]:
         statuses = []

@@ -713,8 +713,9 @@ def test_the_standard_library_s_email_reads_the_same(
     try:
         ours = read_all(body, "b", sizes, chunk_bytes)
     except MalformedMultipart as error:
-        # Some headers that are broken email forgives without a word.
-        assert message.defects or "header" in str(error)  # noqa: PT017
+        # Some headers that are broken email forgives without a word, and whatever is dropped.
+        forgiven = any(words in str(error) for words in ("header", "a DICOM instance"))
+        assert message.defects or forgiven
         return
 
     theirs = [part for part in message.walk() if part is not message]
