@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 from clients import CLIENT_MISSING
-from engines import Engines, NotToBeHad, ObjectStoreEndpoint, object_store_client
+from engines import MISSING, Engines, NotToBeHad, ObjectStoreEndpoint, object_store_client
 from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 
 ENGINES = pytest.StashKey[Engines]()
 FIXTURES = {"object_store_endpoint": "object store", "broker_url": "broker"}
-MISSING = "engine missing: "
 
 
 def _sources(config: pytest.Config) -> Iterable[Path]:

@@ -36,6 +36,9 @@ from pika.exceptions import AMQPError
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
+# Tests that are skipped with these words are told in the last lines of a run.
+MISSING = "engine missing: "
+
 OBJECT_STORE_VARIABLE = "STOWGATE_TEST_OBJECT_STORE"
 BROKER_VARIABLE = "STOWGATE_TEST_BROKER"
 MINIO_IMAGE = "quay.io/minio/minio:RELEASE.2025-09-07T16-13-09Z"

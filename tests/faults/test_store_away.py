@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from conftest import own_engine
 from disks import small_disk
-from engines import ObjectStoreEndpoint
+from engines import MISSING, ObjectStoreEndpoint
 from instances import BOUNDARY, multipart, new_instance
 from killable import Container, Part, object_store
 from reconciliation import reconcile
@@ -158,7 +158,7 @@ def test_a_full_store_is_507_if_nothing_was_stored_else_202_with_a700_for_each_t
         else:
             part, endpoint = own_engine(lambda: object_store(disk, stack, print))
             if isinstance(part.body, Container):
-                pytest.skip("MinIO runs in a container, whose disk cannot be made small here")
+                pytest.skip(f"{MISSING}small disk: that of a container cannot be made one here")
         settings = {"STOWGATE_SPOOL_MEMORY_BYTES": str(64 * MIB)}
         site = stack.enter_context(_site(data, broker_url, endpoint, **settings))
         api, _ = site.pair()
@@ -185,7 +185,7 @@ def test_after_a_store_said_that_it_is_full_uploads_are_507_before_their_body_fo
         disk = stack.enter_context(small_disk(tmp_path / "disk", 32))
         part, endpoint = own_engine(lambda: object_store(disk, stack, print))
         if isinstance(part.body, Container):
-            pytest.skip("MinIO runs in a container, whose disk cannot be made small here")
+            pytest.skip(f"{MISSING}small disk: that of a container cannot be made one here")
         settings = {"STOWGATE_SPOOL_MEMORY_BYTES": str(64 * MIB)}
         site = stack.enter_context(_site(tmp_path, broker_url, endpoint, **settings))
         api, _ = site.pair()
