@@ -96,8 +96,8 @@ class RequestBody:
             if self._cut:
                 raise self._too_slow() from error
             raise BadRequest(
-                f"the body is truncated or its chunks are malformed after {self.received_bytes} "
-                "bytes; send it again"
+                "the body is truncated, or its chunks are malformed, somewhere behind its first "
+                f"{self.received_bytes} bytes; send it again"
             ) from error
         finally:
             self._hourglass.stop(self)
@@ -115,7 +115,7 @@ class RequestBody:
 
     def _too_slow(self) -> SenderTooSlow:
         return SenderTooSlow(
-            f"the body came too slowly: {self.received_bytes} bytes arrived in time; send it again"
+            f"the body came too slowly behind its first {self.received_bytes} bytes; send it again"
         )
 
     def stalled_seconds(self) -> float:
