@@ -230,6 +230,7 @@ def _vae_paths(spec: APISpec) -> None:
                     "201": _json("created", vae),
                     "400": _problem("it breaks a rule"),
                     "409": _problem("name or AE title is taken"),
+                    "429": _problem("other bodies are being received, and are slow"),
                 },
             },
             "put": {
@@ -258,6 +259,7 @@ def _vae_paths(spec: APISpec) -> None:
                     "200": _json("changed", vae),
                     "400": _problem("it breaks a rule"),
                     "404": _problem("no such VAE"),
+                    "429": _problem("other bodies are being received, and are slow"),
                 },
             },
         },

@@ -1,6 +1,7 @@
 """Administration of Virtual Application Entities: `config/vae` of the Informatics Gateway."""
 
 from http import HTTPStatus
+from threading import BoundedSemaphore
 from typing import Any
 
 import orjson
@@ -8,7 +9,7 @@ from flask import Blueprint, Response, request, url_for
 from marshmallow import Schema, ValidationError
 
 from api import audit
-from api.problems import BadRequest, Conflict, NoSuchThing
+from api.problems import BadRequest, Conflict, NoSuchThing, TooBusy
 from shared.time import utc_now
 from shared.vae import Vae, VaeMissing, VaeRegistry, VaeSchema, VaeTaken
 
@@ -22,12 +23,17 @@ _COUNTS = ("max_instance_bytes", "max_requests_per_minute")
 
 _MOST_BYTES = 1 << 20
 
+# A body that stalls holds a thread for some seconds, and there are others to serve.
+_BODIES_AT_ONCE = 2
+_BODY_WAIT_SECONDS = 0.25
+
 # A VAE of this name could not be shown.
 _PLUG_INS = "plug-ins"
 
 
 def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
     blueprint = Blueprint("vae", __name__, url_prefix="/config/vae")
+    receiving = BoundedSemaphore(_BODIES_AT_ONCE)
 
     @blueprint.get("")
     def list_all() -> Response:
@@ -47,7 +53,7 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
 
     @blueprint.post("")
     def add() -> Response:
-        given = _load(_SCHEMA)
+        given = _load(_SCHEMA, receiving)
         name = given.get("name") or given["virtual_ae_title"]
         if name == _PLUG_INS:
             raise BadRequest(f"name: {_PLUG_INS} is the name of the list of plug-ins")
@@ -69,7 +75,7 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
 
     @blueprint.put("")
     def update() -> Response:
-        given = _load(_UPDATE_SCHEMA)
+        given = _load(_UPDATE_SCHEMA, receiving)
         if "name" not in given:
             raise BadRequest("name: the VAE to change must be named in the body")
         audit.about(vae=given["name"])
@@ -89,9 +95,8 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
     return blueprint
 
 
-def _load(schema: Schema) -> dict[str, Any]:
-    request.max_content_length = _MOST_BYTES
-    body = request.get_data()
+def _load(schema: Schema, receiving: BoundedSemaphore) -> dict[str, Any]:
+    body = _received(receiving)
     if len(body) < (request.content_length or 0):
         words = "the body did not arrive whole, or not in time; send it again"
         raise BadRequest(words, {"Connection": "close"})
@@ -103,6 +108,18 @@ def _load(schema: Schema) -> dict[str, Any]:
         words = "; ".join(f"{field}: {_words(why)}" for field, why in error.messages_dict.items())
         raise BadRequest(words) from error
     return given
+
+
+def _received(receiving: BoundedSemaphore) -> bytes:
+    if not receiving.acquire(timeout=_BODY_WAIT_SECONDS):
+        raise TooBusy(
+            "the bodies of other requests are being received, and are slow; send it again"
+        )
+    try:
+        request.max_content_length = _MOST_BYTES
+        return request.get_data()
+    finally:
+        receiving.release()
 
 
 def _changeable(given: dict[str, Any]) -> dict[str, Any]:

@@ -128,6 +128,21 @@ def test_a_stalled_body_of_a_vae_is_answered_400(service: Service) -> None:
         assert read_answer(sock)[0] == 400
 
 
+def test_bodies_of_vaes_that_stall_do_not_take_every_thread(service: Service) -> None:
+    def status_beside() -> int:
+        return requests.post(f"{service.url}/config/vae", data=b"[]", timeout=60).status_code
+
+    with connect(service) as one, connect(service) as another:
+        one.sendall(VAE + b"{")
+        another.sendall(VAE + b"{")
+
+        assert wait_for(lambda: status_beside() == 429)
+        assert service.get("/health/live").status_code == 200
+        assert (read_answer(one)[0], read_answer(another)[0]) == (400, 400)
+
+    assert status_beside() == 400
+
+
 def test_a_connection_is_used_again(service: Service) -> None:
     with connect(service) as sock:
         for _ in range(3):
