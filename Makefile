@@ -31,7 +31,7 @@ format: .venv/.ready-dev ## format the code
 
 up: ## start the compose stack
 	$(COMPOSE) up --build --detach --wait
-	@echo "Stowgate listens on http://127.0.0.1:$$(sed -n 's/^STOWGATE_PORT=//p' .env); make down stops it"
+	@echo "Stowgate listens on http://$$($(COMPOSE) port nginx 80); make down stops it"
 
 down: ## stop the compose stack; its volumes stay
 	$(COMPOSE) down

@@ -111,7 +111,8 @@ def _url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str
             or ("@" in parts.netloc and not user)
             or (parts.path.strip("/") and not path)
         ):
-            forms = [f"{start}host:port{'/path' if path else ''}" for start in starts]
+            before, behind = "user:password@" if user else "", "/path" if path else ""
+            forms = [f"{start}{before}host:port{behind}" for start in starts]
             raise ValueError(" or ".join([*words, *forms]))
         return text.rstrip("/")
 

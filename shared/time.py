@@ -1,4 +1,4 @@
-"""Points in time as Stowgate writes them: ISO 8601, UTC, microseconds, `Z`."""
+"""Points in time as Stowgate writes them: ISO 8601, UTC, `Z`."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

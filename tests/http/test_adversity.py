@@ -130,7 +130,7 @@ def test_without_its_broker_the_service_is_degraded_and_stores(tmp_path: Path) -
     assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
 
 
-def test_more_uploads_than_there_is_room_for_are_turned_away_unread(tmp_path: Path) -> None:
+def test_more_uploads_than_there_is_room_for_are_429(tmp_path: Path) -> None:
     with running("run", tmp_path, STOWGATE_API_THREADS="3") as service:
 
         def in_progress() -> bool:

@@ -212,7 +212,7 @@ def test_an_address_that_is_taken_stops_the_start_with_one_line(
     assert f"{variable} is '{address}'" in line
 
 
-def test_every_command_has_help() -> None:
+def test_every_command_says_how_it_is_used() -> None:
     for command in ("run", "api", "worker", "send", "vae", "payloads", "failed", "user", "check"):
         shown = _run(command, "--help")
         assert shown.returncode == 0
