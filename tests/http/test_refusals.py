@@ -5,6 +5,7 @@ import select
 import socket
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +28,15 @@ MULTIPART = f'multipart/related; type="application/dicom"; boundary="{BOUNDARY}"
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(stowgate: Service) -> Iterator[None]:
     """Whatever a test here sends, no object and no record may come of it."""
+
+    def all_opened() -> bool:
+        """What other tests had sent before is opened."""
+        pending = (stowgate.data / "stowgate" / "pending").glob("*.json")
+        with suppress(FileNotFoundError):
+            return not any(path.stat().st_size for path in pending)
+        return False
+
+    wait_for(all_opened)
     before = _traces(stowgate)
     yield
 
