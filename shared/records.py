@@ -26,6 +26,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
+import structlog
 from marshmallow import Schema, ValidationError, fields
 
 from shared.dicom.uids import is_uid
@@ -33,6 +34,8 @@ from shared.errors import ObjectMissing, Permanent, StoreUnavailable, VersionCon
 from shared.ids import is_guid, minted_before
 from shared.ports import ListedObject, ObjectStore
 from shared.time import UtcDateTime
+
+_log = structlog.get_logger()
 
 # The claims on Idempotency-Keys, beside the records that they lead to.
 KEYS_PREFIX = "idempotency/"
@@ -460,7 +463,10 @@ class Records:
     def newest(
         self, state: State | None, limit: int, cursor: str = ""
     ) -> tuple[list[IngestRecord], str | None]:
-        """Up to `limit` records behind `cursor`, the newest first, and the next cursor."""
+        """Up to `limit` records behind `cursor`, the newest first, and the next cursor.
+
+        One that cannot be read is left out and logged.
+        """
         states = list(State) if state is None else [state]
         after = newest_first(cursor) if cursor else ""
         places = [self._list(s, f"{s}/{after}" if after else "") for s in states]
@@ -469,10 +475,17 @@ class Records:
         ids = list(islice(dict.fromkeys(map(payload_id_of, keys)), limit + 1))
         found = [
             held.record
-            for held in map(self.find, ids[:limit])
+            for held in map(self._find_readable, ids[:limit])
             if held is not None and state in (None, held.record.state)
         ]
         return found, ids[limit - 1] if len(ids) > limit else None
+
+    def _find_readable(self, payload_id: str) -> HeldRecord | None:
+        try:
+            return self.find(payload_id)
+        except RecordUnreadable as error:
+            _log.error("record left out of a list", error=str(error))
+            return None
 
     def failed(self, pending: Iterable[ListedObject]) -> int:
         """How many failed and were not replayed, which leaves a record in failed/ as well.

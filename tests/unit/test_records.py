@@ -223,6 +223,18 @@ def test_a_record_in_two_places_is_listed_once(records: Records) -> None:
     assert cursor is None
 
 
+def test_a_record_that_cannot_be_read_is_left_out_of_the_list(tmp_path: Path) -> None:
+    store = FolderObjectStore(tmp_path)
+    store.prepare()
+    records = Records(store)
+    broken, good = record(), record()
+    records.add(broken)
+    records.add(good)
+    (tmp_path / "pending" / newest_first(broken.payload_id)).write_bytes(b"{")
+
+    assert records.newest(None, 10) == ([good], None)
+
+
 def test_pages_follow_each_other_without_gap_or_overlap(records: Records) -> None:
     ids = [f"0189{number:04x}-0000-7000-8000-000000000000" for number in range(10)]
     for payload_id in ids:
@@ -297,7 +309,7 @@ def test_a_record_whose_name_is_on_no_disk_yet_is_not_taken_for_one(
     def broken(_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("shared.adapters.folder._sync_folder", broken)
+    monkeypatch.setattr("shared.adapters.folder.sync_folder", broken)
 
     with pytest.raises(StoreUnavailable):
         records.add(added)
