@@ -75,9 +75,6 @@ def create_app(
     cors_origins: Collection[str] = (),
 ) -> Flask:
     app = _App(__name__, static_folder=None)
-    # A redirect loses the body of a sender that streams it, so both spellings are one path here.
-    app.url_map.strict_slashes = False
-    app.url_map.merge_slashes = False
     app.url_map.converters["path"] = _AnyPath
     problems.install(app)
     app.register_blueprint(stow_blueprint(ingest, vaes, records, keys, options, metrics))

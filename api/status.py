@@ -5,8 +5,8 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-import orjson
-from flask import Blueprint, Response, request
+from flask import Blueprint, jsonify, request
+from flask.typing import ResponseReturnValue
 from marshmallow import Schema, fields
 
 from api.problems import BadRequest, Conflict, NoSuchThing
@@ -14,7 +14,7 @@ from shared.errors import Transient, VersionConflict
 from shared.events import InstancesStored
 from shared.ids import is_guid
 from shared.records import HeldRecord, IngestRecord, Records, State
-from shared.time import Clock, UtcDateTime, utc_now
+from shared.time import UtcDateTime, utc_now
 
 _MOST = 200
 
@@ -42,14 +42,12 @@ _PAYLOAD = PayloadSchema()
 LISTED = PayloadSchema(exclude=["workflow_request"])
 
 
-def status_blueprint(
-    records: Records, announce: Callable[[InstancesStored], None], clock: Clock = utc_now
-) -> Blueprint:
+def status_blueprint(records: Records, announce: Callable[[InstancesStored], None]) -> Blueprint:
     blueprint = Blueprint("status", __name__, url_prefix="/payloads")
 
     @blueprint.get("/<payload_id>")
-    def show(payload_id: str) -> Response:
-        return _json(_PAYLOAD.dump(find(payload_id).record))
+    def show(payload_id: str) -> ResponseReturnValue:
+        return jsonify(_PAYLOAD.dump(find(payload_id).record))
 
     def find(payload_id: str) -> HeldRecord:
         held = records.find(payload_id.lower()) if is_guid(payload_id) else None
@@ -61,23 +59,23 @@ def status_blueprint(
         return held
 
     @blueprint.post("/<payload_id>/replay")
-    def replay(payload_id: str) -> Response:
+    def replay(payload_id: str) -> ResponseReturnValue:
         held = find(payload_id)
         if held.record.state is not State.FAILED:
             raise Conflict(f"the payload is {held.record.state}; only a failed one can be replayed")
         try:
-            record = records.replay(held, due_at=clock()).record
+            record = records.replay(held, due_at=utc_now()).record
         except VersionConflict as error:
             raise Conflict("the payload is being moved or replayed already") from error
         # Where the broker does not take it, the relay will announce it: it is due.
         with suppress(Transient):
             announce(InstancesStored(record.payload_id, record.correlation_id))
-        return _json(_PAYLOAD.dump(record), HTTPStatus.ACCEPTED)
+        return jsonify(_PAYLOAD.dump(record)), HTTPStatus.ACCEPTED
 
     @blueprint.get("")
-    def newest() -> Response:
+    def newest() -> ResponseReturnValue:
         page, cursor = records.newest(_state(), _limit(), _cursor())
-        return _json({"payloads": list(map(_dump_listed, page)), "next": cursor})
+        return jsonify({"payloads": list(map(_dump_listed, page)), "next": cursor})
 
     return blueprint
 
@@ -97,7 +95,7 @@ def _state() -> State | None:
 
 def _limit() -> int:
     given = request.args.get("limit", "50")
-    if not (given.isdecimal() and 1 <= int(given) <= _MOST):
+    if not (given.isascii() and given.isdecimal() and 1 <= int(given) <= _MOST):
         raise BadRequest(f"limit must be a whole number from 1 to {_MOST}")
     return int(given)
 
@@ -107,7 +105,3 @@ def _cursor() -> str:
     if given and not is_guid(given):
         raise BadRequest("cursor must be what an earlier answer gave as next")
     return given.lower()
-
-
-def _json(body: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    return Response(orjson.dumps(body), status, content_type="application/json")

@@ -5,7 +5,8 @@ from threading import BoundedSemaphore
 from typing import Any
 
 import orjson
-from flask import Blueprint, Response, request, url_for
+from flask import Blueprint, jsonify, request, url_for
+from flask.typing import ResponseReturnValue
 from marshmallow import Schema, ValidationError
 
 from api import audit
@@ -36,23 +37,23 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
     receiving = BoundedSemaphore(_BODIES_AT_ONCE)
 
     @blueprint.get("")
-    def list_all() -> Response:
-        return _json(_SCHEMA.dump(vaes.all().values(), many=True))
+    def list_all() -> ResponseReturnValue:
+        return jsonify(_SCHEMA.dump(vaes.all().values(), many=True))
 
     @blueprint.get(f"/{_PLUG_INS}")
-    def plug_ins() -> Response:
+    def plug_ins() -> ResponseReturnValue:
         """Input plug-ins by name; Stowgate changes nothing in what it is sent and has none."""
-        return _json({})
+        return jsonify({})
 
     @blueprint.get("/<name>")
-    def show(name: str) -> Response:
+    def show(name: str) -> ResponseReturnValue:
         vae = vaes.all().get(name)
         if vae is None:
             raise NoSuchThing(f"there is no VAE of that name; GET {url_for('.list_all')} lists all")
-        return _json(_SCHEMA.dump(vae))
+        return jsonify(_SCHEMA.dump(vae))
 
     @blueprint.post("")
-    def add() -> Response:
+    def add() -> ResponseReturnValue:
         given = _load(_SCHEMA, receiving)
         name = given.get("name") or given["virtual_ae_title"]
         if name == _PLUG_INS:
@@ -69,12 +70,11 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
             )
         except VaeTaken as error:
             raise Conflict(str(error)) from error
-        response = _json(_SCHEMA.dump(vae), HTTPStatus.CREATED)
-        response.headers["Location"] = (public_url or "") + url_for(".show", name=vae.name)
-        return response
+        location = (public_url or "") + url_for(".show", name=vae.name)
+        return jsonify(_SCHEMA.dump(vae)), HTTPStatus.CREATED, {"Location": location}
 
     @blueprint.put("")
-    def update() -> Response:
+    def update() -> ResponseReturnValue:
         given = _load(_UPDATE_SCHEMA, receiving)
         if "name" not in given:
             raise BadRequest("name: the VAE to change must be named in the body")
@@ -83,12 +83,12 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
             vae = vaes.update(given["name"], date_time_updated=utc_now(), **_changeable(given))
         except VaeMissing as error:
             raise NoSuchThing(str(error)) from error
-        return _json(_SCHEMA.dump(vae))
+        return jsonify(_SCHEMA.dump(vae))
 
     @blueprint.delete("/<name>")
-    def remove(name: str) -> Response:
+    def remove(name: str) -> ResponseReturnValue:
         try:
-            return _json(_SCHEMA.dump(vaes.remove(name)))
+            return jsonify(_SCHEMA.dump(vaes.remove(name)))
         except VaeMissing as error:
             raise NoSuchThing("there is no VAE of that name") from error
 
@@ -134,7 +134,3 @@ def _words(messages: Any) -> str:
     if isinstance(messages, dict):
         return ", ".join(f"item {index}: {_words(why)}" for index, why in messages.items())
     return ", ".join(map(str, messages))
-
-
-def _json(body: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    return Response(orjson.dumps(body), status, content_type="application/json")

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
 
-import orjson
 from flask import Blueprint, Response
+from flask.typing import ResponseReturnValue
 from prometheus_client import CollectorRegistry
 
 from shared.engines import Dependency
@@ -19,16 +18,16 @@ def health_blueprint(
     blueprint = Blueprint("health", __name__)
 
     @blueprint.get("/health/live")
-    def live() -> Response:
-        return _json({"status": "live"}, HTTPStatus.OK)
+    def live() -> ResponseReturnValue:
+        return {"status": "live"}
 
     @blueprint.get("/health/ready")
-    def ready() -> Response:
+    def ready() -> ResponseReturnValue:
         states = {name: _state(dependency) for name, dependency in dependencies.items()}
         down = [name for name, state in states.items() if state["status"] == "down"]
         unready = any(dependencies[name].essential for name in down)
         status = "unready" if unready else "degraded" if down else "ready"
-        return _json(
+        return (
             {"status": status, "dependencies": states},
             HTTPStatus.SERVICE_UNAVAILABLE if unready else HTTPStatus.OK,
         )
@@ -46,7 +45,3 @@ def _state(dependency: Dependency) -> dict[str, str]:
     except StowgateError as error:
         return {"status": "down", "detail": str(error)}
     return {"status": "up"}
-
-
-def _json(body: Any, status: HTTPStatus) -> Response:
-    return Response(orjson.dumps(body), status, content_type="application/json")

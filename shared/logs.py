@@ -6,17 +6,14 @@ Tracebacks are rendered without local variables, which may hold a dataset.
 import logging
 import sys
 import traceback
-from typing import Any, TextIO
+from typing import Any
 
 import structlog
 
 
-def configure_logs(
-    form: str | None, level: int = logging.INFO, stream: TextIO | None = None
-) -> None:
+def configure_logs(form: str | None, level: int = logging.INFO) -> None:
     """`form` is `console`, `json`, or None for `console` on a terminal and `json` elsewhere."""
-    stream = stream or sys.stderr
-    form = form or ("console" if stream.isatty() else "json")
+    form = form or ("console" if sys.stderr.isatty() else "json")
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -27,7 +24,7 @@ def configure_logs(
     render: list[Any] = (
         [
             structlog.dev.ConsoleRenderer(
-                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             )
         ]
         if form == "console"
@@ -38,7 +35,7 @@ def configure_logs(
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -23,6 +23,7 @@ from shared.time import UtcDateTime
 
 _KEY = "vae/registry.json"
 _JSON = "application/json"
+_CACHE_SECONDS = 2.0
 
 _UID_RULE = "a UID is at most 64 characters, digits separated by dots"
 _MODALITY_RULE = "a modality is 1 to 16 of A-Z 0-9 _ and spaces, none of those around it"
@@ -144,9 +145,8 @@ class VaeRegistry:
     """Every call that reads or writes the store may raise what the object store raises, and
     `RegistryUnreadable`."""
 
-    def __init__(self, store: ObjectStore, cache_seconds: float = 2.0) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._cache_seconds = cache_seconds
         self._cached: Mapping[str, Vae] = MappingProxyType({})
         self._cached_until = 0.0
 
@@ -154,7 +154,7 @@ class VaeRegistry:
         """Every VAE by its name, as the store has them now."""
         vaes, _ = self._read()
         self._cached = MappingProxyType(vaes)
-        self._cached_until = time.monotonic() + self._cache_seconds
+        self._cached_until = time.monotonic() + _CACHE_SECONDS
         return self._cached
 
     def by_ae_title(self, ae_title: str) -> Vae | None:

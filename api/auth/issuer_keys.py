@@ -85,16 +85,12 @@ class FetchedKeys:
         url: str,
         most_waiting: int,
         *,
-        pause_seconds: float = _PAUSE_SECONDS,
         wait_seconds: float = _WAIT_SECONDS,
-        fresh_seconds: float = _FRESH_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = url
         self._waiting = threading.BoundedSemaphore(most_waiting)
-        self._pause_seconds = pause_seconds
         self._wait_seconds = wait_seconds
-        self._fresh_seconds = fresh_seconds
         self._clock = clock
         self._pool = urllib3.PoolManager(
             retries=False, timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS)
@@ -109,7 +105,7 @@ class FetchedKeys:
         if found is None:
             self._wait_for(self._fetch_if_due())
             found = _of_id(self._keys, kid)
-        elif self._clock() > self._fetched_at + self._fresh_seconds:
+        elif self._clock() > self._fetched_at + _FRESH_SECONDS:
             self._fetch_if_due()
         return found
 
@@ -125,7 +121,7 @@ class FetchedKeys:
         """The latest fetch, which may be over."""
         with self._lock:
             now = self._clock()
-            if self._fetch is None or now >= self._fetch.begun_at + self._pause_seconds:
+            if self._fetch is None or now >= self._fetch.begun_at + _PAUSE_SECONDS:
                 self._fetch = _Fetch(now)
                 threading.Thread(
                     target=self._run, args=[self._fetch], name="issuer-keys", daemon=True

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from shared.disk import has_room
+from shared.disk import has_room, sync_folder
 from shared.errors import (
     ObjectMissing,
     StoreFull,
@@ -65,10 +65,10 @@ class FolderObjectStore:
         with self._typed("prepare the bucket"):
             if not self._root.is_dir():
                 self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _sync_folder(self._root.parent)
+                sync_folder(self._root.parent)
             self._temporary.mkdir(exist_ok=True)
             self._lock.touch()
-            _sync_folder(self._root)
+            sync_folder(self._root)
             oldest = time.time() - _LEFTOVER_SECONDS
             for leftover in self._temporary.iterdir():
                 with suppress(FileNotFoundError):  # gone meanwhile: finished, or removed by another
@@ -262,7 +262,7 @@ class FolderObjectStore:
                 move()
         # Where the folder is gone, so is the object: deleted since.
         with self._typed(doing), suppress(FileNotFoundError):
-            _sync_folder(folder)
+            sync_folder(folder)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -338,14 +338,6 @@ def _names(folder: Path) -> list[str]:
             )
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _sync_folder(folder: Path | str) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _pieces(data: BinaryIO, size_bytes: int) -> Iterator[bytes]:

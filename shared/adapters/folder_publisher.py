@@ -8,6 +8,7 @@ from pathlib import Path
 
 import orjson
 
+from shared.disk import sync_folder
 from shared.errors import BrokerUnavailable
 from shared.ports import Message
 
@@ -65,7 +66,7 @@ class FolderEventPublisher:
     def _make_folder(self) -> None:
         if not self._folder.is_dir():
             self._folder.mkdir(parents=True, exist_ok=True)
-            _sync_folder(self._folder.parent)
+            sync_folder(self._folder.parent)
 
     def _write(self, name: str, content: bytes) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".tmp")
@@ -78,7 +79,7 @@ class FolderEventPublisher:
         except OSError:
             Path(temporary).unlink(missing_ok=True)
             raise
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
 
     def _unavailable(self, error: OSError) -> BrokerUnavailable:
         advice = {
@@ -91,12 +92,3 @@ class FolderEventPublisher:
         return BrokerUnavailable(
             f"cannot write to {self._folder}: {error.strerror or error}; {advice}"
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a name in it durable: fsync of the file alone does not (POSIX fsync, rename)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

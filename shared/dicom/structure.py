@@ -98,9 +98,7 @@ def check_structure(
     )
 
 
-def first_structure(
-    data: Buffer, last_tag: int, limits: StructureLimits = DEFAULT
-) -> Structure | None:
+def first_structure(data: Buffer, last_tag: int) -> Structure | None:
     """What `check_structure` will learn of `values`, of a file that begins with this.
 
     Up to the element `last_tag`, as far as can be told before the rest is there: to be held against
@@ -111,7 +109,7 @@ def first_structure(
         suppress(InstanceRefused),
         open_dataset(data, values, tempfile.TemporaryFile) as dataset,
     ):
-        for step in walk(dataset, limits, _TOLD):
+        for step in walk(dataset, DEFAULT, _TOLD):
             if step.depth or step.kind is not StepKind.ELEMENT:
                 continue
             if step.tag in WANTED_VALUES:
