@@ -146,11 +146,17 @@ def _most_connections() -> int:
 def _closing_when_told(
     app: Callable[[dict[str, Any], Any], Iterable[bytes]],
 ) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-    """Honours the header `Connection: close` of an answer, which gunicorn drops."""
+    """Honours the header `Connection: close` of an answer, which gunicorn drops.
+
+    Behind an answer in place of 100 Continue nobody knows whether the body comes all the same.
+    """
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        body = environ["wsgi.input"]
+
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            if ("connection", "close") in ((n.lower(), v.lower()) for n, v in headers):
+            unasked = isinstance(body, _ExpectedBody) and not body.asked_for
+            if unasked or ("connection", "close") in ((n.lower(), v.lower()) for n, v in headers):
                 start_response.__self__.force_close()
             return start_response(status, headers, exc_info)
 
@@ -220,6 +226,28 @@ class _LengthBody:
         if len(data) > size:
             self._unreader.unread(data[size:])
         return data[:size]
+
+
+class _ExpectedBody:
+    """A body that is sent once the sender was told to go on (RFC 9110 10.1.1).
+
+    It is told when the body is read, so one that is refused on its head alone never comes.
+    """
+
+    def __init__(self, body: Any, sock: socket.socket) -> None:
+        self._body = body
+        self._sock = sock
+        self.asked_for = False
+
+    def read(self, size: int) -> bytes:
+        if not self.asked_for:
+            self.asked_for = True
+            self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return bytes(self._body.read(size))
+
+    @property
+    def failed(self) -> bool:
+        return bool(self._body.failed)
 
 
 class PatientWorker(ThreadWorker):  # type: ignore[misc]
@@ -392,6 +420,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         path = own_path(unquote_to_wsgi_str(req.path), self.app.path_prefix)
         if isinstance(req.body.reader, LengthReader):
             req.body = _LengthBody(req.body.reader)
+        if req._expected_100_continue:
+            req._expected_100_continue = False
+            req.body = _ExpectedBody(req.body, conn.sock)
         if not path.startswith(_UPLOADS):
             self._hourglass.turn(body, conn.body_end)
         try:

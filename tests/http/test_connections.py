@@ -28,7 +28,8 @@ UPLOAD_OF_TEXT = head(
     "POST /dicomweb/studies HTTP/1.1", "Content-Type: text/plain", "Content-Length: 100000"
 )
 VAE = head("POST /config/vae HTTP/1.1", "Content-Type: application/json", "Content-Length: 1000")
-VAE_IN_CHUNKS = head("POST /config/vae HTTP/1.1", "Transfer-Encoding: chunked")
+CHUNKED = "Transfer-Encoding: chunked"
+VAE_IN_CHUNKS = head("POST /config/vae HTTP/1.1", CHUNKED)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,46 @@ def test_bodies_of_vaes_that_stall_do_not_take_every_thread(service: Service) ->
         assert (read_answer(one)[0], read_answer(another)[0]) == (400, 400)
 
     assert status_beside() == 400
+
+
+EXPECTS = "Expect: 100-continue"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (("POST /dicomweb/studies HTTP/1.1", "Content-Type: text/plain", "Content-Length: 9"), 415),
+        (("POST /dicomweb/studies HTTP/1.1", "Content-Type: text/plain", CHUNKED), 415),
+        (("POST /config/vae HTTP/1.1", "Content-Length: 2000000"), 413),
+        (("POST /nowhere HTTP/1.1", "Content-Length: 9"), 404),
+    ],
+    ids=["upload", "chunked", "vae", "nowhere"],
+)
+def test_a_sender_that_asks_first_is_not_told_to_send_what_is_refused(
+    service: Service, sent: tuple[str, ...], status: int
+) -> None:
+    with connect(service) as sock:
+        sock.sendall(head(*sent, EXPECTS))
+
+        answer = everything(sock)
+
+    assert statuses(answer) == [status]
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 4", CHUNKED])
+def test_a_sender_that_asks_first_is_told_to_go_on_and_may_ask_again(
+    service: Service, framing: str
+) -> None:
+    asking = head("POST /config/vae HTTP/1.1", framing, EXPECTS)
+    body = b"2\r\n[]\r\n0\r\n\r\n" if framing == CHUNKED else b"[]  "
+    with connect(service) as sock:
+        for _ in range(2):
+            sock.sendall(asking)
+            assert read_answer(sock)[0] == 100
+
+            sock.sendall(body)
+            assert read_answer(sock)[0] == 400
 
 
 def test_a_connection_is_used_again(service: Service) -> None:
