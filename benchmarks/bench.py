@@ -28,6 +28,7 @@ from subjects import (
     embedded,
     engines,
     orthanc,
+    raw_embedded,
     raw_payloads,
     raw_puts,
     raw_service,
@@ -38,7 +39,7 @@ HALF_A_MEGABYTE = 1 << 19
 LOADS = (
     Load("100 × 0.5 MB", 1, 1, 100, HALF_A_MEGABYTE),
     Load("1 × 0.5 MB, serial", 1, 60, 1, HALF_A_MEGABYTE),
-    Load("1 × 0.5 MB, 8 senders", 8, 30, 1, HALF_A_MEGABYTE),
+    Load("1 × 0.5 MB, 8 senders", 8, 150, 1, HALF_A_MEGABYTE),
     Load("2,000 × 0.5 MB", 1, 1, 2000, HALF_A_MEGABYTE),
     Load("one of 1 GB", 1, 1, 1, 1 << 30),
     Load("500 × 20 KB", 1, 1, 500, 18432),
@@ -166,6 +167,7 @@ def subjects(endpoint: ObjectStoreEndpoint, broker_url: str) -> Iterator[list[Su
             stack.enter_context(raw_puts(endpoint)),
             stack.enter_context(raw_payloads(endpoint)),
             stack.enter_context(raw_service(endpoint)),
+            stack.enter_context(raw_embedded()),
         ]
         try:
             found.append(stack.enter_context(orthanc()))

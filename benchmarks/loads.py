@@ -18,7 +18,7 @@ from pydicom.uid import generate_uid
 
 _BOUNDARY = "stowgate-bench-7e0c1f6a"
 PART_HEAD = f"\r\n--{_BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-_END = f"\r\n--{_BOUNDARY}--\r\n".encode()
+END = f"\r\n--{_BOUNDARY}--\r\n".encode()
 _CONTENT_TYPE = f'multipart/related; type="application/dicom"; boundary="{_BOUNDARY}"'
 
 _BLOCK_BYTES = 1 << 20
@@ -140,7 +140,7 @@ class Sender:
             time.sleep(float(retry_after or 1))
 
     def _try(self, template: Template, instances: int) -> tuple[int, str | None, str | None]:
-        length = instances * (len(PART_HEAD) + template.size_bytes) + len(_END)
+        length = instances * (len(PART_HEAD) + template.size_bytes) + len(END)
         connection = self._connection
         connection.putrequest("POST", self._path, skip_accept_encoding=True)
         connection.putheader("Content-Type", _CONTENT_TYPE)
@@ -153,7 +153,7 @@ class Sender:
                 connection.send(PART_HEAD + next(pieces))
                 for piece in pieces:
                     connection.send(piece)
-            connection.send(_END)
+            connection.send(END)
         except (BrokenPipeError, ConnectionResetError):
             pass  # an answer came before the body's end
         answer = connection.getresponse()

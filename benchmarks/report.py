@@ -10,7 +10,7 @@ _DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BEGIN, _END = "<!-- measured: make bench -->", "<!-- end of what was measured -->"
 
 RAW, _RAW_PAYLOAD, _ORTHANC = "raw PUT", "raw payload", "Orthanc"
-_BESIDE = (RAW, _RAW_PAYLOAD, "raw service", _ORTHANC)
+_BESIDE = (RAW, _RAW_PAYLOAD, "raw service", "raw embedded", _ORTHANC)
 
 
 class Figures:
@@ -173,7 +173,7 @@ def draw(report: dict[str, Any], folder: Path) -> None:
     pyplot.close(figure)
 
 
-_COLOURS = ("#9aa5b1", "#b6c0ca", "#d3dae1", "#c0a36e", "#1f6f8b", "#5fb3c9", "#2f9e6e")
+_COLOURS = ("#9aa5b1", "#b6c0ca", "#d3dae1", "#e6eaee", "#c0a36e", "#1f6f8b", "#5fb3c9", "#2f9e6e")
 
 
 def _bars(axis: Any, figures: Figures, name: str, loads: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from minio import Minio
 from service import Service, running, wait_for, with_children
 
 RAW_THREADS = 4
+
+_QUIET = {"STOWGATE_RELAY_SECONDS": "5", "STOWGATE_LOG": "json"}
 
 
 @dataclass(frozen=True)
@@ -127,27 +130,54 @@ def raw_payloads(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
 @contextmanager
 def raw_service(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
     """The least that a service can do on Flask, gunicorn and minio-py; see there."""
-    port = lasting_port()
-    with _bucket(endpoint) as bucket, tempfile.TemporaryFile() as log:
+    with _bucket(endpoint) as bucket:
         arguments = (endpoint.url, endpoint.access_key, endpoint.secret_key, bucket)
+        with _raw_service(f"make_app{arguments!r}", {}) as (url, process_ids):
+            yield Subject(
+                "raw service",
+                lambda load: send(f"{url}/dicomweb/studies", load),
+                lambda: {"service": process_ids()},
+            )
+
+
+@contextmanager
+def raw_embedded() -> Iterator[Subject]:
+    """The least that a service can do on Flask, gunicorn and all that is behind the API; see there.
+
+    It opens workflow requests as `embedded` does.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"STOWGATE_DATA": folder, **_QUIET}
+        with _raw_service("make_embedded_app()", settings) as (url, process_ids):
+            yield Subject(
+                "raw embedded",
+                lambda load: send(f"{url}/dicomweb/studies", load),
+                lambda: {"service": process_ids()},
+                lambda payload_ids: wait_for(partial(_written, Path(folder), payload_ids), 600),
+            )
+
+
+@contextmanager
+def _raw_service(
+    app: str, settings: Mapping[str, str]
+) -> Iterator[tuple[str, Callable[[], list[int]]]]:
+    port = lasting_port()
+    with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "gunicorn", f"raw_service:make_app{arguments!r}"),
+                *(sys.executable, "-m", "gunicorn", f"raw_service:{app}"),
                 *("--bind", f"127.0.0.1:{port}", "--keep-alive", "60"),
                 *("--worker-class", "gthread", "--threads", "40", "--no-control-socket"),
                 *("--pythonpath", str(Path(__file__).parent)),
             ],
             stdout=log,
             stderr=log,
+            env={**os.environ, **settings},
         )
         try:
             url = f"http://127.0.0.1:{port}"
             wait_for(lambda: _answers(f"{url}/ready"))
-            yield Subject(
-                "raw service",
-                lambda load: send(f"{url}/dicomweb/studies", load),
-                lambda: {"service": with_children(process.pid)},
-            )
+            yield url, lambda: with_children(process.pid)
         finally:
             process.terminate()
             process.wait(60)
@@ -396,8 +426,7 @@ class _WorkflowManager:
 
 @contextmanager
 def _quiet(command: str, folder: Path, settings: Mapping[str, str]) -> Iterator[Service]:
-    defaults = {"STOWGATE_RELAY_SECONDS": "5", "STOWGATE_LOG": "json"}
-    with running(command, folder, **{**defaults, **settings}) as service:
+    with running(command, folder, **{**_QUIET, **settings}) as service:
         wait_for(lambda: _answers(f"{service.url}/health/ready"))
         yield service
 
