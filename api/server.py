@@ -36,7 +36,8 @@ _READ_SECONDS = 1.0
 _SMALL_BODY_SECONDS = 5.0
 _UPLOADS = "/dicomweb/"
 
-_SOCKET_SECONDS = 30.0
+# Of a peer that takes its answer; the body of an upload has limits of its own.
+_SOCKET_SECONDS = 10.0
 
 # What is read and forgotten behind the last answer on a connection.
 _LINGER_BYTES = 64 << 20
@@ -148,15 +149,16 @@ def _closing_when_told(
 ) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
     """Honours the header `Connection: close` of an answer, which gunicorn drops.
 
-    Behind an answer in place of 100 Continue nobody knows whether the body comes all the same.
+    It also says so where the body was not read: that is not waited for behind the answer, and in
+    place of 100 Continue nobody knows whether it comes at all.
     """
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = environ["wsgi.input"]
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            unasked = isinstance(body, _ExpectedBody) and not body.asked_for
-            if unasked or ("connection", "close") in ((n.lower(), v.lower()) for n, v in headers):
+            unread = isinstance(body, _SmallBody | _ExpectedBody) and body.unread
+            if unread or ("connection", "close") in ((n.lower(), v.lower()) for n, v in headers):
                 start_response.__self__.force_close()
             return start_response(status, headers, exc_info)
 
@@ -205,6 +207,10 @@ class _LengthBody:
         self._missing_bytes = reader.length
         self.failed = False
 
+    @property
+    def unread(self) -> bool:
+        return bool(self._missing_bytes)
+
     def read(self, size: int) -> bytes:
         """`size` bytes, fewer at the end of the body and where the connection ended before it."""
         pieces: list[bytes] = []
@@ -237,13 +243,48 @@ class _ExpectedBody:
     def __init__(self, body: Any, sock: socket.socket) -> None:
         self._body = body
         self._sock = sock
-        self.asked_for = False
+        self._asked_for = False
 
     def read(self, size: int) -> bytes:
-        if not self.asked_for:
-            self.asked_for = True
+        if not self._asked_for:
+            self._asked_for = True
             self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         return bytes(self._body.read(size))
+
+    @property
+    def unread(self) -> bool:
+        return not self._asked_for or bool(getattr(self._body, "unread", False))
+
+    @property
+    def failed(self) -> bool:
+        return bool(self._body.failed)
+
+
+class _SmallBody:
+    """A body that is to be in by `end`, by the monotonic clock.
+
+    It is the sender who is held to that: once the body is in, an answer takes what it takes.
+    """
+
+    def __init__(self, body: Any, sock: socket.socket, hourglass: Hourglass, end: float) -> None:
+        self._body = body
+        self._receiving = Receiving(sock)
+        self._hourglass = hourglass
+        self._end = end
+        self._ended = False
+
+    def read(self, size: int) -> bytes:
+        self._hourglass.turn(self._receiving, self._end)
+        try:
+            data = bytes(self._body.read(size))
+        finally:
+            self._hourglass.stop(self._receiving)
+        self._ended = len(data) < size
+        return data
+
+    @property
+    def unread(self) -> bool:
+        return self.failed or bool(getattr(self._body, "unread", not self._ended))
 
     @property
     def failed(self) -> bool:
@@ -416,23 +457,20 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         conn.sock.settimeout(_SOCKET_SECONDS)
         if self.app.tls is not None:
             req.scheme = "https"
-        body = Receiving(conn.sock)
         path = own_path(unquote_to_wsgi_str(req.path), self.app.path_prefix)
         if isinstance(req.body.reader, LengthReader):
             req.body = _LengthBody(req.body.reader)
+        if not path.startswith(_UPLOADS):
+            req.body = _SmallBody(req.body, conn.sock, self._hourglass, conn.body_end)
         if req._expected_100_continue:
             req._expected_100_continue = False
             req.body = _ExpectedBody(req.body, conn.sock)
-        if not path.startswith(_UPLOADS):
-            self._hourglass.turn(body, conn.body_end)
         try:
             return bool(super().handle_request(req, conn))
         except (TimeoutError, ssl.SSLError):
             # A peer that does not take its answer, or one whose encryption is broken; gunicorn
             # would log it as an error of ours.
             return False
-        finally:
-            self._hourglass.stop(body)
 
     def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:
         """gunicorn would wait 5 s for a body that the application left unread."""

@@ -1,5 +1,6 @@
 """Where a payload stands: the ingest records, as operators and senders see them."""
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
@@ -95,7 +96,7 @@ def _state() -> State | None:
 
 def _limit() -> int:
     given = request.args.get("limit", "50")
-    if not (given.isascii() and given.isdecimal() and 1 <= int(given) <= _MOST):
+    if not (re.fullmatch("[0-9]{1,3}", given) and 1 <= int(given) <= _MOST):
         raise BadRequest(f"limit must be a whole number from 1 to {_MOST}")
     return int(given)
 

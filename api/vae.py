@@ -10,7 +10,7 @@ from flask.typing import ResponseReturnValue
 from marshmallow import Schema, ValidationError
 
 from api import audit
-from api.problems import BadRequest, Conflict, NoSuchThing, TooBusy
+from api.problems import BadRequest, Conflict, NoSuchThing, TooBusy, TooLarge
 from shared.time import utc_now
 from shared.vae import Vae, VaeMissing, VaeRegistry, VaeSchema, VaeTaken
 
@@ -27,6 +27,7 @@ _MOST_BYTES = 1 << 20
 # A body that stalls holds a thread for some seconds, and there are others to serve.
 _BODIES_AT_ONCE = 2
 _BODY_WAIT_SECONDS = 0.25
+_NOT_WHOLE = "the body did not arrive whole, or not in time; send it again"
 
 # A VAE of this name could not be shown.
 _PLUG_INS = "plug-ins"
@@ -96,10 +97,13 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
 
 
 def _load(schema: Schema, receiving: BoundedSemaphore) -> dict[str, Any]:
+    if (request.content_length or 0) > _MOST_BYTES:
+        raise _too_large()
     body = _received(receiving)
+    if len(body) > _MOST_BYTES:
+        raise _too_large()
     if len(body) < (request.content_length or 0):
-        words = "the body did not arrive whole, or not in time; send it again"
-        raise BadRequest(words, {"Connection": "close"})
+        raise BadRequest(_NOT_WHOLE)
     try:
         given: dict[str, Any] = schema.load(orjson.loads(body))
     except orjson.JSONDecodeError as error:
@@ -116,10 +120,16 @@ def _received(receiving: BoundedSemaphore) -> bytes:
             "the bodies of other requests are being received, and are slow; send it again"
         )
     try:
-        request.max_content_length = _MOST_BYTES
-        return request.get_data()
+        body: bytes = request.environ["wsgi.input"].read(_MOST_BYTES + 1)
+        return body
+    except OSError as error:
+        raise BadRequest(_NOT_WHOLE) from error
     finally:
         receiving.release()
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"the body is over the limit of {_MOST_BYTES} bytes for a VAE")
 
 
 def _changeable(given: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,18 @@ def test_a_store_that_falls_silent_is_503_in_bounded_time_and_opens_nothing_unre
     reconcile(site)
 
 
+def test_while_the_store_is_silent_ready_and_status_say_so(site: Site) -> None:
+    """However long that takes: it is not the sender who is slow."""
+    api, _ = site.pair()
+    api.store.black_hole()
+
+    answers = [api.service.get(path) for path in ("/health/ready", "/payloads", "/config/vae")]
+
+    api.store.heal()
+    assert [answer.status_code for answer in answers] == [503] * 3
+    assert answers[0].json()["dependencies"]["object_store"]["status"] == "down"
+
+
 def test_a_store_that_is_slow_only_costs_time(site: Site) -> None:
     api, worker = site.pair()
     for node in (api, worker):

@@ -169,6 +169,20 @@ def test_a_sender_that_asks_first_is_not_told_to_send_what_is_refused(
     assert b"\r\nConnection: close\r\n" in answer
 
 
+@pytest.mark.parametrize("framing", ["Content-Length: 9", CHUNKED])
+@pytest.mark.parametrize("target", ["POST /nowhere", "DELETE /health/live"])
+def test_an_answer_before_the_body_says_that_the_connection_ends(
+    service: Service, target: str, framing: str
+) -> None:
+    with connect(service) as sock:
+        sock.sendall(head(f"{target} HTTP/1.1", framing))
+
+        answer = everything(sock)
+
+    assert statuses(answer) in ([404], [405])
+    assert b"\r\nConnection: close\r\n" in answer
+
+
 @pytest.mark.parametrize("framing", ["Content-Length: 4", CHUNKED])
 def test_a_sender_that_asks_first_is_told_to_go_on_and_may_ask_again(
     service: Service, framing: str

@@ -102,7 +102,16 @@ def test_the_list_can_be_had_by_state(stowgate: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["state=lost", "limit=0", "limit=201", "limit=x", "limit=%D9%A3", "cursor=x"]
+    "query",
+    [
+        "state=lost",
+        "limit=0",
+        "limit=201",
+        "limit=x",
+        "limit=%D9%A3",
+        f"limit={'1' * 3000}",
+        "cursor=x",
+    ],
 )
 def test_a_list_asked_for_wrongly_is_400(stowgate: Service, query: str) -> None:
     answer = stowgate.get(f"/payloads?{query}")

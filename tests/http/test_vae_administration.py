@@ -1,5 +1,6 @@
 """`config/vae`: the Informatics Gateway's shapes, and a registry that all replicas share."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -71,10 +72,19 @@ def test_a_body_that_is_no_json_is_400(stowgate: Service) -> None:
     assert "JSON" in answer.json()["detail"]
 
 
-def test_a_body_larger_than_any_vae_is_413(stowgate: Service) -> None:
-    answer = requests.post(f"{stowgate.url}/config/vae", data=bytes(2_000_000), timeout=30)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_larger_than_any_vae_is_413_and_names_the_limit(
+    stowgate: Service, chunked: bool
+) -> None:
+    body = json.dumps({"virtualAeTitle": _title()}).encode().ljust(1_048_577)
+    pieces = (body[start : start + 100_000] for start in range(0, len(body), 100_000))
+
+    answer = requests.post(
+        f"{stowgate.url}/config/vae", data=pieces if chunked else body, timeout=30
+    )
 
     assert answer.status_code == 413
+    assert "1048576 bytes" in answer.json()["detail"]
 
 
 def test_name_and_ae_title_are_each_taken_once(stowgate: Service) -> None:
