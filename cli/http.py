@@ -103,7 +103,7 @@ def _credentials(settings: Settings, user: str | None, token_file: Path | None) 
     """What was given as an option wins over a variable, and a token over a user."""
     if user and token_file:
         raise click.UsageError("give --user or --token-file, not both")
-    token = token_file.read_text().strip() if token_file else settings.client_token
+    token = token_file.read_text(errors="replace").strip() if token_file else settings.client_token
     user = user or (None if token else settings.client_user)
     if user:
         password = settings.client_password or click.prompt("Password", hide_input=True, err=True)

@@ -4,8 +4,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import click
@@ -63,8 +64,18 @@ def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
 
 def _is_part_10(file: Path) -> bool:
     """PS3.10 7.1: 128 bytes of preamble, then DICM."""
-    with file.open("rb") as head:
+    with _opened(file) as head:
         return head.read(132)[128:] == b"DICM"
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    try:
+        content = file.open("rb")
+    except OSError as error:
+        raise Unusable(f"{file} cannot be read: {error.strerror}") from error
+    with content:
+        yield content
 
 
 def _target(url: str, study: str | None, workflow: str | None, vae: str | None) -> str:
@@ -99,7 +110,7 @@ class _MultipartBody:
     def _pieces(self) -> Iterator[bytes]:
         for file, size in self._files:
             yield self._head
-            with file.open("rb") as content:
+            with _opened(file) as content:
                 while size > 0:
                     piece = content.read(min(size, 1 << 20))
                     if not piece:

@@ -521,7 +521,8 @@ def load_settings() -> Settings:
         try:
             values[field.name] = None if raw is None else spec["parse"](raw)
         except ValueError as error:
-            shown = "(a secret)" if spec["secret"] else repr(raw)
+            # A password has no place in any other URL, and stands in one all the same.
+            shown = "(a secret)" if spec["secret"] else repr(re.sub(r"//[^/]*@", "//…@", raw))
             raise BadSetting(f"{variable} is {shown}, but must be {error}") from None
     settings = Settings(**values)
     if settings.object_store != "folder" and not (

@@ -1,14 +1,19 @@
 """The command `stowgate`, as an operator uses it."""
 
+import errno
 import json
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from click.testing import CliRunner
 from instances import new_instance, real_file, uid
 from service import STOWGATE, Service, environment, running, wait_for
+
+from cli.send import send
 
 
 def _run(
@@ -98,6 +103,20 @@ def test_send_says_that_nobody_listens_and_exits_with_2(files: Path) -> None:
 
     assert sent.returncode == 2
     assert "is Stowgate running there?" in sent.stderr
+
+
+def test_send_names_a_file_that_cannot_be_read_and_exits_with_2(
+    monkeypatch: pytest.MonkeyPatch, files: Path
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    # Tests may run as root, from whom no file is kept.
+    monkeypatch.setattr(Path, "open", refused)
+    sent = CliRunner().invoke(send, [str(files)])
+
+    assert sent.exit_code == 2
+    assert "cannot be read: Permission denied" in sent.stderr
 
 
 def test_send_without_any_instance_exits_with_2(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_a_bad_value_is_one_line_with_variable_value_and_what_is_right(
         load_settings()
 
     line = str(caught.value)
-    assert line.startswith(f"{variable} is '{value}'")
+    # Who put a password into a URL does not find it in a log.
+    assert line.startswith(f"{variable} is '{value.replace('me:word@', '…@')}'")
     assert right in line
     assert "\n" not in line
 
