@@ -15,11 +15,12 @@ MAX_FRAGMENTS = 2_000_000
 have some hundreds of thousands of frames; this many are walked in about a second."""
 
 MAX_INFLATED_BYTES = 256 * 1024 * 1024
-"""A deflated data set, inflated. Deflate shrinks up to 1000:1, so a megabyte could otherwise become
-a gigabyte of scratch space; real objects in this transfer syntax stay far below."""
+"""A deflated data set, inflated, and the file that it comes in. Deflate shrinks up to 1000:1, so a
+megabyte could otherwise become a gigabyte of scratch space; real objects in this transfer syntax
+stay far below."""
 
 MAX_DESCRIBED_BYTES = 64 * 1024 * 1024
-"""What an instance has beside its bulk values. All of it goes into the metadata sidecar, which is
+"""What a file has beside its bulk values. All of it goes into the metadata sidecar, which is
 made in memory; the waveforms of a day, the largest in practice, are well below."""
 
 MAX_VALUES = 2_000_000

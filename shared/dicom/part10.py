@@ -59,6 +59,11 @@ def open_dataset(
         if transfer_syntax_uid not in _DEFLATED:
             yield EncodedDataset(view, start, transfer_syntax_uid, is_inflated=False)
             return
+        if len(view) > MAX_INFLATED_BYTES:
+            # As empty blocks, or as padding behind the stream; whoever reads it reads it all.
+            raise NotUnderstood(
+                f"the deflated file itself has more than {MAX_INFLATED_BYTES} bytes"
+            )
         with scratch() as file:
             _inflate(view, start, file)
             if file.tell() == 0:

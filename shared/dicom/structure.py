@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from shared.dicom.header import dictionary_vr, tag_name
 from shared.dicom.limits import DEFAULT, StructureLimits
@@ -98,6 +99,10 @@ def check_structure(
     )
 
 
+def _no_scratch() -> BinaryIO:
+    raise NotUnderstood("what is deflated is looked at once it is whole")
+
+
 def first_structure(data: Buffer, last_tag: int) -> Structure | None:
     """What `check_structure` will learn of `values`, of a file that begins with this.
 
@@ -107,7 +112,7 @@ def first_structure(data: Buffer, last_tag: int) -> Structure | None:
     values: dict[int, bytes] = {}
     with (
         suppress(InstanceRefused),
-        open_dataset(data, values, tempfile.TemporaryFile) as dataset,
+        open_dataset(data, values, _no_scratch) as dataset,
     ):
         for step in walk(dataset, DEFAULT, _TOLD):
             if step.depth or step.kind is not StepKind.ELEMENT:
@@ -162,10 +167,10 @@ def _collect(
                 bulk_ranges.append((step.start, step.end))
     if step is None and only_zeros_follow(dataset.view, dataset.start):
         raise NotUnderstood("the file ends with its file meta information: it has no data set")
-    described_bytes = len(dataset.view) - dataset.start - sum(e - s for s, e in bulk_ranges)
+    # File meta information, of whatever length, is read to describe the rest.
+    described_bytes = len(dataset.view) - sum(e - s for s, e in bulk_ranges)
     if described_bytes > limits.described_bytes:
         raise NotUnderstood(
-            f"the data set has more than {limits.described_bytes} bytes beside pixel data and its "
-            "like"
+            f"the file has more than {limits.described_bytes} bytes beside pixel data and its like"
         )
     return tuple(bulk_ranges)

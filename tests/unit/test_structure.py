@@ -14,14 +14,15 @@ import pytest
 from shared.dicom.limits import (
     MAX_DESCRIBED_BYTES,
     MAX_ELEMENTS,
+    MAX_INFLATED_BYTES,
     MAX_NESTED_SEQUENCES,
     MOST,
     StructureLimits,
 )
 from shared.dicom.metadata import metadata_json
 from shared.dicom.refusal import InstanceRefused, NotUnderstood, TransferSyntaxNotAccepted
-from shared.dicom.structure import check_structure
-from shared.dicom.uids import SOP_INSTANCE_UID
+from shared.dicom.structure import check_structure, first_structure
+from shared.dicom.uids import SERIES_INSTANCE_UID, SOP_INSTANCE_UID
 
 DATA = Path(pydicom.__file__).parent / "data"
 TEST_FILES = DATA / "test_files"
@@ -677,6 +678,32 @@ def test_more_than_can_be_described_is_refused_and_bulk_does_not_count() -> None
     check_structure(head + element(b"\xe0\x7f\x10\x00", b"OW"))
     with pytest.raises(NotUnderstood, match="beside pixel data"):
         check_structure(head + element(b"\x40\x50\x00\xa1", b"UT"))
+
+
+def test_file_meta_information_counts_as_what_is_described() -> None:
+    """A worker reads all of it for the sidecar."""
+    meta = element(0x00020102, "OB", bytes(MAX_DESCRIBED_BYTES))
+
+    assert "beside pixel data" in refusal(file_with(element(0x00200011, "IS", b"1 "), meta=meta))
+
+
+def test_a_deflated_file_that_is_larger_than_any_data_set_is_refused() -> None:
+    """A worker reads all of it, though next to nothing comes of it."""
+    with tempfile.TemporaryFile() as file:
+        file.write(file_with(deflated(element(0x00200011, "IS", b"1 ")), DEFLATED))
+        file.truncate(MAX_INFLATED_BYTES + 1)
+        with (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as padded,
+            pytest.raises(NotUnderstood, match="deflated file itself"),
+        ):
+            check_structure(padded)
+
+
+def test_of_what_is_deflated_nothing_is_told_before_it_is_whole() -> None:
+    uid = element(0x0020000E, "UI", b"1.2.4\0")
+
+    assert first_structure(file_with(uid), SERIES_INSTANCE_UID) is not None
+    assert first_structure(file_with(deflated(uid), DEFLATED), SERIES_INSTANCE_UID) is None
 
 
 def nested_sequences(depth: int) -> bytes:
