@@ -52,6 +52,9 @@ _LONGEST_RETRY_SECONDS = 120.0
 # Sidecars that are handed to the writers at a time.
 _BATCH = 100
 
+# A sidecar of one instance that takes no longer than to hand it over.
+_SOON_READ_BYTES = 64 << 10
+
 # Between two looks at the lease while sidecars are slow; less than half of the shortest one.
 _LOOK_SECONDS = 0.5
 
@@ -191,7 +194,7 @@ class Handler:
         if record.opened_at is None:
             for batch in _batches(record.instances):
                 self._write_sidecars(taken, batch)
-            self._keep(taken)
+            self._keep(taken, at_least=0.9)
             self._publisher.publish(self._workflow_manager.message(record, request))
         self._note_opened(
             taken,
@@ -211,9 +214,9 @@ class Handler:
         )
 
     def _write_sidecars(self, taken: "_Taken", batch: Sequence[StoredInstance]) -> None:
-        """Keeps the lease meanwhile, however long they wait for a thread or for the store."""
+        """Keeps the lease meanwhile, however long they take, but where that is no time at all."""
         write_sidecar = _SidecarWriter(self._instances, f"{taken.record.payload_id}/")
-        if len(batch) == 1 and len(batch[0].bulk_ranges) <= 1:
+        if len(batch) == 1 and _is_soon_read(batch[0]):
             # Written sooner than another thread has begun.
             write_sidecar(batch[0])
             return
@@ -248,12 +251,13 @@ class Handler:
                     raise _NotNoted(f"the request is out, but {error}") from error
                 time.sleep(_NOTE_AGAIN_SECONDS)
 
-    def _keep(self, taken: "_Taken") -> None:
-        """Renew the lease when half of it is gone. Raises `_Stopping` when told to."""
+    def _keep(self, taken: "_Taken", at_least: float = 0.5) -> None:
+        """Renew the lease when less than that share of it is left. Raises `_Stopping` when told
+        to."""
         if self._stopping.is_set():
             raise _Stopping("this worker stops")
         lease = taken.record.lease
-        if lease is None or lease.until - self._clock() <= self._lease / 2:
+        if lease is None or lease.until - self._clock() <= self._lease * at_least:
             taken.change(lease=self._new_lease())
 
     def _try_later(self, taken: "_Taken", error: Transient) -> None:
@@ -317,7 +321,8 @@ class _SidecarWriter:
             data = metadata_json(dataset)
         except OSError as error:
             raise _NoScratch(
-                f"no room to inflate {key} in {tempfile.gettempdir()}: {error.strerror}; free some"
+                f"no room to inflate {key} in {tempfile.tempdir or 'a temporary folder'}: "
+                f"{error.strerror}; free some"
             ) from error
         except InstanceRefused as refused:
             raise InstanceChanged(
@@ -342,6 +347,11 @@ def _kept(instance: StoredInstance) -> Iterator[tuple[int, int]]:
         if bulk_start > start:
             yield start, bulk_start
         start = bulk_end
+
+
+def _is_soon_read(instance: StoredInstance) -> bool:
+    pieces = list(_kept(instance))
+    return len(pieces) <= 2 and sum(end - start for start, end in pieces) <= _SOON_READ_BYTES
 
 
 def _batches(instances: Sequence[StoredInstance]) -> Iterator[Sequence[StoredInstance]]:
