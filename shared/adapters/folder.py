@@ -117,7 +117,7 @@ class FolderObjectStore:
 
             try:
                 self._place(path, f"create {key}", link)
-            except StoreUnavailable:
+            except (StoreUnavailable, StoreFull, StoreRefused):
                 # Whoever looks whether it was written all the same must not find what no disk has.
                 if is_ours:
                     with suppress(OSError):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
@@ -12,7 +13,7 @@ import pytest
 from records_made import RECEIVED_AT, record
 
 from shared.adapters.folder import FolderObjectStore
-from shared.errors import StoreUnavailable, VersionConflict
+from shared.errors import StowgateError, VersionConflict
 from shared.ids import PayloadIds, is_guid, minted_at, minted_before
 from shared.records import (
     HeldRecord,
@@ -301,17 +302,18 @@ def test_a_record_that_is_written_while_its_upload_is_given_up_counts(
     assert records.given_up(utc_now() + timedelta(hours=1)) == []
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS])
 def test_a_record_whose_name_is_on_no_disk_yet_is_not_taken_for_one(
-    records: Records, monkeypatch: pytest.MonkeyPatch
+    records: Records, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     added = record()
 
     def broken(_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("shared.adapters.folder.sync_folder", broken)
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StowgateError):
         records.add(added)
 
     assert records.find(added.payload_id) is None
