@@ -129,12 +129,12 @@ def _encode(vaes: Mapping[str, Vae]) -> bytes:
 def _decode(data: bytes) -> dict[str, Vae]:
     try:
         rows = _StoredVaeSchema(many=True).load(orjson.loads(data))
-    except (ValueError, ValidationError) as error:
+        return {row["name"]: Vae(**_with_tuples(row)) for row in rows}
+    except (ValueError, TypeError, KeyError, ValidationError) as error:
         raise RegistryUnreadable(
             f"{_KEY} is no registry of VAEs, or one of a newer Stowgate; look at it and mend it or "
             "move it away"
         ) from error
-    return {row["name"]: Vae(**_with_tuples(row)) for row in rows}
 
 
 def _with_tuples(row: dict[str, Any]) -> dict[str, Any]:

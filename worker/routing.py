@@ -19,7 +19,7 @@ def _workflow_in_url(record: IngestRecord) -> tuple[str, ...] | None:
 
 
 def _workflows_of_vae(record: IngestRecord) -> tuple[str, ...] | None:
-    """A VAE without workflows leaves the choice to the Workflow Manager, by its AE title."""
+    """A VAE without workflows leaves the choice to the Workflow Manager, by the VAE's name."""
     return record.vae_workflows or None
 
 

@@ -98,7 +98,7 @@ class Sweeper:
             # It may have stored more since it was given up.
             if self._give_up(payload_id):
                 self._remove(payload_id)
-            self._records.remove_fence(payload_id)
+                self._records.remove_fence(payload_id)
 
     def _sweep_keys(self) -> None:
         past = self._clock() - KEYS_KEPT
