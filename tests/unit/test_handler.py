@@ -380,7 +380,7 @@ def test_a_lease_is_renewed_while_there_is_work_and_before_a_request_goes_out(
 
     class SlowStore(FolderObjectStore):
         def read_range(self, key: str, start: int, length: int) -> bytes:
-            bench.now += LEASE / 4
+            bench.now += LEASE / 8
             return instances.read_range(key, start, length)
 
     handler._instances = SlowStore(bench.folder / "payloads")
