@@ -75,20 +75,31 @@ def openapi_document(
     _status_paths(spec)
     document = spec.to_dict()
     if scheme:
-        _guard(document, scheme, scopes)
+        document["components"]["securitySchemes"] = {scheme: {"type": "http", "scheme": scheme}}
+    for (path, method), scope in scopes.items():
+        operation = document["paths"][path][method]
+        if scope is not Scope.STORE and path != "/metrics":
+            operation["responses"] |= _ANSWERS_OF_THE_STORE
+        if scope is Scope.ADMIN:
+            operation["responses"]["403"] = _problem("a page of another origin may not administer")
+        if scheme:
+            _guard(operation, scheme, scope)
     return orjson.dumps(document)
 
 
-def _guard(document: dict[str, Any], scheme: str, scopes: Mapping[tuple[str, str], Scope]) -> None:
-    """Say what each operation needs (RFC 7617, RFC 6750)."""
-    document["components"]["securitySchemes"] = {scheme: {"type": "http", "scheme": scheme}}
-    for (path, method), scope in scopes.items():
-        operation = document["paths"][path][method]
-        operation["security"] = [{scheme: [scope]}]
-        operation["responses"] |= {
-            "401": _problem("it is not known who asks; see WWW-Authenticate"),
-            "403": _problem(f"the caller lacks the scope {scope}, or may not store to this VAE"),
-        }
+def _guard(operation: dict[str, Any], scheme: str, scope: Scope) -> None:
+    """Say what it needs (RFC 7617, RFC 6750), and how it is refused."""
+    operation["security"] = [{scheme: [scope]}]
+    answers = operation["responses"]
+    answers["401"] = _problem("it is not known who asks; see WWW-Authenticate")
+    answers["403"] = _problem(
+        f"the caller lacks the scope {scope}, or may not store to this VAE, or is a page of "
+        "another origin"
+    )
+    if scheme == "basic":
+        answers.setdefault("429", _problem("too many passwords are being checked"))
+    else:
+        answers.setdefault("503", _problem("the keys of the tokens' issuer cannot be had"))
 
 
 def _problem_schema() -> dict[str, Any]:
@@ -148,6 +159,12 @@ def _problem(words: str) -> dict[str, Any]:
     return {"description": words, "content": content}
 
 
+_ANSWERS_OF_THE_STORE = {
+    "500": _problem("what the object store has cannot be read; the words say what to do"),
+    "503": _problem("the object store does not answer; see Retry-After"),
+}
+
+
 def _header(words: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": words, "schema": schema}
 
@@ -155,7 +172,7 @@ def _header(words: str, schema: dict[str, Any]) -> dict[str, Any]:
 def _store(words: str) -> dict[str, Any]:
     binary = {"type": "string", "format": "binary"}
     correlated = {"X-Correlation-ID": _header("of this request, also in the logs", _GUID)}
-    stored = correlated | {
+    stored = {
         "X-Payload-ID": _header("of what was stored", _GUID),
         "Link": _header('with rel="status": where to follow it', {"type": "string"}),
     }
@@ -178,17 +195,20 @@ def _store(words: str) -> dict[str, Any]:
                 "no instance could be stored; or, as a problem and with Retry-After, the first "
                 "request with this Idempotency-Key is still running"
             ),
-            "headers": correlated,
             "content": dataset | _problem("")["content"],
         },
         "413": _problem("over a limit, or the VAE's"),
         "422": _problem("this Idempotency-Key was used for another body"),
         "415": {"description": "unsupported media type or Content-Encoding"},
         "500": _problem("an error of this service; nothing was acknowledged"),
-        "429": _problem("too many at a time, or too often; see Retry-After"),
-        "503": _problem("the object store does not answer; see Retry-After"),
+        "429": _problem("too many at a time, or too often"),
+        "503": _problem("the object store does not answer"),
         "507": _problem("the object store or the spool is full"),
     }
+    for answer in answers.values():
+        answer["headers"] = correlated | answer.get("headers", {})
+    for status in ("409", "429", "503"):
+        answers[status]["headers"]["Retry-After"] = _header("in seconds", {"type": "integer"})
     return {
         "summary": f"Store instances and open a workflow request: {words}",
         "parameters": [
@@ -230,6 +250,7 @@ def _vae_paths(spec: APISpec) -> None:
                     "201": _json("created", vae),
                     "400": _problem("it breaks a rule"),
                     "409": _problem("name or AE title is taken"),
+                    "413": _problem("the body is too large for a VAE"),
                     "429": _problem("other bodies are being received, and are slow"),
                 },
             },
@@ -244,9 +265,12 @@ def _vae_paths(spec: APISpec) -> None:
                                 "required": ["name"],
                                 "properties": {
                                     "name": _AE_TITLE,
-                                    "workflows": {"type": "array", "items": _WORKFLOW_ID},
+                                    "workflows": {
+                                        "type": ["array", "null"],
+                                        "items": _WORKFLOW_ID,
+                                    },
                                     "plugInAssemblies": {
-                                        "type": "array",
+                                        "type": ["array", "null"],
                                         "items": {"type": "string"},
                                     },
                                     **_POLICY,
@@ -259,6 +283,7 @@ def _vae_paths(spec: APISpec) -> None:
                     "200": _json("changed", vae),
                     "400": _problem("it breaks a rule"),
                     "404": _problem("no such VAE"),
+                    "413": _problem("the body is too large for a VAE"),
                     "429": _problem("other bodies are being received, and are slow"),
                 },
             },
