@@ -13,7 +13,13 @@ import pytest
 from records_made import RECEIVED_AT, record
 
 from shared.adapters.folder import FolderObjectStore
-from shared.errors import StowgateError, VersionConflict
+from shared.errors import (
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+    StowgateError,
+    VersionConflict,
+)
 from shared.ids import PayloadIds, is_guid, minted_at, minted_before
 from shared.records import (
     HeldRecord,
@@ -302,9 +308,16 @@ def test_a_record_that_is_written_while_its_upload_is_given_up_counts(
     assert records.given_up(utc_now() + timedelta(hours=1)) == []
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EIO, StoreUnavailable),
+        (errno.ENOSPC, StoreFull),
+        (errno.EROFS, StoreRefused),
+    ],
+)
 def test_a_record_whose_name_is_on_no_disk_yet_is_not_taken_for_one(
-    records: Records, monkeypatch: pytest.MonkeyPatch, number: int
+    records: Records, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StowgateError]
 ) -> None:
     added = record()
 
@@ -313,7 +326,7 @@ def test_a_record_whose_name_is_on_no_disk_yet_is_not_taken_for_one(
 
     monkeypatch.setattr("shared.adapters.folder.sync_folder", broken)
 
-    with pytest.raises(StowgateError):
+    with pytest.raises(kind):
         records.add(added)
 
     assert records.find(added.payload_id) is None
