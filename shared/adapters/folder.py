@@ -28,6 +28,7 @@ from shared.errors import (
     StoreFull,
     StoreRefused,
     StoreUnavailable,
+    StowgateError,
     VersionConflict,
 )
 from shared.ports import ListedObject, StoredObject, Writing, check_key, check_prefix
@@ -117,7 +118,7 @@ class FolderObjectStore:
 
             try:
                 self._place(path, f"create {key}", link)
-            except (StoreUnavailable, StoreFull, StoreRefused):
+            except StowgateError:
                 # Whoever looks whether it was written all the same must not find what no disk has.
                 if is_ours:
                     with suppress(OSError):
