@@ -456,6 +456,10 @@ class Records:
             raise VersionConflict(f"{key} exists already")
         return self._store.replace(key, data, found.version, _JSON)
 
+    def ping(self) -> None:
+        """Return when the store can be reached: what kept a record from us is about that one."""
+        self._store.ping()
+
     def pending(self) -> list[ListedObject]:
         """What lies in pending/, the oldest first; the cost grows with these alone."""
         return [o for o in self._list(State.PENDING) if not _is_fence(o)][::-1]

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from shared.errors import Permanent, StowgateError
+from shared.errors import StowgateError
 from shared.events import InstancesStored
 from shared.ids import minted_at
 from shared.metrics import WorkerMetrics
@@ -87,8 +87,9 @@ class Relay:
                 continue
             try:
                 held = self._records.read(listed.key)
-            except Permanent as error:
+            except StowgateError as error:
                 # Unreadable, or the store keeps that one from us; the others are no worse for it.
+                self._records.ping()
                 _log.error("record passed over", error=str(error))
                 held = None
             if held is None:

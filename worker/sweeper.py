@@ -9,7 +9,7 @@ from datetime import timedelta
 import orjson
 import structlog
 
-from shared.errors import ObjectMissing, Permanent, StowgateError, VersionConflict
+from shared.errors import ObjectMissing, StowgateError, VersionConflict
 from shared.ids import PayloadIds, minted_before
 from shared.metrics import WorkerMetrics
 from shared.ports import ObjectStore
@@ -79,8 +79,9 @@ class Sweeper:
     def _give_up(self, payload_id: str) -> bool:
         try:
             return self._records.give_up(payload_id)
-        except Permanent as error:
+        except StowgateError as error:
             # Whatever keeps its record from us, it may be data that somebody wants back.
+            self._records.ping()
             _log.error("payload passed over by the sweep", error=str(error))
             return False
 

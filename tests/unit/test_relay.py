@@ -4,13 +4,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, record
 
 from shared.adapters.folder import FolderObjectStore
-from shared.errors import BrokerUnavailable, StoreRefused
+from shared.errors import BrokerUnavailable, StoreRefused, StoreUnavailable, StowgateError
 from shared.events import InstancesStored
 from shared.metrics import WorkerMetrics
 from shared.ports import StoredObject
@@ -182,13 +183,17 @@ def test_a_record_that_cannot_be_read_is_passed_over(bench: Bench) -> None:
     assert bench.announced == [added.payload_id]
 
 
-def test_a_record_that_the_store_keeps_to_itself_is_passed_over(bench: Bench) -> None:
-    kept, added = bench.add(), bench.add()
+@pytest.mark.parametrize("error", [StoreRefused("not for you"), StoreUnavailable("bad sector")])
+def test_a_record_that_the_store_keeps_to_itself_is_passed_over(
+    bench: Bench, error: StowgateError
+) -> None:
+    kept = bench.add(payload_id="01890000-0000-7000-8000-000000000000")
+    added = bench.add()
     get = bench.store.get
 
     def refuse(key: str) -> StoredObject:
         if kept.payload_id in key:
-            raise StoreRefused("not for you")
+            raise error
         return get(key)
 
     bench.store.get = refuse  # type: ignore[method-assign]
@@ -196,6 +201,22 @@ def test_a_record_that_the_store_keeps_to_itself_is_passed_over(bench: Bench) ->
     bench.relay.look()
 
     assert bench.announced == [added.payload_id]
+
+
+def test_a_store_that_is_gone_is_not_asked_for_each_record(bench: Bench) -> None:
+    asked: list[str] = []
+
+    def be_gone(key: str = "") -> NoReturn:
+        asked.append(key)
+        raise StoreUnavailable("gone")
+
+    for _ in range(5):
+        bench.add()
+    bench.store.get = bench.store.ping = be_gone  # type: ignore[method-assign]
+
+    bench.relay.look()
+
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("name", ["zz-backup", "ffffffffffff.json.orig", "00.notes.txt", "~"])

@@ -11,8 +11,10 @@ from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, record
 
 from shared.adapters.folder import FolderObjectStore
+from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
 from shared.metrics import WorkerMetrics
+from shared.ports import StoredObject
 from shared.records import Records, State, UploadGivenUp
 from shared.time import utc_now
 from worker.sweeper import Sweeper
@@ -187,6 +189,23 @@ def test_what_an_upload_stores_after_it_was_given_up_is_removed_a_day_later(benc
     bench.sweeper.sweep()
     assert bench.left() == set()
     assert list(bench.state.list("pending/")) == []
+
+
+def test_a_record_on_a_bad_sector_is_passed_over(bench: Bench) -> None:
+    kept = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
+    bench.upload(bench.payload_ids.mint(RECEIVED_AT + timedelta(seconds=1)))
+    get = bench.state.get
+
+    def fail(key: str) -> StoredObject:
+        if kept in key:
+            raise StoreUnavailable("bad sector")
+        return get(key)
+
+    bench.state.get = fail  # type: ignore[method-assign]
+
+    bench.sweeper.sweep()
+
+    assert bench.left() == {kept}
 
 
 def test_a_record_that_cannot_be_read_is_passed_over_and_nothing_else_waits(bench: Bench) -> None:
