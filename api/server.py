@@ -135,7 +135,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-        return _closing_when_told(self._make_app())
+        return _closing_unread(self._make_app())
 
 
 def _most_connections() -> int:
@@ -144,21 +144,21 @@ def _most_connections() -> int:
     return 1000 if files == resource.RLIM_INFINITY else min(1000, files // 2)
 
 
-def _closing_when_told(
+def _closing_unread(
     app: Callable[[dict[str, Any], Any], Iterable[bytes]],
 ) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-    """Honours the header `Connection: close` of an answer, which gunicorn drops.
+    """An answer to a request whose body was not read to its end says `Connection: close`.
 
-    It also says so where the body was not read: that is not waited for behind the answer, and in
-    place of 100 Continue nobody knows whether it comes at all.
+    The server reads on behind the answer, not before it: a proxy gives up on a peer that takes the
+    body and then hangs up, and tells the sender to try again instead. And in place of 100 Continue
+    nobody knows whether the body comes at all.
     """
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = environ["wsgi.input"]
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            unread = isinstance(body, _SmallBody | _ExpectedBody) and body.unread
-            if unread or ("connection", "close") in ((n.lower(), v.lower()) for n, v in headers):
+            if body.unread:
                 start_response.__self__.force_close()
             return start_response(status, headers, exc_info)
 
@@ -234,14 +234,47 @@ class _LengthBody:
         return data[:size]
 
 
-class _ExpectedBody:
+class _ChunkedBody:
+    """A body that tells its end itself (RFC 9112 7.1), as gunicorn reads it."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+        self.unread = True
+
+    def read(self, size: int) -> bytes:
+        data = bytes(self._body.read(size))
+        self.unread = len(data) == size
+        return data
+
+    @property
+    def failed(self) -> bool:
+        return bool(self._body.failed)
+
+
+class _AroundBody:
+    def __init__(self, body: "_LengthBody | _ChunkedBody | _AroundBody") -> None:
+        self._body = body
+
+    def read(self, size: int) -> bytes:
+        return self._body.read(size)
+
+    @property
+    def unread(self) -> bool:
+        return self._body.unread
+
+    @property
+    def failed(self) -> bool:
+        return self._body.failed
+
+
+class _ExpectedBody(_AroundBody):
     """A body that is sent once the sender was told to go on (RFC 9110 10.1.1).
 
     It is told when the body is read, so one that is refused on its head alone never comes.
     """
 
-    def __init__(self, body: Any, sock: socket.socket) -> None:
-        self._body = body
+    def __init__(self, body: _LengthBody | _ChunkedBody | _AroundBody, sock: socket.socket) -> None:
+        super().__init__(body)
         self._sock = sock
         self._asked_for = False
 
@@ -249,46 +282,33 @@ class _ExpectedBody:
         if not self._asked_for:
             self._asked_for = True
             self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return bytes(self._body.read(size))
-
-    @property
-    def unread(self) -> bool:
-        return not self._asked_for or bool(getattr(self._body, "unread", False))
-
-    @property
-    def failed(self) -> bool:
-        return bool(self._body.failed)
+        return super().read(size)
 
 
-class _SmallBody:
+class _SmallBody(_AroundBody):
     """A body that is to be in by `end`, by the monotonic clock.
 
     It is the sender who is held to that: once the body is in, an answer takes what it takes.
     """
 
-    def __init__(self, body: Any, sock: socket.socket, hourglass: Hourglass, end: float) -> None:
-        self._body = body
+    def __init__(
+        self,
+        body: _LengthBody | _ChunkedBody,
+        sock: socket.socket,
+        hourglass: Hourglass,
+        end: float,
+    ) -> None:
+        super().__init__(body)
         self._receiving = Receiving(sock)
         self._hourglass = hourglass
         self._end = end
-        self._ended = False
 
     def read(self, size: int) -> bytes:
         self._hourglass.turn(self._receiving, self._end)
         try:
-            data = bytes(self._body.read(size))
+            return super().read(size)
         finally:
             self._hourglass.stop(self._receiving)
-        self._ended = len(data) < size
-        return data
-
-    @property
-    def unread(self) -> bool:
-        return self.failed or bool(getattr(self._body, "unread", not self._ended))
-
-    @property
-    def failed(self) -> bool:
-        return bool(self._body.failed)
 
 
 class PatientWorker(ThreadWorker):  # type: ignore[misc]
@@ -458,8 +478,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         if self.app.tls is not None:
             req.scheme = "https"
         path = own_path(unquote_to_wsgi_str(req.path), self.app.path_prefix)
-        if isinstance(req.body.reader, LengthReader):
-            req.body = _LengthBody(req.body.reader)
+        known = isinstance(req.body.reader, LengthReader)
+        req.body = _LengthBody(req.body.reader) if known else _ChunkedBody(req.body)
         if not path.startswith(_UPLOADS):
             req.body = _SmallBody(req.body, conn.sock, self._hourglass, conn.body_end)
         if req._expected_100_continue:

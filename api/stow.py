@@ -120,16 +120,10 @@ def stow_blueprint(
         given = request.headers.get("X-Correlation-ID", "")
         g.correlation_id = given.lower() if is_guid(given) else str(uuid4())
         g.started = time.monotonic()
-        g.body = None
         structlog.contextvars.bind_contextvars(correlation_id=g.correlation_id)
 
     @blueprint.after_request
     def end(response: Response) -> Response:
-        body: RequestBody | None = g.body
-        if body is not None and not body.is_through:
-            # The server reads on behind the answer, not before it: a proxy gives up on a peer that
-            # takes the body and then hangs up, and tells the sender to try again instead.
-            response.headers["Connection"] = "close"
         response.headers["X-Correlation-ID"] = g.correlation_id
         if response.status_code == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
             response.headers["Accept-Post"] = ", ".join(TAKEN)
@@ -145,20 +139,20 @@ def stow_blueprint(
     def store(
         study: str | None = None, workflow: str | None = None, aet: str | None = None
     ) -> Response:
-        g.body = _body(request, options, hourglass)
+        body = _body(request, options, hourglass)
         _count(rates, sender_of(request.remote_addr), options.posts_per_minute, "from this address")
         target = Target(_checked_study(study), _checked_workflow(workflow), _vae(vaes, aet))
         _check_codings(request)
         if target.vae:
             most = target.vae.max_requests_per_minute
             _count(vae_rates, target.vae.name, most, f"for VAE {target.vae.name}")
-        if request.content_length in (None, 0) and not g.body.chunked:
+        if request.content_length in (None, 0) and not body.chunked:
             return bare(HTTPStatus.NO_CONTENT)
-        with slots.taken(g.body):
+        with slots.taken(body):
             try:
-                return receive(g.body, target)
+                return receive(body, target)
             except MalformedMultipart as error:
-                if g.body.is_through and g.body.received_bytes == 0:
+                if body.is_through and body.received_bytes == 0:
                     raise BadRequest(_BODY_LOST) from error
                 raise BadRequest(f"the multipart body is malformed: {error}") from error
 

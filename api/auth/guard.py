@@ -84,11 +84,8 @@ def install(
             return
         try:
             _enter(request.endpoint)
-        except Problem as refusal:
+        except Problem:
             g.kept_out = True
-            if request.content_length or "Transfer-Encoding" in request.headers:
-                # Of the body nothing was read; the server reads on behind the answer.
-                refusal.headers["Connection"] = "close"
             raise
 
     def _enter(endpoint: str) -> None:
