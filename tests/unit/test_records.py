@@ -215,19 +215,20 @@ def test_adding_again_what_was_written_is_no_error(records: Records) -> None:
     assert found.record.state is State.OPENED
 
 
-def test_a_record_in_two_places_is_listed_once(records: Records) -> None:
+def test_a_record_in_two_places_is_listed_once_and_as_opened(tmp_path: Path) -> None:
+    store = FolderObjectStore(tmp_path)
+    store.prepare()
+    not_cleared: list[str] = []
+    records = Records(store, not_cleared.extend)
     added = record()
     records.add(added)
     held = records.find(added.payload_id)
     assert held is not None
-    settled = records.change(held, state=State.OPENED)
-    records.move(settled)
-    records.add(replace(added, state=State.OPENED))
+    settled = records.settle(held, State.OPENED)
 
-    page, cursor = records.newest(None, 10)
-
-    assert [found.payload_id for found in page] == [added.payload_id]
-    assert cursor is None
+    assert held.key in not_cleared
+    assert records.newest(None, 10) == ([settled.record], None)
+    assert records.newest(State.PENDING, 10) == ([], None)
 
 
 def test_a_record_that_cannot_be_read_is_left_out_of_the_list(tmp_path: Path) -> None:

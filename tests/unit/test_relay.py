@@ -145,7 +145,7 @@ def test_a_record_settled_by_a_worker_that_died_is_moved_to_its_place(bench: Ben
     added = bench.add()
     held = bench.records.find(added.payload_id)
     assert held is not None
-    bench.records.change(held, state=State.OPENED)
+    bench.records.change(held, state=State.FAILED)
 
     bench.now = utc_now()
     bench.relay.look()
@@ -156,7 +156,7 @@ def test_a_record_settled_by_a_worker_that_died_is_moved_to_its_place(bench: Ben
     assert bench.records.pending() == []
     found = bench.records.find(added.payload_id)
     assert found is not None
-    assert found.key.startswith("opened/")
+    assert found.key.startswith("failed/")
     assert bench.announced == []
 
 
