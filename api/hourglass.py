@@ -52,8 +52,8 @@ class Hourglass:
         with self._lock:
             self._ends[sender] = end
             if not self._running:
-                self._running = True
                 threading.Thread(target=self._run, name="hourglass", daemon=True).start()
+                self._running = True
 
     def stop(self, sender: Cuttable) -> None:
         with self._lock:

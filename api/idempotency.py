@@ -150,7 +150,10 @@ class IdempotencyKeys:
 
 def fingerprint(part_digests: Iterable[str]) -> str:
     """What a body holds, whatever boundary its sender made up this time."""
-    return hashlib.sha256("\n".join(part_digests).encode()).hexdigest()
+    whole = hashlib.sha256()
+    for number, digest in enumerate(part_digests):
+        whole.update(f"\n{digest}".encode() if number else digest.encode())
+    return whole.hexdigest()
 
 
 def _encode(claim: _Claim) -> bytes:

@@ -444,7 +444,12 @@ class _Upload:
             sha256=spool.sha256,
             bulk_ranges=structure.bulk_ranges,
         )
-        put = self._putters.submit(put_under, self._prefix + instance.path)
+        try:
+            put = self._putters.submit(put_under, self._prefix + instance.path)
+        except RuntimeError:
+            # No thread is to be had; without this the room would be lost to all later uploads.
+            self._free(close)
+            raise
         put.add_done_callback(lambda _: self._free(close))
         self._putting.append(put)
         arrival = _Arrival(instance=instance, put=put)

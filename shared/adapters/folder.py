@@ -118,11 +118,14 @@ class FolderObjectStore:
 
             try:
                 self._place(path, f"create {key}", link)
-            except StowgateError:
+            except StowgateError as error:
                 # Whoever looks whether it was written all the same must not find what no disk has.
                 if is_ours:
-                    with suppress(OSError):
+                    try:
                         os.unlink(path)
+                    except OSError:
+                        # It shows, and may be on no disk: nobody is to look for it and believe it.
+                        raise StoreRefused(f"{error}, and {key} cannot be removed again") from error
                 raise
         return _version(data)
 

@@ -58,10 +58,14 @@ _HINTS = {
 _FULL_CODES = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded"}
 _PASSING_CODES = {
     "BadDigest",
+    "InternalError",
     "IncompleteBody",
     "OperationAborted",
     "RequestTimeout",
+    "ServiceUnavailable",
     "SlowDown",
+    "SlowDownRead",
+    "SlowDownWrite",
     "XAmzContentSHA256Mismatch",
 }
 _PASSING_STATUSES = {408, 429}

@@ -90,8 +90,9 @@ class RabbitConnection:
             if self._thread is None and not self._closing.is_set():
                 self._down_since = datetime.now(UTC)
                 self._down_cause = "the first connection is still being made"
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
 
     def call(self, callback: Callable[[], None]) -> None:
         """Run it on the I/O thread, behind all that was handed over before."""
