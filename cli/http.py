@@ -94,7 +94,11 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
                 f"STOWGATE_CLIENT_CA is '{settings.client_ca}', but must be a PEM file with "
                 "certificates"
             )
-        command(*args, api=Api(where.rstrip("/"), headers, settings.client_ca), **options)
+        command(
+            *args,
+            api=Api(where.rstrip("/").removesuffix("/dicomweb"), headers, settings.client_ca),
+            **options,
+        )
 
     return with_options
 

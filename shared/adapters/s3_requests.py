@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
 from minio.credentials.credentials import Credentials
-from minio.error import S3Error
+from minio.error import InvalidResponseError, S3Error
 from minio.signer import sign_v4_s3
 
 _RETRY_SECONDS = 2.0
@@ -59,7 +59,8 @@ class SignedRequests:
 
         `sha256` is the body's, in hexadecimal, where it is known; the store refuses a body with
         another one. With `again` false the request is sent once, whatever comes of it. Raises
-        `S3Error`, what urllib3 raises, and what a `Window` raises.
+        `S3Error`, `InvalidResponseError` for what is no answer of S3, what urllib3 raises, and what
+        a `Window` raises.
         """
         try:
             response = self._send(
@@ -68,7 +69,9 @@ class SignedRequests:
         except SourceFailed as failed:
             raise failed.error from None
         if response.status not in (200, 204, 206):
-            raise S3Error.fromxml(response)
+            raise _refusal(response)
+        if method in ("GET", "PUT") and "ETag" not in response.headers:
+            raise _not_of_s3(response)
         return response
 
     def _send(
@@ -113,6 +116,18 @@ class SignedRequests:
             retries=BriefRetry.from_now() if again else False,
             redirect=False,
         )
+
+
+def _refusal(response: urllib3.BaseHTTPResponse) -> Exception:
+    try:
+        return S3Error.fromxml(response)
+    except UnicodeDecodeError:
+        return _not_of_s3(response)
+
+
+def _not_of_s3(response: urllib3.BaseHTTPResponse) -> InvalidResponseError:
+    """Such as the page of a proxy, or of another server."""
+    return InvalidResponseError(response.status, response.headers.get("Content-Type"), None)
 
 
 class SourceFailed(Exception):
