@@ -252,7 +252,9 @@ class _ChunkedBody:
 
 
 class _AroundBody:
-    def __init__(self, body: "_LengthBody | _ChunkedBody | _AroundBody") -> None:
+    """A body with something done around each read of it."""
+
+    def __init__(self, body: "_Body") -> None:
         self._body = body
 
     def read(self, size: int) -> bytes:
@@ -267,13 +269,16 @@ class _AroundBody:
         return self._body.failed
 
 
+_Body = _LengthBody | _ChunkedBody | _AroundBody
+
+
 class _ExpectedBody(_AroundBody):
     """A body that is sent once the sender was told to go on (RFC 9110 10.1.1).
 
     It is told when the body is read, so one that is refused on its head alone never comes.
     """
 
-    def __init__(self, body: _LengthBody | _ChunkedBody | _AroundBody, sock: socket.socket) -> None:
+    def __init__(self, body: _Body, sock: socket.socket) -> None:
         super().__init__(body)
         self._sock = sock
         self._asked_for = False
@@ -291,13 +296,7 @@ class _SmallBody(_AroundBody):
     It is the sender who is held to that: once the body is in, an answer takes what it takes.
     """
 
-    def __init__(
-        self,
-        body: _LengthBody | _ChunkedBody,
-        sock: socket.socket,
-        hourglass: Hourglass,
-        end: float,
-    ) -> None:
+    def __init__(self, body: _Body, sock: socket.socket, hourglass: Hourglass, end: float) -> None:
         super().__init__(body)
         self._receiving = Receiving(sock)
         self._hourglass = hourglass
