@@ -50,10 +50,10 @@ class Hourglass:
     def turn(self, sender: Cuttable, end: float) -> None:
         """`sender` is to be through before `end`, by the monotonic clock."""
         with self._lock:
-            self._ends[sender] = end
             if not self._running:
                 threading.Thread(target=self._run, name="hourglass", daemon=True).start()
                 self._running = True
+            self._ends[sender] = end
 
     def stop(self, sender: Cuttable) -> None:
         with self._lock:

@@ -58,8 +58,8 @@ _HINTS = {
 _FULL_CODES = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded"}
 _PASSING_CODES = {
     "BadDigest",
-    "InternalError",
     "IncompleteBody",
+    "InternalError",
     "OperationAborted",
     "RequestTimeout",
     "ServiceUnavailable",

@@ -727,6 +727,8 @@ def s3_error(code: str, message: str = "no") -> str:
         (404, s3_error("NoSuchBucket"), StoreRefused),
         (403, s3_error("RequestTimeTooSkewed"), StoreRefused),
         (502, "<html>Bad gateway<br>", StoreUnavailable),
+        (502, "<html>Zugriff ungültig", StoreUnavailable),
+        (200, "<html>Please log in", StoreUnavailable),
         (200, "", None),
     ],
 )
@@ -739,10 +741,11 @@ def test_minio_types_what_the_store_answers(
             self.send_response(status)
             self.send_header("Content-Type", "text/html" if "html" in body else "application/xml")
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", '"etag"')
+            if "html" not in body:
+                self.send_header("ETag", '"etag"')
             self.send_header("Retry-After", "3600")
             self.end_headers()
-            self.wfile.write(body.encode())
+            self.wfile.write(body.encode("latin-1"))
 
         def log_message(self, *_: object) -> None:
             pass

@@ -53,6 +53,13 @@ def test_send_stores_the_instances_of_a_folder_and_exits_with_0(
     assert payload["file_count"] == 2
 
 
+def test_send_takes_the_base_url_that_other_clients_take(stowgate: Service, files: Path) -> None:
+    sent = _run("send", files, "--url", f"{stowgate.url}/dicomweb/")
+
+    assert sent.returncode == 0, sent.stderr
+    assert stowgate.opened(sent.stdout.split()[-1])["route"] == "left-to-workflow-manager"
+
+
 def test_send_names_the_file_that_failed_and_exits_with_1(stowgate: Service, files: Path) -> None:
     good, bad = files / "IMAGES" / "IM0", files / "README.TXT"
 

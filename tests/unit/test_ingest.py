@@ -1,11 +1,13 @@
 """The use case of a POST where time passes in its last step, over real folder stores."""
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import pytest
 from instances import new_instance
@@ -158,6 +160,29 @@ def test_an_api_that_stood_still_and_was_not_given_up_keeps_its_word(bench: Benc
     assert payload_id is not None
     assert bench.records.find(payload_id) is not None
     assert list(bench.instances.folders("")) == [payload_id]
+
+
+def test_a_lack_of_threads_costs_no_later_upload_its_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoThreads(ThreadPoolExecutor):
+        def submit(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override]
+            raise RuntimeError("can't start new thread")
+
+    posted: list[str | None] = []
+
+    def post_again_and_again() -> None:
+        with monkeypatch.context() as lack:
+            lack.setattr(bench.ingest, "_putters", NoThreads(1))
+            for _ in range(20):
+                with suppress(RuntimeError):
+                    bench.post()
+        posted.append(bench.post())
+
+    threading.Thread(target=post_again_and_again, daemon=True).start()
+
+    (payload_id,) = wait_for(lambda: posted)
+    assert payload_id is not None
 
 
 def test_an_upload_that_takes_longer_than_it_may_is_refused_and_removed(bench: Bench) -> None:

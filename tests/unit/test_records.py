@@ -333,6 +333,19 @@ def test_a_record_whose_name_is_on_no_disk_yet_is_not_taken_for_one(
     assert records.find(added.payload_id) is None
 
 
+def test_a_record_on_no_disk_that_cannot_be_removed_is_not_acknowledged(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: object) -> None:
+        raise OSError(errno.EIO, f"{path}")
+
+    monkeypatch.setattr("shared.adapters.folder.sync_folder", broken)
+    monkeypatch.setattr("shared.adapters.folder.os.unlink", broken)
+
+    with pytest.raises(StoreRefused, match="cannot be removed again"):
+        records.add(record())
+
+
 def test_an_upload_that_was_given_up_is_neither_listed_nor_counted(records: Records) -> None:
     given_up, added = record(), record()
     records.give_up(given_up.payload_id)
