@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Protocol
@@ -55,7 +56,7 @@ _log = structlog.get_logger()
 DICOM = "application/dicom"
 
 # Stands for the digest of a part that is no DICOM, which is skipped unread.
-FOREIGN = "foreign"
+_FOREIGN = "foreign"
 
 # `destination` of a request that names no VAE.
 DEFAULT_DESTINATION = "default"
@@ -89,7 +90,7 @@ class ReceivedPart(Protocol):
     def __iter__(self) -> Iterator[bytes]: ...
 
 
-def is_dicom(part: ReceivedPart) -> bool:
+def _is_dicom(part: ReceivedPart) -> bool:
     """A part without a Content-Type is taken for DICOM; many senders leave it out."""
     return part.media_type.type in ("", DICOM)
 
@@ -111,6 +112,15 @@ class Limits:
     min_free_bytes: int
     upload: timedelta
     structure: StructureLimits = DEFAULT
+
+    def check_number(self, part: ReceivedPart) -> None:
+        """Raises `TooLarge` for a part too many."""
+        if part.number > self.parts:
+            raise TooLarge(f"the request has more than {self.parts} parts")
+
+    def instance_bytes(self, vae: Vae | None) -> int:
+        of_vae = vae.max_instance_bytes if vae else None
+        return min(self.part_bytes, of_vae) if of_vae else self.part_bytes
 
 
 @dataclass(frozen=True)
@@ -241,6 +251,21 @@ class Ingest:
         self._count(receipt, sum(i.size_bytes for i in record.instances))
         return receipt
 
+    def digests(self, parts: Iterable[ReceivedPart], target: Target) -> Iterator[str]:
+        """Of each part of a body that is sent again, what `ingest` took for its fingerprint.
+
+        Raises a `Problem` for a body that is over the limits, as `ingest` does.
+        """
+        for part in parts:
+            self._limits.check_number(part)
+            if not _is_dicom(part):
+                yield _FOREIGN
+                continue
+            digest = sha256()
+            for data in _pieces(part, self._limits.instance_bytes(target.vae)):
+                digest.update(data)
+            yield digest.hexdigest()
+
     def _check_time(self, received_at: datetime) -> None:
         if self._clock() - received_at > self._limits.upload:
             raise SenderTooSlow(f"the upload took longer than {self._limits.upload}")
@@ -275,6 +300,16 @@ class Ingest:
             self._metrics.instances.labels(outcome).inc()
         for failure in receipt.failed:
             self._metrics.instances.labels(f"{failure.reason:04X}").inc()
+
+
+def _pieces(part: ReceivedPart, most_bytes: int) -> Iterator[bytes]:
+    """The part's bytes as they arrive. Raises `TooLarge`."""
+    size_bytes = 0
+    for data in part:
+        size_bytes += len(data)
+        if size_bytes > most_bytes:
+            raise TooLarge(f"part {part.number} is over the limit of {most_bytes} bytes")
+        yield data
 
 
 def _nothing() -> None:
@@ -315,9 +350,7 @@ class _Upload:
         self._room = room
         self._spool_folder = spool_folder
         self._limits = limits
-        self._part_bytes = limits.part_bytes
-        if vae and vae.max_instance_bytes:
-            self._part_bytes = min(self._part_bytes, vae.max_instance_bytes)
+        self._part_bytes = limits.instance_bytes(vae)
         self._by_sop_instance_uid: dict[str, _Arrival] = {}
         self._putting: deque[Future[None]] = deque()
         self._foreign_parts = 0
@@ -325,11 +358,10 @@ class _Upload:
 
     def receive(self, part: ReceivedPart) -> None:
         """Read a part to its end, and have it stored unless something is wrong with it."""
-        if part.number > self._limits.parts:
-            raise TooLarge(f"the request has more than {self._limits.parts} parts")
-        if not is_dicom(part):
+        self._limits.check_number(part)
+        if not _is_dicom(part):
             self._foreign_parts += 1
-            self.digests.append(FOREIGN)
+            self.digests.append(_FOREIGN)
             self._fail(
                 FailureReason.CANNOT_UNDERSTAND,
                 f"part {part.number}: its Content-Type is not {DICOM}",
@@ -342,11 +374,7 @@ class _Upload:
             head_start = spooled.enter_context(
                 closing(HeadStart(self._store, spool, DICOM, self._part_bytes, self._key_of_new))
             )
-            for data in part:
-                if spool.size_bytes + len(data) > self._part_bytes:
-                    raise TooLarge(
-                        f"part {part.number} is over the limit of {self._part_bytes} bytes"
-                    )
+            for data in _pieces(part, self._part_bytes):
                 spool.write(data)
                 head_start.proceed()
                 self._between()

@@ -18,16 +18,7 @@ from api import audit, capabilities, store_response
 from api.body import RequestBody
 from api.hourglass import Hourglass
 from api.idempotency import IdempotencyKeys, fingerprint
-from api.ingest import (
-    DICOM,
-    FOREIGN,
-    Ingest,
-    Keyed,
-    Receipt,
-    ReceivedPart,
-    Target,
-    is_dicom,
-)
+from api.ingest import DICOM, Ingest, Keyed, Receipt, ReceivedPart, Target
 from api.multipart import MalformedMultipart, MediaType, parse_media_type, read_parts
 from api.problems import BadRequest, TooBusy, Unprocessable, UnsupportedMediaType, bare
 from api.rates import Rates, sender_of
@@ -163,7 +154,7 @@ def stow_blueprint(
         if key is not None:
             claimed = keys.claim(g.caller.name or request.remote_addr or "", request.path, key)
             if isinstance(claimed, str):
-                return again(claimed, parts)
+                return again(claimed, ingest.digests(parts, target))
             keyed = Keyed(claimed, first_answer)
         source = source_of(request.remote_addr)
         receipt = ingest.ingest(parts, target, source, g.correlation_id, keyed)
@@ -186,10 +177,10 @@ def stow_blueprint(
         status, content_type, text = _rendered(receipt, options.public_url)
         return FirstAnswer(body_fingerprint, status, content_type, text.decode())
 
-    def again(payload_id: str, parts: Iterable[ReceivedPart]) -> Response:
+    def again(payload_id: str, digests: Iterable[str]) -> Response:
         held = records.find(payload_id)
         first = held.record.first_answer if held else None
-        if first is None or first.fingerprint != fingerprint(map(_digest, parts)):
+        if first is None or first.fingerprint != fingerprint(digests):
             raise Unprocessable(
                 "this Idempotency-Key was used for another body; a new request needs a new key"
             )
@@ -317,16 +308,6 @@ def _only_part(part: _OnlyPart) -> Iterator[ReceivedPart]:
     yield part
     if part.body.received_bytes == 0:
         raise BadRequest(_BODY_LOST)
-
-
-def _digest(part: ReceivedPart) -> str:
-    """As the upload that was stored took it."""
-    if not is_dicom(part):
-        return FOREIGN
-    digest = sha256()
-    for data in part:
-        digest.update(data)
-    return digest.hexdigest()
 
 
 def _rendered(receipt: Receipt, public_url: str | None) -> tuple[int, str, bytes]:

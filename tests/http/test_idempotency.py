@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 import requests
 from instances import BOUNDARY, multipart, new_instance
+from limits import MAX_PART_BYTES, MAX_PARTS
 from pydicom.uid import generate_uid
 from service import Service, running, wait_for
 
@@ -71,6 +72,24 @@ def test_another_body_under_the_key_is_422(stowgate: Service) -> None:
     assert answer.status_code == 422
     assert "Idempotency-Key" in answer.json()["detail"]
     assert "X-Payload-ID" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("instances", "words"),
+    [
+        ([bytes(MAX_PART_BYTES + 1)], f"part 1 is over the limit of {MAX_PART_BYTES} bytes"),
+        ([b"."] * (MAX_PARTS + 1), f"the request has more than {MAX_PARTS} parts"),
+    ],
+)
+def test_a_used_key_brings_nobody_past_the_limits(
+    stowgate: Service, instances: list[bytes], words: str
+) -> None:
+    key = str(uuid4())
+    assert _post(stowgate, key, new_instance()).status_code == 200
+
+    answer = _post(stowgate, key, *instances)
+
+    assert (answer.status_code, answer.json()["detail"]) == (413, words)
 
 
 def test_another_path_is_another_key(stowgate: Service) -> None:
