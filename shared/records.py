@@ -466,10 +466,11 @@ class Records:
 
     def newest(
         self, state: State | None, limit: int, cursor: str = ""
-    ) -> tuple[list[IngestRecord], str | None]:
+    ) -> tuple[Iterator[IngestRecord], str | None]:
         """Up to `limit` records behind `cursor`, the newest first, and the next cursor.
 
-        One that cannot be read is left out and logged.
+        Each is read when it is asked for, as one may be megabytes. One that cannot be read is left
+        out and logged.
         """
         states = list(State) if state is None else [state]
         after = newest_first(cursor) if cursor else ""
@@ -477,12 +478,9 @@ class Records:
         keys = merge(*((o.key for o in place if not _is_fence(o)) for place in places), key=_name)
         # A record in the middle of its move shows in two places.
         ids = list(islice(dict.fromkeys(map(payload_id_of, keys)), limit + 1))
-        found = [
-            held.record
-            for held in map(self._find_readable, ids[:limit])
-            if held is not None and state in (None, held.record.state)
-        ]
-        return found, ids[limit - 1] if len(ids) > limit else None
+        found = filter(None, map(self._find_readable, ids[:limit]))
+        page = (held.record for held in found if state in (None, held.record.state))
+        return page, ids[limit - 1] if len(ids) > limit else None
 
     def _find_readable(self, payload_id: str) -> HeldRecord | None:
         try:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from shared.ids import PayloadIds
-from shared.records import IngestRecord, StoredInstance
+from shared.records import IngestRecord, Records, State, StoredInstance
 
 RECEIVED_AT = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -20,3 +20,11 @@ def record(*instances: StoredInstance) -> IngestRecord:
         instances=instances,
         due_at=RECEIVED_AT,
     )
+
+
+def newest(
+    records: Records, state: State | None, limit: int, cursor: str = ""
+) -> tuple[list[IngestRecord], str | None]:
+    """A whole page and the next cursor."""
+    page, following = records.newest(state, limit, cursor)
+    return list(page), following

@@ -12,7 +12,7 @@ from typing import BinaryIO, NoReturn
 import pytest
 from instances import new_instance
 from prometheus_client import CollectorRegistry
-from records_made import RECEIVED_AT
+from records_made import RECEIVED_AT, newest
 from service import wait_for
 
 from api.idempotency import ClaimedKey, IdempotencyKeys
@@ -142,7 +142,7 @@ def test_an_api_that_stood_still_past_the_sweep_writes_no_record_and_says_so(
         bench.post()
 
     assert bench.announced == []
-    assert bench.records.newest(None, 10) == ([], None)
+    assert newest(bench.records, None, 10) == ([], None)
     assert list(bench.instances.folders("")) == []
 
 
@@ -194,7 +194,7 @@ def test_an_upload_that_takes_longer_than_it_may_is_refused_and_removed(bench: B
     with pytest.raises(SenderTooSlow, match="longer than"):
         bench.ingest.ingest([SlowPart(new_instance())], Target(), "127.0.0.1", "c")
 
-    assert bench.records.newest(None, 10) == ([], None)
+    assert newest(bench.records, None, 10) == ([], None)
     assert list(bench.instances.folders("")) == []
 
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
+from weakref import ref
 
 import pytest
-from records_made import RECEIVED_AT, record
+from records_made import RECEIVED_AT, newest, record
 
 from shared.adapters.folder import FolderObjectStore
 from shared.errors import (
@@ -23,6 +24,7 @@ from shared.errors import (
 from shared.ids import PayloadIds, is_guid, minted_at, minted_before
 from shared.records import (
     HeldRecord,
+    IngestRecord,
     Lease,
     Records,
     RecordUnreadable,
@@ -179,8 +181,8 @@ def test_a_record_that_is_cleared_away_later_is_opened_at_once(tmp_path: Path) -
     found = records.find(added.payload_id)
     assert found is not None
     assert found.record.state is State.OPENED
-    assert records.newest(State.PENDING, 10) == ([], None)
-    assert len(records.newest(None, 10)[0]) == 1
+    assert newest(records, State.PENDING, 10) == ([], None)
+    assert len(newest(records, None, 10)[0]) == 1
     assert held.key in later
     assert store.get(held.key).data
 
@@ -227,8 +229,8 @@ def test_a_record_in_two_places_is_listed_once_and_as_opened(tmp_path: Path) -> 
     settled = records.settle(held, State.OPENED)
 
     assert held.key in not_cleared
-    assert records.newest(None, 10) == ([settled.record], None)
-    assert records.newest(State.PENDING, 10) == ([], None)
+    assert newest(records, None, 10) == ([settled.record], None)
+    assert newest(records, State.PENDING, 10) == ([], None)
 
 
 def test_a_record_that_cannot_be_read_is_left_out_of_the_list(tmp_path: Path) -> None:
@@ -240,7 +242,7 @@ def test_a_record_that_cannot_be_read_is_left_out_of_the_list(tmp_path: Path) ->
     records.add(good)
     (tmp_path / "pending" / newest_first(broken.payload_id)).write_bytes(b"{")
 
-    assert records.newest(None, 10) == ([good], None)
+    assert newest(records, None, 10) == ([good], None)
 
 
 def test_pages_follow_each_other_without_gap_or_overlap(records: Records) -> None:
@@ -250,10 +252,23 @@ def test_pages_follow_each_other_without_gap_or_overlap(records: Records) -> Non
 
     seen, cursor = [], ""
     while cursor is not None:
-        page, cursor = records.newest(None, 3, cursor)
+        page, cursor = newest(records, None, 3, cursor)
         seen += [found.payload_id for found in page]
 
     assert seen == ids[::-1]
+
+
+def test_a_page_holds_one_record_at_a_time(records: Records) -> None:
+    for _ in range(3):
+        records.add(record(INSTANCE))
+
+    page, _ = records.newest(None, 10)
+    seen: list[ref[IngestRecord]] = []
+    for found in page:
+        assert not any(earlier() for earlier in seen)
+        seen.append(ref(found))
+
+    assert len(seen) == 3
 
 
 def test_of_an_upload_that_was_given_up_no_record_can_be_written(records: Records) -> None:
@@ -352,7 +367,7 @@ def test_an_upload_that_was_given_up_is_neither_listed_nor_counted(records: Reco
     records.add(added)
 
     assert [added.payload_id in listed.key for listed in records.pending()] == [True]
-    assert records.newest(None, 1) == ([added], None)
+    assert newest(records, None, 1) == ([added], None)
 
 
 def test_an_upload_stays_given_up_until_its_fence_is_removed(records: Records) -> None:
@@ -394,7 +409,7 @@ def test_a_replayed_record_that_fails_again_at_once_is_there_and_failed(tmp_path
     if store.before_delete is not None:
         _fail(quick, replayed.record.payload_id)
 
-    assert quick.newest(State.FAILED, 10)[0][0].payload_id == payload_id
+    assert newest(quick, State.FAILED, 10)[0][0].payload_id == payload_id
 
 
 def test_a_move_that_stands_still_beside_a_replay_loses_nothing(tmp_path: Path) -> None:
@@ -444,11 +459,11 @@ def test_a_replayed_record_is_listed_as_pending_alone(records: Records) -> None:
 
     records.replay(failed, RECEIVED_AT)
 
-    assert records.newest(State.FAILED, 10) == ([], None)
-    assert [r.payload_id for r in records.newest(State.PENDING, 10)[0]] == [
+    assert newest(records, State.FAILED, 10) == ([], None)
+    assert [r.payload_id for r in newest(records, State.PENDING, 10)[0]] == [
         failed.record.payload_id
     ]
-    assert [r.state for r in records.newest(None, 10)[0]] == [State.PENDING]
+    assert [r.state for r in newest(records, None, 10)[0]] == [State.PENDING]
 
 
 def test_a_fence_that_was_left_beside_a_failed_record_does_not_keep_it_from_a_replay(

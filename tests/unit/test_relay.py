@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import pytest
 from prometheus_client import CollectorRegistry
-from records_made import RECEIVED_AT, record
+from records_made import RECEIVED_AT, newest, record
 
 from shared.adapters.folder import FolderObjectStore
 from shared.errors import BrokerUnavailable, StoreRefused, StoreUnavailable, StowgateError
@@ -230,7 +230,7 @@ def test_what_is_no_record_by_its_name_is_passed_over(bench: Bench, name: str) -
     assert bench.announced == [added.payload_id]
     assert bench.registry.get_sample_value("stowgate_pending") == 1
     assert bench.registry.get_sample_value("stowgate_failed") == 0
-    assert bench.records.newest(None, 10) == ([added], None)
+    assert newest(bench.records, None, 10) == ([added], None)
 
 
 def test_it_measures_what_waits(bench: Bench) -> None:
