@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from io import BytesIO
 from typing import Any
@@ -72,6 +72,10 @@ class _NotNoted(Transient):
 
 class _NoScratch(Transient):
     """This worker has no room to inflate a data set in."""
+
+
+class _NoThread(Transient):
+    """This worker can start no thread to write a sidecar in."""
 
 
 class _Stopping(Transient):
@@ -220,8 +224,10 @@ class Handler:
             # Written sooner than another thread has begun.
             write_sidecar(batch[0])
             return
-        writing = [self._sidecar_writers.submit(write_sidecar, instance) for instance in batch]
+        writing: list[Future[None]] = []
         try:
+            for instance in batch:
+                writing.append(self._begin(taken, write_sidecar, instance))
             for sidecar in writing:
                 while not wait([sidecar], timeout=_LOOK_SECONDS).done:
                     self._keep(taken)
@@ -230,6 +236,17 @@ class Handler:
         finally:
             for sidecar in writing:
                 sidecar.cancel()
+
+    def _begin(
+        self, taken: "_Taken", write_sidecar: "_SidecarWriter", instance: StoredInstance
+    ) -> "Future[None]":
+        try:
+            return self._sidecar_writers.submit(write_sidecar, instance)
+        except RuntimeError as error:
+            self._keep(taken)
+            raise _NoThread(
+                f"this worker can start no thread ({error}); raise its limit of processes"
+            ) from error
 
     def _note_opened(self, taken: "_Taken", **changes: Any) -> None:
         """Settle the record of a request that is out: what is not noted is published again.

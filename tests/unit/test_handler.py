@@ -56,13 +56,18 @@ class Bench:
         self.records = Records(self.state)
         self.requests = FolderEventPublisher(self.folder / "requests")
 
-    def handler(self, publisher: EventPublisher | None = None, owner: str = "me") -> Handler:
+    def handler(
+        self,
+        publisher: EventPublisher | None = None,
+        owner: str = "me",
+        sidecar_writers: ThreadPoolExecutor | None = None,
+    ) -> Handler:
         return Handler(
             records=self.records,
             instances=self.instances,
             publisher=publisher or self.requests,
             workflow_manager=WorkflowManager("monaideploy", "md.workflow.request", "payloads"),
-            sidecar_writers=ThreadPoolExecutor(2),
+            sidecar_writers=sidecar_writers or ThreadPoolExecutor(2),
             owner=owner,
             lease=LEASE,
             metrics=WorkerMetrics(CollectorRegistry()),
@@ -95,6 +100,13 @@ class Bench:
 
     def opened_requests(self) -> list[str]:
         return sorted(path.stem for path in (self.folder / "requests").glob("*.json"))
+
+
+class NoThreads(ThreadPoolExecutor):
+    """As CPython's where the limit of processes is reached."""
+
+    def _adjust_thread_count(self) -> None:
+        raise RuntimeError("can't start new thread")
 
 
 @dataclass
@@ -476,6 +488,22 @@ def test_an_error_of_our_own_while_the_worker_stops_is_no_failure(bench: Bench) 
 
     found = bench.found(added)
     assert (found.state, found.lease, found.attempts) == (State.PENDING, None, 0)
+
+
+def test_a_worker_that_can_start_no_thread_tries_again_later(bench: Bench) -> None:
+    added = bench.add(real_file(), real_file("MR_small.dcm"))
+    handler = bench.handler(sidecar_writers=NoThreads())
+
+    handler.open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert found.state is State.PENDING
+    assert "raise its limit of processes" in str(found.last_error)
+    assert found.due_at > bench.now
+
+    bench.now = found.due_at
+    bench.handler().open_workflow_request(added.payload_id)
+    assert bench.found(added).state is State.OPENED
 
 
 def test_an_event_without_a_record_opens_nothing(bench: Bench) -> None:
