@@ -137,7 +137,8 @@ def stow_blueprint(
         if target.vae:
             most = target.vae.max_requests_per_minute
             _count(vae_rates, target.vae.name, most, f"for VAE {target.vae.name}")
-        if request.content_length in (None, 0) and not body.chunked:
+        _check_length(request)
+        if not request.content_length and not body.chunked:
             return bare(HTTPStatus.NO_CONTENT)
         with slots.taken(body):
             try:
@@ -259,6 +260,14 @@ def _check_codings(request: Request) -> None:
     transfer_coding = request.headers.get("Transfer-Encoding", "").strip().lower()
     if coding not in ("", "identity") or transfer_coding not in ("", "identity", "chunked"):
         raise UnsupportedMediaType("a coding of the body other than identity or chunked")
+
+
+def _check_length(request: Request) -> None:
+    """In HTTP/1.0 a body without a length ends with its connection (RFC 1945 7.2.2), and what
+    was cut off would pass for whole."""
+    is_old = request.environ["SERVER_PROTOCOL"] == "HTTP/1.0"
+    if is_old and request.content_length is None:
+        raise BadRequest("a POST by HTTP/1.0 has to say how long its body is, in Content-Length")
 
 
 def _checked_study(study: str | None) -> str | None:

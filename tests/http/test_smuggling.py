@@ -112,6 +112,17 @@ def test_chunks_of_http_1_0_are_refused_and_end_their_connection(service: Servic
     assert status in (400, 501)
 
 
+def test_a_body_of_http_1_0_without_its_length_is_not_taken_for_none(service: Service) -> None:
+    with connect(service) as sock:
+        sock.sendall(head("POST /dicomweb/studies HTTP/1.0", TYPE) + new_instance())
+        sock.shutdown(socket.SHUT_WR)
+
+        status, _, body = read_answer(sock)
+
+    assert status == 400
+    assert b"Content-Length" in body
+
+
 def test_a_body_longer_than_its_length_is_not_taken_for_another_request(service: Service) -> None:
     body, content_type = multipart(new_instance())
     with connect(service) as sock:
