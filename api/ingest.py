@@ -69,6 +69,9 @@ ANNOUNCEMENT_GRACE = timedelta(seconds=5)
 _PUTS_PER_UPLOAD = 8
 _PUTS = 12
 
+# Announcements that wait for a slow broker; those beyond are the relay's.
+_ANNOUNCEMENTS_WAITING = 100
+
 # Between two looks at an Idempotency-Key while the store takes its time; less than half of the
 # shortest lease.
 _STORE_PAUSE_SECONDS = 0.5
@@ -172,6 +175,7 @@ class Ingest:
         self._records = records
         self._announce = announce
         self._announcers = announcers
+        self._may_wait = BoundedSemaphore(_ANNOUNCEMENTS_WAITING)
         self._putters = putters
         self._room = BoundedSemaphore(_PUTS)
         self._spool_folder = spool_folder
@@ -278,20 +282,31 @@ class Ingest:
         event = InstancesStored(payload_id, correlation_id)
         if self._announcers is None:
             self._tell_workers(event)
+        elif self._may_wait.acquire(blocking=False):
+            self._announcers.submit(self._tell_in_turn, event)
         else:
-            self._announcers.submit(self._tell_workers, event)
+            self._leave_to_relay(event, "too many wait for the broker already")
+
+    def _tell_in_turn(self, event: InstancesStored) -> None:
+        try:
+            self._tell_workers(event)
+        finally:
+            self._may_wait.release()
 
     def _tell_workers(self, event: InstancesStored) -> None:
         try:
             self._announce(event)
         except Transient as error:
-            self._metrics.unannounced.inc()
-            _log.warning(
-                "event not announced; the relay will",
-                payload_id=event.payload_id,
-                correlation_id=event.correlation_id,
-                error=str(error),
-            )
+            self._leave_to_relay(event, str(error))
+
+    def _leave_to_relay(self, event: InstancesStored, why: str) -> None:
+        self._metrics.unannounced.inc()
+        _log.warning(
+            "event not announced; the relay will",
+            payload_id=event.payload_id,
+            correlation_id=event.correlation_id,
+            error=why,
+        )
 
     def _count(self, receipt: Receipt, size_bytes: int) -> None:
         self._metrics.received_bytes.inc(size_bytes)

@@ -49,7 +49,9 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.now = RECEIVED_AT
         self.before_record: Callable[[], None] = lambda: None
+        self.before_announcement: Callable[[], None] = lambda: None
         self.announced: list[InstancesStored] = []
+        self.metrics = ApiMetrics(CollectorRegistry())
         self.instances = _SlowStore(folder / "payloads")
         self.state = _StateStore(folder / "state", self)
         for store in (self.instances, self.state):
@@ -59,12 +61,12 @@ class Bench:
         self.ingest = Ingest(
             instances=self.instances,
             records=self.records,
-            announce=self.announced.append,
+            announce=self._announce,
             announcers=ThreadPoolExecutor(1),
             putters=ThreadPoolExecutor(1),
             spool_folder=folder,
             limits=Limits(1 << 20, 10, 1 << 20, 0, UPLOAD),
-            metrics=ApiMetrics(CollectorRegistry()),
+            metrics=self.metrics,
             mint=payload_ids.mint,
             clock=lambda: self.now,
         )
@@ -82,6 +84,10 @@ class Bench:
         self.keys = IdempotencyKeys(
             self.state, self.records, payload_ids.mint, LEASE, clock=lambda: self.now
         )
+
+    def _announce(self, event: InstancesStored) -> None:
+        self.before_announcement()
+        self.announced.append(event)
 
     def keyed(self) -> Keyed:
         claimed = self.keys.claim("127.0.0.1", "/dicomweb/studies", "k")
@@ -226,3 +232,20 @@ def test_of_an_upload_that_was_given_up_nothing_is_left_and_its_key_is_free(benc
 
     assert list(bench.instances.folders("")) == []
     assert isinstance(bench.keys.claim("127.0.0.1", "/dicomweb/studies", "k"), ClaimedKey)
+
+
+def test_what_a_broker_that_hangs_keeps_waiting_has_an_end_and_the_rest_is_the_relays(
+    bench: Bench,
+) -> None:
+    answers = threading.Event()
+    bench.before_announcement = answers.wait
+    for number in range(150):
+        bench.ingest.announce(str(number), "c")
+
+    (left,) = (sample.value for sample in bench.metrics.unannounced.collect()[0].samples[:1])
+    answers.set()
+
+    assert left == 50
+    wait_for(lambda: len(bench.announced) == 100)
+    bench.ingest.announce("late", "c")
+    wait_for(lambda: bench.announced[-1].payload_id == "late")
