@@ -419,6 +419,17 @@ class Records:
             # By a worker that was taken for dead.
             self._store.delete([target])
 
+    def clear_left(self, opened: HeldRecord, now: datetime) -> None:
+        """Remove what a worker that died left of an opened record.
+
+        While its lease runs it may be alive, and take back a write that the disk did not confirm:
+        then what lies in pending/ is the only record there is.
+        """
+        left = self.read(_key(State.PENDING, opened.record.payload_id))
+        lease = left.record.lease if left else None
+        if lease is None or lease.until <= now:
+            self.move(opened)
+
     def replay(self, held: HeldRecord, due_at: datetime) -> HeldRecord:
         """Put a failed record back to pending, under the same payload id.
 

@@ -134,7 +134,7 @@ class Handler:
             _log.warning("an event without a record: its upload was never acknowledged")
             return
         if held.record.state is State.OPENED:
-            self._records.move(held)
+            self._records.clear_left(held, self._clock())
         if held.record.state is not State.PENDING:
             return
         lease = held.record.lease

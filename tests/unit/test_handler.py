@@ -210,7 +210,7 @@ def test_an_opened_record_is_not_opened_again(bench: Bench) -> None:
     assert len(published) == 1
 
 
-def test_an_opened_record_that_did_not_leave_pending_leaves_it_with_the_next_event(
+def test_an_opened_record_that_did_not_leave_pending_leaves_it_once_the_lease_has_ended(
     bench: Bench,
 ) -> None:
     added = bench.add(real_file())
@@ -222,6 +222,9 @@ def test_an_opened_record_that_did_not_leave_pending_leaves_it_with_the_next_eve
     bench.state.create(pending.key, encode(left), "application/json")
 
     again = Observed(bench.requests, lambda _: pytest.fail("opened again"))
+    bench.handler(again).open_workflow_request(added.payload_id)
+    assert len(bench.records.pending()) == 1
+    bench.now += LEASE
     bench.handler(again).open_workflow_request(added.payload_id)
 
     assert bench.records.pending() == []
