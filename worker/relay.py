@@ -32,6 +32,9 @@ _SHORT_QUEUE = 100
 # After an announcement a record is left alone for this long.
 _AGAIN = timedelta(seconds=30)
 
+# Twice the longest lease. A moment further ahead was told by a clock that was wrong.
+_FARTHEST = timedelta(hours=2)
+
 # A record that is settled and still in pending/ for this long was left by a worker that died. To
 # move one earlier could collide with the worker that is moving it.
 _LEFT = timedelta(seconds=60)
@@ -73,13 +76,13 @@ class Relay:
     def _announce_due(self, pending: list[ListedObject]) -> None:
         """`_not_before` remembers, for each version of a record seen, when it is next of interest,
         so that a pass reads only what changed or is due."""
+        now = self._clock()
         seen = {listed.key: listed.modified_at for listed in pending}
         self._not_before = {
             key: (modified_at, when)
             for key, (modified_at, when) in self._not_before.items()
-            if seen.get(key) == modified_at
+            if seen.get(key) == modified_at and when <= now + _FARTHEST
         }
-        now = self._clock()
         room = _SHORT_QUEUE - self._backlog()
         for listed in pending:
             _, when = self._not_before.get(listed.key, (None, now))
@@ -99,7 +102,7 @@ class Relay:
                 if listed.modified_at + _LEFT < now:
                     self._records.move(held)
                 continue
-            when = _due(held.record)
+            when = _due(held.record, now)
             if when <= now:
                 self._announce_again(held.record)
                 room -= 1
@@ -112,5 +115,6 @@ class Relay:
         _log.info("announced again", payload_id=record.payload_id, attempts=record.attempts)
 
 
-def _due(record: IngestRecord) -> datetime:
-    return max(record.due_at, record.lease.until) if record.lease else record.due_at
+def _due(record: IngestRecord, now: datetime) -> datetime:
+    moments = [record.due_at, *([record.lease.until] if record.lease else [])]
+    return max((moment for moment in moments if moment <= now + _FARTHEST), default=now)

@@ -90,6 +90,26 @@ def test_a_record_under_a_lease_is_due_when_the_lease_ran_out(bench: Bench) -> N
     assert bench.announced == [added.payload_id]
 
 
+def test_a_record_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
+    added = bench.add(due_at=bench.now + timedelta(days=1))
+
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_clock_that_is_put_back_keeps_no_record_waiting(bench: Bench) -> None:
+    bench.now += timedelta(days=1)
+    added = bench.add(due_at=bench.now + timedelta(minutes=1))
+    bench.relay.look()
+    assert bench.announced == []
+
+    bench.now -= timedelta(days=1)
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
 def test_an_announced_record_is_left_alone_for_a_while(bench: Bench) -> None:
     added = bench.add()
 
