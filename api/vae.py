@@ -5,7 +5,7 @@ from threading import BoundedSemaphore
 from typing import Any
 
 import orjson
-from flask import Blueprint, jsonify, request, url_for
+from flask import Blueprint, g, jsonify, request, url_for
 from flask.typing import ResponseReturnValue
 from marshmallow import Schema, ValidationError
 
@@ -66,6 +66,7 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
                     name=name,
                     virtual_ae_title=given["virtual_ae_title"],
                     date_time_created=utc_now(),
+                    created_by=g.caller.name,
                     **({"workflows": (), "plug_in_assemblies": ()} | _changeable(given)),
                 )
             )
@@ -81,7 +82,12 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
             raise BadRequest("name: the VAE to change must be named in the body")
         audit.about(vae=given["name"])
         try:
-            vae = vaes.update(given["name"], date_time_updated=utc_now(), **_changeable(given))
+            vae = vaes.update(
+                given["name"],
+                date_time_updated=utc_now(),
+                updated_by=g.caller.name,
+                **_changeable(given),
+            )
         except VaeMissing as error:
             raise NoSuchThing(str(error)) from error
         return jsonify(_SCHEMA.dump(vae))

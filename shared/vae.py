@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import orjson
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, validate
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, pre_load, validate
 
 from shared.dicom.uids import is_code_string, is_uid
 from shared.errors import ObjectMissing, Permanent, StowgateError, VersionConflict
@@ -109,6 +109,15 @@ class VaeSchema(Schema):
     updated_by = fields.String(data_key="updatedBy", dump_only=True)
     date_time_created = UtcDateTime(data_key="dateTimeCreated", dump_only=True)
     date_time_updated = UtcDateTime(data_key="dateTimeUpdated", dump_only=True)
+
+    @pre_load
+    def _omit_blank_name(self, data: Any, **_: Any) -> Any:
+        """Clients of the Informatics Gateway send one for a name that is to be the AE title."""
+        if not isinstance(data, dict):
+            return data
+        name = data.get("name")
+        is_blank = name is None or (isinstance(name, str) and not name.strip())
+        return {k: v for k, v in data.items() if k != "name" or not is_blank}
 
     @post_dump
     def _omit_nulls(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:

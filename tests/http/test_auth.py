@@ -133,6 +133,17 @@ def test_an_endpoint_is_for_callers_with_its_scope_only(
             assert refusal.json()["detail"]
 
 
+def test_a_vae_tells_who_made_and_who_changed_it(by_token: Service, key: Key) -> None:
+    ask = asking(by_token)
+    maker, changer = (bearer(key.token(scope="stowgate:admin", sub=n)) for n in ("ada", "bo"))
+
+    made = ask("POST", "/config/vae", json={"virtualAeTitle": "MADE"}, headers=maker).json()
+    changed = ask("PUT", "/config/vae", json={"name": "MADE"}, headers=changer).json()
+
+    assert (made["createdBy"], made.get("updatedBy")) == ("ada", None)
+    assert (changed["createdBy"], changed["updatedBy"]) == ("ada", "bo")
+
+
 def test_every_operation_of_the_openapi_document_is_among_those_tested(by_token: Service) -> None:
     document = json.loads(by_token.get("/openapi.json").content)
 

@@ -40,6 +40,16 @@ def test_a_new_vae_is_201_with_its_place_and_then_found(stowgate: Service) -> No
     assert vae in _call(stowgate, "GET").json()
 
 
+@pytest.mark.parametrize("name", [None, "", " "])
+def test_a_blank_name_is_the_ae_title(stowgate: Service, name: str | None) -> None:
+    title = _title()
+
+    created = _call(stowgate, "POST", body={"virtualAeTitle": title, "name": name})
+
+    assert (created.status_code, created.json()["name"]) == (201, title)
+    assert _call(stowgate, "PUT", body={"name": name, "workflows": []}).status_code == 400
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
