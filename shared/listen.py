@@ -6,10 +6,14 @@ from shared.config import Address, BadSetting
 
 
 def bind(address: Address, variable: str) -> socket.socket:
-    """Raises `BadSetting`, naming `variable`, where the address cannot be had."""
+    """The address `::` stands for those of IPv4 too.
+
+    Raises `BadSetting`, naming `variable`, where the address cannot be had.
+    """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    both = address.host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server(address, family=family, backlog=2048)
+        return socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)
     except OSError as error:
         raise BadSetting(
             f"{variable} is '{address}', but must be an address that is free here: "
