@@ -110,6 +110,8 @@ def _url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str
             or re.search(r"[\s\x00-\x1f]", text)
             or ("@" in parts.netloc and not user)
             or (parts.path.strip("/") and not path)
+            # A slash in the name of a virtual host is written %2F.
+            or (user and "/" in parts.path.strip("/"))
         ):
             before, behind = "user:password@" if user else "", "/path" if path else ""
             forms = [f"{start}{before}host:port{behind}" for start in starts]
@@ -208,6 +210,13 @@ def _text(text: str) -> str:
     return text
 
 
+def _visible(text: str) -> str:
+    """What is sent in a header field as it is."""
+    if not re.fullmatch("[!-~]+", text):
+        raise ValueError("visible ASCII characters without spaces")
+    return text
+
+
 def _path(text: str) -> Path:
     return Path(text).absolute()
 
@@ -239,9 +248,9 @@ class Settings:
         _url("folder", "http://", "https://"),
         "`folder`, or an S3 store as `http(s)://host:port`",
     )
-    object_store_access_key: str | None = setting(None, _text, "S3 access key", secret=True)
-    object_store_secret_key: str | None = setting(None, _text, "S3 secret key", secret=True)
-    object_store_region: str = setting("us-east-1", _text, "S3 region")
+    object_store_access_key: str | None = setting(None, _visible, "S3 access key", secret=True)
+    object_store_secret_key: str | None = setting(None, _visible, "S3 secret key", secret=True)
+    object_store_region: str = setting("us-east-1", _visible, "S3 region")
     broker: str = setting(
         "memory",
         _url("memory", "amqp://", "amqps://", path=True, user=True),
@@ -522,7 +531,7 @@ def load_settings() -> Settings:
             values[field.name] = None if raw is None else spec["parse"](raw)
         except ValueError as error:
             # A password has no place in any other URL, and stands in one all the same.
-            shown = "(a secret)" if spec["secret"] else repr(re.sub(r"//[^/]*@", "//…@", raw))
+            shown = "(a secret)" if spec["secret"] else repr(re.sub(r"//.*@", "//…@", raw))
             raise BadSetting(f"{variable} is {shown}, but must be {error}") from None
     settings = Settings(**values)
     if settings.object_store != "folder" and not (

@@ -1,6 +1,7 @@
 """Settings: what is read, and the one line that a bad value gets."""
 
 import os
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_OBJECT_STORE", "http://host:port", "http://host:port"),
         ("STOWGATE_OBJECT_STORE", "http://host/bucket", "http://host:port"),
         ("STOWGATE_OBJECT_STORE", "http://me:word@host:9000", "http://host:port"),
+        ("STOWGATE_OBJECT_STORE", "http://me:wo/rd@host:9000", "http://host:port"),
+        ("STOWGATE_OBJECT_STORE_REGION", "eu central", "visible ASCII"),
         ("STOWGATE_PUBLIC_URL", "http://me:word@host/", "http://host:port"),
         ("STOWGATE_PUBLIC_URL", "http://host name/", "http://host:port"),
         ("STOWGATE_BUCKET", "Upper", "bucket name"),
@@ -75,12 +78,26 @@ def test_a_bad_value_is_one_line_with_variable_value_and_what_is_right(
 
     line = str(caught.value)
     # Who put a password into a URL does not find it in a log.
-    assert line.startswith(f"{variable} is '{value.replace('me:word@', '…@')}'")
+    assert line.startswith(f"{variable} is '{re.sub('me:wo/?rd@', '…@', value)}'")
     assert right in line
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("value", ["rabbit:secret@host", "amqp://:secret@/vhost"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STOWGATE_OBJECT_STORE_ACCESS_KEY", "geheim\u00e4")
+
+    with pytest.raises(BadSetting, match=r"ACCESS_KEY is \(a secret\).*visible ASCII") as caught:
+        load_settings()
+
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["rabbit:secret@host", "amqp://:secret@/vhost", "amqp://me:secret@host/a/b"],
+)
 def test_a_bad_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("STOWGATE_BROKER", value)
 
