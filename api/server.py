@@ -4,6 +4,7 @@ import logging
 import resource
 import select
 import selectors
+import signal
 import socket
 import ssl
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import orjson
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.http import errors, message
 from gunicorn.http.body import LengthReader
@@ -136,6 +138,30 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
         return _closing_unread(self._make_app())
+
+    def run(self) -> None:
+        _Parent(self).run()
+
+
+class _Parent(Arbiter):  # type: ignore[misc]
+    """The process that keeps the worker processes, and ends with the terminal it was started from.
+
+    For gunicorn that signal, and others, ask for more processes or new ones. None is wanted here,
+    least of all beside the one that `stowgate run` embeds its broker in.
+    """
+
+    SIGNALS = (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT, signal.SIGTERM)
+
+    def init_signals(self) -> None:
+        is_detached = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        super().init_signals()
+        if is_detached:  # with nohup(1)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+
+    def handle_hup(self) -> None:
+        self.handle_term()
 
 
 def _most_connections() -> int:
@@ -326,6 +352,11 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._hourglass = Hourglass()
         # Until when each connection may stay in the poller, by the monotonic clock.
         self._ends: dict[TConn, float] = {}
+
+    def init_signals(self) -> None:
+        """A terminal that closes tells this process too, which has requests to finish."""
+        super().init_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def accept(self, listener: socket.socket) -> None:
         """When there are as many as may be, the one that waits the longest makes room."""

@@ -39,7 +39,7 @@ _CLEARING_SECONDS = 0.1
 # Of all payloads together, or more where more are opened at a time.
 _SIDECARS_AT_ONCE = 4
 
-_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+_STOP_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,15 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
 
 
 def run(settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; `say` is told where health and metrics are.
+    """Serve until a signal or the end of the terminal; `say` is told where health and metrics are.
 
     Raises `BadSetting` where the address is taken.
     """
+    is_detached = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # with nohup(1)
+    stop_signals = _STOP_SIGNALS - ({signal.SIGHUP} if is_detached else set())
     # Blocked in every thread that is started from here on, such a signal waits for this one to ask
     # for it. A handler would run in this one only, which need not wake when another is interrupted.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     registry = CollectorRegistry()
     engines = open_engines(settings)
     worker = compose(settings, engines, registry)
@@ -173,7 +175,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     worker.start()
     threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
     say(f"Stowgate's worker tells its health on {url_of(listener)}")
-    signal.sigwait(_STOP_SIGNALS)
+    signal.sigwait(stop_signals)
     _log.info("worker stopping")
     worker.stop()
     engines.close()

@@ -2,8 +2,12 @@
 
 import errno
 import json
+import os
+import re
+import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -254,6 +258,55 @@ def test_a_stopped_run_exits_cleanly_and_a_new_one_knows_what_was(tmp_path: Path
 
     with running("run", tmp_path) as second:
         assert second.get(f"/payloads/{payload_id}").json()["state"] == "opened"
+
+
+def _hang_up(service: Service) -> None:
+    """As a terminal does that is closed, which tells every process it has."""
+    for process_id in service.process_ids():
+        os.kill(process_id, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("command", ["run", "api", "worker"])
+def test_a_service_ends_with_its_terminal(command: str, tmp_path: Path) -> None:
+    with running(command, tmp_path) as service:
+        assert service.get("/health/live").status_code == 200
+
+        _hang_up(service)
+
+        assert service.process.wait(60) == 0
+
+
+@pytest.fixture
+def detached() -> Iterator[None]:
+    """What is started is as nohup(1) starts it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("detached")
+@pytest.mark.parametrize("command", ["run", "api", "worker"])
+def test_a_detached_service_outlives_its_terminal(command: str, tmp_path: Path) -> None:
+    with running(command, tmp_path) as service:
+        assert service.get("/health/live").status_code == 200
+        before = service.process_ids()
+
+        _hang_up(service)
+
+        assert service.get("/health/live").status_code == 200
+        assert service.process_ids() == before
+        assert service.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_that_asks_gunicorn_for_other_processes_is_ignored(
+    stowgate: Service, number: int
+) -> None:
+    assert stowgate.get("/health/live").status_code == 200
+    status = Path(f"/proc/{stowgate.process.pid}/status").read_text()
+    (ignored,) = re.findall(r"SigIgn:\s+([0-9a-f]+)", status)
+
+    assert int(ignored, 16) >> (number - 1) & 1
 
 
 def test_what_was_stored_but_not_opened_is_opened_by_the_next_start(tmp_path: Path) -> None:
