@@ -1,5 +1,6 @@
 """gunicorn, started from here rather than from its command line."""
 
+import errno
 import logging
 import resource
 import select
@@ -46,6 +47,9 @@ _LINGER_BYTES = 64 << 20
 _LINGER_SECONDS = 5.0
 
 _PIECE_BYTES = 64 << 10
+
+# Of accept(2): no file descriptor is left, or no memory for a connection.
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class _PlainHttp(errors.ParseException):  # type: ignore[misc]
@@ -360,8 +364,15 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def accept(self, listener: socket.socket) -> None:
         """When there are as many as may be, the one that waits the longest makes room."""
-        super().accept(listener)
-        if self.nr_conns >= self.worker_connections and len(self._ends) > 1:
+        has_room = True
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            has_room = False
+        has_room = has_room and self.nr_conns < self.worker_connections
+        if not has_room and len(self._ends) > 1:
             self._close(next(iter(self._ends)))
 
     def enqueue_req(self, conn: TConn) -> None:

@@ -1,6 +1,7 @@
 """What senders that stall, trickle or never hang up take from everyone else: nothing."""
 
 import json
+import os
 import resource
 import socket
 from collections.abc import Iterator
@@ -87,6 +88,22 @@ def test_more_idle_connections_than_there_may_be_keep_nobody_out(tmp_path: Path)
         live = requests.get(f"{service.url}/health/live", timeout=DEADLINE_SECONDS)
 
         assert live.status_code == 200
+
+
+def test_without_a_file_descriptor_left_who_waits_longest_makes_room(tmp_path: Path) -> None:
+    with running("run", tmp_path) as service, ExitStack() as idle:
+        for _ in range(5):
+            idle.enter_context(connect(service))
+        wait_for(lambda: open_connections(service) == 5)
+        process_id = service.process_ids()[1]
+        open_files = max(map(int, os.listdir(f"/proc/{process_id}/fd")))
+        resource.prlimit(process_id, resource.RLIMIT_NOFILE, (open_files + 1, open_files + 1))
+
+        for _ in range(3):
+            live = requests.get(f"{service.url}/health/live", timeout=DEADLINE_SECONDS)
+            assert live.status_code == 200
+
+        assert service.process_ids()[1] == process_id
 
 
 def test_who_asks_on_and_on_and_takes_no_answers_is_hung_up_on(service: Service) -> None:
