@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _M_ARENA_MAX = -8
 
+# A folder in memory, shm_overview(7).
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108
+
 # Hardly anything here is in cycles, and with Python's own 700 the search for them is a twentieth of
 # all work.
 _COLLECT_AFTER_OBJECTS = 20_000
@@ -113,7 +116,7 @@ def api() -> None:
 
     with ExitStack() as stack:
         if settings.api_processes > 1:
-            folder = tempfile.TemporaryDirectory(prefix="stowgate-metrics-")
+            folder = tempfile.TemporaryDirectory(prefix="stowgate-metrics-", dir=_memory())
             os.environ[METRICS_FOLDER] = stack.enter_context(folder)
         Server(
             listener,
@@ -135,6 +138,11 @@ def worker() -> None:
     import worker.main
 
     worker.main.run(_start(), click.echo)
+
+
+def _memory() -> str | None:
+    """What is mapped on a disk that fills up ends the process (SIGBUS)."""
+    return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK | os.X_OK) else None
 
 
 def _start_api() -> Settings:

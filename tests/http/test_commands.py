@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
+from disks import small_disk
 from instances import new_instance, real_file, uid
 from service import STOWGATE, Service, environment, running, wait_for
 
@@ -329,3 +331,16 @@ def test_two_processes_of_one_api_count_as_one(tmp_path: Path) -> None:
             return 'stowgate_posts_total{status="200"} 10.0' in api.get("/metrics").text
 
         wait_for(all_counted, seconds=10)
+
+
+def test_a_full_disk_of_temporary_files_ends_no_process_of_an_api(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", mebibytes=1) as disk:
+        with running("api", tmp_path / "data", STOWGATE_API_PROCESSES="2", TMPDIR=str(disk)) as api:
+            assert api.get("/health/live").status_code == 200
+            before = api.process_ids()
+            with suppress(OSError):
+                (disk / "full").write_bytes(bytes(2 << 20))
+
+            for _ in range(10):
+                assert api.post("/dicomweb/studies", new_instance(), "application/dicom").ok
+            assert api.process_ids() == before
