@@ -6,13 +6,15 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from http import HTTPStatus
 from threading import Lock
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import urllib3
 from minio import Minio
+from minio.datatypes import Object
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError
@@ -213,13 +215,10 @@ class MinioObjectStore:
 
     def folders(self, after: str) -> Iterator[str]:
         """The common prefixes at the top behind `after`, in order; asks for 1000 at a time."""
-        with self._typed("list"):
-            for found in self._client.list_objects(
-                bucket_name=self._bucket, recursive=False, start_after=after or None
-            ):
-                name = (found.object_name or "").removesuffix("/")
-                if found.is_dir and name > after:
-                    yield name
+        for found in self._pages("list", recursive=False, start_after=after or None):
+            name = (found.object_name or "").removesuffix("/")
+            if found.is_dir and name > after:
+                yield name
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these, 1000 a request; a key with nothing under it is no error."""
@@ -269,13 +268,19 @@ class MinioObjectStore:
                 raise
 
     def _list(self, prefix: str, after: str) -> Iterator[ListedObject]:
-        with self._typed(f"list {prefix!r}"):
-            for found in self._client.list_objects(
-                bucket_name=self._bucket, prefix=prefix, recursive=True, start_after=after or None
-            ):
-                if found.object_name is None or found.last_modified is None:
-                    continue  # a folder, which a recursive listing does not have
-                yield ListedObject(found.object_name, found.size or 0, found.last_modified)
+        doing = f"list {prefix!r}"
+        for found in self._pages(doing, prefix=prefix, recursive=True, start_after=after or None):
+            if found.object_name is None or found.last_modified is None:
+                continue  # a folder, which a recursive listing does not have
+            yield ListedObject(found.object_name, found.size or 0, found.last_modified)
+
+    def _pages(self, doing: str, **which: Any) -> Iterator[Object]:
+        with self._typed(doing):
+            try:
+                yield from self._client.list_objects(bucket_name=self._bucket, **which)
+            except ValueError as error:
+                # minio-py's, for XML that is no listing.
+                raise InvalidResponseError(HTTPStatus.OK, None, None) from error
 
     @contextmanager
     def _typed(self, doing: str) -> Iterator[None]:

@@ -764,6 +764,29 @@ def test_minio_types_what_the_store_answers(
         server.shutdown()
 
 
+def test_minio_takes_a_listing_that_is_none_of_s3_for_a_store_that_is_away() -> None:
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<html><body>Please log in</body></html>"
+            self.send_response(200)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = ObjectStoreEndpoint(f"http://127.0.0.1:{server.server_port}", "access", "secret")
+        store = minio_store(endpoint, "bucket")
+        for listing in (store.list("pending/"), store.folders("")):
+            with pytest.raises(StoreUnavailable, match="not S3's"):
+                next(listing)
+        server.shutdown()
+
+
 def test_minio_that_is_full_says_so_although_it_has_dropped_the_upload() -> None:
     class FullInTheMiddle(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
