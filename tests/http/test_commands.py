@@ -334,13 +334,15 @@ def test_two_processes_of_one_api_count_as_one(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_of_temporary_files_ends_no_process_of_an_api(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "small", mebibytes=1) as disk:
-        with running("api", tmp_path / "data", STOWGATE_API_PROCESSES="2", TMPDIR=str(disk)) as api:
-            assert api.get("/health/live").status_code == 200
-            before = api.process_ids()
-            with suppress(OSError):
-                (disk / "full").write_bytes(bytes(2 << 20))
+    with (
+        small_disk(tmp_path / "small", mebibytes=1) as disk,
+        running("api", tmp_path / "data", STOWGATE_API_PROCESSES="2", TMPDIR=str(disk)) as api,
+    ):
+        assert api.get("/health/live").status_code == 200
+        before = api.process_ids()
+        with suppress(OSError):
+            (disk / "full").write_bytes(bytes(2 << 20))
 
-            for _ in range(10):
-                assert api.post("/dicomweb/studies", new_instance(), "application/dicom").ok
-            assert api.process_ids() == before
+        for _ in range(10):
+            assert api.post("/dicomweb/studies", new_instance(), "application/dicom").ok
+        assert api.process_ids() == before
