@@ -30,6 +30,17 @@ _DEFLATED = frozenset(
     {DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
 )
 
+# PS3.6 Table A-1 has these, and pydicom's dictionary not yet: JPEG XL, and frames that are deflated
+# each by itself (PS3.5 A.4.13).
+_NEWER_THAN_PYDICOM = frozenset(
+    {
+        "1.2.840.10008.1.2.4.110",
+        "1.2.840.10008.1.2.4.111",
+        "1.2.840.10008.1.2.4.112",
+        "1.2.840.10008.1.2.8.1",
+    }
+)
+
 _PREAMBLE_BYTES = 128
 _READ_BYTES = 64 * 1024
 _INFLATE_BYTES = 1024 * 1024
@@ -124,7 +135,8 @@ def _accepted_transfer_syntax(values: Mapping[int, bytes]) -> str:
     if not is_uid(transfer_syntax_uid):
         raise NotUnderstood("TransferSyntaxUID (0002,0010) is not a UID")
     # Without validation, as pydicom would warn of leading zeros.
-    if UID(transfer_syntax_uid, validation_mode=IGNORE).type != "Transfer Syntax":
+    known = UID(transfer_syntax_uid, validation_mode=IGNORE).type == "Transfer Syntax"
+    if not known and transfer_syntax_uid not in _NEWER_THAN_PYDICOM:
         raise TransferSyntaxNotAccepted(
             f"TransferSyntaxUID (0002,0010) is {transfer_syntax_uid}, "
             "which is no transfer syntax of the DICOM standard"

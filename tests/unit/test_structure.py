@@ -228,6 +228,24 @@ def test_a_transfer_syntax_has_to_be_there_legal_and_known() -> None:
             check_structure(file_with(b"", unknown))
 
 
+@pytest.mark.parametrize(
+    "transfer_syntax_uid",
+    [
+        b"1.2.840.10008.1.2.4.110",
+        b"1.2.840.10008.1.2.4.111",
+        b"1.2.840.10008.1.2.4.112",
+        b"1.2.840.10008.1.2.8.1",
+    ],
+)
+def test_a_transfer_syntax_that_is_newer_than_pydicom_is_known(transfer_syntax_uid: bytes) -> None:
+    frames = element(0x7FE00010, "OB", item() + item(b"frame1") + SEQUENCE_END, UNDEFINED)
+    instance = element(0x00080018, "UI", b"1.2.4\0") + frames
+
+    structure = check_structure(file_with(instance, transfer_syntax_uid))
+
+    assert structure.transfer_syntax_uid == transfer_syntax_uid.decode()
+
+
 def test_file_meta_information_ends_where_its_group_does() -> None:
     dataset = element(0x00080018, "UI", b"1.2.4\0")
     check_structure(file_with(dataset))
