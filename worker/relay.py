@@ -8,6 +8,7 @@ lost. Any number of relays may run.
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import structlog
 
@@ -40,6 +41,14 @@ _FARTHEST = timedelta(hours=2)
 _LEFT = timedelta(seconds=60)
 
 
+class _Seen(NamedTuple):
+    """A version of a record that was read: when it is next of interest, and how often tried."""
+
+    modified_at: datetime
+    not_before: datetime
+    attempts: int
+
+
 class Relay:
     def __init__(
         self,
@@ -55,7 +64,7 @@ class Relay:
         self._backlog = backlog
         self._metrics = metrics
         self._clock = clock
-        self._not_before: dict[str, tuple[datetime, datetime]] = {}
+        self._seen: dict[str, _Seen] = {}
 
     def look(self) -> None:
         """One pass over the pending records. Errors of the engines end it and are logged."""
@@ -74,19 +83,21 @@ class Relay:
         self._metrics.failed.set(self._records.failed(pending))
 
     def _announce_due(self, pending: list[ListedObject]) -> None:
-        """`_not_before` remembers, for each version of a record seen, when it is next of interest,
-        so that a pass reads only what changed or is due."""
+        """`_seen` remembers what was read, so that a pass reads only what changed or is due.
+
+        What was tried the least comes first, lest many that fail again and again keep it waiting.
+        """
         now = self._clock()
-        seen = {listed.key: listed.modified_at for listed in pending}
-        self._not_before = {
-            key: (modified_at, when)
-            for key, (modified_at, when) in self._not_before.items()
-            if seen.get(key) == modified_at and when <= now + _FARTHEST
+        listed_at = {listed.key: listed.modified_at for listed in pending}
+        self._seen = {
+            key: seen
+            for key, seen in self._seen.items()
+            if listed_at.get(key) == seen.modified_at and seen.not_before <= now + _FARTHEST
         }
         room = _SHORT_QUEUE - self._backlog()
-        for listed in pending:
-            _, when = self._not_before.get(listed.key, (None, now))
-            if room <= 0 or when > now:
+        for listed in sorted(pending, key=self._attempts):
+            seen = self._seen.get(listed.key)
+            if room <= 0 or (seen is not None and seen.not_before > now):
                 continue
             try:
                 held = self._records.read(listed.key)
@@ -96,7 +107,7 @@ class Relay:
                 _log.error("record passed over", error=str(error))
                 held = None
             if held is None:
-                self._not_before[listed.key] = (listed.modified_at, now + _AGAIN)
+                self._seen[listed.key] = _Seen(listed.modified_at, now + _AGAIN, 0)
                 continue
             if held.record.state is not State.PENDING:
                 if listed.modified_at + _LEFT < now:
@@ -107,7 +118,12 @@ class Relay:
                 self._announce_again(held.record)
                 room -= 1
                 when = now + _AGAIN
-            self._not_before[listed.key] = (listed.modified_at, when)
+            self._seen[listed.key] = _Seen(listed.modified_at, when, held.record.attempts)
+
+    def _attempts(self, listed: ListedObject) -> int:
+        """As far as is known: of what is new or changed it is not, and that is to be read."""
+        seen = self._seen.get(listed.key)
+        return seen.attempts if seen else 0
 
     def _announce_again(self, record: IngestRecord) -> None:
         self._announce(InstancesStored(record.payload_id, record.correlation_id))

@@ -150,6 +150,22 @@ def test_what_has_waited_longest_comes_first(bench: Bench) -> None:
     assert bench.announced == [older.payload_id, newer.payload_id]
 
 
+def test_what_fails_again_and_again_keeps_nothing_new_waiting(bench: Bench) -> None:
+    for number in range(150):
+        bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000", attempts=9)
+    new = bench.add(due_at=bench.now + timedelta(seconds=1))
+    for _ in range(2):
+        bench.relay.look()
+    assert len(bench.announced) == 150
+
+    bench.now += timedelta(minutes=1)
+    bench.announced.clear()
+    bench.relay.look()
+
+    assert len(bench.announced) == 100
+    assert bench.announced[0] == new.payload_id
+
+
 def test_a_broker_that_is_gone_ends_the_pass_and_the_next_one_goes_on(bench: Bench) -> None:
     added = bench.add()
     bench.broken = True
