@@ -86,21 +86,25 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
     def with_options(
         *args: Any, url: str | None, user: str | None, token_file: Path | None, **options: Any
     ) -> None:
-        settings = load_settings()
-        where = url or settings.public_url or f"{settings.scheme}://{settings.listen}"
-        headers = _credentials(settings, user, token_file)
-        if settings.client_ca and not _holds_certificates(settings.client_ca):
-            raise BadSetting(
-                f"STOWGATE_CLIENT_CA is '{settings.client_ca}', but must be a PEM file with "
-                "certificates"
-            )
-        command(
-            *args,
-            api=Api(where.rstrip("/").removesuffix("/dicomweb"), headers, settings.client_ca),
-            **options,
-        )
+        try:
+            command(*args, api=_api(load_settings(), url, user, token_file), **options)
+        except BadSetting as error:
+            raise Unusable(str(error)) from error
+        except KeyboardInterrupt as error:
+            raise Unusable("interrupted") from error
 
     return with_options
+
+
+def _api(settings: Settings, url: str | None, user: str | None, token_file: Path | None) -> Api:
+    where = url or settings.public_url or f"{settings.scheme}://{settings.listen}"
+    headers = _credentials(settings, user, token_file)
+    if settings.client_ca and not _holds_certificates(settings.client_ca):
+        raise BadSetting(
+            f"STOWGATE_CLIENT_CA is '{settings.client_ca}', but must be a PEM file with "
+            "certificates"
+        )
+    return Api(where.rstrip("/").removesuffix("/dicomweb"), headers, settings.client_ca)
 
 
 def _credentials(settings: Settings, user: str | None, token_file: Path | None) -> dict[str, str]:
@@ -110,7 +114,7 @@ def _credentials(settings: Settings, user: str | None, token_file: Path | None) 
     token = token_file.read_text(errors="replace").strip() if token_file else settings.client_token
     user = user or (None if token else settings.client_user)
     if user:
-        password = settings.client_password or click.prompt("Password", hide_input=True, err=True)
+        password = settings.client_password or _asked_password()
         given = base64.b64encode(f"{user}:{password}".encode()).decode()
         return {"Authorization": f"Basic {given}"}
     if token:
@@ -118,6 +122,16 @@ def _credentials(settings: Settings, user: str | None, token_file: Path | None) 
             raise Unusable("the token must be one line of visible ASCII characters")
         return {"Authorization": f"Bearer {token}"}
     return {}
+
+
+def _asked_password() -> str:
+    try:
+        password: str = click.prompt("Password", hide_input=True, err=True)
+    except click.Abort as error:
+        raise Unusable(
+            "no password was given; where nobody can be asked, set STOWGATE_CLIENT_PASSWORD"
+        ) from error
+    return password
 
 
 def _holds_certificates(path: Path) -> bool:

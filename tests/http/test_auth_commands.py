@@ -32,6 +32,8 @@ def _run(*arguments: str, words: str = "", **settings: str) -> "subprocess.Compl
         [STOWGATE, *arguments],
         env=environment(Path("unused"), settings),
         input=words,
+        # Without a terminal, which a password would be read from instead.
+        start_new_session=True,
         capture_output=True,
         text=True,
         timeout=60,
@@ -100,6 +102,15 @@ def test_commands_say_who_asks(by_password: Service, tmp_path: Path) -> None:
     assert "403: the caller lacks the scope read" in _run("vae", "list", *place, **sender).stderr
     asked = _run("vae", "list", *place, "--user", "all", words=f"{PASSWORD}\n")
     assert asked.returncode == 0, asked.stderr
+
+
+def test_a_password_that_nobody_can_be_asked_for_is_told_and_exits_with_2(tmp_path: Path) -> None:
+    (tmp_path / "image.dcm").write_bytes(new_instance())
+
+    sent = _run("send", str(tmp_path), "--user", "all")
+
+    assert sent.returncode == 2
+    assert "STOWGATE_CLIENT_PASSWORD" in sent.stderr
 
 
 def test_commands_take_a_token_from_a_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -242,6 +243,48 @@ def test_an_address_that_is_taken_stops_the_start_with_one_line(
     assert started.returncode == 1
     (line,) = started.stderr.splitlines()
     assert f"{variable} is '{address}'" in line
+
+
+@pytest.mark.parametrize(
+    "command", [["send", "."], ["vae", "list"], ["payloads", "list"], ["failed", "list"]]
+)
+def test_a_bad_setting_makes_a_command_that_asks_the_api_exit_with_2(command: list[str]) -> None:
+    asked = _run(*command, STOWGATE_LISTEN="nowhere")
+
+    assert asked.returncode == 2
+    (line,) = asked.stderr.splitlines()
+    assert "STOWGATE_LISTEN is 'nowhere', but must be host:port" in line
+
+
+def test_a_certificate_file_without_certificates_makes_send_exit_with_2(tmp_path: Path) -> None:
+    sent = _run("send", tmp_path, STOWGATE_CLIENT_CA=str(tmp_path))
+
+    assert sent.returncode == 2
+    assert "STOWGATE_CLIENT_CA is " in sent.stderr
+
+
+def test_a_send_that_is_interrupted_exits_with_2(tmp_path: Path) -> None:
+    (tmp_path / "image.dcm").write_bytes(new_instance())
+    # What starts the tests may have SIGINT ignored, which is handed down.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from cli.main import main; main()"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        sending = subprocess.Popen(
+            [sys.executable, "-c", code, "send", tmp_path, "--url", url],
+            env=environment(tmp_path, {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with sending, silent.accept()[0]:
+            sending.send_signal(signal.SIGINT)
+            told, said = sending.communicate(timeout=60)
+
+    assert (sending.returncode, told) == (2, "")
+    assert "interrupted" in said
 
 
 def test_every_command_says_how_it_is_used() -> None:
