@@ -56,17 +56,18 @@ def replay(payload_ids: tuple[str, ...], everything: bool, api: Api) -> None:
     if everything == bool(payload_ids):
         raise click.UsageError("give the payloads to replay, or --all")
     chosen = [row["payload_id"] for row in _oldest_first(api)] if everything else payload_ids
+    paths = {payload_id: f"/payloads/{segment(payload_id)}/replay" for payload_id in chosen}
     refused = []
-    for payload_id in chosen:
+    for payload_id, path in paths.items():
         try:
-            api.call("POST", f"/payloads/{segment(payload_id)}/replay")
+            api.call("POST", path)
         except Unusable as error:
             refused.append(payload_id)
             click.echo(f"{payload_id}  {error}", err=True)
         else:
             click.echo(f"{payload_id}  pending")
     if refused:
-        raise Unusable(f"{len(refused)} of {len(chosen)} were not replayed")
+        raise Unusable(f"{len(refused)} of {len(paths)} were not replayed")
 
 
 def _oldest_first(api: Api) -> list[dict[str, Any]]:

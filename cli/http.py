@@ -15,7 +15,7 @@ from urllib.parse import quote
 import click
 import urllib3
 
-from shared.config import BadSetting, Settings, load_settings
+from shared.config import BadSetting, Settings, http_url, load_settings
 
 UNUSABLE = 2
 
@@ -97,14 +97,26 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _api(settings: Settings, url: str | None, user: str | None, token_file: Path | None) -> Api:
-    where = url or settings.public_url or f"{settings.scheme}://{settings.listen}"
+    if url is None:
+        url = settings.public_url or f"{settings.scheme}://{settings.listen}"
+    else:
+        url = checked_url(url, "--url")
     headers = _credentials(settings, user, token_file)
     if settings.client_ca and not _holds_certificates(settings.client_ca):
         raise BadSetting(
             f"STOWGATE_CLIENT_CA is '{settings.client_ca}', but must be a PEM file with "
             "certificates"
         )
-    return Api(where.rstrip("/").removesuffix("/dicomweb"), headers, settings.client_ca)
+    return Api(url.removesuffix("/dicomweb"), headers, settings.client_ca)
+
+
+def checked_url(text: str, name: str) -> str:
+    """The URL that was given as `name`. Raises `Unusable` for anything but http:// or https://."""
+    try:
+        return http_url(text)
+    except ValueError as error:
+        shown = re.sub(r"[^/]*@", "…@", text)
+        raise Unusable(f"{name} is '{shown}', but must be {error}") from None
 
 
 def _credentials(settings: Settings, user: str | None, token_file: Path | None) -> dict[str, str]:
@@ -162,6 +174,9 @@ def refusal(answer: urllib3.BaseHTTPResponse) -> str:
 
 
 def segment(text: str) -> str:
+    """One step of a URL's path. Raises `Unusable` for what would make the URL another one."""
+    if text in ("", ".", ".."):
+        raise Unusable(f"'{text}' is no name, id or UID")
     return quote(text, safe="")
 
 

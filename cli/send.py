@@ -36,10 +36,10 @@ def send(
 
     Exits with 0 when all were stored, 1 when some were not, 2 when the request was unusable.
     """
+    target = _target(api.url, study, workflow, vae)
     files = list(dict.fromkeys(_files(paths)))
     if not files:
         raise Unusable("none of the paths holds a DICOM file")
-    target = _target(api.url, study, workflow, vae)
     answer = _post(api, target, files)
     if answer.status in (200, 202, 409) and "dicom+json" in answer.headers["Content-Type"]:
         sys.exit(_report(files, answer))

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cli.http import Api, Unusable, segment, show_json, show_rows, with_api
+from cli.http import Api, Unusable, checked_url, segment, show_json, show_rows, with_api
 
 _ACCEPTED = "A {} that it accepts; may be repeated. Any, if not given."
 
@@ -83,7 +83,7 @@ def copy(source_url: str, api: Api) -> None:
 
     Exits with 1 when some could not be; those that were created stay.
     """
-    listed = Api(source_url.rstrip("/"), {}, api.ca).call("GET", "/config/vae")
+    listed = Api(checked_url(source_url, "SOURCE_URL"), {}, api.ca).call("GET", "/config/vae")
     if not isinstance(listed, list) or not all(isinstance(found, dict) for found in listed):
         raise Unusable(f"{source_url} has something else than a list of VAEs at /config/vae")
     refused = 0

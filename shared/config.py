@@ -121,6 +121,10 @@ def _url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str
     return parse
 
 
+http_url = _url("http://", "https://", path=True)
+"""Without a slash at the end. Raises ValueError, with what would be right, for anything else."""
+
+
 def _bucket(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", text) or ".." in text:
         raise ValueError("a bucket name: 3 to 63 of a-z 0-9 . -, first and last a letter or digit")
@@ -263,7 +267,7 @@ class Settings:
     state_bucket: str = setting("stowgate", _bucket, "bucket of the records and the VAE registry")
     public_url: str | None = setting(
         None,
-        _url("http://", "https://", path=True),
+        http_url,
         "base of RetrieveURL and of links; without it links are relative. Its path may stand in "
         "front of every path that is asked for",
     )

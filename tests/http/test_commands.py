@@ -1,6 +1,7 @@
 """The command `stowgate`, as an operator uses it."""
 
 import errno
+import http.server
 import json
 import os
 import re
@@ -8,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -261,6 +263,78 @@ def test_a_certificate_file_without_certificates_makes_send_exit_with_2(tmp_path
 
     assert sent.returncode == 2
     assert "STOWGATE_CLIENT_CA is " in sent.stderr
+
+
+@contextmanager
+def _recording() -> Iterator[tuple[str, list[str]]]:
+    """The URL of a server, and the paths that it was asked for; nothing is there."""
+    asked: list[str] = []
+
+    class Recording(http.server.BaseHTTPRequestHandler):
+        def log_request(self, *_: Any) -> None:
+            asked.append(self.path)
+
+    with _serving(Recording) as url:
+        yield url, asked
+
+
+@contextmanager
+def _serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["vae", "show"], ""),
+        (["vae", "show"], "."),
+        (["vae", "show"], ".."),
+        (["vae", "remove"], ""),
+        (["payloads", "show"], ""),
+        (["failed", "show"], ""),
+        (["failed", "replay", "01890000-0000-7000-8000-000000000000"], ""),
+        (["send", ".", "--study"], ""),
+        (["send", ".", "--workflow"], ""),
+        (["send", ".", "--vae"], ".."),
+    ],
+)
+def test_a_name_that_would_make_another_url_is_refused_before_anything_is_asked(
+    command: list[str], name: str
+) -> None:
+    with _recording() as (url, asked):
+        refused = _run(*command, name, "--url", url)
+
+    assert (refused.returncode, refused.stdout, asked) == (2, "", [])
+    assert f"'{name}' " in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "url"),
+    [
+        (["payloads", "list", "--url"], ""),
+        (["payloads", "list", "--url"], "localhost"),
+        (["payloads", "list", "--url"], "ftp://127.0.0.1"),
+        (["payloads", "list", "--url"], "http://"),
+        (["send", ".", "--url"], "127.0.0.1:8080"),
+        (["vae", "copy"], "localhost:8080"),
+    ],
+)
+def test_a_url_without_http_or_a_host_is_told_in_one_line(command: list[str], url: str) -> None:
+    refused = _run(*command, url)
+
+    assert (refused.returncode, refused.stdout) == (2, "")
+    (line,) = refused.stderr.splitlines()
+    assert f"is '{url}', but must be http://host:port/path or https://host:port/path" in line
+
+
+def test_a_password_in_a_url_is_not_repeated() -> None:
+    refused = _run("payloads", "list", "--url", "http://all:hidden-word@127.0.0.1:8080")
+
+    assert refused.returncode == 2
+    assert "hidden-word" not in refused.stderr
 
 
 def test_a_send_that_is_interrupted_exits_with_2(tmp_path: Path) -> None:
