@@ -3,6 +3,7 @@
 import base64
 import functools
 import json
+import os
 import re
 import ssl
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,7 @@ from urllib.parse import quote
 import click
 import urllib3
 
-from shared.config import BadSetting, Settings, http_url, load_settings
+from shared.config import BadSetting, Settings, http_url, load_settings, unknown_variables
 
 UNUSABLE = 2
 
@@ -86,6 +87,8 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
     def with_options(
         *args: Any, url: str | None, user: str | None, token_file: Path | None, **options: Any
     ) -> None:
+        for sentence in unknown_variables(os.environ):
+            click.echo(f"Warning: {sentence}", err=True)
         try:
             command(*args, api=_api(load_settings(), url, user, token_file), **options)
         except BadSetting as error:

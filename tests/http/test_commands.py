@@ -337,6 +337,14 @@ def test_a_password_in_a_url_is_not_repeated() -> None:
     assert "hidden-word" not in refused.stderr
 
 
+def test_commands_that_ask_the_api_warn_of_an_unknown_variable(stowgate: Service) -> None:
+    listed = _run("payloads", "list", "--url", stowgate.url, STOWGATE_CLIENT_USR="typo")
+
+    assert listed.returncode == 0
+    (line,) = listed.stderr.splitlines()
+    assert "STOWGATE_CLIENT_USR is set, but no setting has that name" in line
+
+
 def test_a_send_that_is_interrupted_exits_with_2(tmp_path: Path) -> None:
     (tmp_path / "image.dcm").write_bytes(new_instance())
     # What starts the tests may have SIGINT ignored, which is handed down.
