@@ -1,9 +1,11 @@
 """`stowgate send`: files and folders by STOW-RS, in one request."""
 
+import os
 import re
+import stat
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,48 +36,97 @@ def send(
 ) -> None:
     """Send DICOM files, and those in folders, as one request.
 
-    Exits with 0 when all were stored, 1 when some were not, 2 when the request was unusable.
+    Exits with 0 when all were stored, 1 when some were not or could not be read, 2 when the request
+    was unusable.
     """
     target = _target(api.url, study, workflow, vae)
-    files = list(dict.fromkeys(_files(paths)))
+    search = _Search()
+    for path in paths:
+        search.add(path)
+    search.tell()
+    files = list(search.size_bytes)
     if not files:
         raise Unusable("none of the paths holds a DICOM file")
-    answer = _post(api, target, files)
+    body = _MultipartBody(search.size_bytes)
+    answer = _post(api, target, body)
     if answer.status in (200, 202, 409) and "dicom+json" in answer.headers["Content-Type"]:
-        sys.exit(_report(files, answer))
+        sys.exit(max(_report(files, answer), _SOME_NOT if search.unread else _ALL_STORED))
     raise Unusable(refusal(answer))
 
 
-def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
-    """Files as they are named, and of folders those that are DICOM Part 10."""
-    skipped = 0
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            if file.name != "DICOMDIR" and _is_part_10(file):
-                yield file
-            else:
-                skipped += 1
-    if skipped:
-        click.echo(f"skipped {skipped} files that are not DICOM Part 10 instances", err=True)
+class _Search:
+    """Files to send: those that are named, and in folders those that are DICOM Part 10 instances.
+
+    Links are followed, and no folder is searched twice.
+    """
+
+    def __init__(self) -> None:
+        self.size_bytes: dict[Path, int] = {}
+        self.unread = 0
+        self._skipped = 0
+        self._searched: set[tuple[int, int]] = set()
+
+    def add(self, path: Path) -> None:
+        """Raises `Unusable` for what is neither a folder nor a regular file."""
+        if path.is_dir():
+            self._add_folder(path)
+            return
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise Unusable(f"{path} is not a regular file")
+        self.size_bytes[path] = found.st_size
+
+    def tell(self) -> None:
+        """What was not taken, in numbers."""
+        if self._skipped:
+            skipped = _counted(
+                self._skipped,
+                "file that is not a DICOM Part 10 instance",
+                "files that are not DICOM Part 10 instances",
+            )
+            click.echo(f"skipped {skipped}", err=True)
+        if self.unread:
+            unread = _counted(
+                self.unread,
+                "file or folder that cannot be read",
+                "files or folders that cannot be read",
+            )
+            click.echo(f"left out {unread}", err=True)
+
+    def _add_folder(self, folder: Path) -> None:
+        for parent, subfolders, names in os.walk(
+            folder, onerror=lambda error: self._leave_out(error.filename, error), followlinks=True
+        ):
+            found = os.stat(parent)
+            if (found.st_dev, found.st_ino) in self._searched:
+                subfolders.clear()
+                continue
+            self._searched.add((found.st_dev, found.st_ino))
+            subfolders.sort()
+            for file in sorted(Path(parent, name) for name in names):
+                try:
+                    self._add_instance(file)
+                except OSError as error:
+                    self._leave_out(file, error)
+
+    def _add_instance(self, file: Path) -> None:
+        found = file.stat()
+        # Before it is opened: a pipe would keep whoever opens it waiting for a writer.
+        is_readable = stat.S_ISREG(found.st_mode)
+        if is_readable and file.name.upper() != "DICOMDIR" and _is_part_10(file):
+            self.size_bytes[file] = found.st_size
+        else:
+            self._skipped += 1
+
+    def _leave_out(self, path: Path | str, error: OSError) -> None:
+        self.unread += 1
+        click.echo(f"{path} cannot be read: {error.strerror}", err=True)
 
 
 def _is_part_10(file: Path) -> bool:
     """PS3.10 7.1: 128 bytes of preamble, then DICM."""
-    with _opened(file) as head:
+    with file.open("rb") as head:
         return head.read(132)[128:] == b"DICM"
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
-    try:
-        content = file.open("rb")
-    except OSError as error:
-        raise Unusable(f"{file} cannot be read: {error.strerror}") from error
-    with content:
-        yield content
 
 
 def _target(url: str, study: str | None, workflow: str | None, vae: str | None) -> str:
@@ -93,22 +144,16 @@ def _target(url: str, study: str | None, workflow: str | None, vae: str | None) 
 class _MultipartBody:
     """multipart/related over files (RFC 2387); iterating it reads them piece by piece."""
 
-    def __init__(self, files: list[Path], on_piece: Callable[[int], None]) -> None:
+    def __init__(self, size_bytes: dict[Path, int]) -> None:
         self.boundary = uuid4().hex
-        self._files = [(file, file.stat().st_size) for file in files]
+        self._files = size_bytes
         self._head = f"--{self.boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         self._end = f"--{self.boundary}--\r\n".encode()
-        framing_bytes = len(files) * (len(self._head) + 2) + len(self._end)
-        self.size_bytes = framing_bytes + sum(size for _, size in self._files)
-        self._on_piece = on_piece
+        framing_bytes = len(self._files) * (len(self._head) + 2) + len(self._end)
+        self.size_bytes = framing_bytes + sum(self._files.values())
 
     def __iter__(self) -> Iterator[bytes]:
-        for piece in self._pieces():
-            yield piece
-            self._on_piece(len(piece))
-
-    def _pieces(self) -> Iterator[bytes]:
-        for file, size in self._files:
+        for file, size in self._files.items():
             yield self._head
             with _opened(file) as content:
                 while size > 0:
@@ -121,13 +166,19 @@ class _MultipartBody:
         yield self._end
 
 
-def _post(api: Api, target: str, files: list[Path]) -> urllib3.BaseHTTPResponse:
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    try:
+        with file.open("rb") as content:
+            yield content
+    except OSError as error:
+        raise Unusable(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _post(api: Api, target: str, body: _MultipartBody) -> urllib3.BaseHTTPResponse:
     console = Console(stderr=True)
     columns = ("sending", BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("")
-        body = _MultipartBody(files, lambda count: progress.advance(task, count))
-        progress.update(task, total=body.size_bytes)
         headers = api.headers | {
             "Content-Type": (
                 f'multipart/related; type="application/dicom"; boundary="{body.boundary}"'
@@ -137,9 +188,16 @@ def _post(api: Api, target: str, files: list[Path]) -> urllib3.BaseHTTPResponse:
         }
         pool = api.pool(urllib3.Timeout(connect=10, read=300))
         try:
-            return pool.request("POST", target, body=body, headers=headers)
+            return pool.request("POST", target, body=_shown(body, progress), headers=headers)
         except urllib3.exceptions.HTTPError as error:
             raise unreachable(target, error) from error
+
+
+def _shown(body: _MultipartBody, progress: Progress) -> Iterator[bytes]:
+    task = progress.add_task("", total=body.size_bytes)
+    for piece in body:
+        yield piece
+        progress.advance(task, len(piece))
 
 
 def _report(files: list[Path], answer: urllib3.BaseHTTPResponse) -> int:
@@ -173,3 +231,7 @@ def _failure(files: list[Path], item: dict[str, Any]) -> str:
     if part and 1 <= int(part[1]) <= len(files):
         words = f"{files[int(part[1]) - 1]}: {words[part.end() :]}"
     return words
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"

@@ -2,6 +2,7 @@
 
 import errno
 import http.server
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from disks import small_disk
 from instances import new_instance, real_file, uid
+from limits import MAX_PARTS
 from service import STOWGATE, Service, environment, running, wait_for
 
 from cli.send import send
@@ -133,6 +135,129 @@ def test_send_names_a_file_that_cannot_be_read_and_exits_with_2(
 
     assert sent.exit_code == 2
     assert "cannot be read: Permission denied" in sent.stderr
+
+
+def _run_kept_by_modes(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """As `_run`, and root is kept out by a file's mode like others: it loses what lets it pass
+    (CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of capabilities(7), by prctl(2))."""
+    code = (
+        "import ctypes, os, sys\n"
+        "for capability in (1, 2): ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, STOWGATE, *arguments],
+        env=environment(Path("unused"), {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("closed", ["IMAGES", "IMAGES/IM1"])
+def test_send_says_what_it_cannot_read_in_a_folder_sends_the_rest_and_exits_with_1(
+    stowgate: Service, files: Path, closed: str
+) -> None:
+    (files / "IM2").write_bytes(new_instance())
+    left_out = files / closed
+    mode = left_out.stat().st_mode
+    left_out.chmod(0)
+
+    sent = _run_kept_by_modes("send", files, "--url", stowgate.url)
+
+    left_out.chmod(mode)
+    assert sent.returncode == 1
+    count = 1 if closed == "IMAGES" else 2
+    assert stowgate.opened(sent.stdout.split()[-1])["file_count"] == count
+    assert f"{left_out} cannot be read: Permission denied" in sent.stderr
+    assert "left out 1 file or folder that cannot be read" in sent.stderr
+
+
+def test_send_follows_links_to_folders_and_sends_what_is_in_a_loop_once(
+    stowgate: Service, files: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "IM2").write_bytes(new_instance())
+    (files / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(files)
+
+    sent = _run("send", files, "--url", stowgate.url)
+
+    assert sent.returncode == 0, sent.stderr
+    assert sent.stdout.startswith("stored 3 of 3 files\npayload ")
+
+
+def test_send_says_that_a_link_in_a_folder_leads_nowhere_and_exits_with_1(
+    stowgate: Service, files: Path
+) -> None:
+    (files / "gone").symlink_to(files / "nowhere")
+
+    sent = _run("send", files, "--url", stowgate.url)
+
+    assert sent.returncode == 1
+    assert f"{files / 'gone'} cannot be read: No such file or directory" in sent.stderr
+
+
+def test_send_skips_what_is_no_regular_file_in_a_folder(stowgate: Service, files: Path) -> None:
+    os.mkfifo(files / "pipe")
+
+    sent = _run("send", files, "--url", stowgate.url)
+
+    assert sent.returncode == 0, sent.stderr
+    assert "skipped 3 files" in sent.stderr
+
+
+@pytest.mark.parametrize("named", ["pipe", "/dev/stdin", "/dev/null"])
+def test_send_refuses_what_is_named_and_no_regular_file(
+    stowgate: Service, files: Path, named: str
+) -> None:
+    os.mkfifo(files / "pipe")
+
+    sent = _run("send", files / "IMAGES", files / named, "--url", stowgate.url)
+
+    assert (sent.returncode, sent.stdout) == (2, "")
+    assert f"{files / named} is not a regular file" in sent.stderr
+
+
+@pytest.mark.parametrize("name", ["dicomdir", "DicomDir"])
+def test_send_skips_a_dicomdir_however_it_is_written(
+    stowgate: Service, files: Path, name: str
+) -> None:
+    (files / "DICOMDIR").rename(files / name)
+
+    sent = _run("send", files, "--url", stowgate.url)
+
+    assert sent.stdout.startswith("stored 2 of 2 files\npayload ")
+
+
+def test_send_repeats_that_there_were_too_many_files_for_one_request(
+    stowgate: Service, tmp_path: Path
+) -> None:
+    instance = new_instance()
+    for number in range(MAX_PARTS + 100):
+        (tmp_path / f"{number}.dcm").write_bytes(instance)
+
+    sent = _run("send", tmp_path, "--url", stowgate.url)
+
+    assert (sent.returncode, sent.stdout) == (2, "")
+    assert f"413: the request has more than {MAX_PARTS} parts" in sent.stderr
+
+
+def test_send_names_a_file_that_cannot_be_read_to_its_end_and_exits_with_2(
+    stowgate: Service, monkeypatch: pytest.MonkeyPatch, files: Path
+) -> None:
+    class OnABadDisk(io.BytesIO):
+        def read(self, *_: Any) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", lambda *_: OnABadDisk())
+    bad = files / "IMAGES" / "IM0"
+    sent = CliRunner().invoke(send, [str(bad), "--url", stowgate.url])
+
+    assert sent.exit_code == 2
+    assert f"{bad} cannot be read: Input/output error" in sent.stderr
 
 
 def test_send_without_any_instance_exits_with_2(tmp_path: Path) -> None:
