@@ -7,6 +7,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -49,9 +52,12 @@ def send(
         raise Unusable("none of the paths holds a DICOM file")
     body = _MultipartBody(search.size_bytes)
     answer = _post(api, target, body)
-    if answer.status in (200, 202, 409) and "dicom+json" in answer.headers["Content-Type"]:
-        sys.exit(max(_report(files, answer), _SOME_NOT if search.unread else _ALL_STORED))
-    raise Unusable(refusal(answer))
+    outcome = _outcome(target, answer, files, body.copies)
+    _tell(outcome, len(files))
+    if "X-Payload-ID" in answer.headers:
+        click.echo(f"payload {answer.headers['X-Payload-ID']}")
+    is_some_missing = outcome.failures or outcome.unknown or search.unread
+    sys.exit(_SOME_NOT if is_some_missing else _ALL_STORED)
 
 
 class _Search:
@@ -146,6 +152,8 @@ class _MultipartBody:
 
     def __init__(self, size_bytes: dict[Path, int]) -> None:
         self.boundary = uuid4().hex
+        self.copies = 0
+        """How many of the files that were read are, byte for byte, another that was read before."""
         self._files = size_bytes
         self._head = f"--{self.boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         self._end = f"--{self.boundary}--\r\n".encode()
@@ -153,15 +161,20 @@ class _MultipartBody:
         self.size_bytes = framing_bytes + sum(self._files.values())
 
     def __iter__(self) -> Iterator[bytes]:
+        digests: set[bytes] = set()
         for file, size in self._files.items():
             yield self._head
+            digest = sha256()
             with _opened(file) as content:
                 while size > 0:
                     piece = content.read(min(size, 1 << 20))
                     if not piece:
                         raise Unusable(f"{file} became shorter while it was sent")
                     size -= len(piece)
+                    digest.update(piece)
                     yield piece
+            self.copies += digest.digest() in digests
+            digests.add(digest.digest())
             yield b"\r\n"
         yield self._end
 
@@ -200,22 +213,59 @@ def _shown(body: _MultipartBody, progress: Progress) -> Iterator[bytes]:
         progress.advance(task, len(piece))
 
 
-def _report(files: list[Path], answer: urllib3.BaseHTTPResponse) -> int:
-    dataset = answer.json()
-    stored = _items(dataset, "00081199")
-    failed = _items(dataset, "00081198") + _items(dataset, "0008119A")
-    click.echo(f"stored {len(stored)} of {len(files)} files")
-    warnings = Counter(words for item in stored if (words := _words(item)))
-    for words, count in warnings.items():
+@dataclass(frozen=True)
+class _Outcome:
+    """Of `copies` and `unknown` the answer says nothing; only of the first it is known why."""
+
+    stored: int
+    warnings: Counter[str]
+    failures: list[str]
+    copies: int
+    unknown: int
+
+
+def _outcome(
+    target: str, answer: urllib3.BaseHTTPResponse, files: list[Path], copies: int
+) -> _Outcome:
+    """Raises `Unusable` for a refusal, and for what is no Store Instances Response (PS3.18 I.2)."""
+    is_dataset = "dicom+json" in answer.headers.get("Content-Type", "")
+    if answer.status >= 400 and not (is_dataset and answer.status == HTTPStatus.CONFLICT):
+        raise Unusable(refusal(answer))
+    try:
+        dataset = answer.json() if is_dataset else None
+        stored = _items(dataset, "00081199")
+        warnings = Counter(words for item in stored if (words := _words(item)))
+        failed = _items(dataset, "00081198") + _items(dataset, "0008119A")
+        failures = [_failure(files, item) for item in failed]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise Unusable(
+            f"{target} answered {answer.status} and not what was stored: is the URL that of the "
+            "API?"
+        ) from error
+    unnamed = max(0, len(files) - len(stored) - len(failed))
+    copies = min(copies, unnamed)
+    return _Outcome(len(stored), warnings, failures, copies, unnamed - copies)
+
+
+def _tell(outcome: _Outcome, sent: int) -> None:
+    click.echo(f"stored {outcome.stored} of {_counted(sent, 'file', 'files')}")
+    if outcome.copies:
+        copies = _counted(
+            outcome.copies,
+            "file that is the same, byte for byte, as another",
+            "files that are the same, byte for byte, as others",
+        )
+        click.echo(f"  not stored again: {copies}")
+    for words, count in outcome.warnings.items():
         click.echo(f"  warning ({count}): {words}")
-    for item in failed:
-        click.echo(f"  failed: {_failure(files, item)}")
-    if "X-Payload-ID" in answer.headers:
-        click.echo(f"payload {answer.headers['X-Payload-ID']}")
-    return _SOME_NOT if failed else _ALL_STORED
+    for words in outcome.failures:
+        click.echo(f"  failed: {words}")
+    if outcome.unknown:
+        unknown = _counted(outcome.unknown, "file", "files")
+        click.echo(f"  unknown: the answer says nothing of {unknown}; is the URL that of the API?")
 
 
-def _items(dataset: dict[str, Any], tag: str) -> list[dict[str, Any]]:
+def _items(dataset: Any, tag: str) -> list[dict[str, Any]]:
     return list(dataset.get(tag, {}).get("Value", []))
 
 

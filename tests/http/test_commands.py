@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -230,6 +231,96 @@ def test_send_skips_a_dicomdir_however_it_is_written(
     sent = _run("send", files, "--url", stowgate.url)
 
     assert sent.stdout.startswith("stored 2 of 2 files\npayload ")
+
+
+def test_send_counts_one_as_one(stowgate: Service, files: Path) -> None:
+    (files / "DICOMDIR").unlink()
+    (files / "IMAGES" / "IM0").unlink()
+
+    sent = _run("send", files, "--url", stowgate.url)
+
+    assert sent.stdout.startswith("stored 1 of 1 file\n")
+    assert sent.stderr == "skipped 1 file that is not a DICOM Part 10 instance\n"
+
+
+@pytest.mark.parametrize(
+    ("copies", "words"),
+    [
+        (1, "not stored again: 1 file that is the same, byte for byte, as another"),
+        (2, "not stored again: 2 files that are the same, byte for byte, as others"),
+    ],
+)
+def test_send_says_that_identical_copies_are_stored_once(
+    stowgate: Service, files: Path, copies: int, words: str
+) -> None:
+    for number in range(copies):
+        shutil.copy(files / "IMAGES" / "IM0", files / f"copy-{number}")
+
+    sent = _run("send", files, "--url", stowgate.url)
+
+    assert sent.returncode == 0, sent.stderr
+    told, why, _ = sent.stdout.splitlines()
+    assert told == f"stored 2 of {2 + copies} files"
+    assert words in why
+
+
+@contextmanager
+def _answering(status: int, content_type: str | None, body: bytes) -> Iterator[str]:
+    """The URL of a server that takes every POST whole, and says this."""
+
+    class Answering(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            if content_type:
+                self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with _serving(Answering) as url:
+        yield url
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"00081199":{"vr":"SQ"}}'])
+def test_send_exits_with_1_when_the_answer_says_nothing_of_what_was_sent(
+    files: Path, body: bytes
+) -> None:
+    with _answering(200, "application/dicom+json", body) as url:
+        sent = _run("send", files, "--url", url)
+
+    assert sent.returncode == 1
+    assert sent.stdout.splitlines() == [
+        "stored 0 of 2 files",
+        "  unknown: the answer says nothing of 2 files; is the URL that of the API?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "body"),
+    [
+        (200, None, b"{}"),
+        (200, "text/html", b"<html>welcome</html>"),
+        (200, "application/dicom+json", b"<html>"),
+        (200, "application/dicom+json", b"[]"),
+        (200, "application/dicom+json", b"null"),
+        (202, "application/dicom+json", b'{"00081198":{"vr":"SQ","Value":[{}]}}'),
+        (204, None, b""),
+    ],
+)
+def test_send_says_in_one_line_that_an_answer_is_none_of_a_store_and_exits_with_2(
+    files: Path, status: int, content_type: str | None, body: bytes
+) -> None:
+    with _answering(status, content_type, body) as url:
+        sent = _run("send", files / "IMAGES", "--url", url)
+
+    assert (sent.returncode, sent.stdout) == (2, "")
+    (line,) = sent.stderr.splitlines()
+    assert f"{url}/dicomweb/studies answered {status}" in line
+    assert "is the URL that of the API?" in line
 
 
 def test_send_repeats_that_there_were_too_many_files_for_one_request(
