@@ -119,7 +119,7 @@ class Limits:
     def check_number(self, part: ReceivedPart) -> None:
         """Raises `TooLarge` for a part too many."""
         if part.number > self.parts:
-            raise TooLarge(f"the request has more than {self.parts} parts")
+            raise TooLarge(f"the request has more parts than the limit of {self.parts}")
 
     def instance_bytes(self, vae: Vae | None) -> int:
         of_vae = vae.max_instance_bytes if vae else None

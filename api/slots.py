@@ -95,6 +95,6 @@ class Slots:
 
     def _too_busy(self) -> TooBusy:
         return TooBusy(
-            f"{self._most} uploads are in progress, as many as are taken at a time, and others "
-            "wait for their turn; send it again later"
+            f"the uploads in progress are as many as are taken at a time ({self._most}), and "
+            "others wait for their turn; send it again later"
         )

@@ -248,8 +248,8 @@ def _count(rates: Rates, name: str, per_minute: int | None, words: str) -> None:
     wait_seconds = rates.take(name, per_minute) if per_minute else 0
     if wait_seconds:
         raise TooBusy(
-            f"{per_minute} requests a minute are taken {words}, and this is one more; send it "
-            "again later",
+            f"the limit of requests {words} is {per_minute} a minute, and this is one more; send "
+            "it again later",
             math.ceil(wait_seconds),
         )
 

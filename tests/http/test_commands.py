@@ -333,7 +333,7 @@ def test_send_repeats_that_there_were_too_many_files_for_one_request(
     sent = _run("send", tmp_path, "--url", stowgate.url)
 
     assert (sent.returncode, sent.stdout) == (2, "")
-    assert f"413: the request has more than {MAX_PARTS} parts" in sent.stderr
+    assert f"413: the request has more parts than the limit of {MAX_PARTS}" in sent.stderr
 
 
 def test_send_names_a_file_that_cannot_be_read_to_its_end_and_exits_with_2(

@@ -78,7 +78,7 @@ def test_another_body_under_the_key_is_422(stowgate: Service) -> None:
     ("instances", "words"),
     [
         ([bytes(MAX_PART_BYTES + 1)], f"part 1 is over the limit of {MAX_PART_BYTES} bytes"),
-        ([b"."] * (MAX_PARTS + 1), f"the request has more than {MAX_PARTS} parts"),
+        ([b"."] * (MAX_PARTS + 1), f"the request has more parts than the limit of {MAX_PARTS}"),
     ],
 )
 def test_a_used_key_brings_nobody_past_the_limits(

@@ -119,7 +119,7 @@ def _kept(service: Service) -> list[Path]:
         pytest.param(
             _head(MULTIPART, CHUNKED) + _chunks(*[PART + b"x\r\n"] * 4, bytes(1 << 20)),
             413,
-            "more than 3 parts",
+            "more parts than the limit of 3",
             id="parts",
         ),
         pytest.param(
@@ -195,7 +195,7 @@ def test_a_sender_that_comes_too_often_is_429_before_its_body(tmp_path: Path) ->
 
         assert status == 429
         assert 1 <= int(headers["Retry-After"]) <= 30
-        assert "2 requests a minute" in words
+        assert "the limit of requests from this address is 2 a minute" in words
         assert service.get("/health/live").status_code == 200
 
 
@@ -214,7 +214,7 @@ def test_more_uploads_than_are_taken_at_a_time_are_429_before_their_body(tmp_pat
 
         assert status == 429
         assert int(headers["Retry-After"]) > 0
-        assert "1 uploads are in progress" in words
+        assert "the uploads in progress are as many as are taken at a time (1)" in words
         assert first.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 

@@ -108,7 +108,7 @@ def test_more_requests_than_a_vae_accepts_are_429_and_others_are_not_touched(
 
     assert too_often.status_code == 429
     assert 1 <= int(too_often.headers["Retry-After"]) <= 60
-    assert f"1 requests a minute are taken for VAE {title}" in too_often.json()["detail"]
+    assert f"the limit of requests for VAE {title} is 1 a minute" in too_often.json()["detail"]
     assert _post(stowgate, other, CT).status_code == 200
     assert stowgate.post("/dicomweb/studies", *multipart(CT)).status_code == 200
 
