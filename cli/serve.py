@@ -92,6 +92,12 @@ def api() -> None:
     tls = server_context(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     click.echo(f"Stowgate's API listens on {url_of(listener, settings.scheme)}")
+    if settings.broker == "memory":
+        structlog.get_logger().warning(
+            "STOWGATE_BROKER is memory, which tells no other process: what is stored here waits "
+            "until the relay of a worker on the same object store finds it; give both a RabbitMQ, "
+            "or start stowgate run instead"
+        )
     opened: list[Engines] = []
 
     def make_app() -> "Flask":

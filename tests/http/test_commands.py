@@ -585,6 +585,15 @@ def test_a_send_that_is_interrupted_exits_with_2(tmp_path: Path) -> None:
     assert "interrupted" in said
 
 
+def test_an_api_whose_events_stay_in_its_own_memory_says_so_in_one_line(tmp_path: Path) -> None:
+    with running("api", tmp_path) as api:
+        assert api.get("/health/ready").ok
+        warned = [line for line in api.log.read_text().splitlines() if '"warning"' in line]
+
+    (line,) = warned
+    assert "STOWGATE_BROKER is memory" in json.loads(line)["event"]
+
+
 def test_every_command_says_how_it_is_used() -> None:
     for command in ("run", "api", "worker", "send", "vae", "payloads", "failed", "user", "check"):
         shown = _run(command, "--help")
