@@ -27,7 +27,7 @@ class _Wrong(Exception):
 def check() -> None:
     """Read every setting and try every engine, creating buckets that are missing.
 
-    Exits with 1 if anything is wrong.
+    Exits with 1 when anything is wrong.
     """
     for sentence in unknown_variables(os.environ):
         click.echo(f"warning   {sentence}")

@@ -12,7 +12,7 @@ _PAGE = "200"
 
 @click.group()
 def failed() -> None:
-    """Payloads whose workflow request could not be opened, and needs a person."""
+    """Payloads whose workflow request could not be opened, and that need a person."""
 
 
 @failed.command("list")
@@ -52,7 +52,10 @@ def show(payload_id: str, api: Api) -> None:
 @click.option("--all", "everything", is_flag=True, help="Replay all, the oldest first.")
 @with_api
 def replay(payload_ids: tuple[str, ...], everything: bool, api: Api) -> None:
-    """Try again, under the same payload id. Exits with 2 if one cannot be replayed."""
+    """Try again, under the same payload id.
+
+    Exits with 2 when one cannot be replayed.
+    """
     if everything == bool(payload_ids):
         raise click.UsageError("give the payloads to replay, or --all")
     chosen = [row["payload_id"] for row in _oldest_first(api)] if everything else payload_ids
@@ -67,7 +70,7 @@ def replay(payload_ids: tuple[str, ...], everything: bool, api: Api) -> None:
         else:
             click.echo(f"{payload_id}  pending")
     if refused:
-        raise Unusable(f"{len(refused)} of {len(paths)} were not replayed")
+        raise Unusable(f"not replayed: {len(refused)} of {len(paths)}")
 
 
 def _oldest_first(api: Api) -> list[dict[str, Any]]:

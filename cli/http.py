@@ -68,6 +68,7 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option(
         "--url",
+        metavar="URL",
         show_default="STOWGATE_PUBLIC_URL, else STOWGATE_LISTEN",
         help="Base URL of the API.",
     )
@@ -75,13 +76,13 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
         "--user",
         metavar="NAME",
         show_default="STOWGATE_CLIENT_USER",
-        help="User name; the password is STOWGATE_CLIENT_PASSWORD, or asked for.",
+        help="User name; the password is STOWGATE_CLIENT_PASSWORD, or is asked for.",
     )
     @click.option(
         "--token-file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         show_default="STOWGATE_CLIENT_TOKEN",
-        help="File with a token, instead of a user.",
+        help="File with a token, instead of a user name.",
     )
     @functools.wraps(command)
     def with_options(

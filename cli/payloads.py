@@ -12,8 +12,12 @@ def payloads() -> None:
 
 
 @payloads.command("list")
-@click.option("--state", type=click.Choice([str(state) for state in State]))
-@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
+@click.option(
+    "--state", type=click.Choice([str(state) for state in State]), help="Those in this state only."
+)
+@click.option(
+    "--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="How many at most."
+)
 @with_api
 def list_newest(state: str | None, limit: int, api: Api) -> None:
     """List the newest."""

@@ -27,8 +27,8 @@ _LEAST_CHARACTERS = 8
 def user(name: str, scopes: tuple[str, ...], aets: tuple[str, ...]) -> None:
     """Print the line of the user NAME for the file STOWGATE_USERS, with the password hashed.
 
-    The password is asked for, or read from the standard input where that is no terminal. Without
-    --vae the user may store to all.
+    The password is asked for, or read from the standard input where that is not a terminal. Without
+    --vae the user may store to any.
     """
     if sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)

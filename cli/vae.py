@@ -7,12 +7,12 @@ import click
 
 from cli.http import Api, Unusable, checked_url, segment, show_json, show_rows, with_api
 
-_ACCEPTED = "A {} that it accepts; may be repeated. Any, if not given."
+_ACCEPTED = "A {} that it accepts; may be repeated. Without it, any."
 
 
 @click.group()
 def vae() -> None:
-    """Virtual Application Entities: AE titles in the URL, and the workflows they stand for."""
+    """Virtual Application Entities: AE titles in a URL, and the workflows that they stand for."""
 
 
 @vae.command("list")
@@ -35,8 +35,10 @@ def list_all(api: Api) -> None:
 
 @vae.command()
 @click.argument("ae_title")
-@click.option("--name", help="Its name; the AE title if not given.")
-@click.option("--workflow", "workflows", multiple=True, help="A workflow id; may be repeated.")
+@click.option("--name", help="Its name; without it, the AE title.")
+@click.option(
+    "--workflow", "workflows", metavar="ID", multiple=True, help="A workflow; may be repeated."
+)
 @click.option("--sop-class", "sop_classes", multiple=True, help=_ACCEPTED.format("SOP Class UID"))
 @click.option(
     "--transfer-syntax",
@@ -45,10 +47,14 @@ def list_all(api: Api) -> None:
     help=_ACCEPTED.format("Transfer Syntax UID"),
 )
 @click.option(
-    "--modality", "modalities", multiple=True, help=_ACCEPTED.format("modality, such as CT")
+    "--modality", "modalities", multiple=True, help=_ACCEPTED.format("modality, such as CT,")
 )
-@click.option("--max-instance-bytes", type=int, help="The largest instance that it accepts.")
-@click.option("--max-requests-per-minute", type=int, help="How many POSTs to it are accepted.")
+@click.option(
+    "--max-instance-bytes", type=int, help="Size of the largest instance that it accepts."
+)
+@click.option(
+    "--max-requests-per-minute", type=int, help="How many POSTs to it are accepted in a minute."
+)
 @with_api
 def add(
     ae_title: str,
@@ -61,7 +67,7 @@ def add(
     max_requests_per_minute: int | None,
     api: Api,
 ) -> None:
-    """Create one with that AE_TITLE."""
+    """Create one with this AE_TITLE."""
     body: dict[str, Any] = {"virtualAeTitle": ae_title, "workflows": list(workflows)}
     given = {
         "name": name,
@@ -79,13 +85,13 @@ def add(
 @click.argument("source_url")
 @with_api
 def copy(source_url: str, api: Api) -> None:
-    """Create here all that are at SOURCE_URL, another Stowgate or an Informatics Gateway.
+    """Create here all that there are at SOURCE_URL, another Stowgate or an Informatics Gateway.
 
-    Exits with 1 when some could not be; those that were created stay.
+    Exits with 1 when some could not be created; those that were created stay.
     """
     listed = Api(checked_url(source_url, "SOURCE_URL"), {}, api.ca).call("GET", "/config/vae")
     if not isinstance(listed, list) or not all(isinstance(found, dict) for found in listed):
-        raise Unusable(f"{source_url} has something else than a list of VAEs at /config/vae")
+        raise Unusable(f"{source_url} has something other than a list of VAEs at /config/vae")
     refused = 0
     for found in listed:
         try:
@@ -110,5 +116,5 @@ def show(name: str, api: Api) -> None:
 @click.argument("name")
 @with_api
 def remove(name: str, api: Api) -> None:
-    """Remove one; payloads that were sent to it already keep their workflows."""
+    """Remove one; payloads that were already sent to it keep their workflows."""
     show_json(api.call("DELETE", f"/config/vae/{segment(name)}"))

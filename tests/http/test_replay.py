@@ -105,3 +105,4 @@ def test_failed_commands_list_show_and_replay_the_oldest_first(api: Service) -> 
     assert rest.stdout == f"{ids[0]}  pending\n{ids[2]}  pending\n"
     assert [r.returncode for r in (listed, shown, one, rest, again, neither)] == [0, 0, 0, 0, 2, 2]
     assert "409" in again.stderr
+    assert "not replayed: 1 of 1" in again.stderr
