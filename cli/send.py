@@ -279,7 +279,7 @@ def _failure(files: list[Path], item: dict[str, Any]) -> str:
     words = _words(item) or f"Failure Reason {reason:04X}"
     part = re.match(r"part (\d+): ", words)
     if part and 1 <= int(part[1]) <= len(files):
-        words = f"{files[int(part[1]) - 1]}: {words[part.end() :]}"
+        words = f"{click.format_filename(files[int(part[1]) - 1])}: {words[part.end() :]}"
     return words
 
 

@@ -83,6 +83,16 @@ def test_send_names_the_file_that_failed_and_exits_with_1(stowgate: Service, fil
     assert "DICM" in sent.stdout
 
 
+def test_send_names_a_file_whose_name_is_no_text(stowgate: Service, files: Path) -> None:
+    bad = files / os.fsdecode(b"caf\xe9.dcm")
+    bad.write_bytes(b"no DICOM")
+
+    sent = _run("send", bad, "--url", stowgate.url, PYTHONIOENCODING="utf-8:strict")
+
+    assert sent.returncode == 1, sent.stderr
+    assert f"failed: {files}/caf\N{REPLACEMENT CHARACTER}.dcm: " in sent.stdout
+
+
 def test_send_passes_study_workflow_and_vae_on(stowgate: Service, files: Path) -> None:
     title = f"AE-{uuid4().hex[:6]}"
     added = _run("vae", "add", title, "--workflow", "w-1", "--url", stowgate.url)
