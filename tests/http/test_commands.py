@@ -484,13 +484,6 @@ def test_a_bad_setting_makes_a_command_that_asks_the_api_exit_with_2(command: li
     assert "STOWGATE_LISTEN is 'nowhere', but must be host:port" in line
 
 
-def test_a_certificate_file_without_certificates_makes_send_exit_with_2(tmp_path: Path) -> None:
-    sent = _run("send", tmp_path, STOWGATE_CLIENT_CA=str(tmp_path))
-
-    assert sent.returncode == 2
-    assert "STOWGATE_CLIENT_CA is " in sent.stderr
-
-
 @contextmanager
 def _recording() -> Iterator[tuple[str, list[str]]]:
     """The URL of a server, and the paths that it was asked for; nothing is there."""

@@ -303,7 +303,7 @@ def test_a_file_of_authorities_that_is_none_is_one_line(
 ) -> None:
     asked = run("vae", "list", "--url", service.url, STOWGATE_CLIENT_CA=str(made.key))
 
-    assert asked.returncode == 1
+    assert asked.returncode == 2
     (line,) = asked.stderr.splitlines()
     assert f"STOWGATE_CLIENT_CA is '{made.key}'" in line
 
