@@ -119,7 +119,7 @@ def checked_url(text: str, name: str) -> str:
     try:
         return http_url(text)
     except ValueError as error:
-        shown = re.sub(r"[^/]*@", "…@", text)
+        shown = re.sub(r".*@", "…@", text)
         raise Unusable(f"{name} is '{shown}', but must be {error}") from None
 
 
