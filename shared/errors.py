@@ -1,12 +1,16 @@
 """What can go wrong at an engine, typed once: transient is worth another attempt, permanent is not.
 
 Adapters turn the exceptions of their library into these at their edge. Nothing else decides
-whether anything is tried again.
+whether a payload is tried again.
 """
 
 
 class StowgateError(Exception):
-    """Base of every error that Stowgate raises itself. Its text is meant for an operator."""
+    """Base of what goes wrong with an engine, or with what one holds or a sender sent. Its text is
+    meant for an operator.
+
+    A request that is refused as a whole is none of these.
+    """
 
 
 class Transient(StowgateError):
@@ -18,15 +22,16 @@ class Permanent(StowgateError):
 
 
 class StoreUnavailable(Transient):
-    """The object store did not answer, or not in time."""
+    """The object store did not answer in time, or with an error that may pass; or the spool's disk
+    has an error."""
 
 
 class StoreFull(Transient):
-    """The object store has no room left, or is past its watermark."""
+    """The object store or the spool's disk has no room left, or is past its watermark."""
 
 
 class StoreRefused(Permanent):
-    """The object store understood and said no: credentials, permissions, bucket."""
+    """The object store said no: credentials, permissions, bucket."""
 
 
 class ObjectMissing(Permanent):
@@ -34,11 +39,12 @@ class ObjectMissing(Permanent):
 
 
 class VersionConflict(Permanent):
-    """A conditional write lost: the object exists already, or is no longer the version read."""
+    """A conditional write lost: the object exists already, is gone, or has another version."""
 
 
 class BrokerUnavailable(Transient):
-    """The broker is not connected, did not confirm in time, or refused the message."""
+    """The broker is not connected, refused the message, or did not confirm it in time; then it may
+    have arrived all the same."""
 
 
 class Unroutable(Transient):

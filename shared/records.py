@@ -374,6 +374,10 @@ class Records:
         return None
 
     def read(self, key: str) -> HeldRecord | None:
+        """The record under that key; None where there is none, or a fence.
+
+        Raises `RecordUnreadable`, which names the key.
+        """
         try:
             found = self._store.get(key)
         except ObjectMissing:
