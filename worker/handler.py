@@ -43,7 +43,7 @@ from worker.workflow_manager import WorkflowManager
 
 _log = structlog.get_logger()
 
-# A payload that so many workers did not survive is not tried on another one.
+# A payload is handed on so often, and fails when one more worker has not survived it.
 MOST_TAKEOVERS = 5
 
 _FIRST_RETRY_SECONDS = 1.0
@@ -161,7 +161,11 @@ class Handler:
 
     def _open_taken(self, taken: "_Taken") -> None:
         if taken.record.takeovers > MOST_TAKEOVERS and taken.record.opened_at is None:
-            self._fail(taken, f"{MOST_TAKEOVERS} workers stopped in the middle of this payload")
+            self._fail(
+                taken,
+                f"{taken.record.takeovers} workers stopped in the middle of this payload, one "
+                "after the other; find out why from their logs, mend it, and replay the payload",
+            )
             return
         try:
             self._open(taken)
