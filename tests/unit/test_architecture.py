@@ -44,11 +44,12 @@ def test_only_adapters_import_the_engines_libraries() -> None:
                 assert not _imports(path) & {"minio", "pika"}, path
 
 
-def test_the_readme_lists_every_setting_with_its_default() -> None:
-    rows = {
-        match[1]: match[2]
-        for match in re.finditer(
-            r"^\| `(STOWGATE_\w+)` \| (?:`([^`]*)`|none) \|", (ROOT / "README.md").read_text(), re.M
-        )
-    }
-    assert rows == {setting.variable: setting.default for setting in declared()}
+def test_the_readme_lists_every_setting_with_its_default_and_what_it_is_for() -> None:
+    rows = re.findall(
+        r"^\| `(STOWGATE_\w+)` \| (?:`([^`]*)`|none) \| (.*) \|$",
+        (ROOT / "README.md").read_text(),
+        re.M,
+    )
+    assert rows == [
+        (setting.variable, setting.default or "", setting.doc) for setting in declared()
+    ]
