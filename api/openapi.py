@@ -10,26 +10,15 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema, fields
 
 from api.auth.guard import Scope
+from api.capabilities import CONTENT_TYPE as WADL_TYPE
 from api.status import LISTED, PayloadSchema
 from api.store_response import JSON_TYPE, XML_TYPE
+from api.vae import CHANGE_SCHEMA
 from shared.time import UtcDateTime
-from shared.vae import VaeSchema
+from shared.vae import AE_TITLE_SHAPE, UID_SHAPE, WORKFLOW_ID_SHAPE, VaeSchema
 
-_UID = {"type": "string", "maxLength": 64, "pattern": r"^[0-9]+(\.[0-9]+)*$"}
-_WORKFLOW_ID = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$"}
-_AE_TITLE = {"type": "string", "pattern": r"^[A-Za-z0-9_-]{1,15}$"}
+_TEXT = {"type": "string"}
 _GUID = {"type": "string", "format": "uuid"}
-
-_POLICY: dict[str, Any] = {
-    "acceptedSopClasses": {"type": ["array", "null"], "items": _UID},
-    "acceptedTransferSyntaxes": {"type": ["array", "null"], "items": _UID},
-    "acceptedModalities": {
-        "type": ["array", "null"],
-        "items": {"type": "string", "pattern": "^[A-Z0-9_ ]{1,16}$"},
-    },
-    "maxInstanceBytes": {"type": ["integer", "null"], "minimum": 1},
-    "maxRequestsPerMinute": {"type": ["integer", "null"], "minimum": 1},
-}
 
 _FORMS = (
     ("/dicomweb/studies", "no workflow: the Workflow Manager routes it"),
@@ -63,6 +52,7 @@ def openapi_document(
         UtcDateTime, "string", "date-time"
     )
     spec.components.schema("Vae", schema=VaeSchema)
+    spec.components.schema("VaeChange", schema=CHANGE_SCHEMA)
     spec.components.schema("Payload", schema=PayloadSchema)
     spec.components.schema("ListedPayload", schema=LISTED)
     spec.components.schema("PayloadPage", schema=PayloadPageSchema)
@@ -70,7 +60,12 @@ def openapi_document(
     spec.components.schema("StoreResponse", _dataset_schema())
     for form, words in _FORMS:
         for path in (form, f"{form}/{{study}}"):
-            spec.path(path, parameters=_parameters(path), operations={"post": _store(words)})
+            spec.path(
+                path,
+                parameters=_parameters(path),
+                operations={"post": _store(words), "options": _allowed()},
+            )
+    spec.path("/dicomweb", operations={"options": _described()})
     _vae_paths(spec)
     _status_paths(spec)
     document = spec.to_dict()
@@ -103,16 +98,15 @@ def _guard(operation: dict[str, Any], scheme: str, scope: Scope) -> None:
 
 
 def _problem_schema() -> dict[str, Any]:
-    text = {"type": "string"}
     return {
         "type": "object",
         "description": "RFC 9457",
         "required": ["type", "title", "status", "detail"],
         "properties": {
-            "type": text,
-            "title": text,
+            "type": _TEXT,
+            "title": _TEXT,
             "status": {"type": "integer"},
-            "detail": text,
+            "detail": _TEXT,
             "correlation_id": _GUID,
         },
     }
@@ -137,10 +131,10 @@ def _dataset_schema() -> dict[str, Any]:
 
 def _parameters(path: str) -> list[dict[str, Any]]:
     schemas = {
-        "study": _UID,
-        "workflow": _WORKFLOW_ID,
-        "aet": _AE_TITLE,
-        "name": _AE_TITLE,
+        "study": _TEXT | UID_SHAPE,
+        "workflow": _TEXT | WORKFLOW_ID_SHAPE,
+        "aet": _TEXT | AE_TITLE_SHAPE,
+        "name": _TEXT | AE_TITLE_SHAPE,
         "payload_id": _GUID,
     }
     return [
@@ -169,16 +163,20 @@ def _header(words: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": words, "schema": schema}
 
 
+_CORRELATED = {"X-Correlation-ID": _header("of this request, also in the logs", _GUID)}
+_ALLOW = {"Allow": _header("the methods that are taken", _TEXT)}
+_ACCEPT_POST = {"Accept-Post": _header("the media types that are taken", _TEXT)}
+
+
 def _store(words: str) -> dict[str, Any]:
     binary = {"type": "string", "format": "binary"}
-    correlated = {"X-Correlation-ID": _header("of this request, also in the logs", _GUID)}
     stored = {
         "X-Payload-ID": _header("of what was stored", _GUID),
-        "Link": _header('with rel="status": where to follow it', {"type": "string"}),
+        "Link": _header('with rel="status": where to follow it', _TEXT),
     }
     dataset = {
         JSON_TYPE: {"schema": {"$ref": "#/components/schemas/StoreResponse"}},
-        XML_TYPE: {"schema": {"type": "string"}},
+        XML_TYPE: {"schema": _TEXT},
     }
     answers: dict[str, Any] = {
         "200": {"description": "all stored", "headers": stored, "content": dataset},
@@ -192,21 +190,24 @@ def _store(words: str) -> dict[str, Any]:
         "408": _problem("the sender stalled"),
         "409": {
             "description": (
-                "no instance could be stored; or, as a problem and with Retry-After, the first "
+                "no instance could be stored; or, as a problem and with Retry-After, another "
                 "request with this Idempotency-Key is still running"
             ),
             "content": dataset | _problem("")["content"],
         },
         "413": _problem("over a limit, or the VAE's"),
         "422": _problem("this Idempotency-Key was used for another body"),
-        "415": {"description": "unsupported media type or Content-Encoding"},
+        "415": {
+            "description": "unsupported media type or Content-Encoding",
+            "headers": _ACCEPT_POST,
+        },
         "500": _problem("an error of this service; nothing was acknowledged"),
         "429": _problem("too many at a time, or too often"),
         "503": _problem("the object store does not answer"),
         "507": _problem("the object store or the spool is full"),
     }
     for answer in answers.values():
-        answer["headers"] = correlated | answer.get("headers", {})
+        answer["headers"] = _CORRELATED | answer.get("headers", {})
     for status in ("409", "429", "503"):
         answers[status]["headers"]["Retry-After"] = _header("in seconds", {"type": "integer"})
     return {
@@ -215,7 +216,11 @@ def _store(words: str) -> dict[str, Any]:
             {
                 "name": "Idempotency-Key",
                 "in": "header",
-                "description": "sent again within 24 h, the first answer is given again",
+                "description": (
+                    "sent again within 24 h by the same caller to the same path, it gets the first "
+                    "answer and opens nothing new. A caller is known by its name, or by its "
+                    "address where nobody is asked for one"
+                ),
                 "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
             },
             {"name": "X-Correlation-ID", "in": "header", "schema": _GUID},
@@ -233,6 +238,27 @@ def _store(words: str) -> dict[str, Any]:
     }
 
 
+def _allowed() -> dict[str, Any]:
+    headers = _ALLOW | _ACCEPT_POST | _CORRELATED
+    return {
+        "summary": "Ask what may be sent here",
+        "responses": {"204": {"description": "the headers say it", "headers": headers}},
+    }
+
+
+def _described() -> dict[str, Any]:
+    return {
+        "summary": "Retrieve the Capabilities Description (PS3.18 8.9)",
+        "responses": {
+            "200": {
+                "description": "in WADL",
+                "headers": _ALLOW | _CORRELATED,
+                "content": {WADL_TYPE: {"schema": _TEXT}},
+            }
+        },
+    }
+
+
 def _vae_paths(spec: APISpec) -> None:
     vae = {"$ref": "#/components/schemas/Vae"}
     body = {"required": True, "content": {"application/json": {"schema": vae}}}
@@ -247,7 +273,10 @@ def _vae_paths(spec: APISpec) -> None:
                 "summary": "Create one",
                 "requestBody": body,
                 "responses": {
-                    "201": _json("created", vae),
+                    "201": {
+                        **_json("created", vae),
+                        "headers": {"Location": _header("of the new one", _TEXT)},
+                    },
                     "400": _problem("it breaks a rule"),
                     "409": _problem("name or AE title is taken"),
                     "413": _problem("the body is too large for a VAE"),
@@ -261,20 +290,8 @@ def _vae_paths(spec: APISpec) -> None:
                     "content": {
                         "application/json": {
                             "schema": {
-                                "type": "object",
+                                "$ref": "#/components/schemas/VaeChange",
                                 "required": ["name"],
-                                "properties": {
-                                    "name": _AE_TITLE,
-                                    "workflows": {
-                                        "type": ["array", "null"],
-                                        "items": _WORKFLOW_ID,
-                                    },
-                                    "plugInAssemblies": {
-                                        "type": ["array", "null"],
-                                        "items": {"type": "string"},
-                                    },
-                                    **_POLICY,
-                                },
                             }
                         }
                     },
@@ -362,6 +379,10 @@ def _status_paths(spec: APISpec) -> None:
     )
     state = {"type": "object"}
     spec.path(
+        "/openapi.json",
+        operations={"get": {"responses": {"200": _json("this document", state)}}},
+    )
+    spec.path(
         "/health/live",
         operations={"get": {"responses": {"200": _json("the process serves", state)}}},
     )
@@ -383,7 +404,7 @@ def _status_paths(spec: APISpec) -> None:
                 "responses": {
                     "200": {
                         "description": "Prometheus text format",
-                        "content": {"text/plain": {"schema": {"type": "string"}}},
+                        "content": {"text/plain": {"schema": _TEXT}},
                     }
                 }
             }

@@ -15,8 +15,8 @@ from shared.time import utc_now
 from shared.vae import Vae, VaeMissing, VaeRegistry, VaeSchema, VaeTaken
 
 _SCHEMA = VaeSchema()
-_UPDATE_SCHEMA = VaeSchema(exclude=["virtual_ae_title"])
-
+# What PUT takes: the AE title stays what it is. The name is required, in words of its own.
+CHANGE_SCHEMA = VaeSchema(exclude=["virtual_ae_title"])
 
 _LISTS = ("workflows", "plug_in_assemblies")
 _ACCEPTED = ("accepted_sop_classes", "accepted_transfer_syntaxes", "accepted_modalities")
@@ -77,7 +77,7 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
 
     @blueprint.put("")
     def update() -> ResponseReturnValue:
-        given = _load(_UPDATE_SCHEMA, receiving)
+        given = _load(CHANGE_SCHEMA, receiving)
         if "name" not in given:
             raise BadRequest("name: the VAE to change must be named in the body")
         audit.about(vae=given["name"])

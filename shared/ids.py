@@ -6,8 +6,9 @@ import re
 from datetime import UTC, datetime
 from uuid import UUID
 
-_WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
-_AE_TITLE = re.compile(r"[A-Za-z0-9_-]{1,15}")
+# For whole texts, in a syntax that JSON Schema has too.
+WORKFLOW_ID = "(?!vae$)[A-Za-z0-9][A-Za-z0-9._~-]{0,127}"
+AE_TITLE = "[A-Za-z0-9_-]{1,15}"
 _GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 WORKFLOW_ID_RULE = (
@@ -62,8 +63,8 @@ def is_guid(text: str) -> bool:
 
 
 def is_workflow_id(text: str) -> bool:
-    return text != "vae" and _WORKFLOW_ID.fullmatch(text) is not None
+    return re.fullmatch(WORKFLOW_ID, text) is not None
 
 
 def is_ae_title(text: str) -> bool:
-    return _AE_TITLE.fullmatch(text) is not None
+    return re.fullmatch(AE_TITLE, text) is not None

@@ -15,9 +15,16 @@ from typing import Any
 import orjson
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, pre_load, validate
 
-from shared.dicom.uids import is_code_string, is_uid
+from shared.dicom.uids import CODE_STRING, UID, UID_MAX_CHARACTERS, is_code_string, is_uid
 from shared.errors import ObjectMissing, Permanent, StowgateError, VersionConflict
-from shared.ids import AE_TITLE_RULE, WORKFLOW_ID_RULE, is_ae_title, is_workflow_id
+from shared.ids import (
+    AE_TITLE,
+    AE_TITLE_RULE,
+    WORKFLOW_ID,
+    WORKFLOW_ID_RULE,
+    is_ae_title,
+    is_workflow_id,
+)
 from shared.ports import ObjectStore
 from shared.time import UtcDateTime
 
@@ -27,6 +34,12 @@ _CACHE_SECONDS = 2.0
 
 _UID_RULE = "a UID is at most 64 characters, digits separated by dots"
 _MODALITY_RULE = "a modality is 1 to 16 of A-Z 0-9 _ and spaces, none of those around it"
+
+# What the rules say, in JSON Schema.
+Shape = dict[str, Any]
+AE_TITLE_SHAPE: Shape = {"pattern": f"^{AE_TITLE}$"}
+WORKFLOW_ID_SHAPE: Shape = {"pattern": f"^{WORKFLOW_ID}$"}
+UID_SHAPE: Shape = {"pattern": f"^{UID}$", "maxLength": UID_MAX_CHARACTERS}
 
 
 @dataclass(frozen=True)
@@ -64,16 +77,20 @@ class RegistryUnreadable(Permanent):
     """What lies in the registry's place is no registry, or one of a newer Stowgate."""
 
 
-def _holds(rule: str, check: Callable[[str], bool]) -> Callable[[str], None]:
+def _text(rule: str, check: Callable[[str], bool], shape: Shape, **options: Any) -> fields.String:
     def validator(value: str) -> None:
         if not check(value):
             raise ValidationError(rule)
 
-    return validator
+    return fields.String(validate=validator, metadata=shape, **options)
 
 
-def _list_of(name: str, rule: str, check: Callable[[str], bool]) -> fields.Field[Any]:
-    return fields.List(fields.String(validate=_holds(rule, check)), data_key=name, allow_none=True)
+def _ae_title(**options: Any) -> fields.String:
+    return _text(AE_TITLE_RULE, is_ae_title, AE_TITLE_SHAPE, **options)
+
+
+def _uids(name: str) -> fields.Field[Any]:
+    return fields.List(_text(_UID_RULE, is_uid, UID_SHAPE), data_key=name, allow_none=True)
 
 
 def _count(name: str, most: int) -> fields.Field[Any]:
@@ -88,21 +105,23 @@ class VaeSchema(Schema):
     class Meta:
         unknown = EXCLUDE
 
-    name = fields.String(validate=_holds(AE_TITLE_RULE, is_ae_title))
-    virtual_ae_title = fields.String(
-        data_key="virtualAeTitle", required=True, validate=_holds(AE_TITLE_RULE, is_ae_title)
-    )
+    name = _ae_title()
+    virtual_ae_title = _ae_title(data_key="virtualAeTitle", required=True)
     workflows = fields.List(
-        fields.String(validate=_holds(WORKFLOW_ID_RULE, is_workflow_id)), allow_none=True
+        _text(WORKFLOW_ID_RULE, is_workflow_id, WORKFLOW_ID_SHAPE), allow_none=True
     )
     plug_in_assemblies = fields.List(
         fields.String(validate=validate.Length(min=1, max=512)),
         data_key="plugInAssemblies",
         allow_none=True,
     )
-    accepted_sop_classes = _list_of("acceptedSopClasses", _UID_RULE, is_uid)
-    accepted_transfer_syntaxes = _list_of("acceptedTransferSyntaxes", _UID_RULE, is_uid)
-    accepted_modalities = _list_of("acceptedModalities", _MODALITY_RULE, is_code_string)
+    accepted_sop_classes = _uids("acceptedSopClasses")
+    accepted_transfer_syntaxes = _uids("acceptedTransferSyntaxes")
+    accepted_modalities = fields.List(
+        _text(_MODALITY_RULE, is_code_string, {"pattern": f"^{CODE_STRING}$"}),
+        data_key="acceptedModalities",
+        allow_none=True,
+    )
     max_instance_bytes = _count("maxInstanceBytes", 2**53)
     max_requests_per_minute = _count("maxRequestsPerMinute", 1_000_000)
     created_by = fields.String(data_key="createdBy", dump_only=True)

@@ -18,6 +18,7 @@ from werkzeug.security import check_password_hash, generate_password_hash
 from api.auth.guard import REALM, Caller, Scope
 from api.auth.watched_file import Malformed, WatchedFile
 from api.problems import TooBusy, Unauthorized
+from shared.ids import AE_TITLE, AE_TITLE_RULE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,11 +35,10 @@ _REMEMBERED_SECONDS = 60.0
 _CHALLENGE = {"WWW-Authenticate": f'Basic realm="{REALM}", charset="UTF-8"'}
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
-_AE_TITLE = r"[A-Za-z0-9_-]{1,15}"
 _LINE = re.compile(
     rf"(?P<name>{_NAME}):(?P<scopes>[a-z,]+):"
     rf"(?P<hash>{re.escape(_METHOD)}\$[A-Za-z0-9]+\$[0-9a-f]{{128}})"
-    rf"(?::(?P<vaes>{_AE_TITLE}(?:,{_AE_TITLE})*))?"
+    rf"(?::(?P<vaes>{AE_TITLE}(?:,{AE_TITLE})*))?"
 )
 LINE_RULE = "name:scopes:hash[:AE titles], as `stowgate user` prints it"
 
@@ -55,8 +55,8 @@ def user_line(name: str, scopes: Iterable[Scope], password: str, aets: Iterable[
     line = ":".join(filter(None, fields))
     if not _LINE.fullmatch(line):
         raise Malformed(
-            "the name must be 1 to 64 of A-Z a-z 0-9 . _ @ - and an AE title 1 to 15 of A-Z a-z "
-            "0-9 _ -"
+            "a user name is 1 to 64 of A-Z a-z 0-9 . _ @ - and begins with a letter or digit; "
+            f"{AE_TITLE_RULE}"
         )
     return line
 

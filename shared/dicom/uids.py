@@ -31,19 +31,21 @@ WANTED_UIDS = frozenset(
 WANTED_VALUES = WANTED_UIDS | {MODALITY}
 """The tags of the elements whose raw values the structure check keeps."""
 
+# For whole texts, in a syntax that JSON Schema has too.
 UID_MAX_CHARACTERS = 64
-_CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
-_UID_GRAMMAR = re.compile(r"[0-9]+(\.[0-9]+)*")
+UID = r"[0-9]+(\.[0-9]+)*"
+CODE_STRING = "[A-Z0-9_]([A-Z0-9_ ]{0,14}[A-Z0-9_])?"
+_UID = re.compile(UID)
 
 
 def is_uid(text: str) -> bool:
     """Whether `text` is a UID as we take it: PS3.5 9.1, but a component may begin with zeros."""
-    return len(text) <= UID_MAX_CHARACTERS and _UID_GRAMMAR.fullmatch(text) is not None
+    return len(text) <= UID_MAX_CHARACTERS and _UID.fullmatch(text) is not None
 
 
 def is_code_string(text: str) -> bool:
     """Whether `text` is one value of VR CS (PS3.5 6.2), without the spaces around it."""
-    return _CODE_STRING.fullmatch(text) is not None and text == text.strip(" ")
+    return re.fullmatch(CODE_STRING, text) is not None
 
 
 def uid_text(value: bytes) -> str:

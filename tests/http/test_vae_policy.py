@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 import requests
 from instances import multipart, new_instance, real_file, uid
+from jsonschema import ValidationError, validate
 from service import Service
 
 CT = real_file()
@@ -136,17 +137,20 @@ def test_a_policy_can_be_changed_and_taken_away_and_the_rest_stays(stowgate: Ser
         ({"acceptedTransferSyntaxes": ["1.2.840", "1..2"]}, "item 1: a UID"),
         ({"acceptedModalities": ["ct"]}, "a modality is 1 to 16"),
         ({"acceptedModalities": [" CT"]}, "a modality is 1 to 16"),
+        ({"acceptedModalities": ["CT "]}, "a modality is 1 to 16"),
         ({"acceptedModalities": "CT"}, "acceptedModalities"),
         ({"maxInstanceBytes": 0}, "maxInstanceBytes"),
         ({"maxInstanceBytes": 1.5}, "maxInstanceBytes"),
         ({"maxRequestsPerMinute": -1}, "maxRequestsPerMinute"),
+        ({"maxRequestsPerMinute": 1_000_001}, "maxRequestsPerMinute"),
         ({"maxRequestsPerMinute": "many"}, "maxRequestsPerMinute"),
     ],
 )
-def test_a_policy_that_breaks_a_rule_is_400_and_says_which(
+def test_a_policy_that_breaks_a_rule_is_400_says_which_and_breaks_the_published_schema(
     stowgate: Service, policy: dict[str, Any], words: str
 ) -> None:
     title = _vae(stowgate)
+    document = stowgate.get("/openapi.json").json()
 
     for method, body in (("POST", {"virtualAeTitle": "x"}), ("PUT", {"name": title})):
         answer = requests.request(
@@ -155,3 +159,7 @@ def test_a_policy_that_breaks_a_rule_is_400_and_says_which(
 
         assert answer.status_code == 400
         assert words in answer.json()["detail"]
+        published = document["paths"]["/config/vae"][method.lower()]["requestBody"]
+        schema = published["content"]["application/json"]["schema"]
+        with pytest.raises(ValidationError):
+            validate(body | policy, schema | {"components": document["components"]})
