@@ -9,6 +9,7 @@ import gc
 import os
 import tempfile
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -47,7 +48,7 @@ _COLLECT_AFTER_OBJECTS = 20_000
 def run() -> None:
     """Run API and worker in one process: all that is needed on one machine."""
     settings = _start_api()
-    tls = server_context(settings)
+    server = _server_of(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     _say_where(settings, url_of(listener, settings.scheme))
     embedded: list[tuple[Worker, Engines]] = []
@@ -72,24 +73,14 @@ def run() -> None:
             opener.stop()
             engines.close()
 
-    Server(
-        listener,
-        make_app,
-        processes=1,
-        threads=settings.api_threads,
-        request_line_bytes=settings.max_request_line_bytes,
-        head_bytes=settings.max_head_bytes,
-        tls=tls,
-        path_prefix=settings.path_prefix,
-        on_exit=on_exit,
-    ).run()
+    server(listener, make_app, processes=1, on_exit=on_exit).run()
 
 
 @click.command()
 def api() -> None:
     """Run the HTTP front end alone; any number may run on one store and broker."""
     settings = _start_api()
-    tls = server_context(settings)
+    server = _server_of(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     click.echo(f"Stowgate's API listens on {url_of(listener, settings.scheme)}")
     if settings.broker == "memory":
@@ -124,15 +115,10 @@ def api() -> None:
         if settings.api_processes > 1:
             folder = tempfile.TemporaryDirectory(prefix="stowgate-metrics-", dir=_memory())
             os.environ[METRICS_FOLDER] = stack.enter_context(folder)
-        Server(
+        server(
             listener,
             make_app,
             processes=settings.api_processes,
-            threads=settings.api_threads,
-            request_line_bytes=settings.max_request_line_bytes,
-            head_bytes=settings.max_head_bytes,
-            tls=tls,
-            path_prefix=settings.path_prefix,
             on_exit=on_exit,
             on_child_exit=on_child_exit,
         ).run()
@@ -159,6 +145,18 @@ def _start_api() -> Settings:
     # Each process has its own; this one is made to find a bad file before there are processes.
     authenticator(settings)
     return settings
+
+
+def _server_of(settings: Settings) -> partial[Server]:
+    """Raises `BadSetting` for a certificate or key that will not do."""
+    return partial(
+        Server,
+        threads=settings.api_threads,
+        request_line_bytes=settings.max_request_line_bytes,
+        head_bytes=settings.max_head_bytes,
+        tls=server_context(settings),
+        path_prefix=settings.path_prefix,
+    )
 
 
 def _start() -> Settings:
