@@ -36,7 +36,7 @@ def server_context(settings: Settings) -> ssl.SSLContext | None:
             ) from error
         raise BadSetting(
             f"STOWGATE_TLS_CERTIFICATE is '{certificate}' and STOWGATE_TLS_KEY '{key}', but must "
-            "be PEM files: the certificate with those that vouch for it behind it, and its key"
+            "be PEM files: the certificate with the intermediate ones behind it, and its key"
         ) from error
     return context
 

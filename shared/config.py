@@ -274,7 +274,7 @@ class Settings:
     tls_certificate: Path | None = setting(
         None,
         _path,
-        "the API's certificate, a PEM file with those that vouch for it behind it; with it the API "
+        "the API's certificate, a PEM file with the intermediate ones behind it; with it the API "
         "speaks HTTPS and nothing else, by TLS 1.2 or newer",
     )
     tls_key: Path | None = setting(
@@ -289,7 +289,7 @@ class Settings:
     allow_anyone: bool = setting(
         "false",
         _flag,
-        "`true` lets `STOWGATE_AUTH=none` serve on another address than loopback",
+        "`true` lets `STOWGATE_AUTH=none` serve on an address other than loopback",
     )
     metrics_open: bool = setting(
         "true", _flag, "`false` shows the API's `/metrics` to callers with the scope `read` only"
@@ -326,27 +326,27 @@ class Settings:
         "for `jwt`: claim with the AE titles that a caller may store to; without it, to all",
     )
     client_user: str | None = setting(
-        None, _text, "user name with which `stowgate send` and the like ask the API"
+        None, _text, "user name that `stowgate send` and the like give the API"
     )
-    client_password: str | None = setting(None, _text, "its password", secret=True)
-    client_token: str | None = setting(
-        None, _text, "token with which they ask it, instead", secret=True
-    )
+    client_password: str | None = setting(None, _text, "password of that user", secret=True)
+    client_token: str | None = setting(None, _text, "token that they give it instead", secret=True)
     client_ca: Path | None = setting(
         None,
         _path,
-        "certificates, a PEM file, of which one has to vouch for the API's; by default those that "
-        "the system trusts",
+        "PEM file of the authorities that the API's certificate may come from; by default those "
+        "that the system trusts",
     )
     log: str | None = setting(
-        None, _one_of("console", "json"), "`console` or `json`; by default `console` on a terminal"
+        None,
+        _one_of("console", "json"),
+        "`console` or `json`; by default `console` on a terminal, else `json`",
     )
     api_processes: int = setting("1", _whole(1, 64), "processes of `stowgate api`")
     api_threads: int = setting(
         "40",
         _whole(2, 256),
         "threads of each API process: for uploads, for those that wait for their turn, and two for "
-        "all else, or six where `STOWGATE_AUTH` asks who sends",
+        "all else, or up to six where `STOWGATE_AUTH` asks who sends",
     )
     max_uploads: int | None = setting(
         None,
@@ -357,19 +357,20 @@ class Settings:
     upload_wait_seconds: int = setting(
         "10",
         _whole(0, 60),
-        "longest wait for one's turn, while there are threads to wait in; above it 429",
+        "longest wait of an upload for its turn; above it 429, and at once where no thread is left "
+        "to wait in",
     )
     rate_per_sender: int = setting(
         "0",
         _whole(0, 1_000_000),
-        "POSTs a minute that each API process takes from one address, up to so many at once; "
+        "POSTs a minute that each API process takes from one address, up to as many at once; "
         "above it 429. 0 takes any number",
     )
     trusted_proxies: int | tuple[Network, ...] = setting(
         "0",
         _proxies,
         "proxies whose X-Forwarded-For tells who sends: addresses or networks with commas between, "
-        "or how many there are where nobody can come past them",
+        "or their number where nobody can get past them",
     )
     max_request_line_bytes: int = setting(
         "4094",
@@ -406,8 +407,8 @@ class Settings:
     max_described_bytes: int = setting(
         str(MAX_DESCRIBED_BYTES),
         _whole(1 << 16, MOST.described_bytes),
-        "most bytes of an instance beside its pixel data and its like; above it that instance "
-        "fails with C000. A worker needs a multiple of this in memory (64 MiB)",
+        "most bytes of an instance apart from pixel data and other bulk values; above it that "
+        "instance fails with C000. A worker needs a multiple of this in memory (64 MiB)",
     )
     spool_memory_bytes: int = setting(
         "1048576", _whole(0), "an instance larger than this is spooled on disk on arrival"
@@ -427,12 +428,14 @@ class Settings:
     max_upload_seconds: int = setting(
         "21600",
         _whole(1, 43200),
-        "longest upload; above it 408. What one that died left is swept after twice this long",
+        "longest upload; above it 408. What an upload that died leaves is swept after twice this "
+        "time",
     )
     lease_seconds: int = setting(
         "60",
         _whole(2, 3600),
-        "how long a worker that died, or an upload with an Idempotency-Key, keeps others waiting",
+        "how long a worker, or an upload with an `Idempotency-Key`, keeps others waiting when it "
+        "dies",
     )
     event_exchange: str = setting(
         "stowgate", _amqp_name, "exchange of Stowgate's own events, and prefix of its queues"
@@ -443,7 +446,7 @@ class Settings:
         f"payloads that one worker opens at a time; by default {_OPENINGS}, and "
         f"{_EMBEDDED_OPENINGS} with the `memory` broker, as it shares a process with the API",
     )
-    relay_seconds: int = setting("5", _whole(1, 3600), "pause between two looks of the relay")
+    relay_seconds: int = setting("5", _whole(1, 3600), "pause between two passes of the relay")
     sweep_seconds: int = setting("600", _whole(1, 86400), "pause between two sweeps")
     workflow_manager_exchange: str = setting(
         "monaideploy", _amqp_name, "topic exchange of the Workflow Manager"
@@ -454,7 +457,7 @@ class Settings:
     workflow_manager_queue: str = setting(
         "md.workflow.request",
         _amqp_name,
-        "queue of the Workflow Manager, looked for by ready and never declared",
+        "queue of the Workflow Manager, which `/health/ready` looks for and nothing declares",
     )
 
     @property
