@@ -46,7 +46,7 @@ chaos: .venv/.ready-dev ## POSTS=10000 SEED=n: kill everything at random while s
 	@PYTHONPATH=tests .venv/bin/python tests/faults/chaos.py --posts $(or $(POSTS),1000) $(if $(SEED),--seed $(SEED)) \
 		$(if $(SENDERS),--senders $(SENDERS))
 
-fuzz: .venv/.ready-dev ## N=1000000 SEED=n: hostile input of chance, and the worst files we know
+fuzz: .venv/.ready-dev ## N=1000000 SEED=n: random hostile input, and the worst files we know
 	@.venv/bin/python tests/fuzz/run.py --cases $(or $(N),50000) $(if $(SEED),--seed $(SEED))
 	@.venv/bin/python tests/fuzz/worst.py
 
