@@ -1,4 +1,4 @@
-"""Removes what uploads left that never came to their record, and Idempotency-Keys past their time.
+"""Removes what is left of uploads without a record, and Idempotency-Keys past their time.
 
 Before an upload's objects go it is given up, so that no record can come to refer to them. Those of
 other producers in the same bucket are never touched: a payload id tells whether it was minted here.
