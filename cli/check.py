@@ -1,5 +1,6 @@
 """`stowgate check`: reads every setting, tries every engine, and says in words what is wrong."""
 
+import errno
 import logging
 import os
 import shutil
@@ -12,9 +13,18 @@ import click
 
 from api.auth.authenticators import authenticator
 from api.tls import server_context
-from shared.config import BadSetting, Settings, guard_listen, load_settings, unknown_variables
+from cli.http import check_client_ca
+from shared.config import (
+    Address,
+    BadSetting,
+    Settings,
+    guard_listen,
+    load_settings,
+    unknown_variables,
+)
 from shared.engines import Engines, open_engines
 from shared.errors import StowgateError, VersionConflict
+from shared.listen import bind
 from shared.logs import configure_logs
 from shared.ports import ObjectStore
 
@@ -50,14 +60,29 @@ def check() -> None:
 
 
 def _attempts(settings: Settings, engines: Engines) -> Iterator[tuple[str, Callable[[], None]]]:
+    yield "STOWGATE_LISTEN", lambda: _try_address(settings.listen, "STOWGATE_LISTEN")
+    worker = settings.worker_listen
+    yield "STOWGATE_WORKER_LISTEN", lambda: _try_address(worker, "STOWGATE_WORKER_LISTEN")
     yield "who may enter", lambda: _try_auth(settings)
     if settings.tls_certificate is not None:
         yield "TLS certificate and key", lambda: _try_tls(settings)
+    if settings.client_ca is not None:
+        yield "STOWGATE_CLIENT_CA", lambda: check_client_ca(settings)
     yield "spool", lambda: _try_spool(settings)
     yield f"bucket {settings.bucket}", lambda: _try_bucket(engines.instances)
     yield f"bucket {settings.state_bucket}", lambda: _try_bucket(engines.state)
     yield "broker", engines.publisher.ping
     yield "queue of the Workflow Manager", engines.expect_workflow_manager
+
+
+def _try_address(address: Address, variable: str) -> None:
+    """One that is taken is right all the same: what took it may be what is checked."""
+    try:
+        bind(address, variable).close()
+    except BadSetting as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or cause.errno != errno.EADDRINUSE:
+            raise
 
 
 def _try_auth(settings: Settings) -> None:

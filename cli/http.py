@@ -106,11 +106,7 @@ def _api(settings: Settings, url: str | None, user: str | None, token_file: Path
     else:
         url = checked_url(url, "--url")
     headers = _credentials(settings, user, token_file)
-    if settings.client_ca and not _holds_certificates(settings.client_ca):
-        raise BadSetting(
-            f"STOWGATE_CLIENT_CA is '{settings.client_ca}', but must be a PEM file with "
-            "certificates"
-        )
+    check_client_ca(settings)
     return Api(url.removesuffix("/dicomweb"), headers, settings.client_ca)
 
 
@@ -150,12 +146,17 @@ def _asked_password() -> str:
     return password
 
 
-def _holds_certificates(path: Path) -> bool:
+def check_client_ca(settings: Settings) -> None:
+    """Raises `BadSetting`."""
+    if settings.client_ca is None:
+        return
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except OSError:
-        return False
-    return True
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(settings.client_ca)
+    except OSError as error:
+        raise BadSetting(
+            f"STOWGATE_CLIENT_CA is '{settings.client_ca}', but must be a PEM file with "
+            "certificates"
+        ) from error
 
 
 def unreachable(url: str, error: Exception) -> Unusable:

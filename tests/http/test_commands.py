@@ -427,6 +427,31 @@ def test_check_finds_nothing_wrong_with_a_sound_folder(tmp_path: Path) -> None:
     assert "wrong" not in checked.stdout
 
 
+def test_check_tries_the_addresses_and_the_authorities(tmp_path: Path) -> None:
+    authorities = tmp_path / "authorities.pem"
+    authorities.write_text("no certificates")
+
+    checked = _run(
+        "check",
+        data=tmp_path,
+        STOWGATE_LISTEN="203.0.113.1:8080",  # RFC 5737: nobody's
+        STOWGATE_ALLOW_ANYONE="true",
+        STOWGATE_CLIENT_CA=str(authorities),
+    )
+
+    assert checked.returncode == 1
+    wrong = [line.split()[1] for line in checked.stdout.splitlines() if line.startswith("wrong")]
+    assert wrong == ["STOWGATE_LISTEN:", "STOWGATE_CLIENT_CA:"]
+
+
+def test_check_beside_a_running_service_takes_its_address_for_right(tmp_path: Path) -> None:
+    with running("run", tmp_path) as service:
+        address = service.url.removeprefix("http://")
+        checked = _run("check", data=tmp_path, STOWGATE_LISTEN=address)
+
+    assert checked.returncode == 0, checked.stdout
+
+
 def test_check_says_in_words_what_is_wrong_and_exits_with_1(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
