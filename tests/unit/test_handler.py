@@ -303,23 +303,23 @@ def test_a_request_that_is_out_is_noted_although_the_store_blinks(bench: Bench) 
     added = bench.add(real_file())
     published: list[str] = []
     handler = bench.handler(Observed(bench.requests, lambda m: published.append(m.message_id)))
-    settle, blinks = bench.records.settle, [StoreUnavailable("blink")]
+    create, blinks = bench.state.create, [StoreUnavailable("blink")]
 
-    def blinking(held: HeldRecord, state: State, **changes: object) -> HeldRecord:
+    def blinking(key: str, data: bytes, content_type: str) -> str:
+        version = create(key, data, content_type)
         if blinks:
             # Written, and the answer lost.
-            bench.records.change(held, state=state, lease=None, **changes)
             raise blinks.pop()
-        return settle(held, state, **changes)
+        return version
 
-    bench.records.settle = blinking  # type: ignore[method-assign, assignment]
+    bench.state.create = blinking  # type: ignore[method-assign]
 
     handler.open_workflow_request(added.payload_id)
-    handler.open_workflow_request(added.payload_id)
-
-    assert published == [added.payload_id]
     assert bench.found(added).state is State.OPENED
     assert bench.records.pending() == []
+
+    handler.open_workflow_request(added.payload_id)
+    assert published == [added.payload_id]
 
 
 def test_a_request_that_is_out_is_published_once_however_long_its_record_cannot_be_written(
