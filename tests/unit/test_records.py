@@ -22,6 +22,7 @@ from shared.errors import (
     VersionConflict,
 )
 from shared.ids import PayloadIds, is_guid, minted_at, minted_before
+from shared.ports import StoredObject
 from shared.records import (
     HeldRecord,
     IngestRecord,
@@ -200,6 +201,22 @@ def test_of_two_that_open_a_record_the_first_has_done_it(records: Records) -> No
     found = records.find(added.payload_id)
     assert found is not None
     assert found.record.route == "first"
+
+
+def test_a_record_that_is_opened_while_it_is_looked_for_is_found(tmp_path: Path) -> None:
+    store = _InterruptedStore(tmp_path)
+    store.prepare()
+    slow, quick = Records(store), Records(FolderObjectStore(tmp_path))
+    added = record()
+    quick.add(added)
+    held = quick.find(added.payload_id)
+    assert held is not None
+    store.before_get_of_pending = lambda: quick.settle(held, State.OPENED)
+
+    found = slow.find(added.payload_id)
+
+    assert found is not None
+    assert found.record.state is State.OPENED
 
 
 def test_adding_again_what_was_written_is_no_error(records: Records) -> None:
@@ -495,10 +512,18 @@ def test_a_fence_that_was_left_beside_a_failed_record_does_not_keep_it_from_a_re
 
 
 class _InterruptedStore(FolderObjectStore):
-    """Something happens just before the next creation, or deletion."""
+    """Something happens just before the next creation, deletion, or read from pending/."""
 
     before_create: Callable[[], object] | None = None
     before_delete: Callable[[], object] | None = None
+    before_get_of_pending: Callable[[], object] | None = None
+
+    def get(self, key: str) -> StoredObject:
+        if key.startswith("pending/"):
+            meanwhile, self.before_get_of_pending = self.before_get_of_pending, None
+            if meanwhile is not None:
+                meanwhile()
+        return super().get(key)
 
     def create(self, key: str, data: bytes, content_type: str) -> str:
         meanwhile, self.before_create = self.before_create, None
