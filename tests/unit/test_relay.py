@@ -1,5 +1,6 @@
 """The relay, over a real folder store."""
 
+import os
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -207,6 +208,21 @@ def test_a_pass_reads_only_what_is_due_or_changed(bench: Bench) -> None:
     bench.relay.look()
 
     assert reads == []
+
+
+def test_a_record_that_is_due_sooner_than_it_was_is_announced_then(bench: Bench) -> None:
+    added = bench.add(due_at=bench.now + timedelta(hours=1))
+    bench.relay.look()
+    held = bench.records.find(added.payload_id)
+    assert held is not None
+    # As a worker that stops hands it back, some time after it was seen.
+    bench.records.change(held, due_at=bench.now)
+    later = bench.records.pending()[0].modified_at.timestamp() + 1
+    os.utime(bench.folder / held.key, (later, later))
+
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
 
 
 def test_a_record_that_cannot_be_read_is_passed_over(bench: Bench) -> None:
