@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, newest
 from service import wait_for
 
-from api.idempotency import ClaimedKey, IdempotencyKeys
+from api.idempotency import ClaimedKey, IdempotencyKeys, StillRunning
 from api.ingest import Ingest, Keyed, Limits, Target
 from api.multipart import MediaType, parse_media_type
 from api.problems import SenderTooSlow
@@ -221,6 +221,28 @@ def test_a_key_is_kept_while_the_store_takes_its_time(bench: Bench) -> None:
     bench.instances.before_put = takes_longer_than_the_lease
 
     assert bench.post(keyed) == keyed.claimed.payload_id
+
+
+def test_a_key_is_not_taken_over_while_the_record_is_written(bench: Bench) -> None:
+    """However much of its lease the body took: all of it is left to the last step."""
+    keyed = bench.keyed()
+
+    class SlowPart(Part):
+        def __iter__(self) -> Iterator[bytes]:
+            bench.now += LEASE * 0.4
+            return super().__iter__()
+
+    def takes_its_time() -> None:
+        bench.now += LEASE * 0.9
+        with pytest.raises(StillRunning):
+            bench.keyed()
+
+    bench.before_record = takes_its_time
+    parts = [SlowPart(new_instance())]
+    receipt = bench.ingest.ingest(parts, Target(), "127.0.0.1", "c", keyed)
+
+    assert receipt is not None
+    assert receipt.payload_id == keyed.claimed.payload_id
 
 
 def test_of_an_upload_that_was_given_up_nothing_is_left_and_its_key_is_free(bench: Bench) -> None:
