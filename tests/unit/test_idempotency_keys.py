@@ -1,5 +1,6 @@
 """Claims on Idempotency-Keys, over a real folder store."""
 
+import tracemalloc
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -135,3 +136,16 @@ def test_a_fingerprint_tells_order_and_number_of_parts() -> None:
     prints = {fingerprint(parts) for parts in (["a"], ["a", "b"], ["b", "a"], ["ab"], [])}
 
     assert len(prints) == 5
+
+
+def test_a_fingerprint_of_many_parts_does_not_hold_what_it_is_made_of() -> None:
+    digests = (f"{number:064x}" for number in range(20_000))
+
+    tracemalloc.start()
+    try:
+        fingerprint(digests)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 100_000
