@@ -110,7 +110,7 @@ def test_who_asks_on_and_on_and_takes_no_answers_is_hung_up_on(service: Service)
     wait_for(lambda: open_connections(service) == 0)
     asking = head("GET /openapi.json HTTP/1.1") * 500
     with ExitStack() as connections:
-        for _ in range(8):
+        for _ in range(40):
             connections.enter_context(connect(service)).sendall(asking)
 
         def hung_up() -> bool:
