@@ -764,6 +764,47 @@ def test_minio_types_what_the_store_answers(
         server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("SlowDown", StoreUnavailable),
+        ("InternalError", StoreUnavailable),
+        ("AccessDenied", StoreRefused),
+        ("MethodNotAllowed", StoreRefused),
+        ("NoSuchKey", None),
+    ],
+)
+def test_minio_types_what_became_of_one_of_many_that_were_to_be_deleted(
+    code: str, expected: type[StowgateError] | None
+) -> None:
+    class OneStays(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = (
+                f"<DeleteResult><Error><Key>b</Key><Code>{code}</Code><Message>no</Message></Error>"
+                "</DeleteResult>"
+            ).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneStays) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = ObjectStoreEndpoint(f"http://127.0.0.1:{server.server_port}", "access", "secret")
+        store = minio_store(endpoint, "bucket")
+        if expected is None:
+            store.delete(["a", "b"])
+        else:
+            with pytest.raises(expected, match=f"cannot delete b: {code}"):
+                store.delete(["a", "b"])
+        server.shutdown()
+
+
 def test_minio_takes_a_listing_that_is_none_of_s3_for_a_store_that_is_away() -> None:
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
