@@ -830,6 +830,22 @@ def test_closing_does_not_wait_for_a_silent_broker(rabbit: Rabbit, proxy: Proxy)
     eventually(lambda: not [t for t in threading.enumerate() if t.name == "stowgate publisher"])
 
 
+def test_a_lack_of_threads_for_a_moment_does_not_cut_a_publisher_off_for_good(
+    rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = rabbit.publisher()
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as lack:
+        lack.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError):
+            publisher.publish(rabbit.message())
+
+    publisher.publish(rabbit.message())
+
+
 def test_closing_while_connecting_is_quiet_and_leaves_no_thread(rabbit: Rabbit) -> None:
     with structlog.testing.capture_logs() as log:
         for _ in range(20):
