@@ -1,6 +1,7 @@
 """The command `stowgate`, as an operator uses it."""
 
 import errno
+import hashlib
 import http.server
 import io
 import json
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -471,6 +473,73 @@ def test_check_says_in_words_what_is_wrong_and_exits_with_1(tmp_path: Path) -> N
     assert wrong == ["bucket", "bucket", "broker:", "queue"]
     assert "STOWGATE_BROKR" in checked.stdout
     assert "hidden-word" not in checked.stdout + checked.stderr
+
+
+def _store_that_ignores(header: str) -> type[BaseHTTPRequestHandler]:
+    """As much of an S3 object store as `check` asks of one."""
+    objects: dict[str, bytes] = {}
+
+    class Store(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self._answer(200)
+
+        def do_GET(self) -> None:
+            self._answer(200, objects[self.path])
+
+        def do_PUT(self) -> None:
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            given = {k: v for k, v in self.headers.items() if k != header}
+            found = objects.get(self.path)
+            if (found is not None and "If-None-Match" in given) or (
+                "If-Match" in given and (found is None or given["If-Match"] != _etag(found))
+            ):
+                self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+                return
+            objects[self.path] = data
+            self._answer(200, etag=_etag(data))
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(200, b"<DeleteResult/>")
+
+        def _answer(self, status: int, body: bytes = b"", etag: str | None = None) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("ETag", etag or _etag(body))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Store
+
+
+def _etag(data: bytes) -> str:
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+
+
+@pytest.mark.parametrize("ignored", ["If-None-Match", "If-Match", ""])
+def test_check_tells_of_a_store_that_ignores_the_conditions_of_writes(
+    tmp_path: Path, ignored: str
+) -> None:
+    store = _store_that_ignores(ignored)
+    with ThreadingHTTPServer(("127.0.0.1", 0), store) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        checked = _run(
+            "check",
+            data=tmp_path,
+            STOWGATE_OBJECT_STORE=f"http://127.0.0.1:{server.server_port}",
+            STOWGATE_OBJECT_STORE_ACCESS_KEY="access",
+            STOWGATE_OBJECT_STORE_SECRET_KEY="secret",
+        )
+        server.shutdown()
+
+    wrong = [line for line in checked.stdout.splitlines() if line.startswith("wrong")]
+    assert checked.returncode == (1 if ignored else 0)
+    assert len(wrong) == (2 if ignored else 0)
+    assert all(f"the store ignores {ignored}; Stowgate needs" in line for line in wrong)
 
 
 @pytest.mark.parametrize("command", ["run", "api", "worker", "check"])
