@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import requests
 from instances import uid
+from prometheus_client.parser import text_string_to_metric_families
 
 STOWGATE = Path(sys.executable).with_name("stowgate")
 
@@ -51,6 +52,12 @@ class Service:
 
     def get(self, path: str) -> Any:
         return requests.get(self.url + path, timeout=60)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """As `/metrics` has it; 0 for what was never counted."""
+        families = text_string_to_metric_families(self.get("/metrics").text)
+        samples = (sample for family in families for sample in family.samples)
+        return next((s.value for s in samples if (s.name, s.labels) == (name, labels)), 0.0)
 
     def opened(self, payload_id: str, seconds: float = 30.0) -> dict[str, Any]:
         """The payload as `GET /payloads/{id}` shows it, once its request is opened."""

@@ -124,10 +124,28 @@ def test_without_its_broker_the_service_is_degraded_and_stores(tmp_path: Path) -
             answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
             ready = service.get("/health/ready")
             payload = service.get(f"/payloads/{answer.headers['X-Payload-ID']}").json()
+            wait_for(lambda: service.metric("stowgate_announcements_failed_total") == 1)
 
     assert answer.status_code == 200
     assert payload["state"] == "pending"
     assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+
+
+def test_what_cannot_be_handed_over_is_counted_until_it_can(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "workflow-requests"
+    in_the_way.write_text("where the folder should be")
+    with running("run", tmp_path) as service:
+        answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
+
+        wait_for(lambda: service.metric("stowgate_attempts_failed_total", kind="transient"))
+        wait_for(lambda: service.metric("stowgate_pending") == 1)
+        wait_for(lambda: service.metric("stowgate_oldest_pending_seconds"))
+
+        in_the_way.unlink()
+        service.opened(answer.headers["X-Payload-ID"])
+        wait_for(lambda: service.metric("stowgate_pending") == 0)
+        wait_for(lambda: service.metric("stowgate_oldest_pending_seconds") == 0)
+        assert service.metric("stowgate_attempts_failed_total", kind="permanent") == 0
 
 
 def test_more_uploads_than_there_is_room_for_are_429(tmp_path: Path) -> None:

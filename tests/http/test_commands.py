@@ -767,6 +767,7 @@ def test_what_was_stored_but_not_opened_is_opened_by_the_next_start(tmp_path: Pa
 
     with running("run", tmp_path) as pair:
         assert pair.opened(payload_id)["file_count"] == 1
+        wait_for(lambda: pair.metric("stowgate_announced_again_total"))
 
 
 def test_two_processes_of_one_api_count_as_one(tmp_path: Path) -> None:

@@ -70,6 +70,21 @@ def test_a_failed_payload_says_why_and_opens_under_its_own_id_when_replayed(api:
     assert [path.stem for path in requests_shown] == [payload_id]
 
 
+def test_what_failed_is_counted_as_long_as_it_needs_a_person(api: Service) -> None:
+    answer = api.post("/dicomweb/studies", new_instance(), "application/dicom")
+    payload_id = answer.headers["X-Payload-ID"]
+    shutil.move(api.data / "monaideploy" / payload_id, api.data / payload_id)
+    with running("worker", api.data) as worker:
+        wait_for(lambda: worker.metric("stowgate_failed") == 1)
+        assert worker.metric("stowgate_attempts_failed_total", kind="permanent") == 1
+        assert worker.metric("stowgate_attempts_failed_total", kind="transient") == 0
+
+        shutil.move(api.data / payload_id, api.data / "monaideploy" / payload_id)
+        assert _replay(api, payload_id).status_code == 202
+        api.opened(payload_id)
+        wait_for(lambda: worker.metric("stowgate_failed") == 0)
+
+
 def test_of_many_replays_at_once_one_is_taken(api: Service) -> None:
     (payload_id,) = _fail(api, 1)
 

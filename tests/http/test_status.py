@@ -6,16 +6,22 @@ from pathlib import Path
 
 import pytest
 import requests
-from instances import new_instance
+from instances import multipart, new_instance, uid
 from jsonschema import validate as validate_instance
 from openapi_spec_validator import validate
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
-from service import Service, wait_for
+from service import Service, running, wait_for
 
 from api.wsgi import compose
 from shared.config import load_settings
 from shared.engines import open_engines
+
+POSTS = "stowgate_posts_total"
+INSTANCES = "stowgate_instances_total"
+RECEIVED_BYTES = "stowgate_received_bytes_total"
+OPENED = "stowgate_workflow_requests_opened_total"
+POST_SECONDS = "stowgate_post_seconds_count"
 
 FIELDS = {
     "payload_id",
@@ -141,23 +147,37 @@ def test_health_is_live_and_ready_with_every_dependency(stowgate: Service) -> No
     }
 
 
-def test_metrics_count_what_happened_and_name_no_identifier(stowgate: Service) -> None:
-    payload_id = _post(stowgate)
-    stowgate.opened(payload_id)
+def test_metrics_count_what_happened_and_name_no_identifier(tmp_path: Path) -> None:
+    good, of_another_study = new_instance(), new_instance(StudyInstanceUID="2.25.4711")
+    study = uid(good, "StudyInstanceUID")
+    with running("run", tmp_path) as service:
+        answer = service.post(
+            f"/dicomweb/w-1/studies/{study}", *multipart(good, of_another_study, b"no DICOM")
+        )
+        refused = service.post("/dicomweb/studies", b"{}", "application/json")
+        payload_id = answer.headers["X-Payload-ID"]
+        wait_for(lambda: service.metric(OPENED, route="workflow-in-url"))
+        text = service.get("/metrics").text
 
-    text = stowgate.get("/metrics").text
-
-    samples = {
+    assert (answer.status_code, refused.status_code) == (202, 415)
+    counted = {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
+        if sample.name in {POSTS, INSTANCES, RECEIVED_BYTES, OPENED, POST_SECONDS}
     }
-    assert samples["stowgate_posts_total", "200"] >= 1
-    assert samples["stowgate_instances_total", "stored"] >= 1
-    assert samples["stowgate_workflow_requests_opened_total", "workflow-in-url"] >= 1
-    assert "stowgate_pending" in text
-    assert payload_id not in text
-    assert "1.3.6.1" not in text
+    assert counted == {
+        (POSTS, "202"): 1,
+        (POSTS, "415"): 1,
+        (INSTANCES, "stored"): 1,
+        (INSTANCES, "B007"): 1,
+        (INSTANCES, "C000"): 1,
+        (RECEIVED_BYTES,): len(good) + len(of_another_study),
+        (OPENED, "workflow-in-url"): 1,
+        (POST_SECONDS,): 2,
+    }
+    for identifier in (payload_id, study, "2.25.4711"):
+        assert identifier not in text
 
 
 def test_the_openapi_document_is_valid_and_describes_exactly_what_is_served(
