@@ -180,4 +180,6 @@ def test_a_copy_that_the_broker_delivers_again_is_no_publication(
 
 
 def test_objects_of_a_payload_without_a_record_are_orphans() -> None:
-    assert replace(WHOLE, payloads={}).orphans() != []
+    beside = "q/dcm/1.2/1.2.3/1.2.3.4.dcm"
+
+    assert replace(WHOLE, object_keys=WHOLE.object_keys | {beside}).orphans() == [beside]

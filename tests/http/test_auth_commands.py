@@ -60,20 +60,27 @@ def test_a_user_that_the_command_made_may_enter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "password"),
+    ("arguments", "password", "words"),
     [
-        (["a b", "--scope", "read"], PASSWORD),
-        (["a:b", "--scope", "read"], PASSWORD),
-        (["a", "--scope", "read", "--vae", "an AE title of many characters"], PASSWORD),
-        (["a", "--scope", "read"], "short"),
-        (["a", "--scope", "everything"], PASSWORD),
-        (["a"], PASSWORD),
+        (["a b", "--scope", "read"], PASSWORD, "the name must be"),
+        (["a:b", "--scope", "read"], PASSWORD, "the name must be"),
+        (
+            ["a", "--scope", "read", "--vae", "an AE title of many characters"],
+            PASSWORD,
+            "an AE title 1 to 15",
+        ),
+        (["a", "--scope", "read"], "short", "8 characters or more"),
+        (["a", "--scope", "everything"], PASSWORD, "not one of 'store', 'read', 'admin'"),
+        (["a"], PASSWORD, "Missing option '--scope'"),
     ],
 )
-def test_a_user_that_cannot_be_is_refused_in_words(arguments: list[str], password: str) -> None:
+def test_a_user_that_cannot_be_is_refused_in_words(
+    arguments: list[str], password: str, words: str
+) -> None:
     made = _run("user", *arguments, words=password)
 
-    assert made.returncode != 0
+    assert made.returncode > 0
+    assert words in made.stderr
     assert made.stdout == ""
     assert password not in made.stderr
 
