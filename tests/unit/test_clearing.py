@@ -70,6 +70,20 @@ def test_what_a_store_that_is_away_did_not_remove_is_removed_when_it_is_back(
     assert names(store) == ["pending/c"]
 
 
+def test_of_what_a_store_that_is_away_did_not_remove_a_bounded_number_is_kept(
+    store: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.clearing._MOST", 2)
+    clearing = Clearing(store)
+    clearing.add(["pending/a", "pending/b", "pending/c"])
+    store.away = True
+    clearing.clear(0)
+
+    store.away = False
+    clearing.clear(0)
+    assert names(store) == ["pending/c"]
+
+
 def test_what_a_store_refuses_to_remove_is_not_asked_for_again(store: Counting) -> None:
     clearing = Clearing(store)
     clearing.add(["pending/a"])
