@@ -62,12 +62,12 @@ def test_a_user_that_the_command_made_may_enter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "password", "words"),
     [
-        (["a b", "--scope", "read"], PASSWORD, "the name must be"),
-        (["a:b", "--scope", "read"], PASSWORD, "the name must be"),
+        (["a b", "--scope", "read"], PASSWORD, "a user name is 1 to 64"),
+        (["a:b", "--scope", "read"], PASSWORD, "a user name is 1 to 64"),
         (
             ["a", "--scope", "read", "--vae", "an AE title of many characters"],
             PASSWORD,
-            "an AE title 1 to 15",
+            "an AE title is 1 to 15",
         ),
         (["a", "--scope", "read"], "short", "8 characters or more"),
         (["a", "--scope", "everything"], PASSWORD, "not one of 'store', 'read', 'admin'"),

@@ -786,6 +786,7 @@ def test_a_full_disk_of_temporary_files_ends_no_process_of_an_api(tmp_path: Path
         small_disk(tmp_path / "small", mebibytes=1) as disk,
         running("api", tmp_path / "data", STOWGATE_API_PROCESSES="2", TMPDIR=str(disk)) as api,
     ):
+        wait_for(lambda: len(api.process_ids()) == 3)
         assert api.get("/health/live").status_code == 200
         before = api.process_ids()
         with suppress(OSError):
