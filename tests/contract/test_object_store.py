@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import http.server
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 
 import pytest
+from answering import Answering, serving
 from engines import ObjectStoreEndpoint, object_store_client
 from service import wait_for
 
@@ -42,6 +42,7 @@ from shared.ports import ObjectStore
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
 TEXT = "text/plain"
+XML = "application/xml"
 
 
 def minio_store(endpoint: ObjectStoreEndpoint, bucket: str) -> MinioObjectStore:
@@ -708,6 +709,13 @@ def test_minio_refuses_a_wrong_secret(
         assert "not-the-secret" not in str(caught.value)
 
 
+@contextlib.contextmanager
+def store_of(handler: type[Answering]) -> Iterator[MinioObjectStore]:
+    """A store whose server is that."""
+    with serving(handler) as url:
+        yield minio_store(ObjectStoreEndpoint(url, "access", "secret"), "bucket")
+
+
 def s3_error(code: str, message: str = "no") -> str:
     return f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
 
@@ -735,25 +743,17 @@ def s3_error(code: str, message: str = "no") -> str:
 def test_minio_types_what_the_store_answers(
     status: int, body: str, expected: type[StowgateError] | None
 ) -> None:
-    class Answer(http.server.BaseHTTPRequestHandler):
+    class Answer(Answering):
         def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            self.send_header("Content-Type", "text/html" if "html" in body else "application/xml")
-            self.send_header("Content-Length", str(len(body)))
-            if "html" not in body:
-                self.send_header("ETag", '"etag"')
-            self.send_header("Retry-After", "3600")
-            self.end_headers()
-            self.wfile.write(body.encode("latin-1"))
+            self.received()
+            said = (
+                {"Content_Type": "text/html"}
+                if "html" in body
+                else {"Content_Type": XML, "ETag": '"etag"'}
+            )
+            self.answer(status, body.encode("latin-1"), Retry_After="3600", **said)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = ObjectStoreEndpoint(f"http://127.0.0.1:{server.server_port}", "access", "secret")
-        store = minio_store(endpoint, "bucket")
+    with store_of(Answer) as store:
         for call in (lambda: put(store, "key", b"x"), lambda: store.create("key", b"x", TEXT)):
             if expected is None:
                 call()
@@ -761,7 +761,6 @@ def test_minio_types_what_the_store_answers(
                 with pytest.raises(expected):
                     call()
         assert store.has_room() is (expected is not StoreFull)
-        server.shutdown()
 
 
 @pytest.mark.parametrize(
@@ -777,95 +776,54 @@ def test_minio_types_what_the_store_answers(
 def test_minio_types_what_became_of_one_of_many_that_were_to_be_deleted(
     code: str, expected: type[StowgateError] | None
 ) -> None:
-    class OneStays(http.server.BaseHTTPRequestHandler):
+    class OneStays(Answering):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            body = (
-                f"<DeleteResult><Error><Key>b</Key><Code>{code}</Code><Message>no</Message></Error>"
-                "</DeleteResult>"
-            ).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/xml")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.received()
+            one = f"<Error><Key>b</Key><Code>{code}</Code><Message>no</Message></Error>"
+            body = f"<DeleteResult>{one}</DeleteResult>".encode()
+            self.answer(200, body, Content_Type=XML)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneStays) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = ObjectStoreEndpoint(f"http://127.0.0.1:{server.server_port}", "access", "secret")
-        store = minio_store(endpoint, "bucket")
+    with store_of(OneStays) as store:
         if expected is None:
             store.delete(["a", "b"])
         else:
             with pytest.raises(expected, match=f"cannot delete b: {code}"):
                 store.delete(["a", "b"])
-        server.shutdown()
 
 
 def test_minio_takes_a_listing_that_is_none_of_s3_for_a_store_that_is_away() -> None:
-    class Page(http.server.BaseHTTPRequestHandler):
+    class Page(Answering):
         def do_GET(self) -> None:
-            body = b"<html><body>Please log in</body></html>"
-            self.send_response(200)
-            self.send_header("Content-Type", "application/xml")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(200, b"<html><body>Please log in</body></html>", Content_Type=XML)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = ObjectStoreEndpoint(f"http://127.0.0.1:{server.server_port}", "access", "secret")
-        store = minio_store(endpoint, "bucket")
+    with store_of(Page) as store:
         for listing in (store.list("pending/"), store.folders("")):
             with pytest.raises(StoreUnavailable, match="not S3's"):
                 next(listing)
-        server.shutdown()
 
 
 def test_minio_that_is_full_says_so_although_it_has_dropped_the_upload() -> None:
-    class FullInTheMiddle(http.server.BaseHTTPRequestHandler):
+    class FullInTheMiddle(Answering):
         def do_POST(self) -> None:
-            self._answer(
-                200,
-                "<InitiateMultipartUploadResult><Bucket>bucket</Bucket><Key>key</Key>"
-                "<UploadId>one</UploadId></InitiateMultipartUploadResult>",
-            )
+            ids = "<Bucket>bucket</Bucket><Key>key</Key><UploadId>one</UploadId>"
+            begun = f"<InitiateMultipartUploadResult>{ids}</InitiateMultipartUploadResult>"
+            self.answer(200, begun.encode(), Content_Type=XML)
 
         def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            self.received()
             if "partNumber=2&" in self.path:
-                self._answer(507, s3_error("XMinioStorageFull"))
+                self.answer(507, s3_error("XMinioStorageFull").encode(), Content_Type=XML)
                 dropped.set()
             else:
                 dropped.wait(10)
-                self._answer(404, s3_error("NoSuchUpload"))
+                self.do_DELETE()
 
         def do_DELETE(self) -> None:
-            self._answer(404, s3_error("NoSuchUpload"))
-
-        def _answer(self, status: int, body: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", "application/xml")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
+            self.answer(404, s3_error("NoSuchUpload").encode(), Content_Type=XML)
 
     dropped = threading.Event()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FullInTheMiddle) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = ObjectStoreEndpoint(f"http://127.0.0.1:{server.server_port}", "access", "secret")
-        with pytest.raises(StoreFull):
-            put(minio_store(endpoint, "bucket"), "key", bytes(20 << 20))
-        server.shutdown()
+    with store_of(FullInTheMiddle) as store, pytest.raises(StoreFull):
+        put(store, "key", bytes(20 << 20))
 
 
 @pytest.fixture

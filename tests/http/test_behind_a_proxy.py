@@ -1,16 +1,14 @@
 """Behind proxies: who sent it, and where it is under a path of theirs."""
 
 import http.client
-import http.server
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import requests
+from answering import Answering, serving
 from instances import new_instance, uid
 from service import Service, running
 from wire import connect, head, read_answer
@@ -42,7 +40,7 @@ def proxy(service: Service, strips: bool) -> Iterator[str]:
     """Serves the API below `PREFIX`, as most proxies do: the URL of that."""
     api = urlsplit(service.url)
 
-    class PassingOn(http.server.BaseHTTPRequestHandler):
+    class PassingOn(Answering):
         def do_POST(self) -> None:
             path = self.path.removeprefix(PREFIX) if strips else self.path
             told = [self.headers.get("X-Forwarded-For"), self.client_address[0]]
@@ -51,8 +49,7 @@ def proxy(service: Service, strips: bool) -> Iterator[str]:
                 name: value for name, value in self.headers.items() if name != "X-Forwarded-For"
             } | {"X-Forwarded-For": forwarded_for, "X-Forwarded-Host": "evil.example"}
             asked = http.client.HTTPConnection(api.hostname or "", api.port, timeout=30)
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            asked.request("POST", path, body, headers)
+            asked.request("POST", path, self.received(), headers)
             answer = asked.getresponse()
             self.send_response(answer.status)
             for name, value in answer.getheaders():
@@ -62,13 +59,8 @@ def proxy(service: Service, strips: bool) -> Iterator[str]:
             self.wfile.write(answer.read())
             asked.close()
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), PassingOn) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}{PREFIX}"
-        server.shutdown()
+    with serving(PassingOn) as url:
+        yield f"{url}{PREFIX}"
 
 
 def send_from(address: str, url: str, body: bytes) -> http.client.HTTPResponse:

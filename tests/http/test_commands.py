@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import http.server
 import io
 import json
 import os
@@ -12,15 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from answering import Answering, serving
 from click.testing import CliRunner
 from disks import small_disk
 from instances import new_instance, real_file, uid
@@ -280,20 +278,12 @@ def test_send_says_that_identical_copies_are_stored_once(
 def _answering(status: int, content_type: str | None, body: bytes) -> Iterator[str]:
     """The URL of a server that takes every POST whole, and says this."""
 
-    class Answering(http.server.BaseHTTPRequestHandler):
+    class Saying(Answering):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            if content_type:
-                self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.received()
+            self.answer(status, body, **({"Content_Type": content_type} if content_type else {}))
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with _serving(Answering) as url:
+    with serving(Saying) as url:
         yield url
 
 
@@ -475,43 +465,34 @@ def test_check_says_in_words_what_is_wrong_and_exits_with_1(tmp_path: Path) -> N
     assert "hidden-word" not in checked.stdout + checked.stderr
 
 
-def _store_that_ignores(header: str) -> type[BaseHTTPRequestHandler]:
+def _store_that_ignores(header: str) -> type[Answering]:
     """As much of an S3 object store as `check` asks of one."""
     objects: dict[str, bytes] = {}
 
-    class Store(BaseHTTPRequestHandler):
+    class Store(Answering):
         def do_HEAD(self) -> None:
-            self._answer(200)
+            self.answer(200)
 
         def do_GET(self) -> None:
-            self._answer(200, objects[self.path])
+            found = objects[self.path]
+            self.answer(200, found, ETag=_etag(found))
 
         def do_PUT(self) -> None:
-            data = self.rfile.read(int(self.headers["Content-Length"]))
+            data = self.received()
             given = {k: v for k, v in self.headers.items() if k != header}
             found = objects.get(self.path)
             if (found is not None and "If-None-Match" in given) or (
                 "If-Match" in given and (found is None or given["If-Match"] != _etag(found))
             ):
-                self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+                refusal = b"<Error><Code>PreconditionFailed</Code></Error>"
+                self.answer(412, refusal, Content_Type="application/xml")
                 return
             objects[self.path] = data
-            self._answer(200, etag=_etag(data))
+            self.answer(200, ETag=_etag(data))
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self._answer(200, b"<DeleteResult/>")
-
-        def _answer(self, status: int, body: bytes = b"", etag: str | None = None) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", "application/xml")
-            self.send_header("ETag", etag or _etag(body))
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
+            self.received()
+            self.answer(200, b"<DeleteResult/>", Content_Type="application/xml")
 
     return Store
 
@@ -524,17 +505,14 @@ def _etag(data: bytes) -> str:
 def test_check_tells_of_a_store_that_ignores_the_conditions_of_writes(
     tmp_path: Path, ignored: str
 ) -> None:
-    store = _store_that_ignores(ignored)
-    with ThreadingHTTPServer(("127.0.0.1", 0), store) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(_store_that_ignores(ignored)) as url:
         checked = _run(
             "check",
             data=tmp_path,
-            STOWGATE_OBJECT_STORE=f"http://127.0.0.1:{server.server_port}",
+            STOWGATE_OBJECT_STORE=url,
             STOWGATE_OBJECT_STORE_ACCESS_KEY="access",
             STOWGATE_OBJECT_STORE_SECRET_KEY="secret",
         )
-        server.shutdown()
 
     wrong = [line for line in checked.stdout.splitlines() if line.startswith("wrong")]
     assert checked.returncode == (1 if ignored else 0)
@@ -583,20 +561,12 @@ def _recording() -> Iterator[tuple[str, list[str]]]:
     """The URL of a server, and the paths that it was asked for; nothing is there."""
     asked: list[str] = []
 
-    class Recording(http.server.BaseHTTPRequestHandler):
+    class Recording(Answering):
         def log_request(self, *_: Any) -> None:
             asked.append(self.path)
 
-    with _serving(Recording) as url:
+    with serving(Recording) as url:
         yield url, asked
-
-
-@contextmanager
-def _serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
 
 
 @pytest.mark.parametrize(

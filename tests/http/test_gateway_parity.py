@@ -4,11 +4,9 @@ The paths, codes and shapes are those of its `docs/api/rest/dicomweb-stow.md` an
 `docs/migrating.md` says where Stowgate differs from what it documents, or from what it does.
 """
 
-import http.server
 import json
 import re
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import requests
+from answering import Answering, serving
 from instances import multipart, new_instance, real_file, uid
 from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation, generate_uid
 from service import STOWGATE, Service, environment
@@ -213,22 +212,13 @@ def gateway(*vaes: dict[str, Any]) -> AbstractContextManager[str]:
 def saying(listed: bytes) -> Iterator[str]:
     """The `GET /config/vae` of a Gateway: its URL."""
 
-    class Listing(http.server.BaseHTTPRequestHandler):
+    class Listing(Answering):
         def do_GET(self) -> None:
             body = listed if self.path == "/config/vae" else b"[]"
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(200, body, Content_Type="application/json; charset=utf-8")
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listing) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with serving(Listing) as url:
+        yield url
 
 
 def copied(stowgate: Service, source_url: str) -> "subprocess.CompletedProcess[str]":
