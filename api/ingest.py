@@ -531,20 +531,19 @@ class _Upload:
             self._settle(self._putting.popleft())
         if self.arrivals and self._foreign_parts == len(self.arrivals):
             raise UnsupportedMediaType(f"no part of the request is {DICOM}")
+        full: BaseException | None = None
         for arrival in self.arrivals:
-            full = arrival.put.exception() if arrival.put else None
-            if full and arrival.instance:
+            error = arrival.put.exception() if arrival.put else None
+            if error and arrival.instance:
+                full = error
                 arrival.failure = Failed(
                     FailureReason.OUT_OF_RESOURCES,
-                    f"{full}; send it again when there is room",
+                    f"{error}; send it again when there is room",
                     arrival.instance.sop_class_uid,
                     arrival.instance.sop_instance_uid,
                 )
-        failures = [a.failure for a in self.arrivals if a.failure]
-        if len(failures) == len(self.arrivals):
-            for failure in failures:
-                if failure.reason is FailureReason.OUT_OF_RESOURCES:
-                    raise StoreFull(failure.detail)
+        if full and all(arrival.failure for arrival in self.arrivals):
+            raise full
 
     @property
     def instances(self) -> tuple[StoredInstance, ...]:

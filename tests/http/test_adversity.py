@@ -38,6 +38,7 @@ def test_a_store_that_fills_up_keeps_what_it_has_and_names_what_it_has_not(
         full = service.post("/dicomweb/studies", *multipart(large))
 
         assert full.status_code == 507
+        assert full.json()["detail"].count("when there is room") == 1
         assert "X-Payload-ID" not in full.headers
 
 
