@@ -223,7 +223,9 @@ class Handler:
 
     def _write_sidecars(self, taken: "_Taken", batch: Sequence[StoredInstance]) -> None:
         """Keeps the lease meanwhile, however long they take, but where that is no time at all."""
-        write_sidecar = _SidecarWriter(self._instances, f"{taken.record.payload_id}/")
+        write_sidecar = _SidecarWriter(
+            self._instances, f"{taken.record.payload_id}/", self._stopping
+        )
         if len(batch) == 1 and _is_soon_read(batch[0]):
             # Written sooner than another thread has begun.
             write_sidecar(batch[0])
@@ -329,15 +331,14 @@ class _Taken:
 class _SidecarWriter:
     """Writes one instance's metadata beside it, where the Workflow Manager reads it."""
 
-    def __init__(self, store: ObjectStore, prefix: str) -> None:
+    def __init__(self, store: ObjectStore, prefix: str, stopping: threading.Event) -> None:
         self._store = store
         self._prefix = prefix
+        self._stopping = stopping
 
     def __call__(self, instance: StoredInstance) -> None:
         key = self._prefix + instance.path
-        dataset = b"".join(
-            self._store.read_range(key, start, end - start) for start, end in _kept(instance)
-        )
+        dataset = b"".join(self._read(key, instance))
         try:
             data = metadata_json(dataset)
         except OSError as error:
@@ -353,6 +354,13 @@ class _SidecarWriter:
         self._store.put(
             self._prefix + instance.metadata_path, BytesIO(data), len(data), "application/json"
         )
+
+    def _read(self, key: str, instance: StoredInstance) -> Iterator[bytes]:
+        for start, end in _kept(instance):
+            if self._stopping.is_set():
+                # Of a store that hangs, each piece would keep the process for seconds.
+                raise _Stopping("this worker stops")
+            yield self._store.read_range(key, start, end - start)
 
 
 def retry_seconds(attempts: int) -> float:

@@ -479,6 +479,24 @@ def test_a_worker_that_stops_hands_back_what_it_has_in_hand(bench: Bench) -> Non
     assert bench.opened_requests() == []
 
 
+def test_a_worker_that_stops_reads_no_further(bench: Bench) -> None:
+    pixels = new_instance(PixelData=bytes(1 << 17), DataSetTrailingPadding=bytes(1 << 10))
+    added = bench.add(pixels)
+    handler, read_range, reads = bench.handler(), bench.instances.read_range, []
+
+    def stopped_in(*given: Any) -> bytes:
+        handler.stop()
+        reads.append(given)
+        return read_range(*given)
+
+    bench.instances.read_range = stopped_in  # type: ignore[method-assign]
+    handler.open_workflow_request(added.payload_id)
+
+    assert len(reads) == 1
+    found = bench.found(added)
+    assert (found.state, found.lease, found.attempts) == (State.PENDING, None, 0)
+
+
 def test_an_error_of_our_own_while_the_worker_stops_is_no_failure(bench: Bench) -> None:
     added = bench.add(real_file())
 
