@@ -203,8 +203,7 @@ class Ingest:
         with ExitStack() as undo:
             if keyed:
                 undo.callback(_release, keyed.claimed)
-            if not self._instances.has_room():
-                raise StoreFull("the object store is past its watermark of free space")
+            self._instances.check_room()
             check_room(self._spool_folder, self._limits.min_free_bytes)
             upload = _Upload(
                 f"{payload_id}/",

@@ -132,7 +132,7 @@ def _render_store_full(error: StoreFull) -> Response:
     _log.error("object store full", error=str(error))
     return problem_response(
         HTTPStatus.INSUFFICIENT_STORAGE,
-        f"nothing was stored: {error}; send again when there is room",
+        f"{_unacknowledged()}{error}; send again when there is room",
     )
 
 

@@ -145,7 +145,10 @@ def check_room(folder: Path, min_free_bytes: int) -> None:
     """Raises `StoreFull` where the spool's disk has less than that left."""
     with _disk_errors(folder):
         if not has_room(folder, min_free_bytes):
-            raise StoreFull(f"the spool's disk at {folder} is past its watermark of free space")
+            raise StoreFull(
+                f"the spool's disk at {folder} has less free than STOWGATE_MIN_FREE_BYTES, which "
+                f"is {min_free_bytes}; free some space"
+            )
 
 
 @contextmanager

@@ -71,6 +71,7 @@ def _attempts(settings: Settings, engines: Engines) -> Iterator[tuple[str, Calla
     yield "spool", lambda: _try_spool(settings)
     yield f"bucket {settings.bucket}", lambda: _try_bucket(engines.instances)
     yield f"bucket {settings.state_bucket}", lambda: _try_bucket(engines.state)
+    yield "free space", engines.instances.check_room
     yield "broker", engines.publisher.ping
     yield "queue of the Workflow Manager", engines.expect_workflow_manager
 

@@ -64,6 +64,7 @@ class Engines:
         """What health tells of. Without a store nothing can be taken; all else is caught up."""
         return {
             "object_store": Dependency(self._ping_stores, essential=True),
+            "free_space": Dependency(self.instances.check_room, essential=False),
             "broker": Dependency(ping_broker, essential=False),
             "workflow_manager_queue": Dependency(self.expect_workflow_manager, essential=False),
         }

@@ -143,8 +143,8 @@ class ObjectStore(Protocol):
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these; a key with nothing under it is no error."""
 
-    def has_room(self) -> bool:
-        """False when the store is known to be past its watermark."""
+    def check_room(self) -> None:
+        """Raises `StoreFull` where the store is known to be past its watermark."""
 
     def ping(self) -> None:
         """Return when the bucket can be reached."""

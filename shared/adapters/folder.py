@@ -41,7 +41,8 @@ _REFUSED = {
     errno.EACCES: "this user may not; look at the owner and mode of the folder",
     errno.EPERM: "the file system does not allow it; look at the folder, and whether it is local",
     errno.EROFS: "the file system is read-only; look at its mount",
-    errno.ENOENT: "the bucket is gone; is its disk mounted? (STOWGATE_DATA)",
+    errno.ENOENT: "the bucket is not there; could it not be made, or is its disk not mounted? "
+    "(STOWGATE_DATA)",
     errno.ENOTDIR: "an object is in the way, its key being the beginning of this one",
     errno.EEXIST: "an object is in the way, its key being the beginning of this one",
     errno.EISDIR: "there are objects whose keys begin with this one and a slash",
@@ -51,7 +52,7 @@ _REFUSED = {
 class FolderObjectStore:
     """One bucket in the folder `root`. Safe between threads and between processes.
 
-    `min_free_bytes` is the watermark: with less than that free, `has_room` is false. Content types
+    `min_free_bytes` is the watermark: with less than that free, `check_room` raises. Content types
     are not kept. A version is the SHA-256 of the object's bytes.
     """
 
@@ -190,10 +191,14 @@ class FolderObjectStore:
                 os.unlink(path)
                 self._remove_empty_folders(key)
 
-    def has_room(self) -> bool:
-        """False when fewer than `min_free_bytes` are free to this user."""
+    def check_room(self) -> None:
+        """Raises `StoreFull` where fewer than `min_free_bytes` are free to this user."""
         with self._typed("look at the free space"):
-            return has_room(self._root, self._min_free_bytes)
+            if not has_room(self._root, self._min_free_bytes):
+                raise StoreFull(
+                    f"{self._root}: its disk has less free than STOWGATE_MIN_FREE_BYTES, which is "
+                    f"{self._min_free_bytes}; free some space"
+                )
 
     def ping(self) -> None:
         """Return when the bucket is there and can be written to."""

@@ -230,9 +230,10 @@ class MinioObjectStore:
                 if failure.code != "NoSuchKey":
                     raise self._error(f"delete {failure.name}", failure.code, failure.message)
 
-    def has_room(self) -> bool:
-        """False for 5 s after a write found the store full. S3 has no call that tells."""
-        return time.monotonic() >= self._full_until
+    def check_room(self) -> None:
+        """Raises `StoreFull` for 5 s after a write found it full. S3 has no call that tells."""
+        if time.monotonic() < self._full_until:
+            raise StoreFull(f"{self._place}: it said a moment ago that it is full; free some space")
 
     def ping(self) -> None:
         """Return when the bucket can be reached with these keys."""

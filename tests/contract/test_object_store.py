@@ -423,7 +423,7 @@ def test_a_bucket_can_be_prepared_by_many_at_once_and_again(unprepared: ObjectSt
     unprepared.prepare()
     assert unprepared.get("key").data == b"kept"
     unprepared.ping()
-    assert unprepared.has_room()
+    unprepared.check_room()
 
 
 def test_without_a_bucket_every_call_is_refused(unprepared: ObjectStore) -> None:
@@ -580,10 +580,15 @@ def test_folder_refuses_a_key_below_an_object(folder: FolderObjectStore) -> None
 
 def test_folder_is_past_its_watermark_when_too_little_is_free(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
-    for min_free_bytes, room in ((0, True), (free * 2, False)):
-        store = FolderObjectStore(tmp_path / "bucket", min_free_bytes=min_free_bytes)
+    roomy, tight = (
+        FolderObjectStore(tmp_path / "bucket", min_free_bytes=least) for least in (0, free * 2)
+    )
+    for store in (roomy, tight):
         store.prepare()
-        assert store.has_room() is room
+
+    roomy.check_room()
+    with pytest.raises(StoreFull, match=f"STOWGATE_MIN_FREE_BYTES, which is {free * 2}"):
+        tight.check_room()
 
 
 @pytest.fixture
@@ -607,9 +612,10 @@ def test_folder_on_a_full_disk_is_store_full(small_disk: Path) -> None:
         store.create("third", bytes(2 * MIB), TEXT)
     assert keys(store) == ["first"]
     assert os.listdir(small_disk / "bucket" / ".tmp") == []
-    assert store.has_room() is True
+    store.check_room()
     put(store, "fourth", bytes(MIB // 2))
-    assert store.has_room() is False
+    with pytest.raises(StoreFull):
+        store.check_room()
 
 
 def test_folder_does_not_take_the_failure_of_a_stream_for_its_own(
@@ -760,7 +766,8 @@ def test_minio_types_what_the_store_answers(
             else:
                 with pytest.raises(expected):
                     call()
-        assert store.has_room() is (expected is not StoreFull)
+        with pytest.raises(StoreFull) if expected is StoreFull else contextlib.nullcontext():
+            store.check_room()
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def test_a_spool_that_fills_up_is_507_and_all_of_that_upload_is_gone(
 
     assert answer.status_code == 507, answer.text
     assert "the spool's disk" in answer.json()["detail"]
-    assert "nothing was stored" in answer.json()["detail"]
+    assert "nothing was acknowledged" in answer.json()["detail"]
     wait_for(lambda: _kept(small_spool) == [])
     assert list((small_spool.data / "spool").iterdir()) == []
 
@@ -267,7 +267,7 @@ def test_a_spool_past_its_watermark_is_507_before_the_body(small_spool: Service)
         status, _, words = _refusal(sock)
 
     assert status == 507
-    assert "watermark" in words
+    assert "STOWGATE_MIN_FREE_BYTES" in words
     assert _kept(small_spool) == []
 
 
@@ -279,5 +279,8 @@ def test_a_store_past_its_watermark_is_507_before_the_body(tmp_path: Path) -> No
         status, _, words = _refusal(sock)
 
         assert status == 507
-        assert "object store" in words
+        assert "monaideploy: its disk has less free than STOWGATE_MIN_FREE_BYTES" in words
         assert _kept(service) == []
+        ready = service.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+        assert ready.json()["dependencies"]["free_space"]["status"] == "down"

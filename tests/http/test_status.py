@@ -141,6 +141,7 @@ def test_health_is_live_and_ready_with_every_dependency(stowgate: Service) -> No
         "status": "ready",
         "dependencies": {
             "object_store": {"status": "up"},
+            "free_space": {"status": "up"},
             "broker": {"status": "up"},
             "workflow_manager_queue": {"status": "up"},
         },
