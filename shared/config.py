@@ -113,7 +113,8 @@ def _url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str
             # A slash in the name of a virtual host is written %2F.
             or (user and "/" in parts.path.strip("/"))
         ):
-            before, behind = "user:password@" if user else "", "/path" if path else ""
+            before = "user:password@" if user else ""
+            behind = "/vhost" if user else "/path" if path else ""
             forms = [f"{start}{before}host:port{behind}" for start in starts]
             raise ValueError(" or ".join([*words, *forms]))
         return text.rstrip("/")

@@ -1,12 +1,13 @@
 """The address that a service listens on."""
 
+import errno
 import socket
 
 from shared.config import Address, BadSetting
 
 
 def bind(address: Address, variable: str) -> socket.socket:
-    """The address `::` stands for those of IPv4 too.
+    """A listening socket on the address, of which `::` stands for all of IPv4 too.
 
     Raises `BadSetting`, naming `variable`, where the address cannot be had.
     """
@@ -15,9 +16,13 @@ def bind(address: Address, variable: str) -> socket.socket:
     try:
         return socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            why = "something listens there; stop that, or give another port, or 0 for a free one"
+        else:
+            # What socket adds to the system's words is Python's.
+            why = (error.strerror or str(error)).partition(" (while ")[0]
         raise BadSetting(
-            f"{variable} is '{address}', but must be an address that is free here: "
-            f"{error.strerror or error}"
+            f"{variable} is '{address}', but must be an address that is free here: {why}"
         ) from error
 
 

@@ -8,7 +8,6 @@ import random
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
@@ -27,6 +26,7 @@ from shared.errors import (
     Unroutable,
     VersionConflict,
 )
+from shared.logs import where
 from shared.metrics import WorkerMetrics
 from shared.ports import EventPublisher, ObjectStore
 from shared.records import (
@@ -184,11 +184,10 @@ class Handler:
                 return
             # One payload that our own code trips over must not cost the worker the others. The
             # error's text may hold a value of the dataset, so only its kind and place are told.
-            place = traceback.extract_tb(error.__traceback__)[-1]
             self._fail(
                 taken,
-                f"an error of this service ({type(error).__name__} in {place.name}, "
-                f"line {place.lineno}); replay it once that is mended",
+                f"an error of this service ({type(error).__name__} at {where(error)}); replay it "
+                "once that is mended",
             )
 
     def _hand_back(self, taken: "_Taken") -> None:

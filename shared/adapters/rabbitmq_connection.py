@@ -59,7 +59,7 @@ class RabbitConnection:
     ) -> None:
         self._parameters = _parameters(url, name)
         address = f"{self._parameters.host}:{self._parameters.port}"
-        self.broker = f"RabbitMQ at {address}/{self._parameters.virtual_host}"
+        self.broker = f"RabbitMQ at {address}, vhost {self._parameters.virtual_host}"
         self._name = name
         self._topology = topology
         self._prefetch_count = prefetch_count
@@ -115,7 +115,7 @@ class RabbitConnection:
         if channel is None:
             raise self.unavailable(
                 f"not connected since {self._down_since.isoformat(timespec='seconds')}: "
-                f"{self._down_cause}"
+                f"{self._down_cause}; is it running, and is STOWGATE_BROKER right?"
             )
         if blocked_cause is not None:
             raise self.unavailable(blocked_cause)

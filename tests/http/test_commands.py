@@ -543,6 +543,9 @@ def test_an_address_that_is_taken_stops_the_start_with_one_line(
     assert started.returncode == 1
     (line,) = started.stderr.splitlines()
     assert f"{variable} is '{address}'" in line
+    assert line.endswith(
+        "something listens there; stop that, or give another port, or 0 for a free one"
+    )
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_a_bad_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, value: st
         load_settings()
 
     assert "secret@" not in str(caught.value)
-    assert "amqp://user:password@host:port" in str(caught.value)
+    assert "amqp://user:password@host:port/vhost" in str(caught.value)
 
 
 def test_an_s3_store_needs_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -374,7 +374,7 @@ def test_an_error_of_our_own_fails_the_payload_without_quoting_it(bench: Bench) 
 
     found = bench.found(added)
     assert found.state is State.FAILED
-    assert "ZeroDivisionError" in (found.last_error or "")
+    assert f"ZeroDivisionError at {__file__}:" in (found.last_error or "")
     assert "Citizen" not in (found.last_error or "")
 
 
