@@ -132,20 +132,27 @@ class IdempotencyKeys:
                     version = self._store.create(place, _encode(claim), _JSON)
                 else:
                     first = _Claim(**_SCHEMA.load(orjson.loads(found.data)))
-                    if first.claimed_at + KEYS_KEPT > now:
-                        if self._records.find(first.payload_id) is not None:
-                            return first.payload_id
-                        if not first.released:
-                            if first.until > now:
-                                raise StillRunning(
-                                    "the first request with this Idempotency-Key is still running"
-                                )
-                            if not self._records.give_up(first.payload_id):
-                                return first.payload_id
+                    if self._counts(first, now):
+                        return first.payload_id
                     version = self._store.replace(place, _encode(claim), found.version, _JSON)
             except VersionConflict:
                 continue
             return ClaimedKey(self._store, place, claim, version, self._lease, self._clock)
+
+    def _counts(self, first: _Claim, now: datetime) -> bool:
+        """Whether the POST that had the key is on record. Raises `StillRunning`.
+
+        One that has not ended in time is given up, so that its record cannot come any more.
+        """
+        if first.claimed_at + KEYS_KEPT <= now:
+            return False
+        if self._records.find(first.payload_id) is not None:
+            return True
+        if first.released:
+            return False
+        if first.until > now:
+            raise StillRunning("the first request with this Idempotency-Key is still running")
+        return not self._records.give_up(first.payload_id)
 
 
 def fingerprint(part_digests: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a disk has left, and what it has for good."""
+"""Free space, and names that survive a power failure."""
 
 import os
 from pathlib import Path

@@ -77,9 +77,9 @@ class Relay:
 
     def _measure(self, pending: list[ListedObject]) -> None:
         self._metrics.pending.set(len(pending))
-        received = [minted_at(payload_id_of(listed.key)) for listed in pending[:1]]
-        age = max(((self._clock() - moment).total_seconds() for moment in received), default=0.0)
-        self._metrics.oldest_pending_seconds.set(max(age, 0.0))
+        now = self._clock()
+        received_at = minted_at(payload_id_of(pending[0].key)) if pending else now
+        self._metrics.oldest_pending_seconds.set(max(0.0, (now - received_at).total_seconds()))
         self._metrics.failed.set(self._records.failed(pending))
 
     def _announce_due(self, pending: list[ListedObject]) -> None:

@@ -62,7 +62,7 @@ def tag_name(tag: int) -> str:
 
 
 def _is_known(tag: int) -> bool:
-    if tag in (0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD):  # PS3.5 7.5: items and their delimiters
+    if tag in (ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION):
         return True
     try:
         return bool(dictionary_VR(tag))

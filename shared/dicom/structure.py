@@ -56,10 +56,9 @@ class Structure:
     """What the check learnt on its way through a whole file.
 
     `values` holds the raw values of the elements that identity and modality are read from, by tag,
-    each at most
-    `KEPT_VALUE_BYTES` long. `bulk_ranges` are (start, end) byte ranges of the file, ascending and
-    apart, over whole top-level elements that the metadata sidecar leaves out: the file without them
-    gives the same sidecar. Empty for a deflated file.
+    each at most `KEPT_VALUE_BYTES` long. `bulk_ranges` are (start, end) byte ranges of the file,
+    ascending and apart, over whole top-level elements that the metadata sidecar leaves out: the
+    file without them gives the same sidecar. Empty for a deflated file.
     """
 
     transfer_syntax_uid: str
