@@ -11,6 +11,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import PathConverter
 
 from api import audit, problems
+from api.announcements import Announcements
 from api.auth import guard
 from api.auth.guard import Authenticator, Scope
 from api.cors import Cors
@@ -21,6 +22,7 @@ from api.paths import own_path
 from api.proxies import KnownProxies
 from api.status import status_blueprint
 from api.stow import StowOptions, stow_blueprint
+from api.upload import Uploads
 from api.vae import vae_blueprint
 from shared.config import Network
 from shared.engines import Dependency
@@ -60,6 +62,8 @@ SCOPES: Mapping[str, Scope | None] = {
 def create_app(
     *,
     ingest: Ingest,
+    uploads: Uploads,
+    announcements: Announcements,
     authenticator: Authenticator,
     metrics_open: bool,
     vaes: VaeRegistry,
@@ -77,7 +81,9 @@ def create_app(
     app = _App(__name__, static_folder=None)
     app.url_map.converters["path"] = _AnyPath
     problems.install(app)
-    app.register_blueprint(stow_blueprint(ingest, vaes, records, keys, options, metrics))
+    app.register_blueprint(
+        stow_blueprint(ingest, uploads, announcements, vaes, records, keys, options, metrics)
+    )
     app.register_blueprint(vae_blueprint(vaes, options.public_url))
     app.register_blueprint(status_blueprint(records, announce))
     app.register_blueprint(health_blueprint(dependencies, registry))

@@ -15,14 +15,16 @@ import structlog
 from flask import Blueprint, Request, Response, g, request
 
 from api import audit, capabilities, store_response
+from api.announcements import Announcements
 from api.body import RequestBody
 from api.hourglass import Hourglass
 from api.idempotency import IdempotencyKeys, fingerprint
-from api.ingest import DICOM, Ingest, Keyed, Receipt, ReceivedPart, Target
+from api.ingest import Ingest, Keyed, Receipt, Target
 from api.multipart import MalformedMultipart, MediaType, parse_media_type, read_parts
 from api.problems import BadRequest, TooBusy, Unprocessable, UnsupportedMediaType, bare
 from api.rates import Rates, sender_of
 from api.slots import Slots
+from api.upload import DICOM, ReceivedPart, Uploads
 from shared.dicom.uids import is_uid
 from shared.ids import WORKFLOW_ID_RULE, is_guid, is_workflow_id
 from shared.metrics import ApiMetrics
@@ -86,6 +88,8 @@ class _OnlyPart:
 
 def stow_blueprint(
     ingest: Ingest,
+    uploads: Uploads,
+    announcements: Announcements,
     vaes: VaeRegistry,
     records: Records,
     keys: IdempotencyKeys,
@@ -155,7 +159,7 @@ def stow_blueprint(
         if key is not None:
             claimed = keys.claim(g.caller.name or request.remote_addr or "", request.path, key)
             if isinstance(claimed, str):
-                return again(claimed, ingest.digests(parts, target))
+                return again(claimed, uploads.digests(parts, target.vae))
             keyed = Keyed(claimed, first_answer)
         source = source_of(request.remote_addr)
         receipt = ingest.ingest(parts, target, source, g.correlation_id, keyed)
@@ -171,7 +175,9 @@ def stow_blueprint(
         response = Response(text, status, content_type=content_type)
         if receipt.payload_id is not None:
             # Behind the answer, as the worker that wakes may want the same cores.
-            response.call_on_close(partial(ingest.announce, receipt.payload_id, g.correlation_id))
+            response.call_on_close(
+                partial(announcements.make, receipt.payload_id, g.correlation_id)
+            )
         return _with_links(response, receipt.payload_id, options.public_url)
 
     def first_answer(receipt: Receipt, body_fingerprint: str) -> FirstAnswer:

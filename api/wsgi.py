@@ -6,11 +6,13 @@ from datetime import timedelta
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
+from api.announcements import Announcements
 from api.app import create_app
 from api.auth.authenticators import authenticator
 from api.idempotency import IdempotencyKeys
-from api.ingest import Ingest, Limits
+from api.ingest import Ingest
 from api.stow import StowOptions
+from api.upload import Limits, Uploads
 from shared.config import Settings
 from shared.dicom.limits import StructureLimits
 from shared.engines import Engines
@@ -31,16 +33,11 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     metrics = ApiMetrics(registry)
     records = Records(engines.state)
     payload_ids = PayloadIds(settings.state_bucket)
-    ingest = Ingest(
-        instances=engines.instances,
-        records=records,
-        announce=engines.announce,
-        announcers=None
-        if settings.broker == "memory"
-        else ThreadPoolExecutor(_ANNOUNCERS, thread_name_prefix="announce"),
-        putters=ThreadPoolExecutor(_PUTTERS, thread_name_prefix="put"),
-        spool_folder=settings.spool,
-        limits=Limits(
+    uploads = Uploads(
+        engines.instances,
+        ThreadPoolExecutor(_PUTTERS, thread_name_prefix="put"),
+        settings.spool,
+        Limits(
             part_bytes=settings.max_part_bytes,
             parts=settings.max_parts,
             spool_memory_bytes=settings.spool_memory_bytes,
@@ -52,11 +49,16 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
                 described_bytes=settings.max_described_bytes,
             ),
         ),
-        metrics=metrics,
-        mint=payload_ids.mint,
+    )
+    announcers = (
+        None
+        if settings.broker == "memory"
+        else ThreadPoolExecutor(_ANNOUNCERS, thread_name_prefix="announce")
     )
     return create_app(
-        ingest=ingest,
+        ingest=Ingest(uploads=uploads, records=records, metrics=metrics, mint=payload_ids.mint),
+        uploads=uploads,
+        announcements=Announcements(engines.announce, announcers, metrics),
         authenticator=authenticator(settings),
         metrics_open=settings.metrics_open,
         vaes=VaeRegistry(engines.state),

@@ -315,7 +315,10 @@ class Records:
             self._store.create(key, data, _JSON)
         except VersionConflict as error:
             if self.find(record.payload_id) is None:
-                raise UploadGivenUp(f"the upload of payload {record.payload_id}") from error
+                raise UploadGivenUp(
+                    f"the upload of payload {record.payload_id} stood still for so long that it "
+                    "was given up"
+                ) from error
         except StoreUnavailable:
             # The write may have happened, and only its answer been lost on the way.
             if self.find(record.payload_id) is None:

@@ -12,9 +12,10 @@ import pytest
 from instances import new_instance, uid
 from prometheus_client import CollectorRegistry
 
-from api.ingest import Ingest, Limits, Receipt, Target
+from api.ingest import Ingest, Receipt, Target
 from api.multipart import MediaType, parse_media_type
 from api.problems import BadRequest
+from api.upload import Limits, Uploads
 from shared.adapters.folder import FolderObjectStore
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
@@ -88,14 +89,10 @@ class Bench:
         state = FolderObjectStore(self.folder / "state")
         self.store.prepare()
         state.prepare()
+        limits = Limits(1 << 30, 10, self.spool_memory_bytes, 0, timedelta(hours=1))
         self.ingest = Ingest(
-            instances=self.store,
+            uploads=Uploads(self.store, ThreadPoolExecutor(1), self.folder, limits),
             records=Records(state),
-            announce=lambda _: None,
-            announcers=ThreadPoolExecutor(1),
-            putters=ThreadPoolExecutor(1),
-            spool_folder=self.folder,
-            limits=Limits(1 << 30, 10, self.spool_memory_bytes, 0, timedelta(hours=1)),
             metrics=ApiMetrics(CollectorRegistry()),
             mint=PayloadIds("stowgate").mint,
         )

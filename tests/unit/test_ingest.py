@@ -16,11 +16,11 @@ from records_made import RECEIVED_AT, newest
 from service import wait_for
 
 from api.idempotency import ClaimedKey, IdempotencyKeys, StillRunning
-from api.ingest import Ingest, Keyed, Limits, Target
+from api.ingest import Ingest, Keyed, Target
 from api.multipart import MediaType, parse_media_type
 from api.problems import SenderTooSlow
+from api.upload import Limits, Uploads
 from shared.adapters.folder import FolderObjectStore
-from shared.events import InstancesStored
 from shared.ids import PayloadIds
 from shared.metrics import ApiMetrics, WorkerMetrics
 from shared.records import FirstAnswer, Records
@@ -49,24 +49,18 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.now = RECEIVED_AT
         self.before_record: Callable[[], None] = lambda: None
-        self.before_announcement: Callable[[], None] = lambda: None
-        self.announced: list[InstancesStored] = []
-        self.metrics = ApiMetrics(CollectorRegistry())
         self.instances = _SlowStore(folder / "payloads")
         self.state = _StateStore(folder / "state", self)
         for store in (self.instances, self.state):
             store.prepare()
         self.records = Records(self.state)
         payload_ids = PayloadIds("stowgate")
+        limits = Limits(1 << 20, 10, 1 << 20, 0, UPLOAD)
+        self.uploads = Uploads(self.instances, ThreadPoolExecutor(1), folder, limits)
         self.ingest = Ingest(
-            instances=self.instances,
+            uploads=self.uploads,
             records=self.records,
-            announce=self._announce,
-            announcers=ThreadPoolExecutor(1),
-            putters=ThreadPoolExecutor(1),
-            spool_folder=folder,
-            limits=Limits(1 << 20, 10, 1 << 20, 0, UPLOAD),
-            metrics=self.metrics,
+            metrics=ApiMetrics(CollectorRegistry()),
             mint=payload_ids.mint,
             clock=lambda: self.now,
         )
@@ -84,10 +78,6 @@ class Bench:
         self.keys = IdempotencyKeys(
             self.state, self.records, payload_ids.mint, LEASE, clock=lambda: self.now
         )
-
-    def _announce(self, event: InstancesStored) -> None:
-        self.before_announcement()
-        self.announced.append(event)
 
     def keyed(self) -> Keyed:
         claimed = self.keys.claim("127.0.0.1", "/dicomweb/studies", "k")
@@ -147,7 +137,6 @@ def test_an_api_that_stood_still_past_the_sweep_writes_no_record_and_says_so(
     with pytest.raises(SenderTooSlow, match="given up"):
         bench.post()
 
-    assert bench.announced == []
     assert newest(bench.records, None, 10) == ([], None)
     assert list(bench.instances.folders("")) == []
 
@@ -179,7 +168,7 @@ def test_a_lack_of_threads_costs_no_later_upload_its_turn(
 
     def post_again_and_again() -> None:
         with monkeypatch.context() as lack:
-            lack.setattr(bench.ingest, "_putters", NoThreads(1))
+            lack.setattr(bench.uploads, "putters", NoThreads(1))
             for _ in range(20):
                 with suppress(RuntimeError):
                     bench.post()
@@ -254,20 +243,3 @@ def test_of_an_upload_that_was_given_up_nothing_is_left_and_its_key_is_free(benc
 
     assert list(bench.instances.folders("")) == []
     assert isinstance(bench.keys.claim("127.0.0.1", "/dicomweb/studies", "k"), ClaimedKey)
-
-
-def test_what_a_broker_that_hangs_keeps_waiting_has_an_end_and_the_rest_is_the_relays(
-    bench: Bench,
-) -> None:
-    answers = threading.Event()
-    bench.before_announcement = answers.wait
-    for number in range(150):
-        bench.ingest.announce(str(number), "c")
-
-    (left,) = (sample.value for sample in bench.metrics.unannounced.collect()[0].samples[:1])
-    answers.set()
-
-    assert left == 50
-    wait_for(lambda: len(bench.announced) == 100)
-    bench.ingest.announce("late", "c")
-    wait_for(lambda: bench.announced[-1].payload_id == "late")
