@@ -5,12 +5,12 @@ of it. Only what a grammar of ours let through is named, so that no line can be 
 data of a patient.
 """
 
-import ipaddress
 from http import HTTPStatus
 
 import structlog
 from flask import Flask, Response, g, request
 
+from api.addresses import address_of
 from shared.ids import is_ae_title, is_guid
 
 _log = structlog.get_logger("audit")
@@ -42,18 +42,11 @@ def install(app: Flask) -> None:
                 outcome="done" if response.status_code < HTTPStatus.BAD_REQUEST else "refused",
                 status=response.status_code,
                 caller=caller.name if caller else None,
-                address=_address(),
+                # A proxy may have passed anything on.
+                address=str(address_of(request.remote_addr) or "unknown"),
                 **_named_in_the_url() | g.get("audited", {}),
             )
         return response
-
-
-def _address() -> str:
-    """A proxy may have passed anything on."""
-    try:
-        return str(ipaddress.ip_address((request.remote_addr or "").partition("%")[0]))
-    except ValueError:
-        return "unknown"
 
 
 def _named_in_the_url() -> dict[str, str]:

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from api.addresses import address_of
 from shared.config import Network
 
 
@@ -41,10 +42,4 @@ def sender_behind(peer: str, forwarded_for: str, known: Sequence[Network]) -> st
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     """Some proxies write the port as well: 192.0.2.1:4711, [2001:db8::1]:4711."""
-    text = re.sub(r"^\[(.*)\](:\d+)?$|^([^:]*):\d+$", r"\1\3", text.strip())
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address
+    return address_of(re.sub(r"^\[(.*)\](:\d+)?$|^([^:]*):\d+$", r"\1\3", text.strip()))

@@ -1,11 +1,13 @@
 """How often somebody may do something: a token bucket for each."""
 
-import ipaddress
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv6Network
+
+from api.addresses import address_of
 
 
 @dataclass
@@ -49,10 +51,7 @@ class Rates:
 def sender_of(address: str | None) -> str:
     """Whom a rate counts for: an IPv4 address, or the /64 of an IPv6 one, all of which one host
     may use (RFC 4291 2.5.4)."""
-    try:
-        ip = ipaddress.ip_address((address or "").partition("%")[0])
-    except ValueError:
+    ip = address_of(address)
+    if ip is None:
         return ""
-    if isinstance(ip, ipaddress.IPv4Address):
-        return str(ip)
-    return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
+    return str(ip) if ip.version == 4 else str(IPv6Network((ip, 64), strict=False))

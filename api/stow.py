@@ -1,6 +1,5 @@
 """The Store transaction over HTTP: parse the request, call the use case, render (PS3.18 10.5)."""
 
-import ipaddress
 import math
 import re
 import time
@@ -15,6 +14,7 @@ import structlog
 from flask import Blueprint, Request, Response, g, request
 
 from api import audit, capabilities, store_response
+from api.addresses import address_of
 from api.announcements import Announcements
 from api.body import RequestBody
 from api.hourglass import Hourglass
@@ -228,12 +228,10 @@ def source_of(address: str | None) -> str:
 
     An IPv6 address that is longer becomes a short form that is the same each time.
     """
-    try:
-        ip = ipaddress.ip_address((address or "").partition("%")[0])
-    except ValueError:
+    ip = address_of(address)
+    if ip is None:
         return "unknown"
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    text = str(mapped or ip)
+    text = str(ip)
     return text if len(text) <= 15 else f"v6-{sha256(ip.packed).hexdigest()[:12]}"
 
 

@@ -2,10 +2,21 @@
 
 import socket
 
+import pytest
+
 from shared.config import Address
 from shared.listen import bind
 
 
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
 def test_the_address_for_all_of_ipv6_takes_ipv4_too() -> None:
     with bind(Address("::", 0), "STOWGATE_LISTEN") as listener:
         port = listener.getsockname()[1]
