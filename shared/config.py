@@ -254,7 +254,7 @@ class Settings:
         "`folder`, or an S3 store as `http(s)://host:port`",
     )
     object_store_access_key: str | None = setting(None, _visible, "S3 access key", secret=True)
-    object_store_secret_key: str | None = setting(None, _visible, "S3 secret key", secret=True)
+    object_store_secret_key: str | None = setting(None, _text, "S3 secret key", secret=True)
     object_store_region: str = setting("us-east-1", _visible, "S3 region")
     broker: str = setting(
         "memory",
