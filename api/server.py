@@ -360,7 +360,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     def init_signals(self) -> None:
         """A terminal that closes tells this process too, which has requests to finish."""
         super().init_signals()
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
 
     def accept(self, listener: socket.socket) -> None:
         """When there are as many as may be, the one that waits the longest makes room."""
@@ -371,9 +372,14 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             if error.errno not in _NO_ROOM:
                 raise
             has_room = False
-        has_room = has_room and self.nr_conns < self.worker_connections
-        if not has_room and len(self._ends) > 1:
+        if has_room and self.nr_conns < self.worker_connections:
+            return
+        # One that was accepted just now is the last of these.
+        if len(self._ends) > has_room:
             self._close(next(iter(self._ends)))
+        elif self.keepalived_conns:
+            # Its turn to be closed by `murder_keepalived`, in this round.
+            self.keepalived_conns[0].timeout = 0.0
 
     def enqueue_req(self, conn: TConn) -> None:
         """Where gunicorn gives a connection a thread: new, readable again, or read ahead."""

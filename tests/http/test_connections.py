@@ -90,11 +90,19 @@ def test_more_idle_connections_than_there_may_be_keep_nobody_out(tmp_path: Path)
         assert live.status_code == 200
 
 
-def test_without_a_file_descriptor_left_who_waits_longest_makes_room(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "asked"), [(5, b""), (1, b""), (5, head("GET /health/live HTTP/1.1"))]
+)
+def test_without_a_file_descriptor_left_who_waits_longest_makes_room(
+    tmp_path: Path, count: int, asked: bytes
+) -> None:
     with running("run", tmp_path) as service, ExitStack() as idle:
-        for _ in range(5):
-            idle.enter_context(connect(service))
-        wait_for(lambda: open_connections(service) == 5)
+        for _ in range(count):
+            sock = idle.enter_context(connect(service))
+            if asked:
+                sock.sendall(asked)
+                assert read_answer(sock)[0] == 200
+        wait_for(lambda: open_connections(service) == count)
         process_id = service.process_ids()[1]
         open_files = max(map(int, os.listdir(f"/proc/{process_id}/fd")))
         resource.prlimit(process_id, resource.RLIMIT_NOFILE, (open_files + 1, open_files + 1))
