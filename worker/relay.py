@@ -132,5 +132,6 @@ class Relay:
 
 
 def _due(record: IngestRecord, now: datetime) -> datetime:
-    moments = [record.due_at, *([record.lease.until] if record.lease else [])]
-    return max((moment for moment in moments if moment <= now + _FARTHEST), default=now)
+    # A worker leaves a lease alone however far ahead its end is, so that nothing is opened twice.
+    due_at = record.due_at if record.due_at <= now + _FARTHEST else now
+    return max(due_at, record.lease.until) if record.lease else due_at

@@ -99,6 +99,14 @@ def test_a_record_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
     assert bench.announced == [added.payload_id]
 
 
+def test_a_lease_is_left_alone_however_far_ahead_its_end_is(bench: Bench) -> None:
+    bench.add(lease=Lease("worker", bench.now + timedelta(days=1)))
+
+    bench.relay.look()
+
+    assert bench.announced == []
+
+
 def test_a_clock_that_is_put_back_keeps_no_record_waiting(bench: Bench) -> None:
     bench.now += timedelta(days=1)
     added = bench.add(due_at=bench.now + timedelta(minutes=1))
