@@ -74,10 +74,6 @@ class _NoScratch(Transient):
     """This worker has no room to inflate a data set in."""
 
 
-class _NoThread(Transient):
-    """This worker can start no thread to write a sidecar in."""
-
-
 class _Stopping(Transient):
     """This worker was told to stop; the payload is for another one."""
 
@@ -231,8 +227,15 @@ class Handler:
             return
         writing: list[Future[None]] = []
         try:
-            for instance in batch:
-                writing.append(self._begin(taken, write_sidecar, instance))
+            for number, instance in enumerate(batch):
+                try:
+                    writing.append(self._sidecar_writers.submit(write_sidecar, instance))
+                except RuntimeError:
+                    # No thread is to be had, and this one is there.
+                    for left in batch[number:]:
+                        self._keep(taken)
+                        write_sidecar(left)
+                    break
             for sidecar in writing:
                 while not wait([sidecar], timeout=_LOOK_SECONDS).done:
                     self._keep(taken)
@@ -241,17 +244,6 @@ class Handler:
         finally:
             for sidecar in writing:
                 sidecar.cancel()
-
-    def _begin(
-        self, taken: "_Taken", write_sidecar: "_SidecarWriter", instance: StoredInstance
-    ) -> "Future[None]":
-        try:
-            return self._sidecar_writers.submit(write_sidecar, instance)
-        except RuntimeError as error:
-            self._keep(taken)
-            raise _NoThread(
-                f"this worker can start no thread ({error}); raise its limit of processes"
-            ) from error
 
     def _note_opened(self, taken: "_Taken", **changes: Any) -> None:
         """Settle the record of a request that is out: what is not noted is published again.

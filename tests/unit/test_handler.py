@@ -102,11 +102,18 @@ class Bench:
         return sorted(path.stem for path in (self.folder / "requests").glob("*.json"))
 
 
-class NoThreads(ThreadPoolExecutor):
+class FewThreads(ThreadPoolExecutor):
     """As CPython's where the limit of processes is reached."""
 
+    def __init__(self, threads: int) -> None:
+        super().__init__(4)
+        self._left = threads
+
     def _adjust_thread_count(self) -> None:
-        raise RuntimeError("can't start new thread")
+        if not self._left:
+            raise RuntimeError("can't start new thread")
+        self._left -= 1
+        super()._adjust_thread_count()
 
 
 @dataclass
@@ -511,20 +518,17 @@ def test_an_error_of_our_own_while_the_worker_stops_is_no_failure(bench: Bench) 
     assert (found.state, found.lease, found.attempts) == (State.PENDING, None, 0)
 
 
-def test_a_worker_that_can_start_no_thread_tries_again_later(bench: Bench) -> None:
-    added = bench.add(real_file(), real_file("MR_small.dcm"))
-    handler = bench.handler(sidecar_writers=NoThreads())
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_worker_that_can_start_no_thread_writes_the_sidecars_all_the_same(
+    bench: Bench, threads: int
+) -> None:
+    added = bench.add(*(new_instance() for _ in range(5)))
 
-    handler.open_workflow_request(added.payload_id)
+    bench.handler(sidecar_writers=FewThreads(threads)).open_workflow_request(added.payload_id)
 
-    found = bench.found(added)
-    assert found.state is State.PENDING
-    assert "raise its limit of processes" in str(found.last_error)
-    assert found.due_at > bench.now
-
-    bench.now = found.due_at
-    bench.handler().open_workflow_request(added.payload_id)
     assert bench.found(added).state is State.OPENED
+    for instance in added.instances:
+        assert bench.instances.get(f"{added.payload_id}/{instance.metadata_path}").data
 
 
 def test_an_event_without_a_record_opens_nothing(bench: Bench) -> None:
