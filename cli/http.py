@@ -16,7 +16,14 @@ from urllib.parse import quote
 import click
 import urllib3
 
-from shared.config import BadSetting, Settings, http_url, load_settings, unknown_variables
+from shared.config import (
+    BadSetting,
+    Settings,
+    http_url,
+    load_settings,
+    unknown_variables,
+    without_password,
+)
 
 UNUSABLE = 2
 
@@ -115,8 +122,8 @@ def checked_url(text: str, name: str) -> str:
     try:
         return http_url(text)
     except ValueError as error:
-        shown = re.sub(r".*@", "…@", text)
-        raise Unusable(f"{name} is '{shown}', but must be {error}") from None
+        shown = without_password(text)
+        raise Unusable(f"{name} is {shown!r}, but must be {error}") from None
 
 
 def _credentials(settings: Settings, user: str | None, token_file: Path | None) -> dict[str, str]:
@@ -182,7 +189,7 @@ def segment(text: str) -> str:
     """One step of a URL's path. Raises `Unusable` for what would make the URL another one."""
     if text in ("", ".", ".."):
         raise Unusable(f"'{text}' is no name, id or UID")
-    return quote(text, safe="")
+    return quote(text, safe="", errors="surrogateescape")
 
 
 def show_json(value: Any) -> None:

@@ -103,7 +103,12 @@ class _Search:
         for parent, subfolders, names in os.walk(
             folder, onerror=lambda error: self._leave_out(error.filename, error), followlinks=True
         ):
-            found = os.stat(parent)
+            try:
+                found = os.stat(parent)
+            except OSError as error:
+                self._leave_out(parent, error)
+                subfolders.clear()
+                continue
             if (found.st_dev, found.st_ino) in self._searched:
                 subfolders.clear()
                 continue

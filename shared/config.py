@@ -122,6 +122,11 @@ def _url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str
     return parse
 
 
+def without_password(url: str) -> str:
+    """For messages about what may be no URL."""
+    return re.sub(r"(?s).*@", "…@", url)
+
+
 http_url = _url("http://", "https://", path=True)
 """Without a slash at the end. Raises ValueError, with what would be right, for anything else."""
 
@@ -539,7 +544,7 @@ def load_settings() -> Settings:
             values[field.name] = None if raw is None else spec["parse"](raw)
         except ValueError as error:
             # A password has no place in any other URL, and stands in one all the same.
-            shown = "(a secret)" if spec["secret"] else repr(re.sub(r"//.*@", "//…@", raw))
+            shown = "(a secret)" if spec["secret"] else repr(without_password(raw))
             raise BadSetting(f"{variable} is {shown}, but must be {error}") from None
     settings = Settings(**values)
     if settings.object_store != "folder" and not (

@@ -252,7 +252,7 @@ def decode(data: bytes) -> IngestRecord:
 
 
 def newest_first(payload_id: str) -> str:
-    """The name of a record's object: what was received last sorts first.
+    """The name of a record's object: what was received last, to the millisecond, sorts first.
 
     The first 48 bits of a UUIDv7 are its time (RFC 9562 5.7); an object store lists in ascending
     order only, so the name begins with their complement.

@@ -572,6 +572,13 @@ def _recording() -> Iterator[tuple[str, list[str]]]:
         yield url, asked
 
 
+def test_a_name_that_is_no_text_is_asked_for_like_any_other(stowgate: Service) -> None:
+    shown = _run("vae", "show", "\udcff", "--url", stowgate.url)
+
+    assert shown.returncode == 2
+    assert shown.stderr.startswith("Error: 404: there is no VAE of that name")
+
+
 @pytest.mark.parametrize(
     ("command", "name"),
     [
