@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
-from flask import Flask, Response
+from flask import Flask, Request, Response
 from prometheus_client import CollectorRegistry
 from werkzeug.middleware.proxy_fix import ProxyFix
-from werkzeug.routing import PathConverter
+from werkzeug.routing import MapAdapter, PathConverter
 
 from api import audit, problems
 from api.announcements import Announcements
@@ -126,6 +126,12 @@ def _scopes_of_operations(
 
 
 class _App(Flask):
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """By the path alone: werkzeug refuses a Host that is no name, which is nothing to us."""
+        if request is None:
+            return None
+        return self.url_map.bind("", default_method=request.method, path_info=request.path)
+
     def log_exception(self, exc_info: Any) -> None:
         """Of an error that nobody foresaw, without its text."""
         error = exc_info[1]
