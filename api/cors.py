@@ -12,7 +12,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 _VARY = ("Vary", "Origin")
 
 _PREFLIGHT = [
-    ("Access-Control-Allow-Methods", "GET, POST"),
+    ("Access-Control-Allow-Methods", "DELETE, GET, POST, PUT"),
     (
         "Access-Control-Allow-Headers",
         "Accept, Authorization, Content-Type, Idempotency-Key, X-Correlation-ID",

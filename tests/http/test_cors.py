@@ -73,7 +73,7 @@ def test_a_preflight_passes_without_credentials_whatever_the_path(
 
     assert (answer.status_code, answer.content) == (204, b"")
     assert answer.headers["Access-Control-Allow-Origin"] == PAGE
-    assert words(answer, "Access-Control-Allow-Methods") == {"GET", "POST"}
+    assert words(answer, "Access-Control-Allow-Methods") == {"DELETE", "GET", "POST", "PUT"}
     assert words(answer, "Access-Control-Allow-Headers") == {
         "Accept",
         "Authorization",
