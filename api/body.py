@@ -91,19 +91,19 @@ class RequestBody:
         try:
             data = self._stream.read(size)
         except TimeoutError as error:
-            raise self._too_slow() from error
+            raise self._too_slow(size) from error
         except (ParseException, OSError) as error:
             if self._cut:
-                raise self._too_slow() from error
+                raise self._too_slow(size) from error
             raise BadRequest(
-                "the body is truncated, or its chunks are malformed, somewhere behind its first "
-                f"{self.received_bytes} bytes; send it again"
+                f"the body is truncated, or its chunks are malformed, {self._place(size)}; send it "
+                "again"
             ) from error
         finally:
             self._hourglass.stop(self)
             self._awaited = None
         if self._cut:
-            raise self._too_slow()
+            raise self._too_slow(size)
         if not data and self._content_length is not None:
             raise BadRequest(
                 f"the body is truncated: {self.received_bytes} of {self._content_length} bytes "
@@ -113,10 +113,12 @@ class RequestBody:
         self.received_bytes += len(data)
         return data
 
-    def _too_slow(self) -> SenderTooSlow:
-        return SenderTooSlow(
-            f"the body came too slowly behind its first {self.received_bytes} bytes; send it again"
-        )
+    def _too_slow(self, size: int) -> SenderTooSlow:
+        return SenderTooSlow(f"the body came too slowly {self._place(size)}; send it again")
+
+    def _place(self, size: int) -> str:
+        """Of a piece that did not come whole it is not known how much did."""
+        return f"between its bytes {self.received_bytes} and {self.received_bytes + size}"
 
     def stalled_seconds(self) -> float:
         """For how long nothing came of the piece that is awaited, or next to nothing; for another

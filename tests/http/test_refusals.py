@@ -163,6 +163,7 @@ def test_a_sender_that_stalls_is_cut_off_with_408(stowgate: Service) -> None:
     answer = _exchange(stowgate, "Content-Length: 39206", real_file()[:1000], finish=False)
 
     assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"too slowly between its bytes 0 and 39206" in answer
 
 
 def test_a_sender_that_trickles_is_cut_off_with_408(stowgate: Service) -> None:
