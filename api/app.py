@@ -11,18 +11,14 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter, PathConverter
 
 from api import audit, problems
-from api.announcements import Announcements
 from api.auth import guard
 from api.auth.guard import Authenticator, Scope
 from api.cors import Cors
-from api.idempotency import IdempotencyKeys
-from api.ingest import Ingest
 from api.openapi import openapi_document
 from api.paths import own_path
 from api.proxies import KnownProxies
 from api.status import status_blueprint
-from api.stow import StowOptions, stow_blueprint
-from api.upload import Uploads
+from api.stow import StoreTransaction, stow_blueprint
 from api.vae import vae_blueprint
 from shared.config import Network
 from shared.engines import Dependency
@@ -61,19 +57,16 @@ SCOPES: Mapping[str, Scope | None] = {
 
 def create_app(
     *,
-    ingest: Ingest,
-    uploads: Uploads,
-    announcements: Announcements,
+    store: StoreTransaction,
     authenticator: Authenticator,
     metrics_open: bool,
     vaes: VaeRegistry,
     records: Records,
-    keys: IdempotencyKeys,
     announce: Callable[[InstancesStored], None],
     dependencies: Mapping[str, Dependency],
     registry: CollectorRegistry,
     metrics: ApiMetrics,
-    options: StowOptions,
+    public_url: str | None,
     path_prefix: str = "",
     trusted_proxies: int | Sequence[Network] = 0,
     cors_origins: Collection[str] = (),
@@ -81,16 +74,14 @@ def create_app(
     app = _App(__name__, static_folder=None)
     app.url_map.converters["path"] = _AnyPath
     problems.install(app)
-    app.register_blueprint(
-        stow_blueprint(ingest, uploads, announcements, vaes, records, keys, options, metrics)
-    )
-    app.register_blueprint(vae_blueprint(vaes, options.public_url))
+    app.register_blueprint(stow_blueprint(store, public_url, metrics))
+    app.register_blueprint(vae_blueprint(vaes, public_url))
     app.register_blueprint(status_blueprint(records, announce))
     app.register_blueprint(health_blueprint(dependencies, registry))
     scopes = SCOPES if metrics_open else {**SCOPES, "health.metrics": Scope.READ}
 
     document = openapi_document(
-        options.public_url, authenticator.scheme, _scopes_of_operations(app, scopes)
+        public_url, authenticator.scheme, _scopes_of_operations(app, scopes)
     )
 
     @app.get("/openapi.json")

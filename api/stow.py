@@ -86,28 +86,111 @@ class _OnlyPart:
         return iter(lambda: self.body.read(self.piece_bytes), b"")
 
 
+class StoreTransaction:
+    """From a request to what it is answered."""
+
+    def __init__(
+        self,
+        *,
+        ingest: Ingest,
+        uploads: Uploads,
+        announcements: Announcements,
+        vaes: VaeRegistry,
+        records: Records,
+        keys: IdempotencyKeys,
+        options: StowOptions,
+        metrics: ApiMetrics,
+    ) -> None:
+        self._ingest = ingest
+        self._uploads = uploads
+        self._announcements = announcements
+        self._vaes = vaes
+        self._records = records
+        self._keys = keys
+        self._options = options
+        self._slots = Slots(
+            options.concurrent_uploads,
+            options.waiting_uploads,
+            wait_seconds=options.wait_seconds,
+            patience_seconds=_PATIENCE_SECONDS,
+            metrics=metrics,
+        )
+        self._hourglass = Hourglass()
+        self._rates, self._vae_rates = Rates(), Rates()
+
+    def store(
+        self, study: str | None = None, workflow: str | None = None, aet: str | None = None
+    ) -> Response:
+        body = _body(request, self._options, self._hourglass)
+        per_minute = self._options.posts_per_minute
+        _count(self._rates, sender_of(request.remote_addr), per_minute, "from this address")
+        target = Target(_checked_study(study), _checked_workflow(workflow), _vae(self._vaes, aet))
+        _check_codings(request)
+        if target.vae:
+            most = target.vae.max_requests_per_minute
+            _count(self._vae_rates, target.vae.name, most, f"for VAE {target.vae.name}")
+        _check_length(request)
+        if not request.content_length and not body.chunked:
+            return bare(HTTPStatus.NO_CONTENT)
+        with self._slots.taken(body):
+            try:
+                return self._receive(body, target)
+            except MalformedMultipart as error:
+                if body.is_through and body.received_bytes == 0:
+                    raise BadRequest(_BODY_LOST) from error
+                raise BadRequest(f"the multipart body is malformed: {error}") from error
+
+    def _receive(self, body: RequestBody, target: Target) -> Response:
+        key, keyed = request.headers.get("Idempotency-Key"), None
+        piece_bytes = _PIECE_BYTES if key is None else _KEYED_PIECE_BYTES
+        parts = _parts(request, body, piece_bytes, self._options.part_header_bytes)
+        if key is not None:
+            caller = g.caller.name or request.remote_addr or ""
+            claimed = self._keys.claim(caller, request.path, key)
+            if isinstance(claimed, str):
+                return self._again(claimed, self._uploads.digests(parts, target.vae))
+            keyed = Keyed(claimed, self._first_answer)
+        source = source_of(request.remote_addr)
+        receipt = self._ingest.ingest(parts, target, source, g.correlation_id, keyed)
+        if receipt is None:
+            return bare(HTTPStatus.NO_CONTENT)
+        audit.about(
+            payload_id=receipt.payload_id,
+            workflow=target.workflow,
+            stored=len(receipt.stored),
+            failed=len(receipt.failed),
+        )
+        status, content_type, text = _rendered(receipt, self._options.public_url)
+        response = Response(text, status, content_type=content_type)
+        if receipt.payload_id is not None:
+            # Behind the answer, as the worker that wakes may want the same cores.
+            response.call_on_close(
+                partial(self._announcements.make, receipt.payload_id, g.correlation_id)
+            )
+        return _with_links(response, receipt.payload_id, self._options.public_url)
+
+    def _first_answer(self, receipt: Receipt, body_fingerprint: str) -> FirstAnswer:
+        status, content_type, text = _rendered(receipt, self._options.public_url)
+        return FirstAnswer(body_fingerprint, status, content_type, text.decode())
+
+    def _again(self, payload_id: str, digests: Iterable[str]) -> Response:
+        held = self._records.find(payload_id)
+        first = held.record.first_answer if held else None
+        if first is None or first.fingerprint != fingerprint(digests):
+            raise Unprocessable(
+                "this Idempotency-Key was used for another body; a new request needs a new key"
+            )
+        audit.about(payload_id=payload_id, answered_before=True)
+        response = Response(first.body, first.status, content_type=first.content_type)
+        return _with_links(response, payload_id, self._options.public_url)
+
+
 def stow_blueprint(
-    ingest: Ingest,
-    uploads: Uploads,
-    announcements: Announcements,
-    vaes: VaeRegistry,
-    records: Records,
-    keys: IdempotencyKeys,
-    options: StowOptions,
-    metrics: ApiMetrics,
+    transaction: StoreTransaction, public_url: str | None, metrics: ApiMetrics
 ) -> Blueprint:
     blueprint = Blueprint("stow", __name__, url_prefix="/dicomweb")
-    slots = Slots(
-        options.concurrent_uploads,
-        options.waiting_uploads,
-        wait_seconds=options.wait_seconds,
-        patience_seconds=_PATIENCE_SECONDS,
-        metrics=metrics,
-    )
-    hourglass = Hourglass()
-    rates, vae_rates = Rates(), Rates()
 
-    # Of the app, to come before the question who asks: a refusal there is an answer like others.
+    # An app's hooks come before a blueprint's: who is refused entry is answered like others.
     @blueprint.before_app_request
     def begin() -> None:
         if request.blueprint != blueprint.name:
@@ -131,70 +214,6 @@ def stow_blueprint(
     def forget(_: BaseException | None) -> None:
         structlog.contextvars.clear_contextvars()
 
-    def store(
-        study: str | None = None, workflow: str | None = None, aet: str | None = None
-    ) -> Response:
-        body = _body(request, options, hourglass)
-        _count(rates, sender_of(request.remote_addr), options.posts_per_minute, "from this address")
-        target = Target(_checked_study(study), _checked_workflow(workflow), _vae(vaes, aet))
-        _check_codings(request)
-        if target.vae:
-            most = target.vae.max_requests_per_minute
-            _count(vae_rates, target.vae.name, most, f"for VAE {target.vae.name}")
-        _check_length(request)
-        if not request.content_length and not body.chunked:
-            return bare(HTTPStatus.NO_CONTENT)
-        with slots.taken(body):
-            try:
-                return receive(body, target)
-            except MalformedMultipart as error:
-                if body.is_through and body.received_bytes == 0:
-                    raise BadRequest(_BODY_LOST) from error
-                raise BadRequest(f"the multipart body is malformed: {error}") from error
-
-    def receive(body: RequestBody, target: Target) -> Response:
-        key, keyed = request.headers.get("Idempotency-Key"), None
-        piece_bytes = _PIECE_BYTES if key is None else _KEYED_PIECE_BYTES
-        parts = _parts(request, body, piece_bytes, options.part_header_bytes)
-        if key is not None:
-            claimed = keys.claim(g.caller.name or request.remote_addr or "", request.path, key)
-            if isinstance(claimed, str):
-                return again(claimed, uploads.digests(parts, target.vae))
-            keyed = Keyed(claimed, first_answer)
-        source = source_of(request.remote_addr)
-        receipt = ingest.ingest(parts, target, source, g.correlation_id, keyed)
-        if receipt is None:
-            return bare(HTTPStatus.NO_CONTENT)
-        audit.about(
-            payload_id=receipt.payload_id,
-            workflow=target.workflow,
-            stored=len(receipt.stored),
-            failed=len(receipt.failed),
-        )
-        status, content_type, text = _rendered(receipt, options.public_url)
-        response = Response(text, status, content_type=content_type)
-        if receipt.payload_id is not None:
-            # Behind the answer, as the worker that wakes may want the same cores.
-            response.call_on_close(
-                partial(announcements.make, receipt.payload_id, g.correlation_id)
-            )
-        return _with_links(response, receipt.payload_id, options.public_url)
-
-    def first_answer(receipt: Receipt, body_fingerprint: str) -> FirstAnswer:
-        status, content_type, text = _rendered(receipt, options.public_url)
-        return FirstAnswer(body_fingerprint, status, content_type, text.decode())
-
-    def again(payload_id: str, digests: Iterable[str]) -> Response:
-        held = records.find(payload_id)
-        first = held.record.first_answer if held else None
-        if first is None or first.fingerprint != fingerprint(digests):
-            raise Unprocessable(
-                "this Idempotency-Key was used for another body; a new request needs a new key"
-            )
-        audit.about(payload_id=payload_id, answered_before=True)
-        response = Response(first.body, first.status, content_type=first.content_type)
-        return _with_links(response, payload_id, options.public_url)
-
     def allowed(**_: str) -> Response:
         response = bare(HTTPStatus.NO_CONTENT)
         response.headers["Allow"] = "OPTIONS, POST"
@@ -203,7 +222,7 @@ def stow_blueprint(
 
     paths = [path for form in _FORMS for path in (form, f"{form}/<path:study>")]
     described = capabilities.capabilities(
-        f"{options.public_url or ''}{blueprint.url_prefix}",
+        f"{public_url or ''}{blueprint.url_prefix}",
         [re.sub(r"<(?:path:)?(\w+)>", r"{\1}", path).lstrip("/") for path in paths],
         TAKEN,
     )
@@ -216,7 +235,7 @@ def stow_blueprint(
 
     for path in paths:
         # Two rules, as anyone may ask what is allowed.
-        for view, method in ((store, "POST"), (allowed, "OPTIONS")):
+        for view, method in ((transaction.store, "POST"), (allowed, "OPTIONS")):
             blueprint.add_url_rule(
                 path, view_func=view, methods=[method], provide_automatic_options=False
             )

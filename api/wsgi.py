@@ -11,7 +11,7 @@ from api.app import create_app
 from api.auth.authenticators import authenticator
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest
-from api.stow import StowOptions
+from api.stow import StoreTransaction, StowOptions
 from api.upload import Limits, Uploads
 from shared.config import Settings
 from shared.dicom.limits import StructureLimits
@@ -55,13 +55,12 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         if settings.broker == "memory"
         else ThreadPoolExecutor(_ANNOUNCERS, thread_name_prefix="announce")
     )
-    return create_app(
+    vaes = VaeRegistry(engines.state)
+    store = StoreTransaction(
         ingest=Ingest(uploads=uploads, records=records, metrics=metrics, mint=payload_ids.mint),
         uploads=uploads,
         announcements=Announcements(engines.announce, announcers, metrics),
-        authenticator=authenticator(settings),
-        metrics_open=settings.metrics_open,
-        vaes=VaeRegistry(engines.state),
+        vaes=vaes,
         records=records,
         keys=IdempotencyKeys(
             engines.state,
@@ -69,10 +68,6 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             payload_ids.mint,
             lease=timedelta(seconds=settings.lease_seconds),
         ),
-        announce=engines.announce,
-        dependencies=engines.dependencies(engines.publisher.ping),
-        registry=registry,
-        metrics=metrics,
         options=StowOptions(
             body_bytes=settings.max_body_bytes,
             part_header_bytes=settings.max_part_header_bytes,
@@ -84,6 +79,19 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             posts_per_minute=settings.rate_per_sender,
             public_url=settings.public_url,
         ),
+        metrics=metrics,
+    )
+    return create_app(
+        store=store,
+        authenticator=authenticator(settings),
+        metrics_open=settings.metrics_open,
+        vaes=vaes,
+        records=records,
+        announce=engines.announce,
+        dependencies=engines.dependencies(engines.publisher.ping),
+        registry=registry,
+        metrics=metrics,
+        public_url=settings.public_url,
         path_prefix=settings.path_prefix,
         trusted_proxies=settings.trusted_proxies,
         cors_origins=settings.cors_origins or (),
