@@ -89,7 +89,7 @@ def test_curl_that_sends_a_form_is_told_what_would_be_taken(
     )
 
 
-def test_curl_that_leaves_line_ends_out_of_an_instance_is_told_that_it_is_cut(
+def test_curl_that_leaves_line_ends_and_nuls_out_is_told_that_the_preamble_is_missing(
     curl: Path, stowgate: Service, desk: Path
 ) -> None:
     status, _, body, _ = _curl(
@@ -97,7 +97,9 @@ def test_curl_that_leaves_line_ends_out_of_an_instance_is_told_that_it_is_cut(
     )
 
     assert status == 409
-    assert b"part 1" in body
+    (failed,) = json.loads(body)["0008119A"]["Value"]
+    (words,) = failed["00091001"]["Value"]
+    assert words.startswith("part 1: no DICOM preamble")
 
 
 def _pasted(code: str, desk: Path) -> str:
