@@ -289,7 +289,7 @@ class Settings:
     auth: str = setting(
         "none",
         _one_of("none", "basic", "jwt"),
-        "who may enter: `none` lets everybody, `basic` asks for user and password, `jwt` for a "
+        "who may enter: `none` lets everybody in, `basic` asks for user and password, `jwt` for a "
         "token",
     )
     allow_anyone: bool = setting(
@@ -587,8 +587,8 @@ def guard_listen(settings: Settings) -> None:
     if settings.auth == "none" and not (settings.allow_anyone or is_loopback(settings.listen.host)):
         raise BadSetting(
             f"{_PREFIX}LISTEN is '{settings.listen}', which others can reach, and {_PREFIX}AUTH "
-            f"lets everybody: set {_PREFIX}AUTH to basic or jwt, or {_PREFIX}ALLOW_ANYONE to true "
-            "where something else keeps strangers out"
+            f"lets everybody in: set {_PREFIX}AUTH to basic or jwt, or {_PREFIX}ALLOW_ANYONE to "
+            "true where something else keeps strangers out"
         )
 
 

@@ -51,7 +51,7 @@ class Authenticator(Protocol):
 
 
 class Anyone:
-    """Asks nobody, and lets everybody."""
+    """Asks nobody, and lets everybody in."""
 
     scheme = ""
 
