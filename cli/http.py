@@ -168,9 +168,14 @@ def check_client_ca(settings: Settings) -> None:
 
 def unreachable(url: str, error: Exception) -> Unusable:
     if isinstance(error, urllib3.exceptions.SSLError):
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in error.args):
+            return Unusable(
+                f"{url} cannot be trusted ({error}): its certificate must have the host of the "
+                "URL, and one that STOWGATE_CLIENT_CA names, or that the system trusts, must vouch "
+                "for it"
+            )
         return Unusable(
-            f"{url} cannot be trusted ({error}): its certificate must have the host of the URL, "
-            "and one that STOWGATE_CLIENT_CA names, or that the system trusts, must vouch for it"
+            f"{url} does not answer in TLS ({error}): should the URL begin with http://?"
         )
     return Unusable(f"{url} cannot be reached ({type(error).__name__}): is Stowgate running there?")
 

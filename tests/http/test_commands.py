@@ -148,6 +148,15 @@ def test_send_names_a_file_that_cannot_be_read_and_exits_with_2(
     assert "cannot be read: Permission denied" in sent.stderr
 
 
+def test_https_to_an_api_without_tls_is_no_question_of_certificates(stowgate: Service) -> None:
+    asked = _run("payloads", "list", "--url", stowgate.url.replace("http://", "https://"))
+
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert "does not answer in TLS" in asked.stderr
+    assert "should the URL begin with http://?" in asked.stderr
+    assert "certificate" not in asked.stderr
+
+
 def _run_kept_by_modes(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     """As `_run`, and root is kept out by a file's mode like others: it loses what lets it pass
     (CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of capabilities(7), by prctl(2))."""

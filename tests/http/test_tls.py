@@ -295,6 +295,7 @@ def test_commands_ask_an_api_that_the_given_authority_vouches_for(
     assert sent.returncode == 0, sent.stderr
     assert sent.stdout.split()[-1] in listed.stdout
     assert refused.returncode == 2
+    assert "cannot be trusted" in refused.stderr
     assert "STOWGATE_CLIENT_CA" in refused.stderr
 
 
