@@ -61,13 +61,22 @@ class Api:
         except urllib3.exceptions.HTTPError as error:
             raise unreachable(url, error) from error
         if answer.status >= 400:
-            raise Unusable(refusal(answer))
+            raise Unusable(self.refusal(answer))
         try:
             return answer.json()
         except ValueError as error:
             raise Unusable(
                 f"{url} answered {answer.status} and no JSON: is the URL that of the API?"
             ) from error
+
+    def refusal(self, answer: urllib3.BaseHTTPResponse) -> str:
+        """What a problem document says, or the bare status where there is none."""
+        try:
+            detail = answer.json()["detail"]
+        except (ValueError, KeyError, TypeError):
+            detail = answer.reason or "no reason given"
+        asks_who = answer.status == HTTPStatus.UNAUTHORIZED and not self.headers
+        return f"{answer.status}: {detail}" + (f"; {_WHO}" if asks_who else "")
 
 
 def with_api(command: Callable[..., None]) -> Callable[..., None]:
@@ -178,16 +187,6 @@ def unreachable(url: str, error: Exception) -> Unusable:
             f"{url} does not answer in TLS ({error}): should the URL begin with http://?"
         )
     return Unusable(f"{url} cannot be reached ({type(error).__name__}): is Stowgate running there?")
-
-
-def refusal(answer: urllib3.BaseHTTPResponse) -> str:
-    """What a problem document says, or the bare status where there is none."""
-    try:
-        detail = answer.json()["detail"]
-    except (ValueError, KeyError, TypeError):
-        detail = answer.reason or "no reason given"
-    hint = f"; {_WHO}" if answer.status == HTTPStatus.UNAUTHORIZED else ""
-    return f"{answer.status}: {detail}{hint}"
 
 
 def segment(text: str) -> str:

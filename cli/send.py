@@ -19,7 +19,7 @@ import urllib3
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from cli.http import Api, Unusable, refusal, segment, unreachable, with_api
+from cli.http import Api, Unusable, segment, unreachable, with_api
 
 _ALL_STORED = 0
 _SOME_NOT = 1
@@ -194,6 +194,7 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
 
 
 def _post(api: Api, target: str, body: _MultipartBody) -> urllib3.BaseHTTPResponse:
+    """Raises `Unusable` for a refusal."""
     console = Console(stderr=True)
     columns = ("sending", BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -206,9 +207,16 @@ def _post(api: Api, target: str, body: _MultipartBody) -> urllib3.BaseHTTPRespon
         }
         pool = api.pool(urllib3.Timeout(connect=10, read=300))
         try:
-            return pool.request("POST", target, body=_shown(body, progress), headers=headers)
+            answer = pool.request("POST", target, body=_shown(body, progress), headers=headers)
         except urllib3.exceptions.HTTPError as error:
             raise unreachable(target, error) from error
+    if answer.status >= 400 and not (answer.status == HTTPStatus.CONFLICT and _is_dataset(answer)):
+        raise Unusable(api.refusal(answer))
+    return answer
+
+
+def _is_dataset(answer: urllib3.BaseHTTPResponse) -> bool:
+    return "dicom+json" in answer.headers.get("Content-Type", "")
 
 
 def _shown(body: _MultipartBody, progress: Progress) -> Iterator[bytes]:
@@ -232,12 +240,9 @@ class _Outcome:
 def _outcome(
     target: str, answer: urllib3.BaseHTTPResponse, files: list[Path], copies: int
 ) -> _Outcome:
-    """Raises `Unusable` for a refusal, and for what is no Store Instances Response (PS3.18 I.2)."""
-    is_dataset = "dicom+json" in answer.headers.get("Content-Type", "")
-    if answer.status >= 400 and not (is_dataset and answer.status == HTTPStatus.CONFLICT):
-        raise Unusable(refusal(answer))
+    """Raises `Unusable` for what is no Store Instances Response (PS3.18 I.2)."""
     try:
-        dataset = answer.json() if is_dataset else None
+        dataset = answer.json() if _is_dataset(answer) else None
         stored = _items(dataset, "00081199")
         warnings = Counter(words for item in stored if (words := _words(item)))
         failed = _items(dataset, "00081198") + _items(dataset, "0008119A")

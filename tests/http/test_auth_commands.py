@@ -103,7 +103,9 @@ def test_commands_say_who_asks(by_password: Service, tmp_path: Path) -> None:
         assert stranger.returncode == 2
         assert "401: this needs a user name and a password" in stranger.stderr
         assert "--user" in stranger.stderr
-        assert "401: the user name or the" in _run(*arguments, *place, **wrong).stderr
+        mistaken = _run(*arguments, *place, **wrong)
+        assert mistaken.returncode == 2
+        assert mistaken.stderr == "Error: 401: the user name or the password is wrong\n"
         entered = _run(*arguments, *place, **me)
         assert entered.returncode == 0, entered.stderr
     assert "403: the caller lacks the scope read" in _run("vae", "list", *place, **sender).stderr
