@@ -6,6 +6,7 @@ import json
 import os
 import re
 import ssl
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -92,7 +93,7 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
         "--user",
         metavar="NAME",
         show_default="STOWGATE_CLIENT_USER",
-        help="User name; the password is STOWGATE_CLIENT_PASSWORD, or is asked for.",
+        help="User name; the password is STOWGATE_CLIENT_PASSWORD, or is asked for on a terminal.",
     )
     @click.option(
         "--token-file",
@@ -153,12 +154,12 @@ def _credentials(settings: Settings, user: str | None, token_file: Path | None) 
 
 
 def _asked_password() -> str:
+    if not sys.stdin.isatty():
+        raise Unusable("the password cannot be asked for here: set STOWGATE_CLIENT_PASSWORD")
     try:
         password: str = click.prompt("Password", hide_input=True, err=True)
     except click.Abort as error:
-        raise Unusable(
-            "no password was given; where nobody can be asked, set STOWGATE_CLIENT_PASSWORD"
-        ) from error
+        raise Unusable("no password was given") from error
     return password
 
 

@@ -1,5 +1,6 @@
 """Who may enter, for those who use the command `stowgate`."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +33,6 @@ def _run(*arguments: str, words: str = "", **settings: str) -> "subprocess.Compl
         [STOWGATE, *arguments],
         env=environment(Path("unused"), settings),
         input=words,
-        # Without a terminal, which a password would be read from instead.
-        start_new_session=True,
         capture_output=True,
         text=True,
         timeout=60,
@@ -109,17 +108,40 @@ def test_commands_say_who_asks(by_password: Service, tmp_path: Path) -> None:
         entered = _run(*arguments, *place, **me)
         assert entered.returncode == 0, entered.stderr
     assert "403: the caller lacks the scope read" in _run("vae", "list", *place, **sender).stderr
-    asked = _run("vae", "list", *place, "--user", "all", words=f"{PASSWORD}\n")
-    assert asked.returncode == 0, asked.stderr
 
 
-def test_a_password_that_nobody_can_be_asked_for_is_told_and_exits_with_2(tmp_path: Path) -> None:
+def test_a_password_is_asked_for_on_a_terminal(by_password: Service) -> None:
+    keyboard, terminal = os.openpty()
+    asking = subprocess.Popen(
+        [STOWGATE, "vae", "list", "--url", by_password.url, "--user", "all"],
+        env=environment(Path("unused"), {}),
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    with asking, open(keyboard, "wb", buffering=0) as typing:
+        assert asking.stderr
+        # What is typed before this is thrown away by what hides it.
+        assert asking.stderr.read(len("Password: ")) == b"Password: "
+        typing.write(f"{PASSWORD}\n".encode())
+        _, said = asking.communicate(timeout=60)
+
+    assert asking.returncode == 0, said
+    assert PASSWORD.encode() not in said
+
+
+def test_without_a_terminal_a_password_is_not_asked_for_and_one_line_says_where_it_goes(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "image.dcm").write_bytes(new_instance())
 
-    sent = _run("send", str(tmp_path), "--user", "all")
+    sent = _run("send", str(tmp_path), "--user", "all", words=f"{PASSWORD}\n")
 
-    assert sent.returncode == 2
-    assert "STOWGATE_CLIENT_PASSWORD" in sent.stderr
+    assert (sent.returncode, sent.stdout) == (2, "")
+    (line,) = sent.stderr.splitlines()
+    assert "set STOWGATE_CLIENT_PASSWORD" in line
 
 
 def test_commands_take_a_token_from_a_file(tmp_path: Path) -> None:
