@@ -258,14 +258,15 @@ def _outcome(
 
 
 def _tell(outcome: _Outcome, sent: int) -> None:
-    click.echo(f"stored {outcome.stored} of {_counted(sent, 'file', 'files')}")
+    stored = f"stored {outcome.stored} of {_counted(sent - outcome.copies, 'file', 'files')}"
     if outcome.copies:
         copies = _counted(
             outcome.copies,
-            "file that is the same, byte for byte, as another",
-            "files that are the same, byte for byte, as others",
+            "more is a copy, byte for byte, of one of them",
+            "more are copies, byte for byte, of some of them",
         )
-        click.echo(f"  not stored again: {copies}")
+        stored = f"{stored}; {copies}"
+    click.echo(stored)
     for words, count in outcome.warnings.items():
         click.echo(f"  warning ({count}): {words}")
     for words in outcome.failures:
