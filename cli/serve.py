@@ -188,7 +188,7 @@ def _share_heaps() -> None:
 
 
 def _say_where(settings: Settings, url: str) -> None:
-    rows = [("send DICOM to", f"{url}/dicomweb/studies")]
+    rows = [("send DICOM to", f"{settings.public_url or url}/dicomweb/studies")]
     if settings.object_store == "folder":
         rows.append(("objects", str(settings.data / settings.bucket)))
     if settings.broker == "memory":

@@ -686,6 +686,15 @@ def test_every_command_says_how_it_is_used() -> None:
         assert "Usage: stowgate" in shown.stdout
 
 
+def test_run_says_where_to_send_dicom_by_the_url_that_senders_see(tmp_path: Path) -> None:
+    public_url = "https://pacs.example/stow"
+    with running("run", tmp_path, STOWGATE_PUBLIC_URL=public_url) as service:
+        assert service.process.stdout
+        told = service.process.stdout.readline()
+
+    assert told.split() == ["send", "DICOM", "to", f"{public_url}/dicomweb/studies"]
+
+
 def test_a_stopped_run_exits_cleanly_and_a_new_one_knows_what_was(tmp_path: Path) -> None:
     with running("run", tmp_path) as first:
         answer = first.post("/dicomweb/studies", new_instance(), "application/dicom")
