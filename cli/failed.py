@@ -59,6 +59,8 @@ def replay(payload_ids: tuple[str, ...], everything: bool, api: Api) -> None:
     if everything == bool(payload_ids):
         raise click.UsageError("give the payloads to replay, or --all")
     chosen = [row["payload_id"] for row in _oldest_first(api)] if everything else payload_ids
+    if not chosen:
+        click.echo("no payload is failed: there is nothing to replay", err=True)
     paths = {payload_id: f"/payloads/{segment(payload_id)}/replay" for payload_id in chosen}
     refused = []
     for payload_id, path in paths.items():

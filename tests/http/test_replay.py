@@ -113,6 +113,7 @@ def test_failed_commands_list_show_and_replay_the_oldest_first(api: Service) -> 
     rest = _failed("replay", "--all", url=api.url)
     again = _failed("replay", ids[1], url=api.url)
     neither = _failed("replay", url=api.url)
+    none_left = _failed("replay", "--all", url=api.url)
 
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["payload", *ids]
     assert "there is no" in shown.stdout
@@ -121,3 +122,5 @@ def test_failed_commands_list_show_and_replay_the_oldest_first(api: Service) -> 
     assert [r.returncode for r in (listed, shown, one, rest, again, neither)] == [0, 0, 0, 0, 2, 2]
     assert "409" in again.stderr
     assert "not replayed: 1 of 1" in again.stderr
+    assert (none_left.returncode, none_left.stdout) == (0, "")
+    assert none_left.stderr == "no payload is failed: there is nothing to replay\n"
