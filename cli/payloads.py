@@ -18,11 +18,12 @@ def payloads() -> None:
 @click.option(
     "--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="How many at most."
 )
+@click.option("--cursor", metavar="ID", help="Go on behind this one, as an earlier list said.")
 @with_api
-def list_newest(state: str | None, limit: int, api: Api) -> None:
+def list_newest(state: str | None, limit: int, cursor: str | None, api: Api) -> None:
     """List the newest."""
-    fields = {"limit": str(limit)} | ({"state": state} if state else {})
-    found = api.call("GET", "/payloads", **fields)["payloads"]
+    given = {"limit": str(limit), "state": state, "cursor": cursor}
+    page = api.call("GET", "/payloads", **{name: value for name, value in given.items() if value})
     show_rows(
         ("payload", "state", "received", "from", "to", "files", "attempts", "last error"),
         (
@@ -36,9 +37,11 @@ def list_newest(state: str | None, limit: int, api: Api) -> None:
                 str(row["attempts"]),
                 row["last_error"] or "",
             )
-            for row in found
+            for row in page["payloads"]
         ),
     )
+    if page["next"] is not None:
+        click.echo(f"there are older ones: see them with --cursor {page['next']}", err=True)
 
 
 @payloads.command()

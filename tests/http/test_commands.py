@@ -420,6 +420,24 @@ def test_payloads_commands_list_and_show(stowgate: Service, files: Path) -> None
     assert json.loads(shown.stdout)["workflow_request"]["payload_id"] == payload_id
 
 
+def test_payloads_list_says_that_there_are_older_ones_and_how_to_see_them(tmp_path: Path) -> None:
+    with running("api", tmp_path) as api:
+        ids = [
+            api.post("/dicomweb/studies", new_instance(), "application/dicom").headers[
+                "X-Payload-ID"
+            ]
+            for _ in range(3)
+        ]
+        newest = _run("payloads", "list", "--limit", "2", "--url", api.url)
+        (options,) = re.findall("there are older ones: see them with (.*)\n", newest.stderr)
+        rest = _run("payloads", "list", *options.split(), "--url", api.url)
+
+    listed = [line.split()[0] for line in newest.stdout.splitlines()]
+    assert listed == ["payload", ids[2], ids[1]]
+    assert [line.split()[0] for line in rest.stdout.splitlines()] == ["payload", ids[0]]
+    assert rest.stderr == ""
+
+
 def test_check_finds_nothing_wrong_with_a_sound_folder(tmp_path: Path) -> None:
     checked = _run("check", data=tmp_path)
 
