@@ -45,6 +45,8 @@ class Api:
     headers: dict[str, str] = field(repr=False)
     ca: Path | None = None
     """Certificates of which one has to vouch for the API's; None for those the system trusts."""
+    kind: str = "Stowgate"
+    """What should run at the URL, as it is called in messages."""
 
     def pool(self, timeout: urllib3.Timeout) -> urllib3.PoolManager:
         ca_certs = str(self.ca) if self.ca else None
@@ -60,7 +62,7 @@ class Api:
             else:
                 answer = pool.request(method, url, json=body, headers=self.headers)
         except urllib3.exceptions.HTTPError as error:
-            raise unreachable(url, error) from error
+            raise self.unreachable(url, error) from error
         if answer.status >= 400:
             raise Unusable(self.refusal(answer))
         try:
@@ -69,6 +71,21 @@ class Api:
             raise Unusable(
                 f"{url} answered {answer.status} and no JSON: is the URL that of the API?"
             ) from error
+
+    def unreachable(self, url: str, error: urllib3.exceptions.HTTPError) -> Unusable:
+        if isinstance(error, urllib3.exceptions.SSLError):
+            if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in error.args):
+                return Unusable(
+                    f"{url} cannot be trusted ({error}): its certificate must have the host of the "
+                    "URL, and one that STOWGATE_CLIENT_CA names, or that the system trusts, must "
+                    "vouch for it"
+                )
+            return Unusable(
+                f"{url} does not answer in TLS ({error}): should the URL begin with http://?"
+            )
+        return Unusable(
+            f"{url} cannot be reached ({type(error).__name__}): is {self.kind} running there?"
+        )
 
     def refusal(self, answer: urllib3.BaseHTTPResponse) -> str:
         """What a problem document says, or the bare status where there is none."""
@@ -174,20 +191,6 @@ def check_client_ca(settings: Settings) -> None:
             f"STOWGATE_CLIENT_CA is '{settings.client_ca}', but must be a PEM file with "
             "certificates"
         ) from error
-
-
-def unreachable(url: str, error: Exception) -> Unusable:
-    if isinstance(error, urllib3.exceptions.SSLError):
-        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in error.args):
-            return Unusable(
-                f"{url} cannot be trusted ({error}): its certificate must have the host of the "
-                "URL, and one that STOWGATE_CLIENT_CA names, or that the system trusts, must vouch "
-                "for it"
-            )
-        return Unusable(
-            f"{url} does not answer in TLS ({error}): should the URL begin with http://?"
-        )
-    return Unusable(f"{url} cannot be reached ({type(error).__name__}): is Stowgate running there?")
 
 
 def segment(text: str) -> str:

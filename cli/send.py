@@ -19,7 +19,7 @@ import urllib3
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from cli.http import Api, Unusable, segment, unreachable, with_api
+from cli.http import Api, Unusable, segment, with_api
 
 _ALL_STORED = 0
 _SOME_NOT = 1
@@ -209,7 +209,7 @@ def _post(api: Api, target: str, body: _MultipartBody) -> urllib3.BaseHTTPRespon
         try:
             answer = pool.request("POST", target, body=_shown(body, progress), headers=headers)
         except urllib3.exceptions.HTTPError as error:
-            raise unreachable(target, error) from error
+            raise api.unreachable(target, error) from error
     if answer.status >= 400 and not (answer.status == HTTPStatus.CONFLICT and _is_dataset(answer)):
         raise Unusable(api.refusal(answer))
     return answer

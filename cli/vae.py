@@ -89,7 +89,13 @@ def copy(source_url: str, api: Api) -> None:
 
     Exits with 1 when some could not be created; those that were created stay.
     """
-    listed = Api(checked_url(source_url, "SOURCE_URL"), {}, api.ca).call("GET", "/config/vae")
+    source = Api(
+        checked_url(source_url, "SOURCE_URL"),
+        {},
+        api.ca,
+        "another Stowgate or an Informatics Gateway",
+    )
+    listed = source.call("GET", "/config/vae")
     if not isinstance(listed, list) or not all(isinstance(found, dict) for found in listed):
         raise Unusable(f"{source_url} has something other than a list of VAEs at /config/vae")
     refused = 0

@@ -6,6 +6,7 @@ The paths, codes and shapes are those of its `docs/api/rest/dicomweb-stow.md` an
 
 import json
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -273,6 +274,16 @@ def test_a_source_that_lists_no_vaes_is_one_line(stowgate: Service, said: bytes)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert source_url in line
+
+
+def test_a_source_that_is_dead_is_not_taken_for_this_stowgate(stowgate: Service) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        done = copied(stowgate, f"http://127.0.0.1:{closed.getsockname()[1]}")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "is another Stowgate or an Informatics Gateway running there?" in line
 
 
 def test_administration_has_the_shapes_of_the_gateway(stowgate: Service) -> None:
