@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from api.auth.basic import user_line
+from api.auth.basic import check_user, user_line
 from api.auth.guard import Scope
 from api.auth.watched_file import Malformed
 
@@ -30,13 +30,14 @@ def user(name: str, scopes: tuple[str, ...], aets: tuple[str, ...]) -> None:
     The password is asked for, or read from the standard input where that is not a terminal. Without
     --vae the user may store to any.
     """
+    try:
+        check_user(name, aets)
+    except Malformed as error:
+        raise click.ClickException(str(error)) from error
     if sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     else:
         password = sys.stdin.readline().rstrip("\r\n")
     if len(password) < _LEAST_CHARACTERS:
         raise click.ClickException(f"the password must have {_LEAST_CHARACTERS} characters or more")
-    try:
-        click.echo(user_line(name, map(Scope, dict.fromkeys(scopes)), password, aets))
-    except Malformed as error:
-        raise click.ClickException(str(error)) from error
+    click.echo(user_line(name, map(Scope, dict.fromkeys(scopes)), password, aets))

@@ -18,7 +18,7 @@ from werkzeug.security import check_password_hash, generate_password_hash
 from api.auth.guard import REALM, Caller, Scope
 from api.auth.watched_file import Malformed, WatchedFile
 from api.problems import TooBusy, Unauthorized
-from shared.ids import AE_TITLE, AE_TITLE_RULE
+from shared.ids import AE_TITLE, AE_TITLE_RULE, is_ae_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,16 +49,22 @@ class User:
     password_hash: str = field(repr=False)
 
 
-def user_line(name: str, scopes: Iterable[Scope], password: str, aets: Iterable[str] = ()) -> str:
-    """The line of a user. Raises `Malformed` for a name or an AE title that is none."""
-    fields = [name, ",".join(scopes), generate_password_hash(password, _METHOD), ",".join(aets)]
-    line = ":".join(filter(None, fields))
-    if not _LINE.fullmatch(line):
+def check_user(name: str, aets: Iterable[str]) -> None:
+    """Raises `Malformed` for a name or an AE title that is none."""
+    if not re.fullmatch(_NAME, name):
         raise Malformed(
-            "a user name is 1 to 64 of A-Z a-z 0-9 . _ @ - and begins with a letter or digit; "
-            f"{AE_TITLE_RULE}"
+            f"{name!r} is no user name: one is 1 to 64 of A-Z a-z 0-9 . _ @ - and begins with a "
+            "letter or digit"
         )
-    return line
+    for aet in aets:
+        if not is_ae_title(aet):
+            raise Malformed(f"{aet!r} is no AE title: {AE_TITLE_RULE}")
+
+
+def user_line(name: str, scopes: Iterable[Scope], password: str, aets: Iterable[str] = ()) -> str:
+    """The line of a user that `check_user` has let pass."""
+    fields = [name, ",".join(scopes), generate_password_hash(password, _METHOD), ",".join(aets)]
+    return ":".join(filter(None, fields))
 
 
 def parse_users(text: str) -> Mapping[str, User]:

@@ -61,13 +61,7 @@ def test_a_user_that_the_command_made_may_enter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "password", "words"),
     [
-        (["a b", "--scope", "read"], PASSWORD, "a user name is 1 to 64"),
-        (["a:b", "--scope", "read"], PASSWORD, "a user name is 1 to 64"),
-        (
-            ["a", "--scope", "read", "--vae", "an AE title of many characters"],
-            PASSWORD,
-            "an AE title is 1 to 15",
-        ),
+        (["a:b", "--scope", "read"], PASSWORD, "'a:b' is no user name"),
         (["a", "--scope", "read"], "short", "8 characters or more"),
         (["a", "--scope", "everything"], PASSWORD, "not one of 'store', 'read', 'admin'"),
         (["a"], PASSWORD, "Missing option '--scope'"),
@@ -82,6 +76,23 @@ def test_a_user_that_cannot_be_is_refused_in_words(
     assert words in made.stderr
     assert made.stdout == ""
     assert password not in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "broken"),
+    [
+        (["a b"], "'a b' is no user name: one is 1 to 64 of A-Z a-z 0-9 . _ @ - and begins"),
+        (["a", "--vae", "AE 1"], "'AE 1' is no AE title: an AE title is 1 to 15 of A-Z"),
+    ],
+)
+def test_a_user_is_told_which_rule_is_broken_before_a_password_is_read(
+    arguments: list[str], broken: str
+) -> None:
+    made = _run("user", *arguments, "--scope", "read", words="short")
+
+    assert made.returncode > 0
+    (line,) = made.stderr.splitlines()
+    assert line.startswith(f"Error: {broken}")
 
 
 def test_commands_say_who_asks(by_password: Service, tmp_path: Path) -> None:
