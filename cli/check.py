@@ -33,7 +33,7 @@ class _Wrong(Exception):
     """One finding, in words."""
 
 
-@click.command()
+@click.command(short_help="Read every setting and try every engine.")
 def check() -> None:
     """Read every setting and try every engine, creating buckets that are missing.
 

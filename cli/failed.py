@@ -10,7 +10,7 @@ from cli.http import Api, Unusable, segment, show_json, show_rows, with_api
 _PAGE = "200"
 
 
-@click.group()
+@click.group(short_help="List, show and replay payloads that failed.")
 def failed() -> None:
     """Payloads whose workflow request could not be opened, and that need a person."""
 
@@ -18,7 +18,7 @@ def failed() -> None:
 @failed.command("list")
 @with_api
 def list_all(api: Api) -> None:
-    """List all, the oldest first."""
+    """List payloads that failed, the oldest first."""
     show_rows(
         ("payload", "received", "from", "to", "files", "attempts", "reason"),
         (
@@ -40,7 +40,7 @@ def list_all(api: Api) -> None:
 @click.argument("payload_id")
 @with_api
 def show(payload_id: str, api: Api) -> None:
-    """Show one."""
+    """Show a payload that failed, and why."""
     payload = api.call("GET", f"/payloads/{segment(payload_id)}")
     if payload["state"] != "failed":
         raise Unusable(f"payload {payload_id} is {payload['state']}, not failed")
@@ -49,10 +49,10 @@ def show(payload_id: str, api: Api) -> None:
 
 @failed.command()
 @click.argument("payload_ids", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Replay all, the oldest first.")
+@click.option("--all", "everything", is_flag=True, help="Replay all that failed, the oldest first.")
 @with_api
 def replay(payload_ids: tuple[str, ...], everything: bool, api: Api) -> None:
-    """Try again, under the same payload id.
+    """Try again what failed, under the same payload ids.
 
     Exits with 2 when one cannot be replayed.
     """

@@ -115,8 +115,8 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--token-file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        show_default="STOWGATE_CLIENT_TOKEN",
-        help="File with a token, instead of a user name.",
+        help="File with a token, instead of a user name; without it, the token itself may be in "
+        "STOWGATE_CLIENT_TOKEN.",
     )
     @functools.wraps(command)
     def with_options(

@@ -6,9 +6,9 @@ from cli.http import Api, segment, show_json, show_rows, with_api
 from shared.records import State
 
 
-@click.group()
+@click.group(short_help="List and show payloads: what came in, where it stands.")
 def payloads() -> None:
-    """What came in and where it stands."""
+    """Payloads: what came in and where it stands."""
 
 
 @payloads.command("list")
@@ -21,7 +21,7 @@ def payloads() -> None:
 @click.option("--cursor", metavar="ID", help="Go on behind this one, as an earlier list said.")
 @with_api
 def list_newest(state: str | None, limit: int, cursor: str | None, api: Api) -> None:
-    """List the newest."""
+    """List payloads, the newest first."""
     given = {"limit": str(limit), "state": state, "cursor": cursor}
     page = api.call("GET", "/payloads", **{name: value for name, value in given.items() if value})
     show_rows(
@@ -44,9 +44,9 @@ def list_newest(state: str | None, limit: int, cursor: str | None, api: Api) -> 
         click.echo(f"there are older ones: see them with --cursor {page['next']}", err=True)
 
 
-@payloads.command()
+@payloads.command(short_help="Show a payload and its workflow request.")
 @click.argument("payload_id")
 @with_api
 def show(payload_id: str, api: Api) -> None:
-    """Show one, with the workflow request that was opened for it."""
+    """Show a payload, with the workflow request that was opened for it."""
     show_json(api.call("GET", f"/payloads/{segment(payload_id)}"))

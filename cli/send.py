@@ -28,7 +28,7 @@ _SOME_NOT = 1
 _DETAIL = "00091001"
 
 
-@click.command()
+@click.command(short_help="Send DICOM files and folders as one request.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @with_api
 @click.option("--study", metavar="UID", help="Study Instance UID that all should belong to.")

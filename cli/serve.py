@@ -44,7 +44,7 @@ _SHARED_MEMORY = "/dev/shm"  # noqa: S108
 _COLLECT_AFTER_OBJECTS = 20_000
 
 
-@click.command()
+@click.command(short_help="Run API and worker in one process.")
 def run() -> None:
     """Run API and worker in one process: all that is needed on one machine."""
     settings = _start_api()
@@ -76,7 +76,7 @@ def run() -> None:
     server(listener, make_app, processes=1, on_exit=on_exit).run()
 
 
-@click.command()
+@click.command(short_help="Run the API alone.")
 def api() -> None:
     """Run the HTTP front end alone; any number may run on one store and broker."""
     settings = _start_api()
@@ -124,7 +124,7 @@ def api() -> None:
         ).run()
 
 
-@click.command()
+@click.command(short_help="Run the worker alone.")
 def worker() -> None:
     """Run the worker alone; any number may run on one store and broker."""
     import worker.main

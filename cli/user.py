@@ -11,7 +11,7 @@ from api.auth.watched_file import Malformed
 _LEAST_CHARACTERS = 8
 
 
-@click.command()
+@click.command(short_help="Print the line of a user for STOWGATE_USERS.")
 @click.argument("name")
 @click.option(
     "--scope",

@@ -10,7 +10,7 @@ from cli.http import Api, Unusable, checked_url, segment, show_json, show_rows, 
 _ACCEPTED = "A {} that it accepts; may be repeated. Without it, any."
 
 
-@click.group()
+@click.group(short_help="Administer Virtual Application Entities.")
 def vae() -> None:
     """Virtual Application Entities: AE titles in a URL, and the workflows that they stand for."""
 
@@ -18,7 +18,7 @@ def vae() -> None:
 @vae.command("list")
 @with_api
 def list_all(api: Api) -> None:
-    """List all."""
+    """List all Virtual Application Entities."""
     show_rows(
         ("name", "AE title", "workflows", "created"),
         (
@@ -67,7 +67,7 @@ def add(
     max_requests_per_minute: int | None,
     api: Api,
 ) -> None:
-    """Create one with this AE_TITLE."""
+    """Create a Virtual Application Entity with this AE_TITLE."""
     body: dict[str, Any] = {"virtualAeTitle": ae_title, "workflows": list(workflows)}
     given = {
         "name": name,
@@ -81,11 +81,11 @@ def add(
     show_json(api.call("POST", "/config/vae", body))
 
 
-@vae.command()
+@vae.command(short_help="Create here the VAEs of another Stowgate or a Gateway.")
 @click.argument("source_url")
 @with_api
 def copy(source_url: str, api: Api) -> None:
-    """Create here all that there are at SOURCE_URL, another Stowgate or an Informatics Gateway.
+    """Create here all VAEs of SOURCE_URL, another Stowgate or an Informatics Gateway.
 
     Exits with 1 when some could not be created; those that were created stay.
     """
@@ -110,17 +110,24 @@ def copy(source_url: str, api: Api) -> None:
     sys.exit(1 if refused else 0)
 
 
-@vae.command()
+@vae.command(short_help="Show a Virtual Application Entity.")
 @click.argument("name")
 @with_api
 def show(name: str, api: Api) -> None:
-    """Show one."""
+    """Show the Virtual Application Entity NAME.
+
+    NAME is its AE title, unless it was given another.
+    """
     show_json(api.call("GET", f"/config/vae/{segment(name)}"))
 
 
-@vae.command()
+@vae.command(short_help="Remove a Virtual Application Entity.")
 @click.argument("name")
 @with_api
 def remove(name: str, api: Api) -> None:
-    """Remove one; payloads that were already sent to it keep their workflows."""
+    """Remove the Virtual Application Entity NAME.
+
+    NAME is its AE title, unless it was given another. Payloads that were already sent to it keep
+    their workflows.
+    """
     show_json(api.call("DELETE", f"/config/vae/{segment(name)}"))

@@ -704,6 +704,14 @@ def test_every_command_says_how_it_is_used() -> None:
         assert "Usage: stowgate" in shown.stdout
 
 
+@pytest.mark.parametrize("command", [[], ["vae"], ["payloads"], ["failed"]])
+def test_help_says_in_whole_sentences_what_each_command_does(command: list[str]) -> None:
+    _, summaries = _run(*command, "--help").stdout.split("Commands:\n")
+
+    for line in summaries.splitlines():
+        assert re.fullmatch(r"  [a-z]+ +[A-Z].*[^.]\.", line)
+
+
 def test_run_says_where_to_send_dicom_by_the_url_that_senders_see(tmp_path: Path) -> None:
     public_url = "https://pacs.example/stow"
     with running("run", tmp_path, STOWGATE_PUBLIC_URL=public_url) as service:
