@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pydicom
+import pytest
 import requests
 from engines import ObjectStoreEndpoint
 from instances import BOUNDARY, new_instance
@@ -146,10 +147,10 @@ def _fail_for_good(site: Site, api: Node, worker: Node) -> None:
     assert "no longer the instance that was stored" in failed["last_error"]
 
 
-def _checked(tmp_path: Path, settings: dict[str, str]) -> str:
+def _checked(folder: Path, settings: dict[str, str]) -> str:
     found = subprocess.run(
         [STOWGATE, "check"],
-        env=environment(tmp_path, settings),
+        env=environment(folder, settings),
         capture_output=True,
         text=True,
         timeout=60,
@@ -158,10 +159,37 @@ def _checked(tmp_path: Path, settings: dict[str, str]) -> str:
     return found.stdout + found.stderr
 
 
-def test_patient_data_and_secrets_are_nowhere_but_in_instances_and_sidecars(
-    site: Site, object_store_endpoint: ObjectStoreEndpoint, tmp_path: Path
-) -> None:
-    api, worker = site.pair()
+@pytest.fixture(scope="module")
+def places(
+    object_store_endpoint: ObjectStoreEndpoint,
+    broker_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, list[str]]:
+    """The texts of every place but instances and sidecars, when everything has been sent."""
+    site = Site(tmp_path_factory.mktemp("site"), broker_url, object_store_endpoint)
+    try:
+        site.start_workflow_manager()
+        found = _everything_sent_to(site)
+    finally:
+        site.close()
+        site.remove()
+    found["check"] = [
+        _checked(
+            tmp_path_factory.mktemp("check"),
+            {
+                "STOWGATE_OBJECT_STORE": object_store_endpoint.url,
+                "STOWGATE_OBJECT_STORE_ACCESS_KEY": object_store_endpoint.access_key,
+                "STOWGATE_OBJECT_STORE_SECRET_KEY": object_store_endpoint.secret_key,
+                "STOWGATE_BROKER": broker_url,
+            },
+        )
+    ]
+    assert all(found.values())
+    return found
+
+
+def _everything_sent_to(site: Site) -> dict[str, list[str]]:
+    nodes = api, worker = site.pair()
     wait_for(lambda: worker.ready()[1]["status"] == "ready")
     # Copies of the events, as they come over the broker.
     copies = f"{site.name}-copies"
@@ -178,55 +206,55 @@ def test_patient_data_and_secrets_are_nowhere_but_in_instances_and_sidecars(
         while (got := channel.basic_get(copies, auto_ack=True))[0] is not None:
             events.append(str(got))
         channel.queue_delete(copies)
-    nodes = (api, worker)
-    processes = [
-        Path(f"/proc/{process_id}/{name}").read_bytes().decode(errors="replace")
-        for node in nodes
-        for process_id in node.service.process_ids()
-        for name in ("cmdline", "comm", "environ")
-    ]
-    payloads = requests.get(f"{api.service.url}/payloads?limit=200", timeout=60).text
-    metrics = [node.service.get("/metrics").text for node in nodes]
-    ready = [node.service.get("/health/ready").text for node in nodes]
-    published = [str(delivery) for delivery in site.take_requests()]
-    site.stop()
-    logs = [node.log() for node in nodes]
-    state = [(site.state.get(key) or b"").decode(errors="replace") for key in site.state.listing()]
-    keys = [*site.state.listing(), *site.payloads.listing()]
-    answers = [f"{a.status_code} {a.headers} {a.text}" for a in sender.answers]
-    places = {
-        "logs": logs,
-        "metrics": metrics,
-        "health": ready,
-        "answers": answers,
-        "events": events,
-        "requests": published,
-        "keys": keys,
-        "records": [*state, payloads],
-        "processes": processes,
-    }
-    assert all(places.values())
-    assert {name for name, texts in places.items() if any(MARK in t for t in texts)} == set()
-
     assert len(events) >= 2
-    forged = [
-        line for log in logs for line in log.splitlines() if json.loads(line)["event"] == FORGED
-    ]
-    assert forged == []
+    process_ids = [str(pid) for node in nodes for pid in node.service.process_ids()]
+    found = {
+        "answers": [f"{a.status_code} {a.headers} {a.text}" for a in sender.answers],
+        "events": events,
+        "requests": [str(delivery) for delivery in site.take_requests()],
+        "payloads": [requests.get(f"{api.service.url}/payloads?limit=200", timeout=60).text],
+        "metrics": [node.service.get("/metrics").text for node in nodes],
+        "health": [node.service.get("/health/ready").text for node in nodes],
+        "commands": _of_processes(process_ids, "cmdline", "comm"),
+        "environments": _of_processes(process_ids, "environ"),
+    }
+    site.stop()
+    state_keys = site.state.listing()
+    return found | {
+        "logs": [node.log() for node in nodes],
+        "records": [(site.state.get(key) or b"").decode(errors="replace") for key in state_keys],
+        "keys": [*state_keys, *site.payloads.listing()],
+    }
 
-    password = urlsplit(site.broker_url).password or ""
-    checked = _checked(
-        tmp_path / "check",
-        {
-            "STOWGATE_OBJECT_STORE": object_store_endpoint.url,
-            "STOWGATE_OBJECT_STORE_ACCESS_KEY": object_store_endpoint.access_key,
-            "STOWGATE_OBJECT_STORE_SECRET_KEY": object_store_endpoint.secret_key,
-            "STOWGATE_BROKER": site.broker_url,
-        },
-    )
-    places["check"] = [checked]
-    # The environment is where a secret was given; a file, see README, keeps it out of there.
-    places["processes"] = [text for text in processes if "STOWGATE_" not in text]
-    for secret in (password, object_store_endpoint.secret_key):
+
+def _of_processes(process_ids: list[str], *names: str) -> list[str]:
+    return [
+        Path("/proc", process_id, name).read_bytes().decode(errors="replace")
+        for process_id in process_ids
+        for name in names
+    ]
+
+
+def _holding(text: str, places: dict[str, list[str]]) -> set[str]:
+    return {name for name, texts in places.items() if any(text in found for found in texts)}
+
+
+def test_patient_data_is_nowhere_but_in_instances_and_sidecars(
+    places: dict[str, list[str]],
+) -> None:
+    assert _holding(MARK, places) == set()
+
+
+def test_a_sender_can_forge_no_line_of_a_log(places: dict[str, list[str]]) -> None:
+    lines = [json.loads(line) for log in places["logs"] for line in log.splitlines()]
+
+    assert [line for line in lines if line["event"] == FORGED] == []
+
+
+def test_a_secret_is_nowhere_but_where_it_was_given(
+    places: dict[str, list[str]], object_store_endpoint: ObjectStoreEndpoint, broker_url: str
+) -> None:
+    for secret in (urlsplit(broker_url).password or "", object_store_endpoint.secret_key):
         assert len(secret) >= 8
-        assert {name for name, texts in places.items() if any(secret in t for t in texts)} == set()
+        # A file, see README, keeps it out of there.
+        assert _holding(secret, places) == {"environments"}
