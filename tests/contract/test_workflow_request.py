@@ -58,6 +58,10 @@ class Pair:
 class FolderOfPayloads:
     folder: Path
 
+    @property
+    def bucket(self) -> str:
+        return self.folder.name
+
     def get(self, key: str) -> bytes | None:
         path = self.folder / key
         return path.read_bytes() if path.is_file() else None
@@ -199,7 +203,7 @@ def _create_vae(pair: Pair, workflows: list[str]) -> str:
         ("/dicomweb/vae/{vae}/w-1/studies", ["w-2"], "workflow-in-url", ["w-1"]),
     ],
 )
-def test_a_request_keeps_every_rule_of_the_contract(
+def test_a_request_says_what_was_stored_and_which_workflows_to_run(
     pair: Pair, path: str, vae_workflows: list[str] | None, rule: str, workflows: list[str]
 ) -> None:
     vae = None if vae_workflows is None else _create_vae(pair, vae_workflows)
@@ -212,13 +216,11 @@ def test_a_request_keeps_every_rule_of_the_contract(
 
     published = pair.published(answer)
     assert violations(published.properties, published.body) == []
-    assert list(violations_in_store(pair.store.get, published.body)) == []
     payload_id = answer.headers["X-Payload-ID"]
     payload = pair.service.opened(payload_id)
     assert payload["route"] == rule
     request = published.request
     assert request == payload["workflow_request"]
-    received_at = request["timestamp"]
     paths = [
         f"dcm/{uid(i, 'StudyInstanceUID')}/{uid(i, 'SeriesInstanceUID')}/"
         f"{uid(i, 'SOPInstanceUID')}.dcm"
@@ -229,7 +231,7 @@ def test_a_request_keeps_every_rule_of_the_contract(
         ("workflows", workflows),
         ("file_count", 3),
         ("correlation_id", correlation_id),
-        ("bucket", request["bucket"]),
+        ("bucket", pair.store.bucket),
         (
             "trigger",
             {
@@ -240,24 +242,46 @@ def test_a_request_keeps_every_rule_of_the_contract(
             },
         ),
         ("data_origins", []),
-        ("timestamp", received_at),
+        ("timestamp", payload["received_at"]),
         ("workflow_instance_id", None),
         ("task_id", None),
         ("payload", [{"path": p, "metadata": f"{p}.json"} for p in paths]),
     ]
-    assert received_at == payload["received_at"]
+
+
+def test_the_message_of_a_request_has_the_properties_of_the_contract(pair: Pair) -> None:
+    correlation_id = str(uuid4())
+
+    answer = pair.service.post(
+        "/dicomweb/studies",
+        new_instance(),
+        "application/dicom",
+        **{"X-Correlation-ID": correlation_id},
+    )
+
+    published = pair.published(answer)
     wanted = {
-        "message_id": payload_id,
+        "message_id": answer.headers["X-Payload-ID"],
         "app_id": APP_ID,
         "content_type": "application/json",
         "correlation_id": correlation_id,
         "type": "WorkflowRequestEvent",
-        "timestamp": int(datetime.fromisoformat(received_at).timestamp()),
+        "timestamp": int(datetime.fromisoformat(published.request["timestamp"]).timestamp()),
         "delivery_mode": 2,
     }
     assert {name: published.properties[name] for name in wanted} == wanted
-    for path, instance in zip(paths, instances, strict=True):
-        assert pair.store.get(f"{payload_id}/{path}") == instance
+
+
+def test_instances_and_metadata_lie_where_their_request_says(pair: Pair) -> None:
+    instances = [new_instance(), new_instance("MR_small.dcm"), new_instance("rtplan.dcm")]
+
+    answer = pair.service.post("/dicomweb/studies", *multipart(*instances))
+
+    published = pair.published(answer)
+    assert list(violations_in_store(pair.store.get, published.body)) == []
+    folder = answer.headers["X-Payload-ID"]
+    paths = [item["path"] for item in published.request["payload"]]
+    assert [pair.store.get(f"{folder}/{path}") for path in paths] == instances
 
 
 def test_the_two_kinds_of_run_answer_alike_and_open_equal_requests(
