@@ -245,7 +245,7 @@ class Settings:
     listen: Address = setting(
         "127.0.0.1:8080",
         _address,
-        "the API's address; port 0 takes a free one and prints it",
+        "the API's address; port 0 takes a free one and prints it, and `[::]` takes IPv4 too",
     )
     worker_listen: Address = setting(
         "127.0.0.1:8081",
