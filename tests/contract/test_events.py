@@ -732,7 +732,7 @@ def test_a_broker_that_cannot_be_reached_is_named_with_the_cause_and_since_when_
     with pytest.raises(BrokerUnavailable) as raised:
         publisher.publish(rabbit.message())
     text = str(raised.value)
-    assert f"127.0.0.1:{port}/some-vhost" in text
+    assert f"127.0.0.1:{port}, vhost some-vhost" in text
     assert "Connection refused" in text
     assert "not connected since 20" in text
     assert "swordfish" not in text

@@ -657,7 +657,7 @@ def test_a_password_in_a_url_is_not_repeated() -> None:
 
 
 def test_commands_that_ask_the_api_warn_of_an_unknown_variable(stowgate: Service) -> None:
-    listed = _run("payloads", "list", "--url", stowgate.url, STOWGATE_CLIENT_USR="typo")
+    listed = _run("vae", "list", "--url", stowgate.url, STOWGATE_CLIENT_USR="typo")
 
     assert listed.returncode == 0
     (line,) = listed.stderr.splitlines()
