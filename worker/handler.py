@@ -5,20 +5,16 @@ event is always done when it has been handled once; the broker never needs to re
 """
 
 import random
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from io import BytesIO
+from functools import partial
 from typing import Any
 
 import structlog
 
 from shared import events
-from shared.dicom.metadata import metadata_json
-from shared.dicom.refusal import InstanceRefused
 from shared.errors import (
     Permanent,
     StowgateError,
@@ -35,10 +31,10 @@ from shared.records import (
     Lease,
     Records,
     State,
-    StoredInstance,
 )
 from shared.time import Clock, utc_now
 from worker.routing import resolve
+from worker.sidecars import Sidecars, Stopping
 from worker.workflow_manager import WorkflowManager
 
 _log = structlog.get_logger()
@@ -49,33 +45,15 @@ MOST_TAKEOVERS = 5
 _FIRST_RETRY_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 120.0
 
-# Sidecars that are handed to the writers at a time.
-_BATCH = 100
-
-# A sidecar of one instance that takes no longer than to hand it over.
-_SOON_READ_BYTES = 64 << 10
-
-# Between two looks at the lease while sidecars are slow; less than half of the shortest one.
-_LOOK_SECONDS = 0.5
+# How much of the lease must be left for the publication that counts.
+_BEFORE_PUBLISHING = 0.9
 
 # A request that is out and cannot be noted is left to the lease's end when no more is left of it.
 _NOTE_AGAIN_SECONDS = 1.0
 
 
-class InstanceChanged(Permanent):
-    """Somebody wrote over an instance between its upload and now."""
-
-
 class _NotNoted(Transient):
     """A request is out, and the store takes no record of that."""
-
-
-class _NoScratch(Transient):
-    """This worker has no room to inflate a data set in."""
-
-
-class _Stopping(Transient):
-    """This worker was told to stop; the payload is for another one."""
 
 
 class Handler:
@@ -95,15 +73,14 @@ class Handler:
         """`owner` names this worker, as no other, in the leases that it takes. One that dies
         leaves its payloads to others after `lease`; one that lives renews it."""
         self._records = records
-        self._instances = instances
         self._publisher = publisher
         self._workflow_manager = workflow_manager
-        self._sidecar_writers = sidecar_writers
         self._owner = owner
         self._lease = lease
         self._metrics = metrics
         self._clock = clock
         self._stopping = threading.Event()
+        self._sidecars = Sidecars(instances, sidecar_writers, self._stopping)
 
     def stop(self) -> None:
         """Hand back what is in hand at the next opportunity, a second or two from now."""
@@ -167,7 +144,7 @@ class Handler:
             self._open(taken)
         except VersionConflict:
             raise
-        except _Stopping:
+        except Stopping:
             self._hand_back(taken)
         except Transient as error:
             self._try_later(taken, error)
@@ -195,9 +172,9 @@ class Handler:
         route = resolve(record)
         request = self._workflow_manager.request(record, route)
         if record.opened_at is None:
-            for batch in _batches(record.instances):
-                self._write_sidecars(taken, batch)
-            self._keep(taken, at_least=0.9)
+            keep_lease = partial(self._keep_lease, taken)
+            self._sidecars.write(record.payload_id, record.instances, keep_lease)
+            keep_lease(at_least=_BEFORE_PUBLISHING)
             self._publisher.publish(self._workflow_manager.message(record, request))
         self._note_opened(
             taken,
@@ -215,35 +192,6 @@ class Handler:
             file_count=len(record.instances),
             attempts=record.attempts,
         )
-
-    def _write_sidecars(self, taken: "_Taken", batch: Sequence[StoredInstance]) -> None:
-        """Keeps the lease meanwhile, however long they take, but where that is no time at all."""
-        write_sidecar = _SidecarWriter(
-            self._instances, f"{taken.record.payload_id}/", self._stopping
-        )
-        if len(batch) == 1 and _is_soon_read(batch[0]):
-            # Written sooner than another thread has begun.
-            write_sidecar(batch[0])
-            return
-        writing: list[Future[None]] = []
-        try:
-            for number, instance in enumerate(batch):
-                try:
-                    writing.append(self._sidecar_writers.submit(write_sidecar, instance))
-                except RuntimeError:
-                    # No thread is to be had, and this one is there.
-                    for left in batch[number:]:
-                        self._keep(taken)
-                        write_sidecar(left)
-                    break
-            for sidecar in writing:
-                while not wait([sidecar], timeout=_LOOK_SECONDS).done:
-                    self._keep(taken)
-                sidecar.result()
-                self._keep(taken)
-        finally:
-            for sidecar in writing:
-                sidecar.cancel()
 
     def _note_opened(self, taken: "_Taken", **changes: Any) -> None:
         """Settle the record of a request that is out: what is not noted is published again.
@@ -265,11 +213,11 @@ class Handler:
                     raise _NotNoted(f"the request is out, but {error}") from error
                 time.sleep(_NOTE_AGAIN_SECONDS)
 
-    def _keep(self, taken: "_Taken", at_least: float = 0.5) -> None:
-        """Renew the lease when less than that share of it is left. Raises `_Stopping` when told
+    def _keep_lease(self, taken: "_Taken", at_least: float = 0.5) -> None:
+        """Renew the lease when less than that share of it is left. Raises `Stopping` when told
         to."""
         if self._stopping.is_set():
-            raise _Stopping("this worker stops")
+            raise Stopping("this worker stops")
         lease = taken.record.lease
         if lease is None or lease.until - self._clock() <= self._lease * at_least:
             taken.change(lease=self._new_lease())
@@ -319,61 +267,7 @@ class _Taken:
         self._held = self._records.settle(self._held, state, **changes)
 
 
-class _SidecarWriter:
-    """Writes one instance's metadata beside it, where the Workflow Manager reads it."""
-
-    def __init__(self, store: ObjectStore, prefix: str, stopping: threading.Event) -> None:
-        self._store = store
-        self._prefix = prefix
-        self._stopping = stopping
-
-    def __call__(self, instance: StoredInstance) -> None:
-        key = self._prefix + instance.path
-        dataset = b"".join(self._read(key, instance))
-        try:
-            data = metadata_json(dataset)
-        except OSError as error:
-            raise _NoScratch(
-                f"no room to inflate {key} in {tempfile.tempdir or 'a temporary folder'}: "
-                f"{error.strerror}; free some"
-            ) from error
-        except InstanceRefused as refused:
-            raise InstanceChanged(
-                f"{key} is no longer the instance that was stored ({refused}); restore it and "
-                "replay, or have it sent again"
-            ) from refused
-        self._store.put(
-            self._prefix + instance.metadata_path, BytesIO(data), len(data), "application/json"
-        )
-
-    def _read(self, key: str, instance: StoredInstance) -> Iterator[bytes]:
-        for start, end in _kept(instance):
-            if self._stopping.is_set():
-                # Of a store that hangs, each piece would keep the process for seconds.
-                raise _Stopping("this worker stops")
-            yield self._store.read_range(key, start, end - start)
-
-
 def retry_seconds(attempts: int) -> float:
     """Doubles with each attempt; the jitter keeps payloads that failed together apart."""
     longest = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0 ** min(attempts - 1, 16))
     return longest * random.uniform(0.75, 1.0)  # noqa: S311
-
-
-def _kept(instance: StoredInstance) -> Iterator[tuple[int, int]]:
-    """The byte ranges between the bulk ranges."""
-    start = 0
-    for bulk_start, bulk_end in (*instance.bulk_ranges, (instance.size_bytes, 0)):
-        if bulk_start > start:
-            yield start, bulk_start
-        start = bulk_end
-
-
-def _is_soon_read(instance: StoredInstance) -> bool:
-    pieces = list(_kept(instance))
-    return len(pieces) <= 2 and sum(end - start for start, end in pieces) <= _SOON_READ_BYTES
-
-
-def _batches(instances: Sequence[StoredInstance]) -> Iterator[Sequence[StoredInstance]]:
-    for start in range(0, len(instances), _BATCH):
-        yield instances[start : start + _BATCH]

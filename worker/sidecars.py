@@ -1,0 +1,124 @@
+"""The metadata sidecars of a payload, beside its instances, for the Workflow Manager."""
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from io import BytesIO
+
+from shared.dicom.metadata import metadata_json
+from shared.dicom.refusal import InstanceRefused
+from shared.errors import Permanent, Transient
+from shared.ports import ObjectStore
+from shared.records import StoredInstance
+
+# Handed to the writers at a time.
+_BATCH = 100
+
+# Of an instance by itself that is read no later than it is handed to a writer.
+_QUICK_BYTES = 64 << 10
+
+# Between two calls of `between` while sidecars are slow; less than half of the shortest lease.
+_LOOK_SECONDS = 0.5
+
+
+class InstanceChanged(Permanent):
+    """Somebody wrote over an instance between its upload and now."""
+
+
+class NoScratch(Transient):
+    """This worker has no room to inflate a data set in."""
+
+
+class Stopping(Transient):
+    """This worker was told to stop; the payload is for another one."""
+
+
+class Sidecars:
+    """`writers` write several at a time, of all payloads together, until `stopping` is set."""
+
+    def __init__(
+        self, store: ObjectStore, writers: ThreadPoolExecutor, stopping: threading.Event
+    ) -> None:
+        self._store = store
+        self._writers = writers
+        self._stopping = stopping
+
+    def write(
+        self, payload_id: str, instances: Sequence[StoredInstance], between: Callable[[], None]
+    ) -> None:
+        """Write them all, over what may be there.
+
+        `between` is called at least every half second, but where all is done in no time. Raises
+        what that raises, `InstanceChanged`, `NoScratch`, `Stopping`, and what the object store
+        raises.
+        """
+        prefix = f"{payload_id}/"
+        if len(instances) == 1 and _is_quick(instances[0]):
+            self._write(prefix, instances[0])
+            return
+        for start in range(0, len(instances), _BATCH):
+            self._write_batch(prefix, instances[start : start + _BATCH], between)
+
+    def _write_batch(
+        self, prefix: str, batch: Sequence[StoredInstance], between: Callable[[], None]
+    ) -> None:
+        writing: list[Future[None]] = []
+        try:
+            for number, instance in enumerate(batch):
+                try:
+                    writing.append(self._writers.submit(self._write, prefix, instance))
+                except RuntimeError:
+                    # No thread is to be had, and this one is there.
+                    for left in batch[number:]:
+                        between()
+                        self._write(prefix, left)
+                    break
+            for sidecar in writing:
+                while not wait([sidecar], timeout=_LOOK_SECONDS).done:
+                    between()
+                sidecar.result()
+                between()
+        finally:
+            for sidecar in writing:
+                sidecar.cancel()
+
+    def _write(self, prefix: str, instance: StoredInstance) -> None:
+        key = prefix + instance.path
+        dataset = b"".join(self._read(key, instance))
+        try:
+            data = metadata_json(dataset)
+        except OSError as error:
+            raise NoScratch(
+                f"no room to inflate {key} in {tempfile.tempdir or 'a temporary folder'}: "
+                f"{error.strerror}; free some"
+            ) from error
+        except InstanceRefused as refused:
+            raise InstanceChanged(
+                f"{key} is no longer the instance that was stored ({refused}); restore it and "
+                "replay, or have it sent again"
+            ) from refused
+        self._store.put(
+            prefix + instance.metadata_path, BytesIO(data), len(data), "application/json"
+        )
+
+    def _read(self, key: str, instance: StoredInstance) -> Iterator[bytes]:
+        for start, end in _kept(instance):
+            if self._stopping.is_set():
+                # Of a store that hangs, each piece would keep the process for seconds.
+                raise Stopping("this worker stops")
+            yield self._store.read_range(key, start, end - start)
+
+
+def _kept(instance: StoredInstance) -> Iterator[tuple[int, int]]:
+    """The byte ranges between the bulk ranges."""
+    start = 0
+    for bulk_start, bulk_end in (*instance.bulk_ranges, (instance.size_bytes, 0)):
+        if bulk_start > start:
+            yield start, bulk_start
+        start = bulk_end
+
+
+def _is_quick(instance: StoredInstance) -> bool:
+    pieces = list(_kept(instance))
+    return len(pieces) <= 2 and sum(end - start for start, end in pieces) <= _QUICK_BYTES
