@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from answering import Answering, serving
+from disks import small_disk
 from engines import ObjectStoreEndpoint, object_store_client
 from service import wait_for
 
@@ -592,31 +593,21 @@ def test_folder_is_past_its_watermark_when_too_little_is_free(tmp_path: Path) ->
         tight.check_room()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk takes root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def test_folder_on_a_full_disk_is_store_full(small_disk: Path) -> None:
-    store = FolderObjectStore(small_disk / "bucket", min_free_bytes=MIB)
-    store.prepare()
-    put(store, "first", bytes(3 * MIB))
-    with pytest.raises(StoreFull, match="free some space"):
-        put(store, "second", bytes(2 * MIB))
-    with pytest.raises(StoreFull):
-        store.create("third", bytes(2 * MIB), TEXT)
-    assert keys(store) == ["first"]
-    assert os.listdir(small_disk / "bucket" / ".tmp") == []
-    store.check_room()
-    put(store, "fourth", bytes(MIB // 2))
-    with pytest.raises(StoreFull):
+def test_folder_on_a_full_disk_is_store_full(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", mebibytes=4) as disk:
+        store = FolderObjectStore(disk / "bucket", min_free_bytes=MIB)
+        store.prepare()
+        put(store, "first", bytes(3 * MIB))
+        with pytest.raises(StoreFull, match="free some space"):
+            put(store, "second", bytes(2 * MIB))
+        with pytest.raises(StoreFull):
+            store.create("third", bytes(2 * MIB), TEXT)
+        assert keys(store) == ["first"]
+        assert os.listdir(disk / "bucket" / ".tmp") == []
         store.check_room()
+        put(store, "fourth", bytes(MIB // 2))
+        with pytest.raises(StoreFull):
+            store.check_room()
 
 
 def test_folder_does_not_take_the_failure_of_a_stream_for_its_own(
