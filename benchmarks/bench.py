@@ -2,9 +2,10 @@
 
     make bench [ROUNDS=3]
 
-Each round measures every load with every subject, one after the other, so that what disturbs the
-machine disturbs all. What Stowgate's worker has left to do of one load is waited for before the
-next is measured. What is done once for a process, or for a connection, is not measured.
+Each round measures every load with every subject, one after the other, the short ones several times
+in turn, so that what disturbs the machine disturbs all. What Stowgate's worker has left to do of
+one load is waited for before the next is measured. What is done once for a process, or for a
+connection, is not measured.
 """
 
 import os
@@ -55,13 +56,19 @@ _CALM_SECONDS = 65.0
 
 # Waited for, each, until its workflow request is out.
 ALONE = Load("1 × 0.5 MB, alone", 1, 1, 1, HALF_A_MEGABYTE)
-_ALONE_TIMES = 40
+_ALONE_TIMES = 30
+
+# These take a second or two, in which the machine is now one thing and now another: in each round
+# all subjects have several turns of them.
+_SHORT = {"100 × 0.5 MB", "1 × 0.5 MB, serial", ALONE.name}
+_TURNS = 4
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One load on one subject in one round. Latencies are of POSTs; `out` is from a POST's first
-    byte to its workflow request, and `out_mb_per_second` the rate at which requests come out."""
+    """One load on one subject in one turn of a round. Latencies are of POSTs; `out` is from a
+    POST's first byte to its workflow request, and `out_mb_per_second` the rate at which requests
+    come out."""
 
     round: int
     load: str
@@ -94,13 +101,13 @@ def warm_up(subject: Subject) -> None:
     measure(0, _TO_BEGIN_WITH, subject)
 
 
-def measure_alone(number: int, subject: Subject) -> Measurement:
+def measure_alone(number: int, load: Load, subject: Subject) -> Measurement:
     """Single POSTs, each when all that came of the one before is done."""
     os.sync()
     seconds, answers, latencies = 0.0, [], []
     with measured(subject.process_ids) as cost:
         for _ in range(_ALONE_TIMES):
-            took, (answer,) = subject.send(ALONE)
+            took, (answer,) = subject.send(load)
             seconds += took
             answers.append(answer)
             if subject.opened is not None and answer.payload_id is not None:
@@ -109,8 +116,8 @@ def measure_alone(number: int, subject: Subject) -> Measurement:
     out = {}
     if latencies:
         out = {"out_p50_ms": percentile(latencies, 50), "out_p95_ms": percentile(latencies, 95)}
-    load = replace(ALONE, posts=_ALONE_TIMES)
-    return _measurement(number, load, subject, seconds, answers, cost, out)
+    sent = replace(load, posts=_ALONE_TIMES)
+    return _measurement(number, sent, subject, seconds, answers, cost, out)
 
 
 def _measurement(
@@ -218,13 +225,12 @@ def _one_round(
             warm_up(subject)
         turn = number % len(all_subjects)
         in_turn = (*all_subjects[turn:], *all_subjects[:turn])
-        for load in LOADS:
-            for subject in in_turn:
-                if only in load.name:
-                    yield _told(measure(number, load, subject))
-        for subject in in_turn:
-            if only in ALONE.name:
-                yield _told(measure_alone(number, subject))
+        for load in (*LOADS, ALONE):
+            if only in load.name:
+                how = measure_alone if load is ALONE else measure
+                for _ in range(_TURNS if load.name in _SHORT else 1):
+                    for subject in in_turn:
+                        yield _told(how(number, load, subject))
 
 
 def _told(m: Measurement) -> Measurement:

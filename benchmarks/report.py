@@ -24,20 +24,24 @@ class Figures:
         self.subjects = beside + sorted(found.difference(beside))
 
     def of(self, load: str, subject: str, figure: str) -> list[float]:
-        """One value for each round."""
+        """One value for each turn."""
         return [
             m[figure]
             for m in self._measurements
             if (m["load"], m["subject"]) == (load, subject) and m[figure] is not None
         ]
 
-    def ratios(self, load: str, subject: str, to: str, figure: str) -> list[float]:
-        """Within each round."""
-        pairs = zip(self.of(load, subject, figure), self.of(load, to, figure), strict=False)
+    def ratios(
+        self, load: str, subject: str, to: str, figure: str, to_figure: str = ""
+    ) -> list[float]:
+        """Within each turn; of two different figures, where `to_figure` names the other one's."""
+        pairs = zip(
+            self.of(load, subject, figure), self.of(load, to, to_figure or figure), strict=False
+        )
         return [mine / theirs for mine, theirs in pairs]
 
     def total(self, load: str, subject: str, figure: str) -> list[float]:
-        """Of a figure that each part of a subject has: the sum, for each round."""
+        """Of a figure that each part of a subject has: the sum, for each turn."""
         return [sum(parts.values()) for parts in self.of(load, subject, figure) if parts]  # type: ignore[attr-defined]
 
     def peak(self, load: str, subject: str) -> str:
@@ -54,11 +58,12 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
     yield f"Measured: {about}."
     yield ""
     yield (
-        "Medians of the rounds, with the smallest and the largest in brackets. Ratios are of the "
-        "MB/s within each round. CPU is of all processes of the subject, in ms for each instance; "
-        "peaks are in MiB, of API and worker where they are two; MinIO's and RabbitMQ's are not "
-        "counted. Requests out: from a POST's first byte to its workflow request, and the rate at "
-        "which requests come out, counted in the bytes that they are about."
+        "Medians of all turns, with the smallest and the largest in brackets. Ratios are of two "
+        "subjects within each turn, of MB/s if nothing else is said. CPU is of all processes of "
+        "the subject, in ms for each instance; peaks are in MiB, of API and worker where they are "
+        "two; MinIO's and RabbitMQ's are not counted. Requests out: from a POST's first byte to "
+        "its workflow request, and the rate at which requests come out, counted in the bytes that "
+        "they are about; beside Orthanc, the ratio of that rate to what Orthanc takes in."
     )
     figures = Figures(report["measurements"])
     for load in figures.loads:
@@ -66,10 +71,11 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
         yield f"### {load}"
         yield ""
         yield (
-            "| | MB/s | instances/s | p50 ms | p95 ms | p99 ms | to Orthanc | to raw PUT "
-            "| to raw payload | CPU ms | peak MiB | requests out p95 ms | out MB/s |"
+            "| | MB/s | instances/s | to Orthanc | to raw PUT | to raw payload | p50 ms "
+            "| p50 to Orthanc | p95 ms | p99 ms | CPU ms | peak MiB | requests out p95 ms "
+            "| out MB/s | out to Orthanc |"
         )
-        yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+        yield f"|---|{'---:|' * 14}"
         for subject in figures.subjects:
             yield _row(figures, load, subject)
     if report["growth"]:
@@ -94,6 +100,11 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _row(figures: Figures, load: str, subject: str) -> str:
+    def beside(to: str, figure: str, to_figure: str = "") -> str:
+        if subject == to:
+            return ""
+        return _spread(figures.ratios(load, subject, to, figure, to_figure), "{:.2f}")
+
     instances = figures.of(load, subject, "instances_per_second")
     seconds = figures.of(load, subject, "seconds")
     cpu = [
@@ -105,17 +116,16 @@ def _row(figures: Figures, load: str, subject: str) -> str:
     cells = [
         _spread(figures.of(load, subject, "mb_per_second"), "{:.0f}"),
         _spread(instances, "{:.0f}"),
-        *(_median(figures.of(load, subject, f"p{n}_ms")) for n in (50, 95, 99)),
-        *(
-            ""
-            if subject == to
-            else _spread(figures.ratios(load, subject, to, "mb_per_second"), "{:.2f}")
-            for to in (_ORTHANC, RAW, _RAW_PAYLOAD)
-        ),
+        *(beside(to, "mb_per_second") for to in (_ORTHANC, RAW, _RAW_PAYLOAD)),
+        _median(figures.of(load, subject, "p50_ms")),
+        beside(_ORTHANC, "p50_ms"),
+        _median(figures.of(load, subject, "p95_ms")),
+        _median(figures.of(load, subject, "p99_ms")),
         _median(cpu),
         figures.peak(load, subject),
         _median(figures.of(load, subject, "out_p95_ms")),
         _median(figures.of(load, subject, "out_mb_per_second")),
+        beside(_ORTHANC, "out_mb_per_second", "mb_per_second"),
     ]
     return f"| {subject} | {' | '.join(cells)} |"
 

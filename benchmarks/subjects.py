@@ -31,6 +31,10 @@ from service import Service, running, wait_for, with_children
 
 RAW_THREADS = 4
 
+# What Stowgate's have for a CT.
+_RAW_RECORD_BYTES = 300
+_RAW_SIDECAR_BYTES = 6000
+
 _QUIET = {"STOWGATE_RELAY_SECONDS": "5", "STOWGATE_LOG": "json"}
 
 
@@ -79,11 +83,11 @@ class _Pieces(io.RawIOBase):
 @contextmanager
 def raw_puts(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
     """The limit: the same bytes into the same MinIO by minio-py."""
-    with _raw_bucket(endpoint) as put:
+    with _raw_bucket(endpoint) as bucket:
 
         def put_alone(pattern: Template) -> Answered:
             at, began = time.time(), time.perf_counter()
-            put(new_uid(), pattern)
+            bucket.put_instance(new_uid(), pattern)
             return Answered(at, time.perf_counter() - began, None, 0)
 
         def send_raw(load: Load) -> tuple[float, list[Answered]]:
@@ -100,23 +104,41 @@ def raw_puts(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
 @contextmanager
 def raw_payloads(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
     """The least that a payload takes: its instances under the keys that the Workflow Manager wants,
-    and then a record of them, as nothing may be acknowledged before both are there."""
-    with _raw_bucket(endpoint) as put, ThreadPoolExecutor(RAW_THREADS) as threads:
+    and then a record of them, as nothing may be acknowledged before both are there.
+
+    And the least that opening it takes: a read of each instance's beginning, its sidecar, and the
+    record once more. Nothing is computed for any of them.
+    """
+    received: dict[str, tuple[Template, list[str]]] = {}
+    with _raw_bucket(endpoint) as bucket, ThreadPoolExecutor(RAW_THREADS) as threads:
 
         def post(load: Load) -> Answered:
             at, began = time.time(), time.perf_counter()
-            payload = uuid4()
+            payload, pattern = str(uuid4()), template(load.pixel_bytes)
             series = f"{payload}/dcm/{new_uid()}/{new_uid()}"
+            keys = [f"{series}/{new_uid()}.dcm" for _ in range(load.instances)]
+            of_each(lambda key: bucket.put_instance(key, pattern), keys)
+            bucket.put(f"pending/{payload}.json", _raw_record(keys))
+            received[payload] = pattern, keys
+            return Answered(at, time.perf_counter() - began, payload, 0)
 
-            def put_instance(_: int) -> None:
-                put(f"{series}/{new_uid()}.dcm", template(load.pixel_bytes))
+        def open_one(payload: str) -> float:
+            pattern, keys = received.pop(payload)
+            beginning = pattern.size_bytes - pattern.pixel_bytes
 
-            if load.instances == 1:
-                put_instance(0)
+            def write_sidecar(key: str) -> None:
+                bucket.read(key, beginning)
+                bucket.put(f"{key}.json", bytes(_RAW_SIDECAR_BYTES))
+
+            of_each(write_sidecar, keys)
+            bucket.put(f"opened/{payload}.json", _raw_record(keys))
+            return time.time()
+
+        def of_each(do: Callable[[str], None], keys: Sequence[str]) -> None:
+            if len(keys) == 1:
+                do(keys[0])
             else:
-                list(threads.map(put_instance, range(load.instances)))
-            put(f"pending/{payload}.json", Template((bytes(300 * load.instances),), 0))
-            return Answered(at, time.perf_counter() - began, None, 0)
+                list(threads.map(do, keys))
 
         def send_payloads(load: Load) -> tuple[float, list[Answered]]:
             with ThreadPoolExecutor(load.senders) as senders:
@@ -124,7 +146,11 @@ def raw_payloads(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
                 answers = list(senders.map(post, [load] * load.all_posts))
             return time.perf_counter() - began, answers
 
-        yield Subject("raw payload", send_payloads, dict)
+        yield Subject("raw payload", send_payloads, dict, lambda ids: {i: open_one(i) for i in ids})
+
+
+def _raw_record(keys: Sequence[str]) -> bytes:
+    return bytes(_RAW_RECORD_BYTES * len(keys))
 
 
 @contextmanager
@@ -183,22 +209,35 @@ def _raw_service(
             process.wait(60)
 
 
-@contextmanager
-def _raw_bucket(endpoint: ObjectStoreEndpoint) -> Iterator[Callable[[str, Template], None]]:
-    """What puts an instance under a key in a bucket of its own."""
-    store = client(endpoint)
+class _RawBucket:
+    """What minio-py does by itself, in one bucket."""
 
-    def put(key: str, pattern: Template) -> None:
+    def __init__(self, store: Minio, name: str) -> None:
+        self._store = store
+        self._name = name
+
+    def put_instance(self, key: str, pattern: Template) -> None:
         small = pattern.size_bytes < 1 << 24
         data = (
             io.BytesIO(b"".join(pattern.instance()))
             if small
             else io.BufferedReader(_Pieces(pattern), 1 << 20)
         )
-        raw_put(store, bucket, key, data, pattern.size_bytes)
+        raw_put(self._store, self._name, key, data, pattern.size_bytes)
 
-    with _bucket(endpoint) as bucket:
-        yield put
+    def put(self, key: str, data: bytes) -> None:
+        raw_put(self._store, self._name, key, io.BytesIO(data), len(data))
+
+    def read(self, key: str, size_bytes: int) -> None:
+        with closing(self._store.get_object(self._name, key, length=size_bytes)) as answer:
+            answer.read()
+            answer.release_conn()
+
+
+@contextmanager
+def _raw_bucket(endpoint: ObjectStoreEndpoint) -> Iterator[_RawBucket]:
+    with _bucket(endpoint) as name:
+        yield _RawBucket(client(endpoint), name)
 
 
 def raw_put(store: Minio, bucket: str, key: str, data: BinaryIO, size_bytes: int) -> None:
