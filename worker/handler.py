@@ -150,6 +150,8 @@ class Handler:
             self._try_later(taken, error)
         except Permanent as error:
             self._fail(taken, str(error))
+        except MemoryError:
+            self._try_later(taken, Transient("this worker ran out of memory; give it more"))
         except Exception as error:  # noqa: BLE001
             if self._stopping.is_set():
                 # A thread of a process that ends is refused much that no payload is to blame for.

@@ -385,6 +385,19 @@ def test_an_error_of_our_own_fails_the_payload_without_quoting_it(bench: Bench) 
     assert "Citizen" not in (found.last_error or "")
 
 
+def test_a_worker_without_memory_leaves_the_payload_for_another_time(bench: Bench) -> None:
+    added = bench.add(real_file())
+
+    def run_out(_: Message) -> None:
+        raise MemoryError
+
+    bench.handler(Observed(bench.requests, run_out)).open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.lease) == (State.PENDING, None)
+    assert "out of memory" in (found.last_error or "")
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_lease_is_renewed_while_there_is_work_and_before_a_request_goes_out(
     bench: Bench, count: int
