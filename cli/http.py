@@ -28,7 +28,7 @@ from shared.config import (
 
 UNUSABLE = 2
 
-_WHO = "say who asks with --user or --token-file, STOWGATE_CLIENT_USER or STOWGATE_CLIENT_TOKEN"
+_SAY_WHO = "say who asks with --user or --token-file, STOWGATE_CLIENT_USER or STOWGATE_CLIENT_TOKEN"
 
 
 class Unusable(click.ClickException):
@@ -47,6 +47,8 @@ class Api:
     """Certificates of which one has to vouch for the API's; None for those the system trusts."""
     kind: str = "Stowgate"
     """What should run at the URL, as it is called in messages."""
+    unnamed_hint: str = _SAY_WHO
+    """What to do where it asks who is there and `headers` do not say."""
 
     def pool(self, timeout: urllib3.Timeout) -> urllib3.PoolManager:
         ca_certs = str(self.ca) if self.ca else None
@@ -94,7 +96,7 @@ class Api:
         except (ValueError, KeyError, TypeError):
             detail = answer.reason or "no reason given"
         asks_who = answer.status == HTTPStatus.UNAUTHORIZED and not self.headers
-        return f"{answer.status}: {detail}" + (f"; {_WHO}" if asks_who else "")
+        return f"{answer.status}: {detail}" + (f"; {self.unnamed_hint}" if asks_who else "")
 
 
 def with_api(command: Callable[..., None]) -> Callable[..., None]:

@@ -94,6 +94,7 @@ def copy(source_url: str, api: Api) -> None:
         {},
         api.ca,
         "another Stowgate or an Informatics Gateway",
+        f"let this host read {source_url}/config/vae without a name while it copies",
     )
     listed = source.call("GET", "/config/vae")
     if not isinstance(listed, list) or not all(isinstance(found, dict) for found in listed):

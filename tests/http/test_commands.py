@@ -649,6 +649,18 @@ def test_a_url_without_http_or_a_host_is_told_in_one_line(command: list[str], ur
     assert f"is '{url}', but must be http://host:port/path or https://host:port/path" in line
 
 
+def test_copying_from_a_server_that_asks_who_is_there_says_which_one_does() -> None:
+    class Asking(Answering):
+        def do_GET(self) -> None:
+            self.answer(401)
+
+    with serving(Asking) as source:
+        refused = _run("vae", "copy", source, "--url", "http://127.0.0.1:1")
+
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert f"let this host read {source}/config/vae without a name" in refused.stderr
+
+
 def test_a_password_in_a_url_is_not_repeated() -> None:
     refused = _run("payloads", "list", "--url", "http://all:hidden-word@127.0.0.1:8080")
 
