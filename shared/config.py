@@ -7,6 +7,7 @@ by a test.
 import dataclasses
 import difflib
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
         value = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else -1
         if value < least or (most is not None and value > most):
             bound = f"of {least} or more" if most is None else f"from {least} to {most}"
-            raise ValueError(f"a whole number {bound}")
+            digits = ", of 18 digits at most" if len(text) > 18 else ""
+            raise ValueError(f"a whole number {bound}{digits}")
         return value
 
     return parse
@@ -88,6 +90,10 @@ def _one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+# RFC 3986 2
+_URL_CHARACTERS = r"(?:[\w.~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+"
 
 
 def _url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str], str]:
@@ -108,6 +114,8 @@ def _url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str
             or parts.query
             or parts.fragment
             or re.search(r"[\s\x00-\x1f]", text)
+            # It goes into headers and data sets. A password, though, is used as it is.
+            or not (user or re.fullmatch(_URL_CHARACTERS, text, re.ASCII))
             or ("@" in parts.netloc and not user)
             or (parts.path.strip("/") and not path)
             # A slash in the name of a virtual host is written %2F.
@@ -116,7 +124,10 @@ def _url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str
             before = "user:password@" if user else ""
             behind = "/vhost" if user else "/path" if path else ""
             forms = [f"{start}{before}host:port{behind}" for start in starts]
-            raise ValueError(" or ".join([*words, *forms]))
+            spelling = (
+                "" if text.isascii() else ", in ASCII: other letters as %XX, in a host as xn--"
+            )
+            raise ValueError(" or ".join([*words, *forms]) + spelling)
         return text.rstrip("/")
 
     return parse
@@ -537,8 +548,14 @@ def load_settings() -> Settings:
         variable, spec = _variable(field), field.metadata
         try:
             raw = env.str(variable, None)
-        except (EnvError, ValueError) as error:
-            raise BadSetting(f"{variable}{_FILE} must name a file that can be read") from error
+        except (EnvError, ValueError, OSError) as error:
+            cause = error.__cause__ or error
+            why = cause.strerror if isinstance(cause, OSError) else "it is no UTF-8"
+            # Who confuses the two variables has the secret itself in this one.
+            shown = "" if spec["secret"] else f"is {os.environ[variable + _FILE]!r}, but "
+            raise BadSetting(
+                f"{variable}{_FILE} {shown}must name a file that can be read: {why}"
+            ) from error
         raw = spec["default"] if raw is None or raw == "" else raw
         try:
             values[field.name] = None if raw is None else spec["parse"](raw)
@@ -596,11 +613,12 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """A sentence for each `STOWGATE_` variable that nothing reads, as a typo leaves it."""
     known = [d.variable for d in declared()]
     known += [name + _FILE for name in known]
+    words = [name.removeprefix(_PREFIX) for name in known]
     sentences = []
     for name in sorted(environ):
         if name.startswith(_PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = difflib.get_close_matches(name.removeprefix(_PREFIX), words, n=1)
+            hint = f"; did you mean {_PREFIX}{near[0]}?" if near else ""
             sentences.append(f"{name} is set, but no setting has that name{hint}")
     return sentences
 

@@ -41,6 +41,12 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_OBJECT_STORE_REGION", "eu central", "visible ASCII"),
         ("STOWGATE_PUBLIC_URL", "http://me:word@host/", "http://host:port"),
         ("STOWGATE_PUBLIC_URL", "http://host name/", "http://host:port"),
+        ("STOWGATE_PUBLIC_URL", "https://krankenhaus-łódź.example", "in a host as xn--"),
+        ("STOWGATE_PUBLIC_URL", "http://host/ü", "in ASCII: other letters as %XX"),
+        *(
+            ("STOWGATE_PUBLIC_URL", f"http://host/a{bad}b", "http://host:port")
+            for bad in ("<", ">", '"', "^", "`", "{", "|", "}", "%", "%zz")
+        ),
         ("STOWGATE_BUCKET", "Upper", "bucket name"),
         ("STOWGATE_BUCKET", "ab", "bucket name"),
         ("STOWGATE_PUBLIC_URL", "ftp://host", "https://host:port"),
@@ -60,6 +66,7 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_LOG", "xml", "console or json"),
         ("STOWGATE_MAX_PARTS", "0", "1 or more"),
         ("STOWGATE_MAX_PARTS", "many", "whole number"),
+        ("STOWGATE_MAX_PARTS", "1" * 19, "18 digits at most"),
         ("STOWGATE_API_THREADS", "1", "from 2 to 256"),
         ("STOWGATE_MAX_UPLOADS", "0", "from 1 to 254"),
         ("STOWGATE_MAX_UPLOADS", "39", "at most 38"),
@@ -165,13 +172,39 @@ def test_a_value_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert load_settings().broker == "amqp://user:password@host:5672/vhost"
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("missing", "No such file or directory"),
+        ("", "Is a directory"),
+        ("text/in", "Not a directory"),
+        ("text", "it is no UTF-8"),
+    ],
+)
 def test_a_file_that_cannot_be_read_stops_the_start(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, why: str
 ) -> None:
-    monkeypatch.setenv("STOWGATE_BROKER_FILE", str(tmp_path / "missing"))
+    (tmp_path / "text").write_bytes(b"\xff\xfe")
+    path = str(tmp_path / name)
+    monkeypatch.setenv("STOWGATE_LISTEN_FILE", path)
 
-    with pytest.raises(BadSetting, match="STOWGATE_BROKER_FILE must name a file"):
+    with pytest.raises(BadSetting) as caught:
         load_settings()
+
+    assert str(caught.value) == (
+        f"STOWGATE_LISTEN_FILE is {path!r}, but must name a file that can be read: {why}"
+    )
+
+
+def test_what_was_given_for_a_secret_s_file_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STOWGATE_OBJECT_STORE_SECRET_KEY_FILE", "hidden-word")
+
+    with pytest.raises(BadSetting, match="SECRET_KEY_FILE must name a file") as caught:
+        load_settings()
+
+    assert "hidden-word" not in str(caught.value)
 
 
 def test_an_ipv6_address_is_taken_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,3 +229,9 @@ def test_an_unknown_variable_is_named_with_the_nearest_known_one() -> None:
 
     assert "STOWGATE_BUKET" in sentence
     assert "STOWGATE_BUCKET" in sentence
+
+
+def test_an_unknown_variable_that_is_like_no_other_is_named_alone() -> None:
+    (sentence,) = unknown_variables({"STOWGATE_BOGUS": "x"})
+
+    assert sentence == "STOWGATE_BOGUS is set, but no setting has that name"
