@@ -27,6 +27,7 @@ _MOST_BYTES = 1 << 20
 # A body that stalls holds a thread for some seconds, and there are others to serve.
 _BODIES_AT_ONCE = 2
 _BODY_WAIT_SECONDS = 0.25
+_NO_OBJECT = "the body must be a JSON object that describes a VAE"
 _NOT_WHOLE = "the body did not arrive whole, or not in time; send it again"
 
 # A VAE of this name could not be shown.
@@ -111,9 +112,13 @@ def _load(schema: Schema, receiving: BoundedSemaphore) -> dict[str, Any]:
     if len(body) < (request.content_length or 0):
         raise BadRequest(_NOT_WHOLE)
     try:
-        given: dict[str, Any] = schema.load(orjson.loads(body))
+        described = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise BadRequest("the body must be a JSON object that describes a VAE") from error
+        raise BadRequest(_NO_OBJECT) from error
+    if not isinstance(described, dict):
+        raise BadRequest(_NO_OBJECT)
+    try:
+        given: dict[str, Any] = schema.load(described)
     except ValidationError as error:
         words = "; ".join(f"{field}: {_words(why)}" for field, why in error.messages_dict.items())
         raise BadRequest(words) from error
