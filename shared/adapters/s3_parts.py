@@ -8,7 +8,7 @@ from typing import BinaryIO
 from xml.etree import ElementTree
 
 import urllib3
-from minio.error import S3Error
+from minio.error import MinioException
 from urllib3.exceptions import HTTPError
 
 from shared.adapters.s3_requests import SignedRequests, Window
@@ -75,7 +75,7 @@ class PartsUpload:
         self._has_ended = True
         # What has not begun is not waited for: it may stand in line behind the parts of others.
         wait([part for part in self._putting if not part.cancel()])
-        with suppress(S3Error, HTTPError, ElementTree.ParseError):
+        with suppress(MinioException, HTTPError, ElementTree.ParseError):
             self._requests.send("DELETE", self._key, query={"uploadId": self._upload_id.result()})
 
     def _send(self, size_bytes: int) -> None:

@@ -801,6 +801,28 @@ def test_minio_takes_a_listing_that_is_none_of_s3_for_a_store_that_is_away() -> 
                 next(listing)
 
 
+@pytest.mark.parametrize(
+    ("status", "body"), [(200, "<html>Please log in"), (502, "<html>Zugriff ungültig")]
+)
+def test_minio_abandons_quietly_what_no_s3_store_has_begun(status: int, body: str) -> None:
+    deleted: list[str] = []
+
+    class Page(Answering):
+        def do_POST(self) -> None:
+            self.answer(status, body.encode("latin-1"), Content_Type="text/html")
+
+        def do_DELETE(self) -> None:
+            deleted.append(self.path)
+            self.answer(204)
+
+    with store_of(Page) as store:
+        writing = store.begin("key", BytesIO(bytes(20 * MIB)), TEXT, 1 << 30)
+        writing.proceed(20 * MIB)
+        writing.abandon()
+
+    assert deleted == []
+
+
 def test_minio_that_is_full_says_so_although_it_has_dropped_the_upload() -> None:
     class FullInTheMiddle(Answering):
         def do_POST(self) -> None:
