@@ -1,6 +1,5 @@
 """The composition root of the API: the one place that knows which parts it is made of."""
 
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from flask import Flask
@@ -19,6 +18,7 @@ from shared.engines import Engines
 from shared.ids import PayloadIds
 from shared.metrics import ApiMetrics
 from shared.records import Records
+from shared.threads import started_pool
 from shared.vae import VaeRegistry
 
 # They wait for the broker, whose deadline bounds how long.
@@ -35,7 +35,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     payload_ids = PayloadIds(settings.state_bucket)
     uploads = Uploads(
         engines.instances,
-        ThreadPoolExecutor(_PUTTERS, thread_name_prefix="put"),
+        started_pool(_PUTTERS, "put"),
         settings.spool,
         Limits(
             part_bytes=settings.max_part_bytes,
@@ -50,11 +50,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             ),
         ),
     )
-    announcers = (
-        None
-        if settings.broker == "memory"
-        else ThreadPoolExecutor(_ANNOUNCERS, thread_name_prefix="announce")
-    )
+    announcers = None if settings.broker == "memory" else started_pool(_ANNOUNCERS, "announce")
     vaes = VaeRegistry(engines.state)
     store = StoreTransaction(
         ingest=Ingest(uploads=uploads, records=records, metrics=metrics, mint=payload_ids.mint),

@@ -5,7 +5,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import uuid4
@@ -24,6 +23,7 @@ from shared.logs import where
 from shared.metrics import WorkerMetrics
 from shared.ports import EventConsumer
 from shared.records import Records
+from shared.threads import started_pool
 from worker.clearing import Clearing
 from worker.handler import Handler
 from worker.relay import Relay
@@ -114,9 +114,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             routing_key=settings.workflow_manager_routing_key,
             bucket=settings.bucket,
         ),
-        sidecar_writers=ThreadPoolExecutor(
-            max(_SIDECARS_AT_ONCE, settings.openings), thread_name_prefix="sidecar"
-        ),
+        sidecar_writers=started_pool(max(_SIDECARS_AT_ONCE, settings.openings), "sidecar"),
         owner=f"{socket.gethostname()}/{os.getpid()}/{uuid4()}",
         lease=timedelta(seconds=settings.lease_seconds),
         metrics=metrics,

@@ -3,7 +3,7 @@
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from io import BytesIO
 
 from shared.dicom.metadata import metadata_json
@@ -49,7 +49,7 @@ class Sidecars:
     ) -> None:
         """Write them all, over what may be there.
 
-        `between` is called at least every half second, but where all is done in no time. Raises
+        `between` is called at least every half second, except where all is done in no time. Raises
         what that raises, `InstanceChanged`, `NoScratch`, `Stopping`, and what the object store
         raises.
         """
@@ -63,17 +63,8 @@ class Sidecars:
     def _write_batch(
         self, prefix: str, batch: Sequence[StoredInstance], between: Callable[[], None]
     ) -> None:
-        writing: list[Future[None]] = []
+        writing = [self._writers.submit(self._write, prefix, instance) for instance in batch]
         try:
-            for number, instance in enumerate(batch):
-                try:
-                    writing.append(self._writers.submit(self._write, prefix, instance))
-                except RuntimeError:
-                    # No thread is to be had, and this one is there.
-                    for left in batch[number:]:
-                        between()
-                        self._write(prefix, left)
-                    break
             for sidecar in writing:
                 while not wait([sidecar], timeout=_LOOK_SECONDS).done:
                     between()

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
@@ -30,6 +29,7 @@ from shared.errors import (
     VersionConflict,
 )
 from shared.ports import ListedObject, StoredObject, Writing, check_key, check_prefix
+from shared.threads import started_pool
 
 _CONNECT_SECONDS = 4.0
 _READ_SECONDS = 9.0
@@ -90,7 +90,7 @@ class MinioObjectStore:
         """`place` is how error texts call the store."""
         self._client = client
         self._requests = requests
-        self._parts = ThreadPoolExecutor(_PARTS_AT_ONCE, thread_name_prefix="part")
+        self._parts = started_pool(_PARTS_AT_ONCE, "part")
         self._bucket = bucket
         self._place = f"object store {place}, bucket {bucket}"
         self._full_until = -math.inf

@@ -60,14 +60,13 @@ class Bench:
         self,
         publisher: EventPublisher | None = None,
         owner: str = "me",
-        sidecar_writers: ThreadPoolExecutor | None = None,
     ) -> Handler:
         return Handler(
             records=self.records,
             instances=self.instances,
             publisher=publisher or self.requests,
             workflow_manager=WorkflowManager("monaideploy", "md.workflow.request", "payloads"),
-            sidecar_writers=sidecar_writers or ThreadPoolExecutor(2),
+            sidecar_writers=ThreadPoolExecutor(2),
             owner=owner,
             lease=LEASE,
             metrics=WorkerMetrics(CollectorRegistry()),
@@ -100,20 +99,6 @@ class Bench:
 
     def opened_requests(self) -> list[str]:
         return sorted(path.stem for path in (self.folder / "requests").glob("*.json"))
-
-
-class FewThreads(ThreadPoolExecutor):
-    """As CPython's where the limit of processes is reached."""
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(4)
-        self._left = threads
-
-    def _adjust_thread_count(self) -> None:
-        if not self._left:
-            raise RuntimeError("can't start new thread")
-        self._left -= 1
-        super()._adjust_thread_count()
 
 
 @dataclass
@@ -529,19 +514,6 @@ def test_an_error_of_our_own_while_the_worker_stops_is_no_failure(bench: Bench) 
 
     found = bench.found(added)
     assert (found.state, found.lease, found.attempts) == (State.PENDING, None, 0)
-
-
-@pytest.mark.parametrize("threads", [0, 1])
-def test_a_worker_that_can_start_no_thread_writes_the_sidecars_all_the_same(
-    bench: Bench, threads: int
-) -> None:
-    added = bench.add(*(new_instance() for _ in range(5)))
-
-    bench.handler(sidecar_writers=FewThreads(threads)).open_workflow_request(added.payload_id)
-
-    assert bench.found(added).state is State.OPENED
-    for instance in added.instances:
-        assert bench.instances.get(f"{added.payload_id}/{instance.metadata_path}").data
 
 
 def test_an_event_without_a_record_opens_nothing(bench: Bench) -> None:
