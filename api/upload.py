@@ -288,12 +288,7 @@ class Upload:
             sha256=spool.sha256,
             bulk_ranges=structure.bulk_ranges,
         )
-        try:
-            put = self._putters.submit(put_under, self._prefix + instance.path)
-        except RuntimeError:
-            # No thread is to be had; without this the room would be lost to all later uploads.
-            self._free(close)
-            raise
+        put = self._putters.submit(put_under, self._prefix + instance.path)
         put.add_done_callback(lambda _: self._free(close))
         self._putting.append(put)
         arrival = _Arrival(instance=instance, put=put)
@@ -301,8 +296,10 @@ class Upload:
         self.arrivals.append(arrival)
 
     def _free(self, close: Callable[[], None]) -> None:
-        close()
-        self._room.release()
+        try:
+            close()
+        finally:
+            self._room.release()
 
     def _settle(self, put: "Future[None]") -> None:
         while True:
@@ -369,7 +366,7 @@ class Upload:
 
         A store that does not answer is left to the sweep, as the sender waits for its answer.
         """
-        wait(self._putting)
+        wait([arrival.put for arrival in self.arrivals if arrival.put])
         keys = [self._prefix + a.instance.path for a in self.arrivals if a.instance]
         if not keys or self._store_is_away:
             return

@@ -1,9 +1,9 @@
 """The use case of a POST where time passes in its last step, over real folder stores."""
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, newest
 from service import wait_for
 
+from api.head_start import HeadStart
 from api.idempotency import ClaimedKey, IdempotencyKeys, StillRunning
 from api.ingest import Ingest, Keyed, Target
 from api.multipart import MediaType, parse_media_type
@@ -157,27 +158,55 @@ def test_an_api_that_stood_still_and_was_not_given_up_keeps_its_word(bench: Benc
     assert list(bench.instances.folders("")) == [payload_id]
 
 
-def test_a_lack_of_threads_costs_no_later_upload_its_turn(
+def test_a_part_that_cannot_be_cleared_away_costs_no_later_upload_its_turn(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class NoThreads(ThreadPoolExecutor):
-        def submit(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override]
-            raise RuntimeError("can't start new thread")
+    def fail(_: HeadStart) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
 
     posted: list[str | None] = []
 
     def post_again_and_again() -> None:
-        with monkeypatch.context() as lack:
-            lack.setattr(bench.uploads, "putters", NoThreads(1))
+        with monkeypatch.context() as broken:
+            broken.setattr(HeadStart, "close", fail)
             for _ in range(20):
-                with suppress(RuntimeError):
-                    bench.post()
+                bench.post()
         posted.append(bench.post())
 
     threading.Thread(target=post_again_and_again, daemon=True).start()
 
     (payload_id,) = wait_for(lambda: posted)
     assert payload_id is not None
+
+
+def test_what_is_stored_late_of_an_upload_that_is_given_up_is_removed_with_the_rest(
+    bench: Bench,
+) -> None:
+    keyed = bench.keyed()
+    gave_up = threading.Event()
+    keep = keyed.claimed.keep
+
+    def keep_or_note(*, at_least: float = 0.5) -> None:
+        try:
+            keep(at_least=at_least)
+        except StillRunning:
+            gave_up.set()
+            raise
+
+    keyed.claimed.keep = keep_or_note  # type: ignore[method-assign]
+
+    def lose_the_key() -> None:
+        bench.now += 2 * LEASE
+        bench.keyed()
+        wait_for(gave_up.is_set)
+
+    bench.instances.before_put = lose_the_key
+
+    with pytest.raises(StillRunning):
+        bench.post(keyed)
+
+    bench.uploads.putters.shutdown()
+    assert list(bench.instances.folders("")) == []
 
 
 def test_an_upload_that_takes_longer_than_it_may_is_refused_and_removed(bench: Bench) -> None:
