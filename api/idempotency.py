@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
 import orjson
-from marshmallow import Schema, fields
+from marshmallow import Schema, ValidationError, fields
 
 from api.problems import BadRequest, Conflict
-from shared.errors import ObjectMissing, VersionConflict
+from shared.errors import ObjectMissing, Permanent, VersionConflict
 from shared.ports import ObjectStore
 from shared.records import KEYS_KEPT, KEYS_PREFIX, Records
 from shared.time import Clock, UtcDateTime, utc_now
@@ -28,6 +28,10 @@ class StillRunning(Conflict):
     """The first POST with this key has not been answered yet."""
 
     may_retry = True
+
+
+class ClaimUnreadable(Permanent):
+    """What lies in a claim's place is no claim, or one of a newer Stowgate."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class IdempotencyKeys:
     def claim(self, caller: str, path: str, key: str) -> ClaimedKey | str:
         """Claim the key, or return the payload id of the POST that had it before.
 
-        Raises `BadRequest` for a key that is none, and `StillRunning`.
+        Raises `BadRequest` for a key that is none, `StillRunning`, and `ClaimUnreadable`.
         """
         if not _GRAMMAR.fullmatch(key):
             raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
@@ -131,7 +135,7 @@ class IdempotencyKeys:
                 if found is None:
                     version = self._store.create(place, _encode(claim), _JSON)
                 else:
-                    first = _Claim(**_SCHEMA.load(orjson.loads(found.data)))
+                    first = _decode(found.data, place)
                     if self._counts(first, now):
                         return first.payload_id
                     version = self._store.replace(place, _encode(claim), found.version, _JSON)
@@ -161,6 +165,16 @@ def fingerprint(part_digests: Iterable[str]) -> str:
     for number, digest in enumerate(part_digests):
         whole.update(f"\n{digest}".encode() if number else digest.encode())
     return whole.hexdigest()
+
+
+def _decode(data: bytes, place: str) -> _Claim:
+    try:
+        return _Claim(**_SCHEMA.load(orjson.loads(data)))
+    except (orjson.JSONDecodeError, ValidationError) as error:
+        raise ClaimUnreadable(
+            f"{place} in the state bucket is no claim on an Idempotency-Key, or one of a newer "
+            "Stowgate; look at it and move it away"
+        ) from error
 
 
 def _encode(claim: _Claim) -> bytes:

@@ -9,7 +9,7 @@ from datetime import timedelta
 import orjson
 import structlog
 
-from shared.errors import ObjectMissing, StowgateError, VersionConflict
+from shared.errors import ObjectMissing, Permanent, StowgateError, VersionConflict
 from shared.ids import PayloadIds, minted_before
 from shared.metrics import WorkerMetrics
 from shared.ports import ObjectStore
@@ -26,6 +26,10 @@ from shared.time import Clock, utc_now
 _log = structlog.get_logger()
 
 _JSON = "application/json"
+
+
+class CursorUnreadable(Permanent):
+    """Where the sweep is to go on cannot be told."""
 
 
 class Sweeper:
@@ -50,11 +54,12 @@ class Sweeper:
         self._clock = clock
 
     def sweep(self) -> None:
-        """One pass. Errors of the object store end it and are logged; the next one goes on."""
+        """One pass. Errors of the object store and of what it holds end it and are logged; the next
+        one goes on."""
         try:
-            self._sweep_payloads()
             self._sweep_fences()
             self._sweep_keys()
+            self._sweep_payloads()
         except VersionConflict:
             _log.info("another worker swept meanwhile")
         except StowgateError as error:
@@ -67,7 +72,7 @@ class Sweeper:
         except ObjectMissing:
             begin_sweep(self._state, self._clock())
             return
-        after = orjson.loads(cursor.data)["after"]
+        after = _decode(cursor.data)
         for payload_id in self._instances.folders(after):
             if payload_id > until:
                 break
@@ -106,3 +111,16 @@ class Sweeper:
         self._state.delete(
             [found.key for found in self._state.list(KEYS_PREFIX) if found.modified_at < past]
         )
+
+
+def _decode(cursor: bytes) -> str:
+    try:
+        after = orjson.loads(cursor)["after"]
+        if not isinstance(after, str):
+            raise TypeError("no payload id")
+    except (orjson.JSONDecodeError, TypeError, KeyError) as error:
+        raise CursorUnreadable(
+            f"{SWEEP_CURSOR} in the state bucket is damaged; move it away, and the sweep begins "
+            "with what is uploaded from then on"
+        ) from error
+    return after

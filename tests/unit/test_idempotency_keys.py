@@ -3,12 +3,13 @@
 import tracemalloc
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from records_made import RECEIVED_AT, record
 
-from api.idempotency import ClaimedKey, IdempotencyKeys, StillRunning, fingerprint
+from api.idempotency import ClaimedKey, ClaimUnreadable, IdempotencyKeys, StillRunning, fingerprint
 from shared.adapters.folder import FolderObjectStore
 from shared.ids import PayloadIds
 from shared.records import KEYS_KEPT, Records, UploadGivenUp
@@ -124,6 +125,16 @@ def test_a_key_whose_record_is_written_leads_to_it_for_a_day(bench: Bench) -> No
     assert bench.claim() == claimed.payload_id
     bench.now += timedelta(seconds=2)
     assert isinstance(bench.claim(), ClaimedKey)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{}", b'{"until":1,"of_a_newer_version":2}'])
+def test_a_claim_that_cannot_be_read_is_named(bench: Bench, damaged: bytes) -> None:
+    bench.claimed()
+    (claim,) = bench.store.list("idempotency/")
+    bench.store.put(claim.key, BytesIO(damaged), len(damaged), "application/json")
+
+    with pytest.raises(ClaimUnreadable, match=claim.key):
+        bench.claim()
 
 
 def test_each_caller_has_keys_of_its_own(bench: Bench) -> None:

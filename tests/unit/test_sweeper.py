@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, record
 
@@ -15,7 +16,7 @@ from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
 from shared.metrics import WorkerMetrics
 from shared.ports import StoredObject
-from shared.records import Records, State, UploadGivenUp
+from shared.records import SWEEP_CURSOR, Records, State, UploadGivenUp
 from shared.time import utc_now
 from worker.sweeper import Sweeper
 
@@ -169,6 +170,22 @@ def test_idempotency_keys_are_removed_after_a_day(bench: Bench) -> None:
 
     bench.now = utc_now() + timedelta(hours=25)
     bench.sweeper.sweep()
+    assert list(bench.state.list("idempotency/")) == []
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"{}", b'{"after":null}'])
+def test_a_damaged_cursor_is_named_and_keeps_nothing_else_from_being_swept(
+    bench: Bench, damaged: bytes
+) -> None:
+    bench.state.put(SWEEP_CURSOR, BytesIO(damaged), len(damaged), "application/json")
+    bench.state.create("idempotency/x.json", b"{}", "application/json")
+    bench.now = utc_now() + timedelta(hours=25)
+
+    with structlog.testing.capture_logs() as log:
+        bench.sweeper.sweep()
+
+    (entry,) = log
+    assert f"{SWEEP_CURSOR} in the state bucket is damaged" in entry["error"]
     assert list(bench.state.list("idempotency/")) == []
 
 
