@@ -29,7 +29,6 @@ _PUTTERS = 8
 
 
 def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -> Flask:
-    settings.spool.mkdir(parents=True, exist_ok=True)
     metrics = ApiMetrics(registry)
     records = Records(engines.state)
     payload_ids = PayloadIds(settings.state_bucket)

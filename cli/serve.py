@@ -142,6 +142,13 @@ def _start_api() -> Settings:
 
     settings = _start()
     guard_listen(settings)
+    try:
+        settings.spool.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadSetting(
+            f"STOWGATE_DATA is {str(settings.data)!r}, but must be a folder that can be written: "
+            f"{error.strerror}"
+        ) from error
     # Each process has its own; this one is made to find a bad file before there are processes.
     authenticator(settings)
     return settings
@@ -167,13 +174,6 @@ def _start() -> Settings:
     log = structlog.get_logger()
     for sentence in unknown_variables(os.environ):
         log.warning(sentence)
-    try:
-        settings.spool.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadSetting(
-            f"STOWGATE_DATA is {str(settings.data)!r}, but must be a folder that can be written: "
-            f"{error.strerror}"
-        ) from error
     return settings
 
 
@@ -192,7 +192,7 @@ def _say_where(settings: Settings, url: str) -> None:
     if settings.object_store == "folder":
         rows.append(("objects", str(settings.data / settings.bucket)))
     if settings.broker == "memory":
-        rows.append(("workflow requests", str(settings.data / "workflow-requests")))
+        rows.append(("workflow requests", str(settings.workflow_requests)))
     click.echo(f"Stowgate listens on {url}")
     for label, value in rows:
         click.echo(f"  {label:<18} {value}")

@@ -14,6 +14,13 @@ def _event(record: dict[str, Any]) -> bytes:
     return json.dumps({name: record[name] for name in ("payload_id", "correlation_id")}).encode()
 
 
+def test_a_worker_on_engines_needs_no_folder_of_its_own(site: Site) -> None:
+    api = site.api()
+    site.worker(STOWGATE_DATA="/proc/not-to-be-made")
+
+    site.opened(site.post(api, study(1)).headers["X-Payload-ID"])
+
+
 def test_a_poison_event_is_dead_lettered_at_once_with_its_reason_and_its_neighbours_are_opened(
     site: Site,
 ) -> None:
