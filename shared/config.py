@@ -263,7 +263,12 @@ class Settings:
         _address,
         "the worker's health and metrics; in `stowgate run` they are on the API's port",
     )
-    data: Path = setting("./data", _path, "folder of the embedded store and of the spool")
+    data: Path = setting(
+        "./data",
+        _path,
+        "folder of the spool, of the embedded store, and with the `memory` broker of the workflow "
+        "requests",
+    )
     object_store: str = setting(
         "folder",
         _url("folder", "http://", "https://"),
@@ -493,6 +498,11 @@ class Settings:
         return self.data / "spool"
 
     @property
+    def workflow_requests(self) -> Path:
+        """Where they are written with the `memory` broker."""
+        return self.data / "workflow-requests"
+
+    @property
     def concurrent_uploads(self) -> int:
         """Per API process."""
         return self.max_uploads or min(_UPLOADS, self._most_uploads)
@@ -590,6 +600,14 @@ def load_settings() -> Settings:
             f"{_PREFIX}STATE_BUCKET is {settings.bucket!r}, but must be another bucket than "
             f"{_PREFIX}BUCKET: the Workflow Manager reads that one"
         )
+    for name in ("bucket", "state_bucket"):
+        bucket = getattr(settings, name)
+        taken = (settings.spool, settings.workflow_requests)
+        if settings.object_store == "folder" and settings.data / bucket in taken:
+            raise BadSetting(
+                f"{_PREFIX}{name.upper()} is {bucket!r}, but must be another name: that folder of "
+                f"{_PREFIX}DATA is for something else"
+            )
     if settings.concurrent_uploads > settings._most_uploads:
         raise BadSetting(
             f"{_PREFIX}MAX_UPLOADS is '{settings.max_uploads}', but must be at most "

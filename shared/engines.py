@@ -102,7 +102,7 @@ def open_engines(settings: Settings) -> Engines:
     instances, state = (_store(settings, name) for name in (settings.bucket, settings.state_bucket))
     if settings.broker == "memory":
         broker = MemoryBroker(queue)
-        requests = FolderEventPublisher(settings.data / "workflow-requests")
+        requests = FolderEventPublisher(settings.workflow_requests)
         return Engines(
             instances=instances,
             state=state,

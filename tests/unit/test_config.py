@@ -71,6 +71,8 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_MAX_UPLOADS", "0", "from 1 to 254"),
         ("STOWGATE_MAX_UPLOADS", "39", "at most 38"),
         ("STOWGATE_STATE_BUCKET", "monaideploy", "another bucket"),
+        ("STOWGATE_BUCKET", "spool", "another name"),
+        ("STOWGATE_STATE_BUCKET", "workflow-requests", "another name"),
         ("STOWGATE_PUBLIC_URL", "https://host/dicomweb", "before /dicomweb"),
         ("STOWGATE_TRUSTED_PROXIES", "17", "from 0 to 16"),
         ("STOWGATE_TRUSTED_PROXIES", "proxy.example", "addresses or networks"),
