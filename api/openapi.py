@@ -14,6 +14,7 @@ from api.capabilities import CONTENT_TYPE as WADL_TYPE
 from api.status import LISTED, PayloadSchema
 from api.store_response import JSON_TYPE, XML_TYPE
 from api.vae import CHANGE_SCHEMA
+from shared.records import MOST_LISTED, State
 from shared.time import UtcDateTime
 from shared.vae import AE_TITLE_SHAPE, UID_SHAPE, WORKFLOW_ID_SHAPE, VaeSchema
 
@@ -333,8 +334,8 @@ def _vae_paths(spec: APISpec) -> None:
 
 def _status_paths(spec: APISpec) -> None:
     query = [
-        {"name": "state", "schema": {"type": "string", "enum": ["pending", "opened", "failed"]}},
-        {"name": "limit", "schema": {"type": "integer", "minimum": 1, "maximum": 200}},
+        {"name": "state", "schema": {"type": "string", "enum": [str(state) for state in State]}},
+        {"name": "limit", "schema": {"type": "integer", "minimum": 1, "maximum": MOST_LISTED}},
         {"name": "cursor", "schema": _GUID},
     ]
     spec.path(

@@ -14,10 +14,8 @@ from api.problems import BadRequest, Conflict, NoSuchThing
 from shared.errors import Transient, VersionConflict
 from shared.events import InstancesStored
 from shared.ids import is_guid
-from shared.records import HeldRecord, IngestRecord, Records, State
+from shared.records import MOST_LISTED, HeldRecord, IngestRecord, Records, State
 from shared.time import UtcDateTime, utc_now
-
-_MOST = 200
 
 
 class PayloadSchema(Schema):
@@ -96,8 +94,8 @@ def _state() -> State | None:
 
 def _limit() -> int:
     given = request.args.get("limit", "50")
-    if not (re.fullmatch("[0-9]{1,3}", given) and 1 <= int(given) <= _MOST):
-        raise BadRequest(f"limit must be a whole number from 1 to {_MOST}")
+    if not (re.fullmatch("[0-9]{1,3}", given) and 1 <= int(given) <= MOST_LISTED):
+        raise BadRequest(f"limit must be a whole number from 1 to {MOST_LISTED}")
     return int(given)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import click
 
 from cli.http import Api, Unusable, segment, show_json, show_rows, with_api
+from shared.records import MOST_LISTED
 
-_PAGE = "200"
+_PAGE = str(MOST_LISTED)
 
 
 @click.group(short_help="List, show and replay payloads that failed.")
@@ -60,7 +61,7 @@ def replay(payload_ids: tuple[str, ...], everything: bool, api: Api) -> None:
         raise click.UsageError("give the payloads to replay, or --all")
     chosen = [row["payload_id"] for row in _oldest_first(api)] if everything else payload_ids
     if not chosen:
-        click.echo("no payload is failed: there is nothing to replay", err=True)
+        click.echo("no payload has failed: there is nothing to replay", err=True)
     paths = {payload_id: f"/payloads/{segment(payload_id)}/replay" for payload_id in chosen}
     refused = []
     for payload_id, path in paths.items():

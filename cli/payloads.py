@@ -3,7 +3,7 @@
 import click
 
 from cli.http import Api, segment, show_json, show_rows, with_api
-from shared.records import State
+from shared.records import MOST_LISTED, State
 
 
 @click.group(short_help="List and show payloads: what came in, where it stands.")
@@ -16,9 +16,15 @@ def payloads() -> None:
     "--state", type=click.Choice([str(state) for state in State]), help="Those in this state only."
 )
 @click.option(
-    "--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="How many at most."
+    "--limit",
+    type=click.IntRange(1, MOST_LISTED),
+    default=20,
+    show_default=True,
+    help="How many at most.",
 )
-@click.option("--cursor", metavar="ID", help="Go on behind this one, as an earlier list said.")
+@click.option(
+    "--cursor", metavar="ID", help="Continue after this payload id, which an earlier list printed."
+)
 @with_api
 def list_newest(state: str | None, limit: int, cursor: str | None, api: Api) -> None:
     """List payloads, the newest first."""

@@ -47,6 +47,9 @@ SWEEP_CURSOR = "sweep/cursor.json"
 # How long an upload that was given up is kept from coming to its record.
 FENCES_KEPT = timedelta(hours=24)
 
+MOST_LISTED = 200
+"""Payloads on one page of a list."""
+
 _JSON = "application/json"
 
 _NAME = re.compile(r"[0-9a-f]{12}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.json")
@@ -353,7 +356,7 @@ class Records:
         self._store.delete([_key(State.PENDING, payload_id)])
 
     def untouched(self, payload_id: str) -> HeldRecord | None:
-        """The record as its upload left it; None once a worker has had it, or there is none.
+        """The record as its upload left it; None once a worker has tried it, or there is none.
 
         One read instead of two. It cannot lie anywhere else: what is replayed was touched.
         Raises `RecordUnreadable`.

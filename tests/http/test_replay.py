@@ -123,4 +123,4 @@ def test_failed_commands_list_show_and_replay_the_oldest_first(api: Service) -> 
     assert "409" in again.stderr
     assert "not replayed: 1 of 1" in again.stderr
     assert (none_left.returncode, none_left.stdout) == (0, "")
-    assert none_left.stderr == "no payload is failed: there is nothing to replay\n"
+    assert none_left.stderr == "no payload has failed: there is nothing to replay\n"
