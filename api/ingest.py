@@ -127,20 +127,21 @@ class Ingest:
             self._check_time(received_at)
             # A write that fails may have happened all the same, so from here on the objects stay;
             # without a record, the sweep by age removes them.
-            undo.pop_all()
+            undone = undo.pop_all()
         try:
             self._records.add(record)
         except UploadGivenUp as error:
-            upload.discard()
-            if keyed:
-                _release(keyed.claimed)
+            undone.close()
             raise SenderTooSlow(str(error)) from error
         self._count(receipt, sum(i.size_bytes for i in record.instances))
         return receipt
 
     def _check_time(self, received_at: datetime) -> None:
         if self._clock() - received_at > self._uploads.limits.upload:
-            raise SenderTooSlow(f"the upload took longer than {self._uploads.limits.upload}")
+            limit_seconds = self._uploads.limits.upload.total_seconds()
+            raise SenderTooSlow(
+                f"the upload took longer than {limit_seconds:g} s; send it in several requests"
+            )
 
     def _count(self, receipt: Receipt, size_bytes: int) -> None:
         self._metrics.received_bytes.inc(size_bytes)
