@@ -38,7 +38,7 @@ def refusal(vae: Vae, identity: Identity, modality: str | None) -> Refusal | Non
             FailureReason.DATASET_DOES_NOT_MATCH_SOP_CLASS,
             f"its Modality (0008,0060) {_is_not_one_of(vae)}"
             if modality
-            else f"it has no legal Modality (0008,0060), and VAE {vae.name} accepts some only",
+            else f"it has no legal Modality (0008,0060), and VAE {vae.name} accepts only some",
         )
     return None
 

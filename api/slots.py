@@ -13,7 +13,9 @@ from shared.metrics import ApiMetrics
 _LOOK_SECONDS = 0.5
 
 
-class Upload(Protocol):
+class Receiving(Protocol):
+    """An upload, as far as it has to do with the others."""
+
     def stalled_seconds(self) -> float:
         """For how long its sender has kept it waiting; for another thread."""
 
@@ -47,11 +49,11 @@ class Slots:
         self._patience_seconds = patience_seconds
         self._metrics = metrics
         self._changed = threading.Condition()
-        self._uploads: set[Upload] = set()
-        self._waiting: deque[Upload] = deque()
+        self._uploads: set[Receiving] = set()
+        self._waiting: deque[Receiving] = deque()
 
     @contextmanager
-    def taken(self, upload: Upload) -> Iterator[None]:
+    def taken(self, upload: Receiving) -> Iterator[None]:
         """Raises `TooBusy`."""
         with self._changed:
             if self._waiting or not self._has_room():
@@ -66,7 +68,7 @@ class Slots:
                 self._uploads.discard(upload)
                 self._changed.notify_all()
 
-    def _wait(self, upload: Upload) -> None:
+    def _wait(self, upload: Receiving) -> None:
         if len(self._waiting) >= self._most_waiting:
             raise self._too_busy()
         end = time.monotonic() + self._wait_seconds
@@ -95,6 +97,6 @@ class Slots:
 
     def _too_busy(self) -> TooBusy:
         return TooBusy(
-            f"the uploads in progress are as many as are taken at a time ({self._most}), and "
-            "others wait for their turn; send it again later"
+            f"the uploads in progress are as many as are taken at a time ({self._most}); "
+            "send it again later"
         )

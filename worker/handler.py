@@ -87,7 +87,7 @@ class Handler:
         self._stopping.set()
 
     def __call__(self, body: bytes) -> None:
-        """Raises `MalformedEvent` for a body that is no event of ours, and nothing else."""
+        """Raises `MalformedEvent` for a body that is no event of ours."""
         event = events.decode(body)
         with structlog.contextvars.bound_contextvars(
             payload_id=event.payload_id, correlation_id=event.correlation_id
@@ -207,7 +207,7 @@ class Handler:
                 held = self._records.find(taken.record.payload_id)
                 if held is None or held.record.state is not State.OPENED:
                     raise
-                # An earlier round did it, and only the answer was lost.
+                # An earlier round did it and its answer was lost, or who took over has done it.
                 return self._records.move(held)
             except StowgateError as error:
                 lease = taken.record.lease

@@ -92,7 +92,7 @@ def read_explicit_header(
         raise NotUnderstood(f"{tag_name(tag)} at byte {start} has no VR where one must be")
     vr = VRS_OF_LONG_LENGTH.get(vr_bytes)
     if vr is None:
-        raise NotUnderstood(f"{tag_name(tag)} at byte {start} has a VR that the standard has not")
+        raise NotUnderstood(f"{tag_name(tag)} at byte {start} has a VR that is not in the standard")
     if limit - start < 12:
         return None
     (length,) = layout.long_length.unpack_from(view, start + 8)
