@@ -92,8 +92,10 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-# RFC 3986 2
-_URL_CHARACTERS = r"(?:[\w.~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+"
+# RFC 3986 2; it goes into headers and data sets.
+_URL_CHARACTERS = r"(?:[A-Za-z0-9_.~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+"
+# Of a URL with a user and a password, which are used as they are.
+_CHARACTERS_OF_A_LOGIN = r"[^\s\x00-\x1f]+"
 
 
 def _url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str], str]:
@@ -113,9 +115,7 @@ def _url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str
             not usable
             or parts.query
             or parts.fragment
-            or re.search(r"[\s\x00-\x1f]", text)
-            # It goes into headers and data sets. A password, though, is used as it is.
-            or not (user or re.fullmatch(_URL_CHARACTERS, text, re.ASCII))
+            or not re.fullmatch(_CHARACTERS_OF_A_LOGIN if user else _URL_CHARACTERS, text)
             or ("@" in parts.netloc and not user)
             or (parts.path.strip("/") and not path)
             # A slash in the name of a virtual host is written %2F.
