@@ -36,6 +36,8 @@ class Layout(NamedTuple):
     byte_order: str
     explicit_header: struct.Struct
     implicit_header: struct.Struct
+    short_length: struct.Struct
+    implicit_length: struct.Struct
     long_length: struct.Struct
 
 
@@ -44,6 +46,8 @@ LITTLE_ENDIAN, BIG_ENDIAN = (
         byte_order,
         explicit_header=struct.Struct(byte_order + "HH2sH"),
         implicit_header=struct.Struct(byte_order + "HHL"),
+        short_length=struct.Struct(byte_order + "6xH"),
+        implicit_length=struct.Struct(byte_order + "4xL"),
         long_length=struct.Struct(byte_order + "L"),
     )
     for byte_order in "<>"

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 from pydicom.charset import CODES_TO_ENCODINGS, default_encoding, python_encoding
@@ -24,7 +24,7 @@ from shared.dicom.limits import MAX_VALUES, MOST
 from shared.dicom.part10 import open_dataset
 from shared.dicom.structure import BULK_VRS, SMALLEST_BULK_BYTES
 from shared.dicom.uids import SPECIFIC_CHARACTER_SET
-from shared.dicom.walk import Step, StepKind, walk
+from shared.dicom.walk import Step, StepKind, Walk
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -56,7 +56,8 @@ _VRS_OF_ONE_VALUE = frozenset({"LT", "ST", "UR", "UT"})
 # PS3.5 Table 6.2-1, DS and IS
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([Ee][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
-_REPEATED_BYTES = 64
+_SEEN_ELEMENT_BYTES = 72
+_MOST_SEEN_ELEMENTS = 4096
 _JSON_INTEGERS = range(-(2**63), 2**64)  # as far as orjson goes
 
 _ESCAPED_RUN = re.compile(rb"^[^\x1b]+|\x1b[^\x1b]*")
@@ -77,9 +78,15 @@ def metadata_json(part10: bytes) -> bytes:
     with open_dataset(part10, {}, tempfile.TemporaryFile) as dataset:
         items = [_Item(_ValuesLeft(MAX_VALUES))]
         sequences: list[JsonObject] = []
-        for step in walk(dataset, MOST):
+        walk = Walk(dataset, MOST)
+        while True:
+            seen = _seen_elements(walk.encoding, items[-1].codecs)
+            items[-1].add_seen(walk.known_elements(seen, _SEEN_ELEMENT_BYTES))
+            step = walk.step()
+            if step is None:
+                break
             if step.kind is StepKind.ELEMENT:
-                items[-1].add(step, dataset.view)
+                items[-1].add(step, dataset.view, seen)
             elif step.kind is StepKind.SEQUENCE:
                 sequence = {"vr": "SQ"}
                 items[-1].put(step.tag, sequence)
@@ -93,6 +100,32 @@ def metadata_json(part10: bytes) -> bytes:
                 sequences.pop()
         items[0].sort()
     return orjson.dumps(items[0].elements)
+
+
+class _SeenElement(NamedTuple):
+    """A key of an item in the sidecar, what is there, and what `_value_count` says of it."""
+
+    tag: str
+    element: JsonObject
+    value_count: int
+
+
+# Of the instances of a series, and mostly of a site, most elements are alike. Nobody changes one.
+@lru_cache(maxsize=4)
+def _seen_elements(
+    _encoding: tuple[bool, str], _codecs: tuple[str, ...]
+) -> dict[bytes, _SeenElement]:
+    """Those of earlier instances in the same encoding and character sets, as they are encoded."""
+    return {}
+
+
+def _can_be_seen_again(step: Step) -> bool:
+    """Whether it is small, and its bytes alone tell what it is."""
+    return (
+        step.end - step.start <= _SEEN_ELEMENT_BYTES
+        and step.vr not in BULK_VRS
+        and step.vr != "US or SS"
+    )
 
 
 @dataclass
@@ -139,7 +172,13 @@ class _Item:
             self.elements.clear()
             self.elements.update((tag, unsorted[tag]) for tag in in_order)
 
-    def add(self, step: Step, view: memoryview) -> None:
+    def add_seen(self, seen: Sequence[_SeenElement]) -> None:
+        for tag, element, value_count in seen:
+            fits = self.values_left.take(value_count)
+            self.elements[tag] = element if fits else {"vr": element["vr"]}
+
+    def add(self, step: Step, view: memoryview, seen: dict[bytes, _SeenElement]) -> None:
+        """Add an element, and to `seen` if it would be the same wherever it stands."""
         tag = step.tag
         if tag & 0xFFFF == 0:  # Group Length, PS3.5 7.2
             return
@@ -152,14 +191,9 @@ class _Item:
             return
 
         value = bytes(view[step.value_start : step.value_end])
-        if len(value) <= _REPEATED_BYTES:
-            element, count = _repeated_element(vr, value, step.byte_order, self.codecs)
-            if not self.values_left.take(count):
-                element = {"vr": vr}
-        elif self.values_left.take(_value_count(vr, value)):
-            element = _element(vr, value, step.byte_order, self.codecs)
-        else:
-            element = {"vr": vr}
+        value_count = _value_count(vr, value)
+        fits = self.values_left.take(value_count)
+        element = _element(vr, value, step.byte_order, self.codecs) if fits else {"vr": vr}
         self.put(tag, element)
 
         if tag == SPECIFIC_CHARACTER_SET:
@@ -169,6 +203,11 @@ class _Item:
         elif tag & 0x1FF00 == 0x10000 and "Value" in element:
             # PS3.5 7.8.1: (gggg,00bb) reserves (gggg,bb00-bbFF)
             self.private_creators[tag >> 16 << 8 | tag & 0xFF] = str(element["Value"][0])
+        elif fits and _can_be_seen_again(step):
+            if len(seen) >= _MOST_SEEN_ELEMENTS:
+                seen.clear()
+            encoded = bytes(view[step.start : step.end])
+            seen[encoded] = _SeenElement(f"{tag:08X}", element, value_count)
 
     def _private_vr(self, step: Step) -> str:
         """The VR that the owner of a private element is known to give it, else UN."""
@@ -202,15 +241,6 @@ def _element(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> J
     values = _values(vr, value, byte_order, codecs)
     # PS3.18 F.2.5: no value is no "Value", and one of several that is empty is null.
     return {"vr": vr, "Value": values} if values not in ([], [None]) else {"vr": vr}
-
-
-# Of the instances of a series, and mostly of a site, most elements are alike. Nobody changes one.
-@lru_cache(maxsize=8192)
-def _repeated_element(
-    vr: str, value: bytes, byte_order: str, codecs: Sequence[str]
-) -> tuple[JsonObject, int]:
-    """An element, and what `_value_count` says of it."""
-    return _element(vr, value, byte_order, codecs), _value_count(vr, value)
 
 
 def _base64(vr: str, value: bytes, byte_order: str) -> str:

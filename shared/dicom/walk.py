@@ -1,8 +1,8 @@
 """The walk over a data set: every element, sequence and item in turn, proven whole (PS3.5 7)."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
@@ -30,6 +30,8 @@ from shared.dicom.refusal import NotUnderstood
 
 # PS3.5 A.1, and Papyrus 3 Implicit VR Little Endian, retired, of PS3.6 Table A-1.
 _IMPLICIT = frozenset({ImplicitVRLittleEndian, "1.2.840.10008.1.20"})
+
+Known = TypeVar("Known")
 
 
 class StepKind(Enum):
@@ -92,7 +94,7 @@ def walk(
     are files that are implicit under an explicit one, and UN sequences with explicit items, and
     other readers take them.
     """
-    run = _Walk(dataset, limits)
+    run = Walk(dataset, limits)
     while True:
         yield from run.plain_elements(told)
         step = run.step()
@@ -101,7 +103,9 @@ def walk(
         yield step
 
 
-class _Walk:
+class Walk:
+    """The walk step by step, for who can shorten it: nothing is passed over unproven."""
+
     def __init__(self, dataset: EncodedDataset, limits: StructureLimits) -> None:
         self._limits = limits
         self._view = dataset.view
@@ -157,6 +161,38 @@ class _Walk:
             tag = group << 16 | number
             if told is None or tag in told:
                 yield Step(StepKind.ELEMENT, tag, vr, byte_order, depth, start, start + 8, end, end)
+
+    @property
+    def encoding(self) -> tuple[bool, str]:
+        """Whether the headers that come next have a VR, and the byte order, `<` or `>`."""
+        return self._inside.is_explicit, self._inside.layout.byte_order
+
+    def known_elements(self, known: Mapping[bytes, Known], most_bytes: int) -> list[Known]:
+        """What is known of the elements that come next, up to the first of which nothing is.
+
+        The keys of `known` are whole elements in this `encoding`, their header of 8 bytes included,
+        and none is longer than `most_bytes`. One takes a tenth of the time of its `step`.
+        """
+        found: list[Known] = []
+        inside = self._inside
+        if inside.is_sequence:
+            return found
+        view, position, last = self._view, self._position, inside.limit - 8
+        layout, room = inside.layout, self._limits.elements - self._elements
+        length = layout.short_length if inside.is_explicit else layout.implicit_length
+        while position <= last and len(found) < room:
+            end = position + 8 + length.unpack_from(view, position)[0]
+            # Behind the last of a data set or item there is more to do.
+            if end > last or end - position > most_bytes:
+                break
+            element = known.get(bytes(view[position:end]))
+            if element is None:
+                break
+            found.append(element)
+            position = end
+        self._position = position
+        self._elements += len(found)
+        return found
 
     def _item(self) -> Step:
         """Enter the item that begins here, or leave the sequence at its delimitation item."""

@@ -16,7 +16,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from shared.dicom.identity import identify
-from shared.dicom.metadata import metadata_json
+from shared.dicom.metadata import _seen_elements, metadata_json
 from shared.dicom.refusal import InstanceRefused, NotUnderstood
 from shared.dicom.structure import check_structure
 
@@ -123,6 +123,62 @@ def test_a_file_without_its_bulk_ranges_is_described_alike(path: Path) -> None:
     for start, end in reversed(check_structure(whole).bulk_ranges):
         cut = cut[:start] + cut[end:]
     assert metadata_json(cut) == metadata_json(whole)
+
+
+def _of_the_first_instance_ever(data: bytes) -> bytes:
+    _seen_elements.cache_clear()
+    return metadata_json(data)
+
+
+@pytest.mark.parametrize("path", READABLE_FILES, ids=lambda path: str(path.relative_to(DATA)))
+def test_what_was_seen_in_other_instances_changes_nothing(path: Path) -> None:
+    data = path.read_bytes()
+    expected = _of_the_first_instance_ever(data)
+    for other in SEEDS:
+        metadata_json(other)
+    assert metadata_json(data) == expected
+
+
+# What is last in a data set is always looked at closely.
+LAST = explicit(0x00400253, "SH")
+
+
+def test_an_element_seen_in_one_byte_order_is_read_anew_in_another() -> None:
+    empty = explicit(0x40080800, "LO")
+    assert empty == explicit(0x08400008, "LO", order=">")
+    little = described(part10(empty, LAST))
+    last = explicit(0x40080253, "SH", order=">")
+    big = described(part10(empty, last, syntax=ExplicitVRBigEndian))
+    assert list(little) == ["00400253", "40080800"]
+    assert list(big) == ["08400008", "40080253"]
+
+
+def test_an_element_seen_in_one_character_set_is_read_anew_in_another() -> None:
+    name = explicit(0x00100010, "PN", b"\xc4\xd6")
+    for character_set, expected in ((b"ISO_IR 100", "ÄÖ"), (b"ISO_IR 144", "Фж")):
+        file = part10(explicit(0x00080005, "CS", character_set), name, LAST)
+        for _ in range(2):
+            assert described(file)["00100010"]["Value"] == [{"Alphabetic": expected}]
+
+
+def test_any_number_of_elements_may_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.dicom.metadata._MOST_SEEN_ELEMENTS", 2)
+    numbers = [explicit(0x00200013, "IS", f"{number} ".encode()) for number in range(1, 9)]
+    file = part10(*(explicit(0x00081140, "SQ", item(number)) for number in numbers))
+    assert described(file)["00081140"]["Value"] == [{"00200013": {"vr": "IS", "Value": [8]}}]
+    assert 0 < len(_seen_elements((True, "<"), ("iso8859",))) <= 2
+
+
+def test_a_private_element_seen_with_one_owner_is_read_anew_with_another() -> None:
+    suite = implicit(0x00091004, b"suite ")
+    for creator, expected in ((b"GEMS_IDEN_01", {"vr": "SH", "Value": ["suite"]}), (b"Me", None)):
+        file = part10(
+            implicit(0x00090010, creator),
+            suite,
+            implicit(0x7FE10010),
+            syntax=ImplicitVRLittleEndian,
+        )
+        assert described(file).get("00091004") == expected
 
 
 def test_it_is_one_object_not_indented_with_elements_ascending() -> None:
@@ -421,6 +477,7 @@ def test_values_are_limited_over_all_elements_together(
     result = described(
         part10(explicit(0x00081140, "SQ", item(many) + item(many) + item(many)), one)
     )
+    assert described(part10(one))["00200011"]["Value"] == [7]  # as an element of one before
     first, second, third = (nested["00091001"] for nested in result["00081140"]["Value"])
     assert first == second
     assert first["Value"]
@@ -499,6 +556,8 @@ def test_damaged_files_are_refused_or_else_can_be_described(
         structure = check_structure(bytes(damaged))
     except InstanceRefused:
         return
-    assert isinstance(json.loads(metadata_json(bytes(damaged))), dict)
+    sidecar = metadata_json(bytes(damaged))
+    assert isinstance(json.loads(sidecar), dict)
+    assert sidecar == _of_the_first_instance_ever(bytes(damaged))
     with contextlib.suppress(InstanceRefused):
         identify(structure)
