@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import NamedTuple
 
 import click
 from engines import NotToBeHad, ObjectStoreEndpoint
@@ -54,13 +55,12 @@ _TO_BEGIN_WITH = Load("to begin with", 8, 1, 4, HALF_A_MEGABYTE)
 # new file: what is removed behind one round would slow down the next.
 _CALM_SECONDS = 65.0
 
-# Waited for, each, until its workflow request is out.
 ALONE = Load("1 × 0.5 MB, alone", 1, 1, 1, HALF_A_MEGABYTE)
 _ALONE_TIMES = 30
 
 # These take a second or two, in which the machine is now one thing and now another: in each round
 # all subjects have several turns of them.
-_SHORT = {"100 × 0.5 MB", "1 × 0.5 MB, serial", ALONE.name}
+_SHORT = {"100 × 0.5 MB", "1 × 0.5 MB, serial"}
 _TURNS = 4
 
 
@@ -101,23 +101,40 @@ def warm_up(subject: Subject) -> None:
     measure(0, _TO_BEGIN_WITH, subject)
 
 
-def measure_alone(number: int, load: Load, subject: Subject) -> Measurement:
-    """Single POSTs, each when all that came of the one before is done."""
+def measure_alone(
+    number: int, load: Load, all_subjects: Sequence[Subject]
+) -> Iterator[Measurement]:
+    """Single POSTs, one to each subject in turn, each when all that came of the one before is
+    done."""
     os.sync()
-    seconds, answers, latencies = 0.0, [], []
-    with measured(subject.process_ids) as cost:
+    posts: dict[str, list[_PostAlone]] = {subject.name: [] for subject in all_subjects}
+    with ExitStack() as stack:
+        costs = [stack.enter_context(measured(subject.process_ids)) for subject in all_subjects]
         for _ in range(_ALONE_TIMES):
-            took, (answer,) = subject.send(load)
-            seconds += took
-            answers.append(answer)
-            if subject.opened is not None and answer.payload_id is not None:
-                opened_at = subject.opened([answer.payload_id])[answer.payload_id]
-                latencies.append((opened_at - answer.at) * 1000)
-    out = {}
-    if latencies:
-        out = {"out_p50_ms": percentile(latencies, 50), "out_p95_ms": percentile(latencies, 95)}
-    sent = replace(load, posts=_ALONE_TIMES)
-    return _measurement(number, sent, subject, seconds, answers, cost, out)
+            for subject in all_subjects:
+                posts[subject.name].append(_post_alone(load, subject))
+    for subject, cost in zip(all_subjects, costs, strict=True):
+        seconds, answers, waited = zip(*posts[subject.name], strict=True)
+        latencies = [after * 1000 for after in waited if after is not None]
+        out = {}
+        if latencies:
+            out = {"out_p50_ms": percentile(latencies, 50), "out_p95_ms": percentile(latencies, 95)}
+        sent = replace(load, posts=_ALONE_TIMES)
+        yield _measurement(number, sent, subject, sum(seconds), answers, cost, out)
+
+
+class _PostAlone(NamedTuple):
+    seconds: float
+    answer: Answered
+    seconds_until_opened: float | None
+
+
+def _post_alone(load: Load, subject: Subject) -> _PostAlone:
+    seconds, (answer,) = subject.send(load)
+    if subject.opened is None or answer.payload_id is None:
+        return _PostAlone(seconds, answer, None)
+    opened_at = subject.opened([answer.payload_id])[answer.payload_id]
+    return _PostAlone(seconds, answer, opened_at - answer.at)
 
 
 def _measurement(
@@ -225,12 +242,14 @@ def _one_round(
             warm_up(subject)
         turn = number % len(all_subjects)
         in_turn = (*all_subjects[turn:], *all_subjects[:turn])
-        for load in (*LOADS, ALONE):
+        for load in LOADS:
             if only in load.name:
-                how = measure_alone if load is ALONE else measure
                 for _ in range(_TURNS if load.name in _SHORT else 1):
                     for subject in in_turn:
-                        yield _told(how(number, load, subject))
+                        yield _told(measure(number, load, subject))
+        if only in ALONE.name:
+            for _ in range(_TURNS):
+                yield from map(_told, measure_alone(number, ALONE, in_turn))
 
 
 def _told(m: Measurement) -> Measurement:
