@@ -115,10 +115,7 @@ def measure_alone(
                 posts[subject.name].append(_post_alone(load, subject))
     for subject, cost in zip(all_subjects, costs, strict=True):
         seconds, answers, waited = zip(*posts[subject.name], strict=True)
-        latencies = [after * 1000 for after in waited if after is not None]
-        out = {}
-        if latencies:
-            out = {"out_p50_ms": percentile(latencies, 50), "out_p95_ms": percentile(latencies, 95)}
+        out = _out_latencies([after for after in waited if after is not None])
         sent = replace(load, posts=_ALONE_TIMES)
         yield _measurement(number, sent, subject, sum(seconds), answers, cost, out)
 
@@ -171,11 +168,18 @@ def _requests_out(
     if subject.opened is None:
         return {}
     times = subject.opened([answer.payload_id for answer in answers if answer.payload_id])
-    latencies = [(times[a.payload_id] - a.at) * 1000 for a in answers if a.payload_id]
     return {
-        "out_p50_ms": percentile(latencies, 50),
-        "out_p95_ms": percentile(latencies, 95),
+        **_out_latencies([times[a.payload_id] - a.at for a in answers if a.payload_id]),
         "out_mb_per_second": load.size_bytes / (max(times.values()) - began_at) / 1e6,
+    }
+
+
+def _out_latencies(seconds: Sequence[float]) -> dict[str, float]:
+    if not seconds:
+        return {}
+    return {
+        "out_p50_ms": percentile(seconds, 50) * 1000,
+        "out_p95_ms": percentile(seconds, 95) * 1000,
     }
 
 
