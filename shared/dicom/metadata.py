@@ -76,23 +76,22 @@ def metadata_json(part10: bytes) -> bytes:
     Raises `NotUnderstood` for what `check_structure` would not have accepted.
     """
     with open_dataset(part10, {}, tempfile.TemporaryFile) as dataset:
-        items = [_Item(_ValuesLeft(MAX_VALUES))]
-        sequences: list[JsonObject] = []
         walk = Walk(dataset, MOST)
+        items = [_Item(_ValuesLeft(MAX_VALUES), walk.encoding)]
+        sequences: list[JsonObject] = []
         while True:
-            seen = _seen_elements(walk.encoding, items[-1].codecs)
-            items[-1].add_seen(walk.known_elements(seen, _SEEN_ELEMENT_BYTES))
+            items[-1].add_seen(walk.known_elements(items[-1].seen, _SEEN_ELEMENT_BYTES))
             step = walk.step()
             if step is None:
                 break
             if step.kind is StepKind.ELEMENT:
-                items[-1].add(step, dataset.view, seen)
+                items[-1].add(step, dataset.view)
             elif step.kind is StepKind.SEQUENCE:
                 sequence = {"vr": "SQ"}
                 items[-1].put(step.tag, sequence)
                 sequences.append(sequence)
             elif step.kind is StepKind.ITEM:
-                items.append(items[-1].nested())
+                items.append(items[-1].nested(walk.encoding))
                 sequences[-1].setdefault("Value", []).append(items[-1].elements)
             elif step.kind is StepKind.END_OF_ITEM:
                 items.pop().sort()
@@ -146,16 +145,22 @@ class _Item:
     """A data set or an item while it is built, with what its elements' values depend on."""
 
     values_left: _ValuesLeft
+    encoding: tuple[bool, str]
     elements: JsonObject = field(default_factory=dict)
     codecs: tuple[str, ...] = (default_encoding,)
     has_signed_pixels: bool = False
     is_top_level: bool = True
     private_creators: dict[int, str] = field(default_factory=dict)
+    seen: dict[bytes, _SeenElement] = field(init=False)
 
-    def nested(self) -> "_Item":
+    def __post_init__(self) -> None:
+        self.seen = _seen_elements(self.encoding, self.codecs)
+
+    def nested(self, encoding: tuple[bool, str]) -> "_Item":
         """An item of a sequence in this one; PS3.5 7.5.3 and A.1 say what it inherits."""
         return _Item(
             self.values_left,
+            encoding,
             codecs=self.codecs,
             has_signed_pixels=self.has_signed_pixels,
             is_top_level=False,
@@ -177,7 +182,7 @@ class _Item:
             fits = self.values_left.take(value_count)
             self.elements[tag] = element if fits else {"vr": element["vr"]}
 
-    def add(self, step: Step, view: memoryview, seen: dict[bytes, _SeenElement]) -> None:
+    def add(self, step: Step, view: memoryview) -> None:
         """Add an element, and to `seen` if it would be the same wherever it stands."""
         tag = step.tag
         if tag & 0xFFFF == 0:  # Group Length, PS3.5 7.2
@@ -198,16 +203,17 @@ class _Item:
 
         if tag == SPECIFIC_CHARACTER_SET:
             self.codecs = _codecs(value)
+            self.seen = _seen_elements(self.encoding, self.codecs)
         elif tag == _PIXEL_REPRESENTATION:
             self.has_signed_pixels = element.get("Value") == [1]
         elif tag & 0x1FF00 == 0x10000 and "Value" in element:
             # PS3.5 7.8.1: (gggg,00bb) reserves (gggg,bb00-bbFF)
             self.private_creators[tag >> 16 << 8 | tag & 0xFF] = str(element["Value"][0])
         elif fits and _can_be_seen_again(step):
-            if len(seen) >= _MOST_SEEN_ELEMENTS:
-                seen.clear()
+            if len(self.seen) >= _MOST_SEEN_ELEMENTS:
+                self.seen.clear()
             encoded = bytes(view[step.start : step.end])
-            seen[encoded] = _SeenElement(f"{tag:08X}", element, value_count)
+            self.seen[encoded] = _SeenElement(f"{tag:08X}", element, value_count)
 
     def _private_vr(self, step: Step) -> str:
         """The VR that the owner of a private element is known to give it, else UN."""
