@@ -1,14 +1,15 @@
 """The least that a service of the same parts can do, so what Flask, gunicorn and the stores cost.
 
-Both read a body whole, look for the boundaries and put each part and then a record. There is
-nothing in front: no limits, no deadlines, no turns, no second thought for a sender that misbehaves.
+Both read a body whole, look for the boundaries, check the structure of each part as Stowgate does,
+and put it and then a record. There is nothing in front: no limits, no deadlines, no turns, no
+second thought for a sender that misbehaves.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
-from typing import TypeVar
 from uuid import uuid4
 
 from engines import ObjectStoreEndpoint
@@ -24,41 +25,53 @@ from shared.engines import open_engines
 from shared.events import InstancesStored
 from shared.ids import PayloadIds
 from shared.logs import configure_logs
-from shared.records import IngestRecord, Records, StoredInstance
+from shared.records import IngestRecord, Records, StoredInstance, encode
 from shared.time import utc_now
 from worker.main import compose
 
-T = TypeVar("T")
-
 
 def make_app(url: str, access_key: str, secret_key: str, bucket: str) -> Flask:
-    """On minio-py, as `raw payload` does it: nothing is checked, hashed for the record, or
-    announced."""
+    """On minio-py, as `raw payload` does it. Nothing is announced."""
     store = client(ObjectStoreEndpoint(url, access_key, secret_key))
 
-    def put(key: str, data: bytes) -> None:
-        raw_put(store, bucket, key, BytesIO(data), len(data))
+    def put(key: str, part: bytes, _sha256: str) -> None:
+        raw_put(store, bucket, key, BytesIO(part), len(part))
 
-    def take(put_all: Callable[[Callable[[bytes], None]], list[None]]) -> str:
-        payload = uuid4()
-        series = f"{payload}/dcm/{uuid4()}/{uuid4()}"
-        stored = put_all(lambda part: put(f"{series}/{uuid4()}.dcm", part))
-        put(f"pending/{payload}.json", bytes(300 * len(stored)))
-        return str(payload)
+    def add(record: IngestRecord) -> None:
+        data = encode(record)
+        raw_put(store, bucket, f"pending/{record.payload_id}.json", BytesIO(data), len(data))
 
-    return _app(take)
+    return _app(PayloadIds(bucket), put, add)
 
 
 def make_embedded_app() -> Flask:
-    """On the stores, records, structure check and worker of `stowgate run`, by its settings."""
+    """On the stores, records and worker of `stowgate run`, by its settings."""
     settings = load_settings()
     configure_logs(settings.log)
     engines = open_engines(settings)
     engines.prepare()
     compose(settings, engines, CollectorRegistry()).start()
-    records, payload_ids = Records(engines.state), PayloadIds(settings.state_bucket)
+    records = Records(engines.state)
 
-    def put(payload_id: str, part: bytes) -> StoredInstance:
+    def put(key: str, part: bytes, sha256: str) -> None:
+        engines.instances.put(key, BytesIO(part), len(part), "application/dicom", sha256)
+
+    def add(record: IngestRecord) -> None:
+        records.add(record)
+        engines.announce(InstancesStored(record.payload_id, record.correlation_id))
+
+    return _app(PayloadIds(settings.state_bucket), put, add)
+
+
+def _app(
+    payload_ids: PayloadIds,
+    put: Callable[[str, bytes, str], None],
+    add: Callable[[IngestRecord], None],
+) -> Flask:
+    app = Flask(__name__)
+    threads = ThreadPoolExecutor(RAW_THREADS)
+
+    def put_checked(payload_id: str, part: bytes) -> StoredInstance:
         structure = check_structure(part)
         identity = identify(structure)
         instance = StoredInstance(
@@ -70,45 +83,30 @@ def make_embedded_app() -> Flask:
             hashlib.sha256(part).hexdigest(),
             structure.bulk_ranges,
         )
-        key, sha256 = f"{payload_id}/{instance.path}", instance.sha256
-        engines.instances.put(key, BytesIO(part), len(part), "application/dicom", sha256)
+        put(f"{payload_id}/{instance.path}", part, instance.sha256)
         return instance
 
-    def take(put_all: Callable[[Callable[[bytes], StoredInstance]], list[StoredInstance]]) -> str:
+    @app.post("/dicomweb/studies")
+    def store() -> Response:
         now = utc_now()
-        payload_id, correlation_id = payload_ids.mint(now), str(uuid4())
-        records.add(
+        payload_id = payload_ids.mint(now)
+        parts = request.get_data().removesuffix(END).split(PART_HEAD)[1:]
+        each = threads.map if len(parts) > 1 else map
+        stored: Iterator[StoredInstance] = each(partial(put_checked, payload_id), parts)
+        add(
             IngestRecord(
                 payload_id=payload_id,
-                correlation_id=correlation_id,
+                correlation_id=str(uuid4()),
                 received_at=now,
                 source="127.0.0.1",
                 destination="default",
                 workflow=None,
                 vae_workflows=None,
-                instances=tuple(put_all(lambda part: put(payload_id, part))),
+                instances=tuple(stored),
                 due_at=now,
             )
         )
-        engines.announce(InstancesStored(payload_id, correlation_id))
-        return payload_id
-
-    return _app(take)
-
-
-def _app(take: Callable[[Callable[[Callable[[bytes], T]], list[T]]], str]) -> Flask:
-    """`take` is given what puts all parts of a body, and returns the payload's id."""
-    app = Flask(__name__)
-    threads = ThreadPoolExecutor(RAW_THREADS)
-
-    def put_all(put: Callable[[bytes], T]) -> list[T]:
-        parts = request.get_data().removesuffix(END).split(PART_HEAD)[1:]
-        results: Iterator[T] = threads.map(put, parts) if len(parts) > 1 else map(put, parts)
-        return list(results)
-
-    @app.post("/dicomweb/studies")
-    def store() -> Response:
-        return Response(headers={"X-Payload-ID": take(put_all)})
+        return Response(headers={"X-Payload-ID": payload_id})
 
     @app.get("/ready")
     def ready() -> Response:
