@@ -12,12 +12,12 @@ from functools import partial
 from io import BytesIO
 from uuid import uuid4
 
-from engines import ObjectStoreEndpoint
 from flask import Flask, Response, request
 from loads import END, PART_HEAD
 from prometheus_client import CollectorRegistry
-from subjects import RAW_THREADS, client, raw_put
+from subjects import RAW_THREADS
 
+from shared.adapters.minio_store import MinioObjectStore
 from shared.config import load_settings
 from shared.dicom.identity import identify
 from shared.dicom.structure import check_structure
@@ -25,23 +25,23 @@ from shared.engines import open_engines
 from shared.events import InstancesStored
 from shared.ids import PayloadIds
 from shared.logs import configure_logs
-from shared.records import IngestRecord, Records, StoredInstance, encode
+from shared.ports import ObjectStore
+from shared.records import IngestRecord, Records, StoredInstance
 from shared.time import utc_now
 from worker.main import compose
 
 
 def make_app(url: str, access_key: str, secret_key: str, bucket: str) -> Flask:
-    """On minio-py, as `raw payload` does it. Nothing is announced."""
-    store = client(ObjectStoreEndpoint(url, access_key, secret_key))
-
-    def put(key: str, part: bytes, _sha256: str) -> None:
-        raw_put(store, bucket, key, BytesIO(part), len(part))
-
-    def add(record: IngestRecord) -> None:
-        data = encode(record)
-        raw_put(store, bucket, f"pending/{record.payload_id}.json", BytesIO(data), len(data))
-
-    return _app(PayloadIds(bucket), put, add)
+    """On the store and records of `stowgate api`. Nothing is announced."""
+    store = MinioObjectStore.connect(
+        url,
+        access_key=access_key,
+        secret_key=secret_key,
+        region="us-east-1",
+        bucket=bucket,
+        threads=64,
+    )
+    return _app(PayloadIds(bucket), store, Records(store).add)
 
 
 def make_embedded_app() -> Flask:
@@ -53,21 +53,14 @@ def make_embedded_app() -> Flask:
     compose(settings, engines, CollectorRegistry()).start()
     records = Records(engines.state)
 
-    def put(key: str, part: bytes, sha256: str) -> None:
-        engines.instances.put(key, BytesIO(part), len(part), "application/dicom", sha256)
-
     def add(record: IngestRecord) -> None:
         records.add(record)
         engines.announce(InstancesStored(record.payload_id, record.correlation_id))
 
-    return _app(PayloadIds(settings.state_bucket), put, add)
+    return _app(PayloadIds(settings.state_bucket), engines.instances, add)
 
 
-def _app(
-    payload_ids: PayloadIds,
-    put: Callable[[str, bytes, str], None],
-    add: Callable[[IngestRecord], None],
-) -> Flask:
+def _app(payload_ids: PayloadIds, store: ObjectStore, add: Callable[[IngestRecord], None]) -> Flask:
     app = Flask(__name__)
     threads = ThreadPoolExecutor(RAW_THREADS)
 
@@ -83,11 +76,12 @@ def _app(
             hashlib.sha256(part).hexdigest(),
             structure.bulk_ranges,
         )
-        put(f"{payload_id}/{instance.path}", part, instance.sha256)
+        key, data = f"{payload_id}/{instance.path}", BytesIO(part)
+        store.put(key, data, len(part), "application/dicom", instance.sha256)
         return instance
 
     @app.post("/dicomweb/studies")
-    def store() -> Response:
+    def take() -> Response:
         now = utc_now()
         payload_id = payload_ids.mint(now)
         parts = request.get_data().removesuffix(END).split(PART_HEAD)[1:]

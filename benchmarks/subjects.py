@@ -155,7 +155,7 @@ def _raw_record(keys: Sequence[str]) -> bytes:
 
 @contextmanager
 def raw_service(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
-    """The least that a service can do on Flask, gunicorn and minio-py; see there."""
+    """The least that a service can do on Flask, gunicorn and our stores; see there."""
     with _bucket(endpoint) as bucket:
         arguments = (endpoint.url, endpoint.access_key, endpoint.secret_key, bucket)
         with _raw_service(f"make_app{arguments!r}", {}) as (url, process_ids):
