@@ -750,6 +750,24 @@ def _hang_up(service: Service) -> None:
         os.kill(process_id, signal.SIGHUP)
 
 
+@contextmanager
+def _hang_up_means(action: signal.Handlers) -> Iterator[None]:
+    """To what is started meanwhile."""
+    before = signal.signal(signal.SIGHUP, action)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def attached() -> Iterator[None]:
+    """What is started is as a terminal starts it, though the tests may be detached themselves."""
+    with _hang_up_means(signal.SIG_DFL):
+        yield
+
+
+@pytest.mark.usefixtures("attached")
 @pytest.mark.parametrize("command", ["run", "api", "worker"])
 def test_a_service_ends_with_its_terminal(command: str, tmp_path: Path) -> None:
     with running(command, tmp_path) as service:
@@ -763,9 +781,8 @@ def test_a_service_ends_with_its_terminal(command: str, tmp_path: Path) -> None:
 @pytest.fixture
 def detached() -> Iterator[None]:
     """What is started is as nohup(1) starts it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGHUP, before)
+    with _hang_up_means(signal.SIG_IGN):
+        yield
 
 
 @pytest.mark.usefixtures("detached")
