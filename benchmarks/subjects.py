@@ -223,37 +223,36 @@ class _RawBucket:
             if small
             else io.BufferedReader(_Pieces(pattern), 1 << 20)
         )
-        raw_put(self._store, self._name, key, data, pattern.size_bytes)
+        self._put(key, data, pattern.size_bytes)
 
     def put(self, key: str, data: bytes) -> None:
-        raw_put(self._store, self._name, key, io.BytesIO(data), len(data))
+        self._put(key, io.BytesIO(data), len(data))
 
     def read(self, key: str, size_bytes: int) -> None:
         with closing(self._store.get_object(self._name, key, length=size_bytes)) as answer:
             answer.read()
             answer.release_conn()
 
+    def _put(self, key: str, data: BinaryIO, size_bytes: int) -> None:
+        self._store.put_object(
+            bucket_name=self._name,
+            object_name=key,
+            data=data,
+            length=size_bytes,
+            num_parallel_uploads=RAW_THREADS,
+        )
+
 
 @contextmanager
 def _raw_bucket(endpoint: ObjectStoreEndpoint) -> Iterator[_RawBucket]:
     with _bucket(endpoint) as name:
-        yield _RawBucket(client(endpoint), name)
-
-
-def raw_put(store: Minio, bucket: str, key: str, data: BinaryIO, size_bytes: int) -> None:
-    store.put_object(
-        bucket_name=bucket,
-        object_name=key,
-        data=data,
-        length=size_bytes,
-        num_parallel_uploads=RAW_THREADS,
-    )
+        yield _RawBucket(_client(endpoint), name)
 
 
 @contextmanager
 def _bucket(endpoint: ObjectStoreEndpoint) -> Iterator[str]:
     """A new bucket's name; it is removed in the end."""
-    store = client(endpoint)
+    store = _client(endpoint)
     bucket = f"stowgate-bench-{secrets.token_hex(6)}"
     store.make_bucket(bucket_name=bucket)
     try:
@@ -262,7 +261,7 @@ def _bucket(endpoint: ObjectStoreEndpoint) -> Iterator[str]:
         _remove_buckets(store, bucket)
 
 
-def client(endpoint: ObjectStoreEndpoint) -> Minio:
+def _client(endpoint: ObjectStoreEndpoint) -> Minio:
     url = urlsplit(endpoint.url)
     return Minio(
         endpoint=url.netloc,
@@ -487,4 +486,4 @@ def _remove(endpoint: ObjectStoreEndpoint, broker_url: str, name: str) -> None:
             channel.queue_delete(queue)
         for exchange in (name, events, f"{events}.dead-letter"):
             channel.exchange_delete(exchange)
-    _remove_buckets(client(endpoint), name)
+    _remove_buckets(_client(endpoint), name)
