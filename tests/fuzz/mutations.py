@@ -19,7 +19,7 @@ from shared.dicom.header import VRS_OF_LONG_LENGTH, VRS_OF_SHORT_LENGTH
 from shared.dicom.limits import DEFAULT
 from shared.dicom.part10 import open_dataset
 from shared.dicom.refusal import InstanceRefused
-from shared.dicom.walk import StepKind, walk
+from shared.dicom.walk import StepKind, Walk
 
 MAX_SEED_BYTES = 40_000
 MAX_INFLATED_BYTES = 1 << 20
@@ -85,7 +85,7 @@ def _seed(data: bytes) -> Seed:
         with open_dataset(data, {}, TemporaryFile) as dataset:
             if dataset.is_inflated:
                 return Seed(data, 132, [])
-            for step in walk(dataset, DEFAULT):
+            for step in Walk(dataset, DEFAULT).steps():
                 if step.kind is StepKind.ELEMENT:
                     places.append(Place(step.start, step.value_start, step.end))
             return Seed(data, dataset.start, places)
@@ -165,7 +165,8 @@ def made_up_meta(rng: random.Random) -> bytes:
         b"\2\0\3\0UI\6\0001.2.4\0",
         b"\2\0\x16\0AE\4\0TEST",
     ]
-    return b"".join(element for element in elements if rng.random() < 0.4)
+    meta = b"".join(element for element in elements if rng.random() < 0.4)
+    return meta * 2 if rng.random() < 0.1 else meta
 
 
 def made_up_dataset(rng: random.Random, syntax: str) -> bytes:
@@ -202,8 +203,13 @@ class _Writer:
             return self._sequence(tag, b"SQ" if rng.random() < 0.8 else b"UN", depth)
         if vr in (b"OB", b"OW") and rng.random() < 0.3:
             return self._fragments(tag, vr)
+        if tag & 0x10000 and 0x10 <= tag & 0xFFFF <= 0xFF and rng.random() < 0.5:
+            creator = rng.choice(_CREATORS)
+            return self._header(tag, b"LO", len(creator)) + creator
         value = made_up_value(rng)
         length = len(value) if rng.random() < 0.98 else rng.choice(LENGTHS)
+        if rng.random() < 0.02:
+            return self._raw(tag, length) + value
         return self._header(tag, vr, length) + value
 
     def _header(self, tag: int, vr: bytes, length: int) -> bytes:
@@ -222,6 +228,8 @@ class _Writer:
         around = self._is_implicit, self._order
         if vr == b"UN" and rng.random() < 0.8:  # PS3.5 6.2.2
             self._is_implicit, self._order = True, "<"
+        elif rng.random() < 0.1:
+            self._is_implicit = not self._is_implicit
         content = b""
         for _ in range(rng.randrange(4)):
             self._left -= 1
@@ -231,8 +239,11 @@ class _Writer:
             if rng.random() < 0.5:
                 content += self._raw(ITEM, UNDEFINED) + elements + self._raw(ITEM_END, 0)
             else:
+                elements += self._raw(ITEM_END, 0) * (rng.random() < 0.1)
                 content += self._raw(ITEM, len(elements)) + elements
         end = self._raw(SEQUENCE_END, 0)
+        if rng.random() < 0.1:
+            content += end
         self._is_implicit, self._order = around
         if rng.random() < 0.5:
             return self._header(tag, vr, UNDEFINED) + content + end
@@ -252,8 +263,17 @@ def _tags() -> list[int]:
     known = [0x00080005, 0x00080060, 0x00081140, 0x00100010, 0x00200011, 0x00280103, 0x00280106]
     known += [0x00283006, 0x00321064, 0x0040A730, 0x00420011, 0x54000100, 0x7FE00010, 0xFFFCFFFC]
     private = [0x00090010, 0x00091001, 0x00191008, 0x00290010, 0x00291010]
+    private += [0x20010010, 0x2001105F, 0x20011003, 0x01F10010, 0x01F11026]
     return known * 3 + private * 2 + IDENTITY + [0x00000000, 0x00000002, 0x00020010, 0x00080000]
 
+
+_CREATORS = [
+    b"Philips Imaging DD 001",
+    b"PHILIPS IMAGING DD 001",
+    b"ELSCINT1",
+    b"SIEMENS CSA HEADER",
+    b"ACME",
+]
 
 _TEXTS = [
     b"",
@@ -281,6 +301,10 @@ _TEXTS += [
     b"ISO_IR 192",
     b"\\ISO 2022 IR 149",
     b"GB18030",
+    b"GB2312",
+    b"ISO_IR 13",
+    b"0.264 ",
+    b"0.488281",
     b"20040119",
     b"1.2.840.10008.1.2",
     b"9" * 30,
@@ -293,6 +317,8 @@ def made_up_value(rng: random.Random) -> bytes:
         return rng.choice(_TEXTS)
     if kind < 0.95:
         return rng.randbytes(rng.choice([1, 2, 4, 6, 8, 12, 16, 40]))
+    if kind < 0.96:  # its length reads as a VR
+        return bytes(int.from_bytes(rng.choice(VRS), "little"))
     return b"\\".join([rng.choice(_TEXTS)] * rng.randrange(500)) + bytes(rng.randrange(5000))
 
 

@@ -12,6 +12,7 @@ import json
 import os.path
 import random
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -25,11 +26,15 @@ from mutations import damage_bytes
 
 from api.multipart import MalformedMultipart, parse_media_type, read_parts
 from shared import events, records
+from shared.dicom.header import is_like_a_vr
 from shared.dicom.identity import Identity, identify
+from shared.dicom.limits import DEFAULT
 from shared.dicom.metadata import metadata_json
+from shared.dicom.part10 import open_dataset
 from shared.dicom.refusal import InstanceRefused
 from shared.dicom.structure import check_structure, first_structure
 from shared.dicom.uids import SERIES_INSTANCE_UID, is_uid
+from shared.dicom.walk import StepKind, Walk
 from shared.errors import MalformedEvent
 from shared.ids import is_ae_title, is_guid, is_workflow_id
 from shared.ports import check_key
@@ -82,7 +87,7 @@ class Instances:
         # In a file that is in order; in another one the rest may hold more of what is wanted.
         if first is not None and not first.values.items() <= structure.values.items():
             raise Finding("the beginning was read otherwise than the whole file")
-        return _Instance(identity, sidecar, structure.bulk_ranges)
+        return _Instance(identity, sidecar, structure.left_out.ranges)
 
     def verify(self, data: bytes, result: _Instance) -> None:
         ours, theirs = (
@@ -95,7 +100,7 @@ class Instances:
         check_dicom_json(elements)
         if tuple(_only_value(elements, tag) for tag in _IDENTITY) != ours:
             raise Finding("the sidecar has other UIDs")
-        if result.bulk_ranges and metadata_json(_without(data, result.bulk_ranges)) != (
+        if result.bulk_ranges and metadata_json(without(data, result.bulk_ranges)) != (
             result.sidecar
         ):
             raise Finding("the sidecar of the file without its bulk ranges is another one")
@@ -120,7 +125,7 @@ def _only_value(elements: dict[str, Any], tag: str) -> Any:
     return values[0] if len(values) == 1 else None
 
 
-def _without(data: bytes, ranges: tuple[tuple[int, int], ...]) -> bytes:
+def without(data: bytes, ranges: tuple[tuple[int, int], ...]) -> bytes:
     ends = [0, *(end for _, end in ranges)]
     starts = [*(start for start, _ in ranges), len(data)]
     return b"".join(data[end:start] for end, start in zip(ends, starts, strict=True))
@@ -134,17 +139,52 @@ _UN_SEQUENCE = re.compile(rb"UN\0\0\xff\xff\xff\xff")
 def uids_by_pydicom(data: bytes, syntax: str) -> tuple[str, ...] | None:
     """SOP Class, SOP Instance, Study and Series Instance UID, as the other reader has them.
 
-    None where its opinion is worth nothing: it takes a sequence of VR UN to be in the byte order
-    of the file around it, but PS3.5 6.2.2 has it in little endian always.
+    None where its opinion is worth nothing. It takes a sequence of VR UN to be in the byte order
+    of the file around it, but PS3.5 6.2.2 has it in little endian always. And it believes two
+    letters where a length should be, or none where a VR should be, without a look at what follows.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if syntax == mutations.BIG_ENDIAN and _UN_SEQUENCE.search(data):
             return None
+        if _is_guessed_by_pydicom(data):
+            return None
         if syntax in _DEFLATED_UNKNOWN_TO_PYDICOM:  # it inflates the one of PS3.5 A.5 alone
             data = mutations.with_transfer_syntax(data, mutations.DEFLATED)
         ds = pydicom.dcmread(io.BytesIO(data))
         return tuple(str(ds[tag].value) for tag in _IDENTITY)
+
+
+def _is_guessed_by_pydicom(data: bytes) -> bool:
+    """Whether the data set or an item has no VRs and begins with what reads as one, or has them in
+    a sequence without, or one of its elements has a blank VR; or whether a data set in big endian
+    begins with what ends an item in the other byte order."""
+    with open_dataset(data, {}, tempfile.TemporaryFile) as dataset:
+        view, walk = dataset.view, Walk(dataset, DEFAULT)
+        if bytes(view[dataset.start : dataset.start + 2]) == b"\xfe\xff":
+            return True
+        sequences: list[bool] = []
+        begin, is_explicit = dataset.start, walk.encoding[0]
+        while True:
+            if not is_explicit and is_like_a_vr(bytes(view[begin + 4 : begin + 6])):
+                return True
+            step = walk.step()
+            if step is None:
+                return False
+            if step.kind is StepKind.SEQUENCE:
+                sequences.append(walk.encoding[0])
+            elif step.kind is StepKind.END_OF_SEQUENCE:
+                sequences.pop()
+            elif step.kind is StepKind.ITEM:
+                begin, is_explicit = walk.position, walk.encoding[0]
+                if is_explicit and not sequences[-1]:
+                    return True
+            elif (
+                step.kind is StepKind.ELEMENT
+                and walk.encoding[0]
+                and bytes(view[step.start + 4 : step.start + 6]) in (b"  ", b"\0\0")
+            ):
+                return True
 
 
 _TEXT_VRS = {"AE", "AS", "CS", "DA", "DT", "LO", "LT", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}

@@ -17,11 +17,14 @@ from typing import NamedTuple, TypeVar
 
 from mutations import DEFLATED, EXPLICIT, IMPLICIT, ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, part10
 from run import peak_bytes
+from targets import without
 
+from shared.dicom.left_out import NOTHING_LEFT_OUT
 from shared.dicom.limits import (
-    MAX_DESCRIBED_BYTES,
+    MAX_CHECKED_ELEMENTS,
     MAX_ELEMENTS,
     MAX_FRAGMENTS,
+    MAX_METADATA_BYTES,
     MAX_NESTED_SEQUENCES,
     MAX_VALUES,
 )
@@ -76,18 +79,34 @@ def nested(depth: int) -> bytes:
     return part10(EXPLICIT, begin * depth + (bare(ITEM_END, 0) + bare(SEQUENCE_END, 0)) * depth)
 
 
-def many_private_elements() -> bytes:
-    tags = (0x00110000 + ((n >> 15) << 17) + (0x1000 | n & 0x7FFF) for n in range(MAX_ELEMENTS - 1))
+def many_private_elements(count: int) -> bytes:
+    tags = (0x00110000 + ((n >> 15) << 17) + (0x1000 | n & 0x7FFF) for n in range(count - 1))
     return part10(EXPLICIT, b"".join(short_element(tag, "LO", b"a\\b\\") for tag in tags))
 
 
-def many_items() -> bytes:
+def many_items(count: int) -> bytes:
     items = bare(ITEM, 8) + short_element(0x00080060, "CS")
-    return part10(EXPLICIT, long_element(0x00081140, "SQ", items * (MAX_ELEMENTS // 2 - 1)))
+    return part10(EXPLICIT, long_element(0x00081140, "SQ", items * (count // 2 - 1)))
 
 
 def many_items_without_end() -> bytes:
-    return part10(EXPLICIT, long_element(0x00081140, "SQ", bare(ITEM, 0) * MAX_ELEMENTS, UNDEFINED))
+    items = bare(ITEM, 0) * MAX_CHECKED_ELEMENTS
+    return part10(EXPLICIT, long_element(0x00081140, "SQ", items, UNDEFINED))
+
+
+def many_sequences() -> bytes:
+    """Each at the top, so that each may be left out by itself."""
+    sequence = long_element(0x00091001, "SQ", bare(ITEM, 0))
+    return part10(EXPLICIT, sequence * (MAX_CHECKED_ELEMENTS // 2 - 1))
+
+
+def items_in_doubt() -> bytes:
+    """Explicit in UN, at each level, so that what is within is walked for each level again."""
+    begin = long_element(0x00091001, "UN", bare(ITEM, UNDEFINED), UNDEFINED)
+    end = bare(ITEM_END, 0) + bare(SEQUENCE_END, 0)
+    depth = MAX_NESTED_SEQUENCES
+    content = short_element(0x00080060, "CS") * (MAX_CHECKED_ELEMENTS // depth)
+    return part10(EXPLICIT, begin * depth + content + end * depth)
 
 
 def fragments() -> bytes:
@@ -96,7 +115,7 @@ def fragments() -> bytes:
 
 
 def one_text() -> bytes:
-    return part10(EXPLICIT, long_element(0x00104000, "UT", b"\xff" * (MAX_DESCRIBED_BYTES - 12)))
+    return part10(EXPLICIT, long_element(0x00104000, "UT", b"\xff" * (MAX_METADATA_BYTES - 12)))
 
 
 def texts_of_escapes() -> bytes:
@@ -114,7 +133,7 @@ def many_values(tag: int, value: bytes) -> Callable[[], bytes]:
 
     def make() -> bytes:
         element = implicit(tag, value * (MAX_VALUES // 2 - 1))
-        items = implicit(ITEM, element) * (MAX_DESCRIBED_BYTES // (len(element) + 8))
+        items = implicit(ITEM, element) * (MAX_METADATA_BYTES // (len(element) + 8))
         return part10(IMPLICIT, implicit(0x00081140, items))
 
     return make
@@ -130,7 +149,7 @@ def deflate_bomb_over_the_limit() -> bytes:
 
 
 def deflated_values() -> bytes:
-    room = MAX_DESCRIBED_BYTES - 100
+    room = MAX_METADATA_BYTES - 100
     values = b"1\\" * (MAX_VALUES // 2 - 1)
     element = bare(ITEM, len(values) + 12) + long_element(0x00091001, "UC", values)
     return deflated(long_element(0x00081140, "SQ", element * (room // len(element))))
@@ -139,12 +158,16 @@ def deflated_values() -> bytes:
 WORST: dict[str, Callable[[], bytes]] = {
     "deflate bomb under the limit": deflate_bomb,
     "deflate bomb over the limit": deflate_bomb_over_the_limit,
-    "nested as deep as is taken": lambda: nested(MAX_NESTED_SEQUENCES),
+    "nested as deep as is accepted": lambda: nested(MAX_NESTED_SEQUENCES),
     "nested 100,000 deep": lambda: nested(100_000),
-    "as many elements as are taken": many_private_elements,
-    "as many items as are taken": many_items,
-    "one item too many, never ended": many_items_without_end,
-    "as many fragments as are taken": fragments,
+    "as many elements as are described": lambda: many_private_elements(MAX_ELEMENTS),
+    "as many elements as are checked": lambda: many_private_elements(MAX_CHECKED_ELEMENTS),
+    "as many items as are described": lambda: many_items(MAX_ELEMENTS),
+    "as many items as are checked": lambda: many_items(MAX_CHECKED_ELEMENTS),
+    "as many sequences as are checked": many_sequences,
+    "as many items as are in doubt": items_in_doubt,
+    "items that are never ended": many_items_without_end,
+    "as many fragments as are accepted": fragments,
     "one text of all that is described": one_text,
     "a text of escape sequences": texts_of_escapes,
     "millions of texts, LO": many_values(0x00081030, b"a\\"),
@@ -173,14 +196,14 @@ def cost(path: str) -> Cost:
     before = peak_bytes()
     started = time.process_time()
     try:
-        check_structure(data)
+        left_out = check_structure(data).left_out
         outcome = "accepted"
     except InstanceRefused:
-        outcome = "refused"
+        left_out, outcome = NOTHING_LEFT_OUT, "refused"
     checked = time.process_time()
     check_bytes = peak_bytes() - before
     if outcome == "accepted":
-        metadata_json(data)
+        metadata_json(without(data, left_out.ranges), left_out.without_value)
     sidecar_bytes = peak_bytes() - before
     return Cost(
         outcome, checked - started, check_bytes, time.process_time() - checked, sidecar_bytes
