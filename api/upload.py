@@ -25,12 +25,7 @@ from api.spool import Spool, check_room
 from api.store_response import Failed, FailureReason, Stored, WarningReason
 from shared.dicom.identity import Identity, identify, modality
 from shared.dicom.limits import DEFAULT, StructureLimits
-from shared.dicom.refusal import (
-    AttributesMissing,
-    InstanceRefused,
-    NotUnderstood,
-    TransferSyntaxNotAccepted,
-)
+from shared.dicom.refusal import InstanceRefused
 from shared.dicom.structure import Structure, check_structure
 from shared.errors import StoreFull, StoreUnavailable, StowgateError
 from shared.logs import where
@@ -53,12 +48,6 @@ _PUTS = 12
 # Between two calls of `between` while the store takes its time; less than half of the shortest
 # lease of an Idempotency-Key.
 _STORE_PAUSE_SECONDS = 0.5
-
-_REASONS: dict[type[InstanceRefused], FailureReason] = {
-    NotUnderstood: FailureReason.CANNOT_UNDERSTAND,
-    TransferSyntaxNotAccepted: FailureReason.TRANSFER_SYNTAX_NOT_SUPPORTED,
-    AttributesMissing: FailureReason.DATASET_DOES_NOT_MATCH_SOP_CLASS,
-}
 
 
 class ReceivedPart(Protocol):
@@ -221,7 +210,7 @@ class Upload:
             )
         except InstanceRefused as refused:
             self._fail(
-                _REASONS[type(refused)],
+                FailureReason(refused.failure_reason),
                 f"part {number}: {refused}",
                 refused.sop_class_uid,
                 refused.sop_instance_uid,
@@ -286,7 +275,8 @@ class Upload:
             series_uid=identity.series_uid,
             size_bytes=spool.size_bytes,
             sha256=spool.sha256,
-            bulk_ranges=structure.bulk_ranges,
+            bulk_ranges=structure.left_out.ranges,
+            without_value=structure.left_out.without_value,
         )
         put = self._putters.submit(put_under, self._prefix + instance.path)
         put.add_done_callback(lambda _: self._free(close))

@@ -45,7 +45,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             structure=StructureLimits(
                 nested_sequences=settings.max_nested_sequences,
                 elements=settings.max_elements,
-                described_bytes=settings.max_described_bytes,
+                metadata_bytes=settings.max_metadata_bytes,
             ),
         ),
     )

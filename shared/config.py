@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from environs import EnvError, FileAwareEnv
 
-from shared.dicom.limits import MAX_DESCRIBED_BYTES, MAX_ELEMENTS, MAX_NESTED_SEQUENCES, MOST
+from shared.dicom.limits import MAX_ELEMENTS, MAX_METADATA_BYTES, MAX_NESTED_SEQUENCES, MOST
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Where prometheus_client keeps its counts when several processes serve as one. It looks on import,
@@ -423,14 +423,16 @@ class Settings:
     max_elements: int = setting(
         str(MAX_ELEMENTS),
         _whole(1000, MOST.elements),
-        "most data elements and sequence items of an instance; above it that instance fails with "
-        "C000. A worker may need 1 kB of memory for each",
+        "most data elements and sequence items of an instance that its metadata sidecar describes; "
+        "an instance with more is stored and described in part. A worker may need 1 kB of memory "
+        "for each",
     )
-    max_described_bytes: int = setting(
-        str(MAX_DESCRIBED_BYTES),
-        _whole(1 << 16, MOST.described_bytes),
-        "most bytes of an instance apart from pixel data and other bulk values; above it that "
-        "instance fails with C000. A worker needs a multiple of this in memory (64 MiB)",
+    max_metadata_bytes: int = setting(
+        str(MAX_METADATA_BYTES),
+        _whole(1 << 16, MOST.metadata_bytes),
+        "most bytes of an instance, apart from pixel data and other bulk values, that its metadata "
+        "sidecar describes; an instance with more is stored and described in part. A worker needs "
+        "a multiple of this in memory (64 MiB)",
     )
     spool_memory_bytes: int = setting(
         "1048576", _whole(0), "an instance larger than this is spooled on disk on arrival"

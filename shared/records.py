@@ -79,7 +79,8 @@ class StoredInstance:
     """One instance in the payloads' bucket.
 
     `bulk_ranges` are the byte ranges (start, end) of the file that its metadata sidecar has no
-    use for: pixel data and the like.
+    use for: pixel data and the like. `without_value` are elements that are too large to describe,
+    by tag (eight hex digits) and VR.
     """
 
     sop_class_uid: str
@@ -89,6 +90,7 @@ class StoredInstance:
     size_bytes: int
     sha256: str
     bulk_ranges: tuple[tuple[int, int], ...] = ()
+    without_value: tuple[tuple[str, str], ...] = ()
 
     @property
     def path(self) -> str:
@@ -163,12 +165,19 @@ class _Instances(fields.Field[tuple[StoredInstance, ...]]):
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[StoredInstance, ...]:
         instances = tuple(
-            StoredInstance(**{**row, "bulk_ranges": tuple(map(tuple, row["bulk_ranges"]))})
+            StoredInstance(**{**row, **{name: tuple(map(tuple, row[name])) for name in _PAIRS}})
             for row in value
         )
         if not all(map(_is_stored_instance, instances)):
             raise ValidationError("an instance has a value of another type")
         return instances
+
+
+_PAIRS = ("bulk_ranges", "without_value")
+
+
+def _are_pairs(pairs: tuple[Any, ...], kind: type) -> bool:
+    return all(len(pair) == 2 and all(isinstance(one, kind) for one in pair) for pair in pairs)
 
 
 def _is_stored_instance(instance: StoredInstance) -> bool:
@@ -182,10 +191,8 @@ def _is_stored_instance(instance: StoredInstance) -> bool:
         all(isinstance(uid, str) and is_uid(uid) for uid in uids)
         and isinstance(instance.size_bytes, int)
         and isinstance(instance.sha256, str)
-        and all(
-            len(ends) == 2 and all(isinstance(end, int) for end in ends)
-            for ends in instance.bulk_ranges
-        )
+        and _are_pairs(instance.bulk_ranges, int)
+        and _are_pairs(instance.without_value, str)
     )
 
 

@@ -78,7 +78,7 @@ class Sidecars:
         key = prefix + instance.path
         dataset = b"".join(self._read(key, instance))
         try:
-            data = metadata_json(dataset)
+            data = metadata_json(dataset, instance.without_value)
         except OSError as error:
             raise NoScratch(
                 f"no room to inflate {key} in {tempfile.tempdir or 'a temporary folder'}: "

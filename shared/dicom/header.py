@@ -1,10 +1,12 @@
 """The header of one data element: its tag, VR and length (PS3.5 7.1, 7.5)."""
 
 import struct
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
-from pydicom.datadict import dictionary_VR
+from pydicom._private_dict import private_dictionaries
+from pydicom.datadict import dictionary_VR, private_dictionary_VR
 
 from shared.dicom.refusal import NotUnderstood
 
@@ -103,6 +105,11 @@ def read_explicit_header(
     return tag, vr, length, start + 12
 
 
+def is_vr(vr_bytes: bytes) -> bool:
+    """Whether these are a VR of the standard (PS3.5 6.2)."""
+    return vr_bytes in VRS_OF_SHORT_LENGTH or vr_bytes in VRS_OF_LONG_LENGTH
+
+
 def is_like_a_vr(vr_bytes: bytes) -> bool:
     """Whether these are two upper-case letters (PS3.5 6.2)."""
     return vr_bytes.isalpha() and vr_bytes.isupper()
@@ -122,6 +129,35 @@ def dictionary_vr(tag: int) -> str:
         return "UN"
     # PS3.5 A.1: Pixel Data and its like are OW without a VR. LUT Data may also be US.
     return vr if len(vr) == 2 or vr == "US or SS" else "OW"
+
+
+def is_private_creator(tag: int) -> bool:
+    """Whether (gggg,00bb) reserves the elements (gggg,bb00) to (gggg,bbFF) (PS3.5 7.8.1)."""
+    return bool(tag & 0x10000) and 0x10 <= tag & 0xFFFF <= 0xFF
+
+
+@lru_cache(maxsize=8192)
+def private_vr(tag: int, creator: str) -> str:
+    """The VR that the owner of a private element is known to give it; "UN" where that is not known.
+
+    Where the dictionary does not have the creator as it is written, it may be written in another
+    case: some devices do that.
+    """
+    exact = (creator,) if creator in private_dictionaries else ()
+    for name in (*exact, *_creators_in_any_case().get(creator.casefold(), ())):
+        with suppress(KeyError):
+            vr = private_dictionary_VR(tag, name)
+            # No dictionary settles "US or SS".
+            return vr if len(vr) == 2 else "UN"
+    return "UN"
+
+
+@lru_cache(maxsize=1)
+def _creators_in_any_case() -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name in private_dictionaries:
+        names.setdefault(name.casefold(), []).append(name)
+    return names
 
 
 def cut_header(start: int, limit: int, surroundings: str) -> NotUnderstood:

@@ -17,12 +17,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import orjson
-from pydicom.charset import CODES_TO_ENCODINGS, default_encoding, python_encoding
-from pydicom.datadict import private_dictionary_VR
 
-from shared.dicom.limits import MAX_VALUES, MOST
-from shared.dicom.part10 import open_dataset
-from shared.dicom.structure import BULK_VRS, SMALLEST_BULK_BYTES
+from shared.dicom.character_sets import DEFAULT_CODECS, codecs_of, texts
+from shared.dicom.header import is_private_creator
+from shared.dicom.left_out import BULK_VRS, SMALLEST_LEFT_OUT_BYTES, left_out
+from shared.dicom.limits import DEFAULT, MAX_DESCRIBED_SEQUENCES, MAX_VALUES, MOST
+from shared.dicom.part10 import EncodedDataset, open_dataset
 from shared.dicom.uids import SPECIFIC_CHARACTER_SET
 from shared.dicom.walk import Step, StepKind, Walk
 
@@ -44,61 +44,83 @@ _NUMBERS: Mapping[str, str] = {
 # PS3.5 Table 6.2-1: words that depend on the byte order, with their type codes of `array`.
 _WORDS: Mapping[str, str] = {"OW": "H", "OF": "I", "OL": "I", "OD": "Q", "OV": "Q"}
 
-# PS3.5 6.1.2.3: Specific Character Set applies to these VRs. Each has the characters behind which
-# the first of several character sets is in effect again (PS3.5 6.1.2.5.3).
-_RESETS = {
-    **dict.fromkeys(("LT", "ST", "UT"), re.compile(rb"[\r\n\f\t]")),
-    **dict.fromkeys(("LO", "SH", "UC"), re.compile(rb"[\r\n\f\t\\]")),
-    "PN": re.compile(rb"[\r\n\f\t\\^=]"),
-}
-_VRS_OF_ONE_VALUE = frozenset({"LT", "ST", "UR", "UT"})
-
 # PS3.5 Table 6.2-1, DS and IS
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([Ee][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _SEEN_ELEMENT_BYTES = 72
 _MOST_SEEN_ELEMENTS = 4096
 _JSON_INTEGERS = range(-(2**63), 2**64)  # as far as orjson goes
+# IEEE 754 binary32: any decimal of 6 digits survives it, and 9 digits tell all apart.
+_FLOAT32_DIGITS, _FLOAT32_MAX_DIGITS = 6, 9
+_FLOAT32_MIN_NORMAL = 2.0**-126
+_EXACT_INTEGERS = 2.0**53  # up to which each is a floating-point number of its own
 
-_ESCAPED_RUN = re.compile(rb"^[^\x1b]+|\x1b[^\x1b]*")
-# Python's codecs of these read the escape sequence themselves.
-_CODECS_WITH_ESCAPES = frozenset({"iso2022_jp", "iso2022_jp_2"})
+# What a text value cannot have: all control characters but those of PS3.5 6.1.3, and NUL between
+# other characters.
+_NO_TEXT = re.compile(rb"[\x01-\x08\x0b\x0e-\x1a\x1c-\x1f]|\0[^\0 ]")
+_DIGITS = re.compile(rb"(?=.*[0-9])[0-9+.eE\\ \0-]+", re.DOTALL)
+_FEWEST_DIGITS_BYTES = 4
 
 
-def metadata_json(part10: bytes) -> bytes:
+def metadata_json(part10: bytes, without_value: Sequence[tuple[str, str]] = ()) -> bytes:
     """One Part 10 file's data set as one JSON object, not indented, elements ascending by tag.
 
-    `part10` is a file that `check_structure` accepted, with or without its bulk ranges. Left out
-    are group 0002, group lengths, and top-level elements of a VR in `BULK_VRS`. An odd value never
-    raises: a number that does not parse stays the string it is, and an element whose bytes do not
-    fit its VR is given by its VR alone; so is one with more values than are left of `MAX_VALUES`.
+    `part10` is a file that `check_structure` accepted, with or without the ranges that it leaves
+    out, and `without_value` what it gives by its VR alone. Left out are group 0002, group lengths,
+    and top-level elements of a VR in `BULK_VRS`. An odd value never raises: a number that does not
+    parse stays the string it is, and an element whose bytes do not fit its VR is given by its VR
+    alone; so is one with more values than are left of `MAX_VALUES`, and a sequence within more than
+    `MAX_DESCRIBED_SEQUENCES`.
 
     Raises `NotUnderstood` for what `check_structure` would not have accepted.
     """
     with open_dataset(part10, {}, tempfile.TemporaryFile) as dataset:
-        walk = Walk(dataset, MOST)
-        items = [_Item(_ValuesLeft(MAX_VALUES), walk.encoding)]
-        sequences: list[JsonObject] = []
-        while True:
-            items[-1].add_seen(walk.known_elements(items[-1].seen, _SEEN_ELEMENT_BYTES))
-            step = walk.step()
-            if step is None:
-                break
-            if step.kind is StepKind.ELEMENT:
-                items[-1].add(step, dataset.view)
-            elif step.kind is StepKind.SEQUENCE:
-                sequence = {"vr": "SQ"}
-                items[-1].put(step.tag, sequence)
-                sequences.append(sequence)
-            elif step.kind is StepKind.ITEM:
-                items.append(items[-1].nested(walk.encoding))
-                sequences[-1].setdefault("Value", []).append(items[-1].elements)
-            elif step.kind is StepKind.END_OF_ITEM:
-                items.pop().sort()
+        if dataset.is_inflated:
+            dataset, without_value = _described(dataset)
+        top = _described_elements(dataset)
+    for tag, vr in without_value:
+        top.put(tag, {"vr": top.settled(vr)})
+    top.sort()
+    return orjson.dumps(top.elements)
+
+
+def _described(dataset: EncodedDataset) -> tuple[EncodedDataset, Sequence[tuple[str, str]]]:
+    """A data set without what is left out of it, which was not found out on its arrival."""
+    ranges, without_value = left_out(dataset, DEFAULT)
+    if not ranges:
+        return dataset, without_value
+    ends = [dataset.start, *(end for _, end in ranges)]
+    starts = [*(start for start, _ in ranges), len(dataset.view)]
+    kept = b"".join(dataset.view[e:s] for e, s in zip(ends, starts, strict=True))
+    return dataset._replace(view=memoryview(kept), start=0), without_value
+
+
+def _described_elements(dataset: EncodedDataset) -> "_Item":
+    walk = Walk(dataset, MOST)
+    top = _Item(_ValuesLeft(MAX_VALUES), walk.encoding)
+    items = [top]
+    sequences: list[JsonObject] = []
+    while True:
+        items[-1].add_seen(walk.known_elements(items[-1].seen, _SEEN_ELEMENT_BYTES))
+        step = walk.step()
+        if step is None:
+            return top
+        if step.kind is StepKind.ELEMENT:
+            items[-1].add(step, walk)
+        elif step.kind is StepKind.SEQUENCE:
+            sequence = {"vr": "SQ"}
+            items[-1].put(f"{step.tag:08X}", sequence)
+            if step.depth >= MAX_DESCRIBED_SEQUENCES:
+                walk.skip_sequence()
             else:
-                sequences.pop()
-        items[0].sort()
-    return orjson.dumps(items[0].elements)
+                sequences.append(sequence)
+        elif step.kind is StepKind.ITEM:
+            items.append(items[-1].nested(walk.encoding))
+            sequences[-1].setdefault("Value", []).append(items[-1].elements)
+        elif step.kind is StepKind.END_OF_ITEM:
+            items.pop().sort()
+        else:
+            sequences.pop()
 
 
 class _SeenElement(NamedTuple):
@@ -124,6 +146,7 @@ def _can_be_seen_again(step: Step) -> bool:
         step.end - step.start <= _SEEN_ELEMENT_BYTES
         and step.vr not in BULK_VRS
         and step.vr != "US or SS"
+        and not is_private_creator(step.tag)  # the walk has to see these
     )
 
 
@@ -147,10 +170,9 @@ class _Item:
     values_left: _ValuesLeft
     encoding: tuple[bool, str]
     elements: JsonObject = field(default_factory=dict)
-    codecs: tuple[str, ...] = (default_encoding,)
+    codecs: tuple[str, ...] = DEFAULT_CODECS
     has_signed_pixels: bool = False
     is_top_level: bool = True
-    private_creators: dict[int, str] = field(default_factory=dict)
     seen: dict[bytes, _SeenElement] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -166,8 +188,14 @@ class _Item:
             is_top_level=False,
         )
 
-    def put(self, tag: int, element: JsonObject) -> None:
-        self.elements[f"{tag:08X}"] = element
+    def put(self, tag: str, element: JsonObject) -> None:
+        self.elements[tag] = element
+
+    def settled(self, vr: str) -> str:
+        """The VR where the data dictionary gives a choice (PS3.3 C.7.6.3)."""
+        if vr == "US or SS":
+            return "SS" if self.has_signed_pixels else "US"
+        return vr
 
     def sort(self) -> None:
         """PS3.5 7.1 has elements ascending, but not every file."""
@@ -182,58 +210,73 @@ class _Item:
             fits = self.values_left.take(value_count)
             self.elements[tag] = element if fits else {"vr": element["vr"]}
 
-    def add(self, step: Step, view: memoryview) -> None:
+    def add(self, step: Step, walk: Walk) -> None:
         """Add an element, and to `seen` if it would be the same wherever it stands."""
         tag = step.tag
         if tag & 0xFFFF == 0:  # Group Length, PS3.5 7.2
             return
-        vr = step.vr
-        if vr == "US or SS":
-            vr = "SS" if self.has_signed_pixels else "US"
-        elif vr == "UN" and tag & 0x10000:
-            vr = self._private_vr(step)
+        value = walk.value(step)
+        vr = self.settled(step.vr)
+        if vr == "UN" and tag & 0x10000:
+            vr = _private_vr(step, walk, value)
         if self.is_top_level and vr in BULK_VRS:
             return
 
-        value = bytes(view[step.value_start : step.value_end])
         value_count = _value_count(vr, value)
         fits = self.values_left.take(value_count)
         element = _element(vr, value, step.byte_order, self.codecs) if fits else {"vr": vr}
-        self.put(tag, element)
+        self.put(f"{tag:08X}", element)
 
         if tag == SPECIFIC_CHARACTER_SET:
-            self.codecs = _codecs(value)
+            self.codecs = codecs_of(value)
             self.seen = _seen_elements(self.encoding, self.codecs)
         elif tag == _PIXEL_REPRESENTATION:
             self.has_signed_pixels = element.get("Value") == [1]
-        elif tag & 0x1FF00 == 0x10000 and "Value" in element:
-            # PS3.5 7.8.1: (gggg,00bb) reserves (gggg,bb00-bbFF)
-            self.private_creators[tag >> 16 << 8 | tag & 0xFF] = str(element["Value"][0])
         elif fits and _can_be_seen_again(step):
             if len(self.seen) >= _MOST_SEEN_ELEMENTS:
                 self.seen.clear()
-            encoded = bytes(view[step.start : step.end])
-            self.seen[encoded] = _SeenElement(f"{tag:08X}", element, value_count)
+            self.seen[walk.encoded(step)] = _SeenElement(f"{tag:08X}", element, value_count)
 
-    def _private_vr(self, step: Step) -> str:
-        """The VR that the owner of a private element is known to give it, else UN."""
-        creator = self.private_creators.get(step.tag >> 8)
-        # A larger one may have been cut out of the file as UN; it has to be left out in both cases.
-        if creator is None or step.end - step.start > SMALLEST_BULK_BYTES:
-            return "UN"
-        try:
-            vr = private_dictionary_VR(step.tag, creator)
-        except KeyError:
-            return "UN"
-        # The walk has not proved its value a sequence, and no dictionary settles "US or SS".
-        return vr if len(vr) == 2 and vr != "SQ" else "UN"
+
+def _private_vr(step: Step, walk: Walk, value: bytes) -> str:
+    """The VR that the owner of a private element is known to give it, else UN."""
+    # A larger one may have been cut out of the file as UN; it has to be left out in both cases.
+    if step.end - step.start > SMALLEST_LEFT_OUT_BYTES:
+        return "UN"
+    vr = walk.private_vr(step.tag)
+    # The walk has not proved its value a sequence.
+    return "UN" if vr == "SQ" or _is_disproved(vr, value) else vr
+
+
+def _is_disproved(vr: str, value: bytes) -> bool:
+    """Whether the bytes show that a VR from a private dictionary is not that of this writer.
+
+    Devices differ from what is known of their maker's dictionary. Four and more bytes of digits are
+    a decimal that was written as text: as a binary number they are one that nothing measures, such
+    as 1.4e-71. A 16-bit number of two digits may be either, so there the dictionary is followed.
+    """
+    if vr in BULK_VRS or not value:
+        return False
+    size_bytes = 4 if vr == "AT" else _size_bytes(vr)
+    if not size_bytes:
+        return _NO_TEXT.search(value) is not None
+    return bool(len(value) % size_bytes) or (
+        size_bytes >= _FEWEST_DIGITS_BYTES
+        and vr in _NUMBERS
+        and _DIGITS.fullmatch(value) is not None
+    )
+
+
+def _size_bytes(vr: str) -> int:
+    """Of one number; 0 for a VR of none."""
+    return struct.calcsize("=" + _NUMBERS[vr]) if vr in _NUMBERS else 0
 
 
 def _value_count(vr: str, value: bytes) -> int:
     """At most how many objects the value becomes: numbers, texts, or runs of a character set."""
     if vr in BULK_VRS:
         return 1
-    size_bytes = 4 if vr == "AT" else struct.calcsize("=" + _NUMBERS[vr]) if vr in _NUMBERS else 0
+    size_bytes = 4 if vr == "AT" else _size_bytes(vr)
     if size_bytes:
         return len(value) // size_bytes
     return 1 + value.count(b"\\") + value.count(b"\x1b")
@@ -266,24 +309,21 @@ def _values(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> li
     if number_format is not None:
         return _numbers(number_format, value, byte_order)
     if vr == "AT":
-        parts = _numbers("H", value, byte_order)
-        if len(parts) % 2:
+        words = _numbers("H", value, byte_order)
+        if len(words) % 2:
             return []
-        return [f"{parts[i]:04X}{parts[i + 1]:04X}" for i in range(0, len(parts), 2)]
+        return [f"{words[i]:04X}{words[i + 1]:04X}" for i in range(0, len(words), 2)]
 
-    text = _decoded(value, codecs, _RESETS[vr]) if vr in _RESETS else value.decode("latin-1")
-    if vr in _VRS_OF_ONE_VALUE:
-        return [text.rstrip("\0 ") or None]
-    texts = [part.rstrip("\0 ") for part in text.split("\\")]
+    parts = texts(vr, value, codecs)
     if vr == "PN":
-        return [_person_name(part) for part in texts]
+        return [_person_name(part) for part in parts]
     if vr == "DS":
-        return [_decimal(part.strip(" ")) for part in texts]
+        return [_decimal(part.strip(" ")) for part in parts]
     if vr == "IS":
-        return [_integer(part.strip(" ")) for part in texts]
+        return [_integer(part.strip(" ")) for part in parts]
     if vr == "AE":
-        return [part.strip(" ") or None for part in texts]
-    return [part or None for part in texts]
+        return [part.strip(" ") or None for part in parts]
+    return [part or None for part in parts]
 
 
 def _numbers(number_format: str, value: bytes, byte_order: str) -> list[Any]:
@@ -291,9 +331,33 @@ def _numbers(number_format: str, value: bytes, byte_order: str) -> list[Any]:
     if odd_bytes:
         return []
     numbers = list(struct.unpack(f"{byte_order}{count}{number_format}", value))
-    if number_format in "fd":
-        return [number if math.isfinite(number) else _not_finite(number) for number in numbers]
+    if number_format == "f":
+        return [_shortest_float32(number) for number in numbers]
+    if number_format == "d":
+        return [_json_number(number) for number in numbers]
     return numbers
+
+
+def _json_number(number: float) -> int | float | str:
+    """A whole number without a fraction, as other writers of DICOM JSON have it: the Workflow
+    Manager compares texts."""
+    if not math.isfinite(number):
+        return _not_finite(number)
+    return int(number) if number.is_integer() and abs(number) < _EXACT_INTEGERS else number
+
+
+@lru_cache(maxsize=4096)
+def _shortest_float32(number: float) -> int | float | str:
+    """The shortest decimal that gives the same 32-bit float, such as 0.1."""
+    if not math.isfinite(number):
+        return _not_finite(number)
+    encoded = struct.pack("<f", number)
+    fewest = _FLOAT32_DIGITS if abs(number) >= _FLOAT32_MIN_NORMAL else 1
+    for digits in range(fewest, _FLOAT32_MAX_DIGITS):
+        shorter = float(f"{number:.{digits}g}")
+        if struct.pack("<f", shorter) == encoded:
+            return _json_number(shorter)
+    return _json_number(float(f"{number:.{_FLOAT32_MAX_DIGITS}g}"))
 
 
 def _not_finite(number: float) -> str:
@@ -322,41 +386,3 @@ def _person_name(text: str) -> dict[str, str] | None:
     """PS3.18 F.2.2; a group that is empty is left out."""
     groups = zip(("Alphabetic", "Ideographic", "Phonetic"), text.split("=", 2), strict=False)
     return {name: group for name, group in groups if group} or None
-
-
-def _normal_term(term: str) -> str:
-    return re.sub("[ _-]", " ", term.upper())
-
-
-_CODECS = {_normal_term(term): codec for term, codec in python_encoding.items()}
-
-
-def _codecs(value: bytes) -> tuple[str, ...]:
-    """Python's codecs for the values of Specific Character Set (PS3.3 C.12.1.1.2).
-
-    Terms that are misspelt as often seen ("ISO IR 100") are known; for any other, the default.
-    """
-    terms = value.decode("latin-1").split("\\")
-    return tuple(_CODECS.get(_normal_term(term.strip("\0 ")), default_encoding) for term in terms)
-
-
-def _decoded(value: bytes, codecs: Sequence[str], reset: re.Pattern[bytes]) -> str:
-    """Text in its character sets, with U+FFFD for bytes that are in none of them."""
-    if b"\x1b" not in value:
-        return value.decode(codecs[0], "replace")
-    # PS3.5 6.1.2.5: an escape sequence begins a run in another one of the character sets.
-    return "".join(
-        _decoded_run(match.group(), codecs, reset) for match in _ESCAPED_RUN.finditer(value)
-    )
-
-
-def _decoded_run(run: bytes, codecs: Sequence[str], reset: re.Pattern[bytes]) -> str:
-    escape = run[: 4 if run.startswith((b"\x1b$(", b"\x1b$)")) else 3]
-    codec = CODES_TO_ENCODINGS.get(escape)
-    if codec is None or (codec not in codecs and codec != default_encoding):
-        return run.decode(codecs[0], "replace")
-    if codec in _CODECS_WITH_ESCAPES:
-        return run.decode(codec, "replace")
-    text = run[len(escape) :]
-    end = match.start() if (match := reset.search(text)) else len(text)
-    return text[:end].decode(codec, "replace") + text[end:].decode(codecs[0], "replace")

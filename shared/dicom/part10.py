@@ -15,10 +15,11 @@ from shared.dicom.header import (
     VRS_OF_SHORT_LENGTH,
     cut_header,
     cut_value,
+    is_vr,
     read_explicit_header,
 )
-from shared.dicom.limits import MAX_ELEMENTS, MAX_INFLATED_BYTES
-from shared.dicom.refusal import NotUnderstood, TransferSyntaxNotAccepted
+from shared.dicom.limits import MAX_FILE_META_BYTES, MAX_INFLATED_BYTES
+from shared.dicom.refusal import NotUnderstood, TooMuchToCheck, TransferSyntaxNotAccepted
 from shared.dicom.uids import TRANSFER_SYNTAX_UID, WANTED_UIDS, is_uid, keep_value, uid_text
 
 Buffer: TypeAlias = bytes | memoryview | mmap.mmap
@@ -42,6 +43,8 @@ _NEWER_THAN_PYDICOM = frozenset(
 )
 
 _PREAMBLE_BYTES = 128
+_GROUP_LENGTH = 0x00020000
+_LAST_TAG = 0x0002FFFF
 _READ_BYTES = 64 * 1024
 _INFLATE_BYTES = 1024 * 1024
 
@@ -72,8 +75,9 @@ def open_dataset(
             return
         if len(view) > MAX_INFLATED_BYTES:
             # As empty blocks, or as padding behind the stream; whoever reads it reads it all.
-            raise NotUnderstood(
-                f"the deflated file itself has more than {MAX_INFLATED_BYTES} bytes"
+            raise TooMuchToCheck(
+                f"the deflated file itself has more than {MAX_INFLATED_BYTES} bytes, which is the "
+                "limit for a deflated transfer syntax"
             )
         with scratch() as file:
             _inflate(view, start, file)
@@ -89,38 +93,86 @@ def open_dataset(
 
 
 def _read_file_meta(view: memoryview, values: dict[int, bytes]) -> int:
-    """Take the wanted values of group 0002 (PS3.10 7.1), and return where the data set begins.
+    """Keep the wanted values of group 0002 (PS3.10 7.1), and return where the data set begins.
 
-    Group Length (0002,0000) is not relied on, as real files lack it or have it wrong: the file meta
-    information ends where the group changes.
+    The file meta information ends where the group changes, as real files lack Group Length
+    (0002,0000) or have it wrong. Where it is right, elements of group 0002 behind that end are
+    leftovers of a writer: of these the transfer syntax must be the same, as readers differ in which
+    one they follow, and the rest counts for nothing.
     """
     size_bytes = len(view)
     if size_bytes == 0:
         raise NotUnderstood("the part is empty: there is no file in it")
     if bytes(view[_PREAMBLE_BYTES : _PREAMBLE_BYTES + 4]) != b"DICM":
-        raise NotUnderstood(_words_without_preamble(view))
-    position = _PREAMBLE_BYTES + 4
-    for _ in range(MAX_ELEMENTS):
+        raise NotUnderstood(
+            _words_without_preamble(view, f"there is no DICM at byte {_PREAMBLE_BYTES}")
+        )
+    position = start = _PREAMBLE_BYTES + 4
+    end_by_length, is_behind_end = 0, False
+    is_explicit, last_tag = True, _LAST_TAG
+    while True:
+        if position == end_by_length:
+            is_behind_end = True
+            if uid_text(values.get(TRANSFER_SYNTAX_UID, b"")) in _DEFLATED:
+                break  # the stream may begin with the same two bytes
         group = bytes(view[position : position + 2])
         if not group or not b"\2\0".startswith(group):
-            return position
-        header = read_explicit_header(view, position, size_bytes, LITTLE_ENDIAN)
-        if header is None:
-            raise cut_header(position, size_bytes, "the file")
-        tag, _, length, value_start = header
+            break
+        tag = 0x00020000 | int.from_bytes(view[position + 2 : position + 4], "little")
+        if tag <= last_tag:  # PS3.10 7.1 has it in explicit VR, but there are files that are not
+            is_explicit = is_vr(bytes(view[position + 4 : position + 6]))
+        last_tag = tag
+        length, value_start = _read_meta_header(view, position, is_explicit=is_explicit)
         if length > size_bytes - value_start:
             raise cut_value(tag, position, length, size_bytes - value_start, "the file")
         position = value_start + length
-        if tag in WANTED_UIDS:
+        if position > MAX_FILE_META_BYTES:
+            raise TooMuchToCheck(
+                f"the file meta information has more than {MAX_FILE_META_BYTES} bytes, which is "
+                "the limit"
+            )
+        if tag == _GROUP_LENGTH and length == 4 and not end_by_length:
+            end_by_length = position + int.from_bytes(view[value_start:position], "little")
+        if tag in WANTED_UIDS and not (
+            is_behind_end and tag in values and tag != TRANSFER_SYNTAX_UID
+        ):
             keep_value(values, tag, view, value_start, position)
-    raise NotUnderstood(f"the file meta information has more than {MAX_ELEMENTS} elements")
+    if position == start:
+        raise NotUnderstood(
+            _words_without_preamble(
+                view, "DICM at byte 128 is not followed by file meta information (PS3.10 7.1)"
+            )
+            if _looks_like_a_dataset(view)
+            else "there is no file meta information (PS3.10 7.1) behind the preamble, so "
+            "TransferSyntaxUID (0002,0010) is missing"
+        )
+    return position
 
 
-def _words_without_preamble(view: memoryview) -> str:
-    words = f"no DICOM preamble: there is no DICM at byte {_PREAMBLE_BYTES}"
+def _read_meta_header(view: memoryview, start: int, *, is_explicit: bool) -> tuple[int, int]:
+    """The length of an element's value, and where it begins."""
+    size_bytes = len(view)
+    if is_explicit:
+        header = read_explicit_header(view, start, size_bytes, LITTLE_ENDIAN)
+        if header is None:
+            raise cut_header(start, size_bytes, "the file")
+        _, _, length, value_start = header
+        return length, value_start
+    if size_bytes - start < 8:
+        raise cut_header(start, size_bytes, "the file")
+    (length,) = LITTLE_ENDIAN.implicit_length.unpack_from(view, start)
+    return length, start + 8
+
+
+def _looks_like_a_dataset(view: memoryview) -> bool:
+    """Whether it begins as a data set, or file meta information alone, does; or has any VR."""
     begin = bytes(view[:6])
-    # The groups that a data set, or file meta information alone, begins with; or any VR.
-    if begin[:2] in (b"\2\0", b"\x08\0", b"\0\x08") or begin[4:] in VRS_OF_SHORT_LENGTH:
+    return begin[:2] in (b"\2\0", b"\x08\0", b"\0\x08") or begin[4:] in VRS_OF_SHORT_LENGTH
+
+
+def _words_without_preamble(view: memoryview, why: str) -> str:
+    words = f"no DICOM preamble: {why}"
+    if _looks_like_a_dataset(view):
         return (
             f"{words}; this looks like a data set alone, which has to be sent as a Part 10 file, "
             "with preamble and file meta information (PS3.10 7.1)"
@@ -167,7 +219,10 @@ def _inflate(view: memoryview, start: int, file: BinaryIO) -> None:
             ) from None
         inflated_bytes += len(piece)
         if inflated_bytes > MAX_INFLATED_BYTES:
-            raise NotUnderstood(f"the deflated data set has more than {MAX_INFLATED_BYTES} bytes")
+            raise TooMuchToCheck(
+                f"the deflated data set has more than {MAX_INFLATED_BYTES} bytes once inflated, "
+                "which is the limit"
+            )
         checksum = zlib.crc32(piece, checksum)
         file.write(piece)
     rest = position - len(inflater.unused_data)

@@ -1,5 +1,7 @@
 """Why an instance is not stored: the errors of the structure check and of reading the identity."""
 
+from typing import ClassVar
+
 from shared.errors import StowgateError
 
 
@@ -9,6 +11,9 @@ class InstanceRefused(StowgateError):
     The two SOP UIDs are set when both are known and legal, so that the sender can be told which
     instance is meant (PS3.18 10.5.3: Failed SOP Sequence), and otherwise both None.
     """
+
+    failure_reason: ClassVar[int]
+    """PS3.18 Table I.2-2."""
 
     def __init__(
         self,
@@ -22,12 +27,24 @@ class InstanceRefused(StowgateError):
 
 
 class NotUnderstood(InstanceRefused):
-    """Not Part 10, truncated, malformed, or over the structural limits: Failure Reason C000."""
+    """Not Part 10, truncated, malformed, or nested too deep."""
+
+    failure_reason = 0xC000
+
+
+class TooMuchToCheck(InstanceRefused):
+    """Understood as far as it was read, but over a limit on time or memory."""
+
+    failure_reason = 0xA700
 
 
 class TransferSyntaxNotAccepted(InstanceRefused):
-    """Not a transfer syntax of PS3.6 Table A-1: Failure Reason C122."""
+    """Not a transfer syntax of PS3.6 Table A-1."""
+
+    failure_reason = 0xC122
 
 
 class AttributesMissing(InstanceRefused):
-    """An attribute that every instance has is not there: Failure Reason A900."""
+    """An attribute that every instance has is not there."""
+
+    failure_reason = 0xA900

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from shared.dicom.header import dictionary_vr, tag_name
-from shared.dicom.limits import DEFAULT, StructureLimits
+from shared.dicom.left_out import NOTHING_LEFT_OUT, LeftOut, Range, add_range, is_bulk, left_out
+from shared.dicom.limits import DEFAULT, MAX_LEFT_OUT, StructureLimits
 from shared.dicom.part10 import (
     Buffer,
     EncodedDataset,
@@ -36,10 +37,7 @@ from shared.dicom.uids import (
     keep_value,
     sop_uids,
 )
-from shared.dicom.walk import Step, StepKind, walk
-
-BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
-"""Top-level elements of these VRs are left out of the metadata sidecar."""
+from shared.dicom.walk import Step, StepKind, Walk
 
 # What readers look at before all else, and fail on as a whole when it is encoded wrongly.
 _READ_FIRST = WANTED_UIDS | {SPECIFIC_CHARACTER_SET}
@@ -47,23 +45,19 @@ _TOLD = WANTED_VALUES | _READ_FIRST
 # PS3.5 Table 6.2-1: a CS has up to 16 bytes, so this is some sixty character sets.
 _CHARACTER_SETS_MAX_BYTES = 1024
 
-SMALLEST_BULK_BYTES = 4096
-"""An element of no more than this is not worth a range of its own."""
-
 
 @dataclass(frozen=True)
 class Structure:
     """What the check learnt on its way through a whole file.
 
     `values` holds the raw values of the elements that identity and modality are read from, by tag,
-    each at most `KEPT_VALUE_BYTES` long. `bulk_ranges` are (start, end) byte ranges of the file,
-    ascending and apart, over whole top-level elements that the metadata sidecar leaves out: the
-    file without them gives the same sidecar. Empty for a deflated file.
+    each at most `KEPT_VALUE_BYTES` long. `left_out` is what the metadata sidecar has no use for;
+    empty for a deflated file, of which the worker finds that out.
     """
 
     transfer_syntax_uid: str
     values: Mapping[int, bytes]
-    bulk_ranges: tuple[tuple[int, int], ...]
+    left_out: LeftOut = NOTHING_LEFT_OUT
 
 
 def check_structure(
@@ -77,13 +71,13 @@ def check_structure(
     A deflated data set is inflated into the file that `scratch` opens. That file needs a descriptor
     and is closed again.
 
-    Raises `NotUnderstood` for what is not whole, malformed or over a limit, be it one of
-    `limits` or of `limits.py`, and `TransferSyntaxNotAccepted`.
+    Raises `NotUnderstood` for what is not whole, malformed, or nested too deep, `TooMuchToCheck`
+    for what is over another limit of `limits.py`, and `TransferSyntaxNotAccepted`.
     """
     values: dict[int, bytes] = {}
     try:
         with open_dataset(data, values, scratch) as dataset:
-            bulk_ranges = _collect(dataset, values, limits)
+            not_described = _collect(dataset, values, limits)
     except InstanceRefused as refused:
         of_dataset = sop_uids(values, SOP_CLASS_UID, SOP_INSTANCE_UID)
         # The walk may have ended before these; PS3.10 7.1 has them ahead of the data set as well.
@@ -93,9 +87,7 @@ def check_structure(
             else sop_uids(values, MEDIA_STORAGE_SOP_CLASS_UID, MEDIA_STORAGE_SOP_INSTANCE_UID)
         )
         raise
-    return Structure(
-        dataset.transfer_syntax_uid, values, () if dataset.is_inflated else bulk_ranges
-    )
+    return Structure(dataset.transfer_syntax_uid, values, not_described)
 
 
 def _no_scratch() -> BinaryIO:
@@ -113,13 +105,13 @@ def first_structure(data: Buffer, last_tag: int) -> Structure | None:
         suppress(InstanceRefused),
         open_dataset(data, values, _no_scratch) as dataset,
     ):
-        for step in walk(dataset, DEFAULT, _TOLD):
+        for step in Walk(dataset, DEFAULT, is_whole=False).steps(_TOLD):
             if step.depth or step.kind is not StepKind.ELEMENT:
                 continue
             if step.tag in WANTED_VALUES:
                 keep_value(values, step.tag, dataset.view, step.value_start, step.value_end)
             if step.tag >= last_tag:
-                return Structure(dataset.transfer_syntax_uid, values, ())
+                return Structure(dataset.transfer_syntax_uid, values)
     return None
 
 
@@ -140,36 +132,29 @@ def _check_read_first(step: Step, view: memoryview) -> None:
             raise NotUnderstood(f"{tag_name(step.tag)} at byte {step.start} names no character set")
 
 
-def _collect(
-    dataset: EncodedDataset, values: dict[int, bytes], limits: StructureLimits
-) -> tuple[tuple[int, int], ...]:
-    """Walk to the end, add the wanted values to `values`, and return the bulk ranges."""
-    bulk_ranges: list[tuple[int, int]] = []
+def _collect(dataset: EncodedDataset, values: dict[int, bytes], limits: StructureLimits) -> LeftOut:
+    """Walk to the end, add the wanted values to `values`, and return what is not described."""
+    bulk_ranges: list[Range] = []
+    walk = Walk(dataset, limits)
     step = None
-    for step in walk(dataset, limits, _TOLD):
+    for step in walk.steps(_TOLD):
         if step.tag in _READ_FIRST:
             _check_read_first(step, dataset.view)
         if step.depth or step.kind is not StepKind.ELEMENT:
             continue
         if step.tag in WANTED_VALUES:
             keep_value(values, step.tag, dataset.view, step.value_start, step.value_end)
-        elif (
-            step.vr in BULK_VRS
-            and step.end - step.start > SMALLEST_BULK_BYTES
-            # The first element tells whether headers have a VR, to who reads the file without its
-            # bulk ranges as well.
-            and step.start > dataset.start
-        ):
-            if bulk_ranges and bulk_ranges[-1][1] == step.start:
-                bulk_ranges[-1] = (bulk_ranges[-1][0], step.end)
-            else:
-                bulk_ranges.append((step.start, step.end))
+        elif is_bulk(step.vr, step.end - step.start):
+            add_range(bulk_ranges, step.start, step.end)
     if step is None and only_zeros_follow(dataset.view, dataset.start):
         raise NotUnderstood("the file ends with its file meta information: it has no data set")
-    # File meta information, of whatever length, is read to describe the rest.
-    described_bytes = len(dataset.view) - sum(e - s for s, e in bulk_ranges)
-    if described_bytes > limits.described_bytes:
-        raise NotUnderstood(
-            f"the file has more than {limits.described_bytes} bytes beside pixel data and its like"
-        )
-    return tuple(bulk_ranges)
+    if dataset.is_inflated:
+        return NOTHING_LEFT_OUT
+    described_bytes = len(dataset.view) - sum(end - start for start, end in bulk_ranges)
+    if (
+        described_bytes <= limits.metadata_bytes
+        and walk.element_count <= limits.elements
+        and len(bulk_ranges) <= MAX_LEFT_OUT
+    ):
+        return LeftOut(tuple(bulk_ranges))
+    return left_out(dataset, limits)

@@ -1,5 +1,6 @@
 """Each limit is told while the sender is still sending, and nothing is kept of what broke it."""
 
+import json
 import re
 import socket
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import orjson
 import pydicom
 import pytest
 from disks import small_disk
-from instances import BOUNDARY, multipart, new_instance
+from instances import BOUNDARY, multipart, new_instance, uid
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from service import Service, running, wait_for
 
@@ -40,7 +41,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         STOWGATE_MAX_PART_HEADER_BYTES="400",
         STOWGATE_MAX_NESTED_SEQUENCES="1",
         STOWGATE_MAX_ELEMENTS="1000",
-        STOWGATE_MAX_DESCRIBED_BYTES="65536",
+        STOWGATE_MAX_METADATA_BYTES="65536",
     ) as service:
         yield service
 
@@ -161,27 +162,42 @@ def _nested(depth: int) -> bytes:
     return new_instance(ReferencedSeriesSequence=ds.ReferencedSeriesSequence)
 
 
-@pytest.mark.parametrize(
-    ("instance", "words"),
-    [
-        (_nested(3), "within 1 others"),
-        (
-            new_instance(ReferencedSeriesSequence=[pydicom.Dataset() for _ in range(1000)]),
-            "more than 1000 elements",
-        ),
-        (new_instance(TextValue="t" * 70_000), "more than 65536 bytes beside pixel data"),
-    ],
-    ids=["depth", "elements", "described bytes"],
-)
-def test_an_instance_over_a_structural_limit_fails_alone_with_c000(
-    narrow: Service, instance: bytes, words: str
-) -> None:
-    answer = narrow.post("/dicomweb/studies", *multipart(instance, new_instance()))
+def test_an_instance_that_is_nested_too_deep_fails_alone_with_c000(narrow: Service) -> None:
+    answer = narrow.post("/dicomweb/studies", *multipart(_nested(3), new_instance()))
 
     assert answer.status_code == 202, answer.text
     (failed,) = answer.json()["00081198"]["Value"]
     assert failed["00081197"]["Value"] == [0xC000]
-    assert words in failed["00091001"]["Value"][0]
+    assert "within 1 others" in failed["00091001"]["Value"][0]
+
+
+@pytest.mark.parametrize(
+    ("large", "tag", "vr"),
+    [
+        (
+            {"ReferencedSeriesSequence": [pydicom.Dataset() for _ in range(1000)]},
+            "00081115",
+            "SQ",
+        ),
+        ({"TextValue": "t" * 70_000}, "0040A160", "UT"),
+    ],
+    ids=["elements", "bytes"],
+)
+def test_an_instance_that_is_too_large_to_describe_is_stored_and_described_in_part(
+    narrow: Service, large: dict[str, object], tag: str, vr: str
+) -> None:
+    instance = new_instance(**large)
+
+    answer = narrow.post("/dicomweb/studies", *multipart(instance))
+
+    assert answer.status_code == 200, answer.text
+    payload_id = answer.headers["X-Payload-ID"]
+    narrow.opened(payload_id)
+    (stored,) = (narrow.data / "monaideploy" / payload_id).rglob("*.dcm")
+    assert stored.read_bytes() == instance
+    sidecar = json.loads(stored.with_name(f"{stored.name}.json").read_bytes())
+    assert sidecar[tag] == {"vr": vr}
+    assert sidecar["00100020"]["Value"] == [uid(instance, "PatientID")]
 
 
 def test_a_sender_that_comes_too_often_is_429_before_its_body(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class Bench:
             series_uid=uid(file, "SeriesInstanceUID"),
             size_bytes=len(file),
             sha256="",
-            bulk_ranges=check_structure(file).bulk_ranges,
+            bulk_ranges=check_structure(file).left_out.ranges,
         )
 
     def found(self, added: IngestRecord) -> IngestRecord:

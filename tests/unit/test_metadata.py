@@ -84,6 +84,17 @@ def value_of(vr: str, value: bytes) -> Any:
     return element.get("Value", element.get("InlineBinary"))
 
 
+def decimal32(number: float) -> str:
+    """The shortest decimal that gives the same 32-bit float."""
+
+    def is_same(decimal: str) -> bool:
+        with contextlib.suppress(OverflowError):  # of one rounded up beyond the largest
+            return struct.pack("<f", float(decimal)) == struct.pack("<f", number)
+        return False
+
+    return next(d for d in (f"{number:.{n}g}" for n in range(1, 10)) if is_same(d))
+
+
 def _like_ours(ds: dict[str, Any], *, is_top_level: bool) -> dict[str, Any]:
     """pydicom's JSON under the rules that differ on purpose, each of which has a test below."""
     result = {}
@@ -95,6 +106,8 @@ def _like_ours(ds: dict[str, Any], *, is_top_level: bool) -> dict[str, Any]:
             values = [_like_ours(nested, is_top_level=False) for nested in values]
         elif vr == "PN" and values:
             values = [{k: v for k, v in (name or {}).items() if v} or None for name in values]
+        elif vr == "FL" and values:
+            values = [float(decimal32(v)) for v in values]
         elif values:
             values = [(v.rstrip(" ") or None) if isinstance(v, str) else v for v in values]
         result[tag] = {k: v for k, v in element.items() if k != "Value"}
@@ -120,7 +133,7 @@ def test_real_files_are_described_as_pydicom_does(path: Path) -> None:
 def test_a_file_without_its_bulk_ranges_is_described_alike(path: Path) -> None:
     whole = path.read_bytes()
     cut = whole
-    for start, end in reversed(check_structure(whole).bulk_ranges):
+    for start, end in reversed(check_structure(whole).left_out.ranges):
         cut = cut[:start] + cut[end:]
     assert metadata_json(cut) == metadata_json(whole)
 
@@ -310,6 +323,37 @@ def test_bytes_that_do_not_fit_cost_that_element_alone(vr: str, value: bytes) ->
     assert result == {"00100020": {"vr": "LO", "Value": ["42"]}, "00281101": {"vr": vr}}
 
 
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.1, b"0.1"),
+        (1 / 3, b"0.33333334"),
+        (16777216.0, b"16777216"),
+        (1.5, b"1.5"),
+        (3.0, b"3"),
+        (-0.0, b"0"),
+        (1.4e-45, b"1e-45"),
+        (3.4028234663852886e38, b"3.4028235e+38"),
+    ],
+)
+def test_a_32_bit_float_is_the_shortest_decimal_that_gives_it(number: float, text: bytes) -> None:
+    """The Workflow Manager's conditions compare texts."""
+    data = part10(explicit(0x00189073, "FL", struct.pack("<f", number)))
+    assert metadata_json(data) == b'{"00189073":{"vr":"FL","Value":[' + text + b"]}}"
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_no_32_bit_float_is_changed(number: float) -> None:
+    (found,) = value_of("FL", struct.pack("<f", number))
+    assert struct.pack("<f", found) == struct.pack("<f", number + 0.0)
+    assert len(f"{found!r}") <= len(f"{float(decimal32(number))!r}")
+
+
+def test_a_64_bit_float_that_is_whole_has_no_fraction() -> None:
+    data = part10(explicit(0x00189073, "FD", struct.pack("<2d", 3.0, 0.1)))
+    assert metadata_json(data) == b'{"00189073":{"vr":"FD","Value":[3,0.1]}}'
+
+
 def test_numbers_of_a_big_endian_file_are_read_as_such() -> None:
     rows = explicit(0x00280010, "US", b"\2\0", ">")
     assert described(part10(rows, syntax=ExplicitVRBigEndian))["00280010"]["Value"] == [512]
@@ -361,7 +405,7 @@ def test_private_elements_with_a_vr_are_kept_with_it() -> None:
 def test_a_large_private_element_is_left_out_whether_or_not_it_was_cut_out() -> None:
     creator = implicit(0x00090010, b"GEMS_IDEN_01")
     whole = part10(creator, implicit(0x00091004, b"x" * 5000), syntax=ImplicitVRLittleEndian)
-    ((start, end),) = check_structure(whole).bulk_ranges
+    ((start, end),) = check_structure(whole).left_out.ranges
     assert metadata_json(whole) == metadata_json(whole[:start] + whole[end:])
 
 
@@ -437,17 +481,31 @@ def test_a_backslash_byte_within_a_multi_byte_character_is_no_delimiter() -> Non
 
 
 @pytest.mark.parametrize("vr", ["SQ", "UN"])
-def test_the_deepest_nesting_that_is_accepted_can_be_described(vr: str) -> None:
-    content = b""
-    for _ in range(64):
+@pytest.mark.parametrize("depth", [20, 21, 64])
+def test_below_the_20th_sequence_only_the_vr_of_a_sequence_is_given(vr: str, depth: int) -> None:
+    content = name = explicit(0x00101001, "PN", b"A=I=P")
+    for _ in range(depth):
         content = explicit(0x00081140, "SQ", item(content)) if vr == "SQ" else item_of_un(content)
-    result = described(part10(content))
-    depth = 0
-    while result:
-        (sequence,) = result.values()
+    data = part10(content, explicit(0x00200011, "IS", b"7 "))
+
+    result = described(data)
+    assert result["00200011"] == {"vr": "IS", "Value": [7]}
+    assert json_levels(metadata_json(data)) <= 64
+    sequences = 0
+    tag = "00081140" if vr == "SQ" else "00091001"
+    while "Value" in (sequence := result.get(tag, {})):
         (result,) = sequence["Value"]
-        depth += 1
-    assert depth == 64
+        sequences += 1
+    assert sequences == 20
+    assert result == (described(part10(name)) if depth == 20 else {tag: {"vr": "SQ"}})
+
+
+def json_levels(document: bytes) -> int:
+    level = deepest = 0
+    for character in document:
+        level += (character in b"[{") - (character in b"]}")
+        deepest = max(deepest, level)
+    return deepest
 
 
 def item_of_un(content: bytes) -> bytes:

@@ -1,0 +1,151 @@
+"""Private elements without a VR, by the dictionary of their owner (PS3.5 7.8.1)."""
+
+import base64
+import json
+import struct
+from typing import Any
+
+import pytest
+from encoded import EXPLICIT, IMPLICIT, element, file_with, implicit_element, item
+
+from shared.dicom.metadata import metadata_json
+from shared.dicom.structure import check_structure
+
+PHILIPS = b"Philips Imaging DD 001"
+# Items of (2001,105F) and (2001,1003) by that dictionary: SQ and FL.
+ITEM_VALUE = bytes.fromhex("FE FF 00 E0 0A 00 00 00 08 00 00 01 02 00 00 00 41 20")
+B_VALUE = struct.pack("<f", 1000.0)
+
+
+def described(dataset: bytes, syntax: bytes) -> dict[str, Any]:
+    data = file_with(dataset, syntax)
+    check_structure(data)
+    result = json.loads(metadata_json(data))
+    assert isinstance(result, dict)
+    return result
+
+
+def private(syntax: bytes, creator: bytes, *elements: tuple[int, bytes]) -> bytes:
+    group = elements[0][0] >> 16 << 16
+    creator += b" " * (len(creator) % 2)
+    if syntax == EXPLICIT:
+        return element(group | 0x10, "LO", creator) + b"".join(
+            element(tag, "UN", value) for tag, value in elements
+        )
+    return implicit_element(group | 0x10, creator) + b"".join(
+        implicit_element(tag, value) for tag, value in elements
+    )
+
+
+def in_an_item(syntax: bytes, content: bytes) -> bytes:
+    if syntax == EXPLICIT:
+        return element(0x00081140, "SQ", item(content))
+    return implicit_element(0x00081140, item(content))
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_a_private_sequence_of_a_known_owner_is_described_as_one(syntax: bytes) -> None:
+    content = private(syntax, PHILIPS, (0x2001105F, ITEM_VALUE))
+    expected = {"vr": "SQ", "Value": [{"00080100": {"vr": "SH", "Value": ["A"]}}]}
+    assert described(content, syntax)["2001105F"] == expected
+    nested = described(in_an_item(syntax, content), syntax)
+    assert nested["00081140"]["Value"][0]["2001105F"] == expected
+    large = private(syntax, PHILIPS, (0x2001105F, ITEM_VALUE * 1000))
+    assert len(described(large, syntax)["2001105F"]["Value"]) == 1000
+    empty = private(syntax, PHILIPS, (0x2001105F, b""))
+    assert described(empty, syntax)["2001105F"] == {"vr": "SQ"}
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize(
+    "value",
+    [ITEM_VALUE[:-1], ITEM_VALUE + b"\0\0", b"ab" + ITEM_VALUE, ITEM_VALUE[:8], b"text"],
+    ids=["cut", "more behind", "more before", "a header alone", "text"],
+)
+def test_what_items_do_not_fill_is_no_private_sequence(syntax: bytes, value: bytes) -> None:
+    content = private(syntax, PHILIPS, (0x2001105F, value))
+    assert described(content, syntax).keys() == {"20010010"}
+    nested = described(in_an_item(syntax, content), syntax)["00081140"]["Value"][0]
+    binary = base64.b64encode(value).decode()
+    assert nested["2001105F"] == {"vr": "UN", "InlineBinary": binary}
+
+
+@pytest.mark.parametrize("creator", [b"Acme", PHILIPS[:-1], b"x" * 5000, b""])
+def test_a_private_sequence_of_an_unknown_owner_is_left_out(creator: bytes) -> None:
+    content = private(IMPLICIT, creator, (0x2001105F, ITEM_VALUE), (0x20011003, B_VALUE))
+    assert described(content, IMPLICIT).keys() == {"20010010"}
+
+
+def test_a_private_sequence_belongs_to_the_owner_of_its_block_in_its_own_item() -> None:
+    elsewhere = implicit_element(0x20010011, PHILIPS) + implicit_element(0x2001105F, ITEM_VALUE)
+    assert "2001105F" not in described(elsewhere, IMPLICIT)
+    right = implicit_element(0x20010011, PHILIPS) + implicit_element(0x2001115F, ITEM_VALUE)
+    assert described(right, IMPLICIT)["2001115F"]["vr"] == "SQ"
+    of_another = implicit_element(0x00081140, item(implicit_element(0x20010010, PHILIPS)))
+    outside = of_another + implicit_element(0x2001105F, ITEM_VALUE)
+    assert "2001105F" not in described(outside, IMPLICIT)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize(
+    "creator", [PHILIPS, PHILIPS.upper(), PHILIPS.lower(), b" " + PHILIPS, PHILIPS + b"\0"]
+)
+def test_an_owner_in_another_case_is_the_same_owner(syntax: bytes, creator: bytes) -> None:
+    content = private(syntax, creator, (0x20011003, B_VALUE), (0x2001105F, ITEM_VALUE))
+    for _ in range(2):  # also when its elements were seen before
+        result = described(content, syntax)
+        assert result["20011003"] == {"vr": "FL", "Value": [1000]}
+        assert result["2001105F"]["vr"] == "SQ"
+
+
+@pytest.mark.parametrize(
+    ("creator", "vr"),
+    [(b"SPI RELEASE 1", "CS"), (b"SPI Release 1", "LO"), (b"Spi Release 1", "CS")],
+)
+def test_an_owner_that_the_dictionary_has_in_two_cases_is_looked_for_as_written(
+    creator: bytes, vr: str
+) -> None:
+    content = private(IMPLICIT, creator, (0x00111020, b"NO"))
+    assert described(content, IMPLICIT)["00111020"] == {"vr": vr, "Value": ["NO"]}
+
+
+@pytest.mark.parametrize(
+    ("creator", "tag", "value"),
+    [
+        (b"ELSCINT1", 0x01F11026, b"0.264 "),  # FD, and no multiple of eight bytes
+        (b"ELSCINT1", 0x01F11026, b"0.488281"),  # FD, and digits: 1.4e-71
+        (b"ELSCINT1", 0x01F11026, b"1\\0.2840"),
+        (PHILIPS, 0x20011003, b"0.48"),  # FL
+        (PHILIPS, 0x20011001, b"\1\2\3"),  # FL
+        (PHILIPS, 0x20011002, b"\1\0\0\0"),  # IS
+    ],
+)
+def test_a_vr_of_the_dictionary_that_the_bytes_disprove_is_unknown(
+    creator: bytes, tag: int, value: bytes
+) -> None:
+    content = private(IMPLICIT, creator, (tag, value))
+    nested = described(in_an_item(IMPLICIT, content), IMPLICIT)["00081140"]["Value"][0]
+    binary = base64.b64encode(value).decode()
+    assert nested[f"{tag:08X}"] == {"vr": "UN", "InlineBinary": binary}
+
+
+def test_a_vr_of_the_dictionary_that_the_bytes_agree_with_is_followed() -> None:
+    pitch = private(IMPLICIT, b"ELSCINT1", (0x01F11026, struct.pack("<d", 0.264)))
+    assert described(pitch, IMPLICIT)["01F11026"] == {"vr": "FD", "Value": [0.264]}
+    text = private(IMPLICIT, b"GEMS_IDEN_01", (0x00091004, "Größe\tä\r\n".encode("latin-1")))
+    assert described(text, IMPLICIT)["00091004"]["vr"] == "SH"
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_private_sequences_in_private_sequences_cost_linear_time(syntax: bytes) -> None:
+    content = implicit_element(0x00080100, b"A ")
+    for _ in range(40):
+        nested = implicit_element(0x20010010, PHILIPS) + implicit_element(0x2001105F, item(content))
+        content = nested
+    whole = private(syntax, PHILIPS, (0x2001105F, item(content)))
+
+    depth, result = 0, described(whole, syntax)
+    while "Value" in result.get("2001105F", {}):
+        (result,) = result["2001105F"]["Value"]
+        depth += 1
+    assert depth == 20
