@@ -47,8 +47,8 @@ chaos: .venv/.ready-dev ## POSTS=10000 SEED=n: kill everything at random while s
 		$(if $(SENDERS),--senders $(SENDERS))
 
 fuzz: .venv/.ready-dev ## N=1000000 SEED=n: random hostile input, and the worst files we know
-	@.venv/bin/python tests/fuzz/run.py --cases $(or $(N),50000) $(if $(SEED),--seed $(SEED))
-	@.venv/bin/python tests/fuzz/worst.py
+	@PYTHONPATH=tests .venv/bin/python tests/fuzz/run.py --cases $(or $(N),50000) $(if $(SEED),--seed $(SEED))
+	@PYTHONPATH=tests .venv/bin/python tests/fuzz/worst.py
 
 lock: .venv/.ready-dev ## write the lock files anew
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \

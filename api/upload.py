@@ -275,8 +275,7 @@ class Upload:
             series_uid=identity.series_uid,
             size_bytes=spool.size_bytes,
             sha256=spool.sha256,
-            bulk_ranges=structure.left_out.ranges,
-            without_value=structure.left_out.without_value,
+            left_out=structure.left_out,
         )
         put = self._putters.submit(put_under, self._prefix + instance.path)
         put.add_done_callback(lambda _: self._free(close))

@@ -74,7 +74,7 @@ def _app(payload_ids: PayloadIds, store: ObjectStore, add: Callable[[IngestRecor
             identity.series_uid,
             len(part),
             hashlib.sha256(part).hexdigest(),
-            structure.bulk_ranges,
+            structure.left_out,
         )
         key, data = f"{payload_id}/{instance.path}", BytesIO(part)
         store.put(key, data, len(part), "application/dicom", instance.sha256)

@@ -29,6 +29,7 @@ import orjson
 import structlog
 from marshmallow import Schema, ValidationError, fields
 
+from shared.dicom.left_out import NOTHING_LEFT_OUT, LeftOut
 from shared.dicom.uids import is_uid
 from shared.errors import ObjectMissing, Permanent, StoreUnavailable, VersionConflict
 from shared.ids import is_guid, minted_before
@@ -78,9 +79,7 @@ def instance_path(study_uid: str, series_uid: str, sop_instance_uid: str) -> str
 class StoredInstance:
     """One instance in the payloads' bucket.
 
-    `bulk_ranges` are the byte ranges (start, end) of the file that its metadata sidecar has no
-    use for: pixel data and the like. `without_value` are elements that are too large to describe,
-    by tag (eight hex digits) and VR.
+    `left_out` is what its metadata sidecar has no use for.
     """
 
     sop_class_uid: str
@@ -89,8 +88,7 @@ class StoredInstance:
     series_uid: str
     size_bytes: int
     sha256: str
-    bulk_ranges: tuple[tuple[int, int], ...] = ()
-    without_value: tuple[tuple[str, str], ...] = ()
+    left_out: LeftOut = NOTHING_LEFT_OUT
 
     @property
     def path(self) -> str:
@@ -165,15 +163,16 @@ class _Instances(fields.Field[tuple[StoredInstance, ...]]):
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[StoredInstance, ...]:
         instances = tuple(
-            StoredInstance(**{**row, **{name: tuple(map(tuple, row[name])) for name in _PAIRS}})
-            for row in value
+            StoredInstance(**{**row, "left_out": _left_out(row["left_out"])}) for row in value
         )
         if not all(map(_is_stored_instance, instances)):
             raise ValidationError("an instance has a value of another type")
         return instances
 
 
-_PAIRS = ("bulk_ranges", "without_value")
+def _left_out(row: dict[str, Any]) -> LeftOut:
+    pairs = {name: tuple(map(tuple, row[name])) for name in ("ranges", "without_value")}
+    return LeftOut(**{**row, **pairs})
 
 
 def _are_pairs(pairs: tuple[Any, ...], kind: type) -> bool:
@@ -191,8 +190,10 @@ def _is_stored_instance(instance: StoredInstance) -> bool:
         all(isinstance(uid, str) and is_uid(uid) for uid in uids)
         and isinstance(instance.size_bytes, int)
         and isinstance(instance.sha256, str)
-        and _are_pairs(instance.bulk_ranges, int)
-        and _are_pairs(instance.without_value, str)
+        and _are_pairs(instance.left_out.ranges, int)
+        and _are_pairs(instance.left_out.without_value, str)
+        and isinstance(instance.left_out.is_inflated, bool)
+        and isinstance(instance.left_out.is_explicit, bool | None)
     )
 
 

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Iterable
 
 EXPLICIT = b"1.2.840.10008.1.2.1"
 IMPLICIT = b"1.2.840.10008.1.2"
@@ -41,3 +42,13 @@ def file_with(dataset: bytes, transfer_syntax: bytes = EXPLICIT, meta: bytes = b
 def deflated(dataset: bytes) -> bytes:
     deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return deflater.compress(dataset) + deflater.flush()
+
+
+def without(data: bytes, ranges: Iterable[tuple[int, int]]) -> bytes:
+    """What is left when these byte ranges, ascending and apart, are cut out."""
+    kept, position = [], 0
+    for start, end in ranges:
+        assert position <= start < end <= len(data)
+        kept.append(data[position:start])
+        position = end
+    return b"".join([*kept, data[position:]])

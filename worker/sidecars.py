@@ -78,7 +78,7 @@ class Sidecars:
         key = prefix + instance.path
         dataset = b"".join(self._read(key, instance))
         try:
-            data = metadata_json(dataset, instance.without_value)
+            data = metadata_json(dataset, instance.left_out)
         except OSError as error:
             raise NoScratch(
                 f"no room to inflate {key} in {tempfile.tempdir or 'a temporary folder'}: "
@@ -102,12 +102,13 @@ class Sidecars:
 
 
 def _kept(instance: StoredInstance) -> Iterator[tuple[int, int]]:
-    """The byte ranges between the bulk ranges."""
+    """The byte ranges between those that are left out; all of a deflated file."""
+    ranges = () if instance.left_out.is_inflated else instance.left_out.ranges
     start = 0
-    for bulk_start, bulk_end in (*instance.bulk_ranges, (instance.size_bytes, 0)):
-        if bulk_start > start:
-            yield start, bulk_start
-        start = bulk_end
+    for range_start, range_end in (*ranges, (instance.size_bytes, 0)):
+        if range_start > start:
+            yield start, range_start
+        start = range_end
 
 
 def _is_quick(instance: StoredInstance) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from encodings.aliases import aliases
 
 from pydicom.charset import CODES_TO_ENCODINGS, default_encoding, python_encoding
 
@@ -16,18 +17,28 @@ VRS_OF_ONE_VALUE = frozenset({"LT", "ST", "UR", "UT"})
 
 DEFAULT_CODECS = (default_encoding,)
 
-# JIS X 0201 as PS3.3 has it: unlike Python's plain codec, with a yen sign for the byte 5C, and an
-# overline for 7E.
-_JIS_X_0201 = "shift_jis_2004"
-_YEN = "\N{YEN SIGN}"
+# Of East Asian sets the codec of the vendor's superset, which has the letters of names that the
+# standard lacks.
+_SUPERSETS = {
+    "gb2312": "gbk",
+    "iso_ir_58": "gbk",
+    "euc_kr": "cp949",
+    "big5": "cp950",
+    "shift_jis": "cp932",
+}
+_JIS_X_0201 = "cp932"
+# JIS X 0201 as PS3.3 has it, unlike Python's codec.
+_YEN_AND_OVERLINE = str.maketrans({"\\": "\N{YEN SIGN}", "~": "\N{OVERLINE}"})
+_OVERLINE = str.maketrans({"~": "\N{OVERLINE}"})
 
-
-def _normal_term(term: str) -> str:
-    return re.sub("[ _-]", " ", term.upper())
-
-
-# Beside the defined terms: those of newer editions, and names of codecs and of code elements that
-# writers put in their place. None of them means anything else.
+# Names of codecs that writers put in the place of a term, with all that Python calls them.
+_NAMED_CODECS = {
+    *("ascii", "utf_8", "gb2312", "gbk", "gb18030", "big5", "cp950", "koi8_r", "tis_620"),
+    *("euc_jp", "euc_kr", "cp949", "shift_jis", "cp932", "latin_1"),
+    *(f"iso8859_{n}" for n in range(1, 17) if n != 12),
+    *(f"cp125{n}" for n in range(9)),
+}
+# Terms of newer editions than pydicom's, and terms for code extensions in the place of others.
 _MORE_TERMS = {
     "ISO_IR 203": "iso8859_15",
     "ISO 2022 IR 203": "iso8859_15",
@@ -35,33 +46,27 @@ _MORE_TERMS = {
     "ISO_IR 87": "iso2022_jp",
     "ISO_IR 149": "euc_kr",
     "ISO_IR 159": "iso2022_jp_2",
-    "GB2312": "gb2312",
-    "BIG5": "big5",
-    "EUC-JP": "euc_jp",
-    "EUC-KR": "euc_kr",
-    "KS_C_5601": "euc_kr",
-    "KS_X_1001": "euc_kr",
-    "SHIFT_JIS": _JIS_X_0201,
-    "KOI8-R": "koi8_r",
-    "TIS-620": "tis_620",
-    "US-ASCII": default_encoding,
-    "ASCII": default_encoding,
-    "LATIN1": "latin_1",
-    "UTF-8": "utf_8",
-    "UTF8": "utf_8",
-    **{f"ISO-8859-{n}": f"iso8859_{n}" for n in range(1, 17) if n != 12},
-    **{f"ISO8859-{n}": f"iso8859_{n}" for n in range(1, 17) if n != 12},
-    **{f"WINDOWS-125{n}": f"cp125{n}" for n in range(9)},
 }
+
+
+def _normal_term(term: str) -> str:
+    return re.sub("[ _-]", " ", term.upper())
+
+
 _CODECS = {
-    _normal_term(term): _JIS_X_0201 if codec == "shift_jis" else codec
-    for term, codec in {**python_encoding, **_MORE_TERMS}.items()
+    _normal_term(term): _SUPERSETS.get(codec, codec)
+    for term, codec in {
+        **{alias: codec for alias, codec in aliases.items() if codec in _NAMED_CODECS},
+        **{codec: codec for codec in _NAMED_CODECS},
+        **python_encoding,
+        **_MORE_TERMS,
+    }.items()
 }
 
 # ISO 2022 escape sequences of PS3.3 Table C.12-3 and C.12-4, and that of JIS C 6226-1978, which
 # JIS X 0208 came from.
 _ESCAPES = {
-    escape: _JIS_X_0201 if codec == "shift_jis" else codec
+    escape: _SUPERSETS.get(codec, codec)
     for escape, codec in {
         **CODES_TO_ENCODINGS,
         b"\x1b-b": "iso8859_15",
@@ -71,7 +76,8 @@ _ESCAPES = {
 
 # Python's codecs of these read the escape sequence themselves. They have 7-bit characters only.
 _CODECS_WITH_ESCAPES = frozenset({"iso2022_jp", "iso2022_jp_2"})
-_CODECS_OF_7_BITS = _CODECS_WITH_ESCAPES | {default_encoding}
+_CODECS_OF_7_BITS = _CODECS_WITH_ESCAPES | {default_encoding, "ascii"}
+_OF_8_BITS = re.compile(rb"([\x80-\xff]+)")
 
 _ESCAPED_RUN = re.compile(rb"^[^\x1b]+|\x1b[^\x1b]*")
 
@@ -112,19 +118,34 @@ def _escaped_run(run: bytes, vr: str, codecs: Sequence[str]) -> str:
         return _run(run, vr, codecs[0], codecs)
     # Also where the character set was not declared: nothing else says what follows.
     if codec in _CODECS_WITH_ESCAPES:
-        return run.decode(codec, "replace")
+        return _escaped_7_bits(run, escape, vr, codec, codecs)
     text = run[len(escape) :]
     end = match.start() if (match := _RESETS[vr].search(text)) else len(text)
     return _run(text[:end], vr, codec, codecs) + _run(text[end:], vr, codecs[0], codecs)
 
 
+def _escaped_7_bits(run: bytes, escape: bytes, vr: str, codec: str, codecs: Sequence[str]) -> str:
+    """Bytes of 8 bits in the run are in the set that was in effect for these before it."""
+    if run.isascii() or _only_set_of_8_bits(codecs) is None:
+        return run.decode(codec, "replace")
+    pieces = _OF_8_BITS.split(run[len(escape) :])
+    return "".join(
+        _run(piece, vr, codecs[0], codecs) if odd % 2 else (escape + piece).decode(codec, "replace")
+        for odd, piece in enumerate(pieces)
+    )
+
+
+def _only_set_of_8_bits(codecs: Sequence[str]) -> str | None:
+    of_8_bits = set(codecs) - _CODECS_OF_7_BITS
+    return of_8_bits.pop() if len(of_8_bits) == 1 else None
+
+
 def _run(data: bytes, vr: str, codec: str, codecs: Sequence[str]) -> str:
     if codec in _CODECS_OF_7_BITS and not data.isascii():
         # A writer that left the escape sequence out can only have meant the one set that fits.
-        of_8_bits = set(codecs) - _CODECS_OF_7_BITS
-        if len(of_8_bits) == 1:
-            (codec,) = of_8_bits
-    text = data.decode(codec, "replace")
-    if codec == _JIS_X_0201 and vr not in VRS_OF_ONE_VALUE:
-        return text.replace(_YEN, "\\")  # PS3.5 6.2: the byte separates values all the same
+        codec = _only_set_of_8_bits(codecs) or codec
+    text = data.decode(default_encoding if codec == "ascii" else codec, "replace")
+    if codec == _JIS_X_0201:
+        # PS3.5 6.2: where it separates values, the byte does so in this set as well.
+        return text.translate(_YEN_AND_OVERLINE if vr in VRS_OF_ONE_VALUE else _OVERLINE)
     return text

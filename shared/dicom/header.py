@@ -1,12 +1,10 @@
 """The header of one data element: its tag, VR and length (PS3.5 7.1, 7.5)."""
 
 import struct
-from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
-from pydicom._private_dict import private_dictionaries
-from pydicom.datadict import dictionary_VR, private_dictionary_VR
+from pydicom.datadict import dictionary_VR
 
 from shared.dicom.refusal import NotUnderstood
 
@@ -22,6 +20,18 @@ VRS_OF_SHORT_LENGTH = {
 VRS_OF_LONG_LENGTH = {
     vr.encode(): vr
     for vr in ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
+}
+
+# PS3.5 Table 6.2-1: binary numbers, with their format characters of `struct`.
+NUMBERS = {
+    "FL": "f",
+    "FD": "d",
+    "SL": "i",
+    "SS": "h",
+    "SV": "q",
+    "UL": "I",
+    "US": "H",
+    "UV": "Q",
 }
 
 # PS3.5 Table 7.5-1 to 7.5-3
@@ -134,30 +144,6 @@ def dictionary_vr(tag: int) -> str:
 def is_private_creator(tag: int) -> bool:
     """Whether (gggg,00bb) reserves the elements (gggg,bb00) to (gggg,bbFF) (PS3.5 7.8.1)."""
     return bool(tag & 0x10000) and 0x10 <= tag & 0xFFFF <= 0xFF
-
-
-@lru_cache(maxsize=8192)
-def private_vr(tag: int, creator: str) -> str:
-    """The VR that the owner of a private element is known to give it; "UN" where that is not known.
-
-    Where the dictionary does not have the creator as it is written, it may be written in another
-    case: some devices do that.
-    """
-    exact = (creator,) if creator in private_dictionaries else ()
-    for name in (*exact, *_creators_in_any_case().get(creator.casefold(), ())):
-        with suppress(KeyError):
-            vr = private_dictionary_VR(tag, name)
-            # No dictionary settles "US or SS".
-            return vr if len(vr) == 2 else "UN"
-    return "UN"
-
-
-@lru_cache(maxsize=1)
-def _creators_in_any_case() -> dict[str, list[str]]:
-    names: dict[str, list[str]] = {}
-    for name in private_dictionaries:
-        names.setdefault(name.casefold(), []).append(name)
-    return names
 
 
 def cut_header(start: int, limit: int, surroundings: str) -> NotUnderstood:

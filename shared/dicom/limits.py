@@ -15,7 +15,7 @@ MAX_CHECKED_ELEMENTS = 2_000_000
 300,000, which are walked in about a second; this many in some five to ten."""
 
 MAX_RETRIED_ELEMENTS = MAX_CHECKED_ELEMENTS
-"""Elements and items that are walked once more, to find out how they are encoded."""
+"""Elements, items and fragments that are walked once more, to find out how they are encoded."""
 
 MAX_FRAGMENTS = 2_000_000
 """Fragments of encapsulated pixel data. Each frame has at least one (PS3.5 A.4), and whole slides
@@ -35,6 +35,10 @@ MAX_ELEMENTS = 200_000
 MAX_METADATA_BYTES = 64 * 1024 * 1024
 """Bytes of the file that are described. The sidecar is made of them in memory; the waveforms of a
 day, the largest that is of use in practice, are well below."""
+
+MAX_VALUE_BYTES = 16 * 1024 * 1024
+"""One value that is described. Text takes up to four times as much in memory, and once more as
+JSON."""
 
 MAX_VALUES = 2_000_000
 """Values in the metadata sidecar, all elements together. As Python objects each takes far more

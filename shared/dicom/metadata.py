@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from shared.dicom.character_sets import DEFAULT_CODECS, codecs_of, texts
-from shared.dicom.header import is_private_creator
-from shared.dicom.left_out import BULK_VRS, SMALLEST_LEFT_OUT_BYTES, left_out
-from shared.dicom.limits import DEFAULT, MAX_DESCRIBED_SEQUENCES, MAX_VALUES, MOST
+from shared.dicom.header import NUMBERS
+from shared.dicom.left_out import BULK_VRS, NOTHING_LEFT_OUT, LeftOut, Range
+from shared.dicom.limits import MAX_DESCRIBED_SEQUENCES, MAX_VALUE_BYTES, MAX_VALUES, MOST
 from shared.dicom.part10 import EncodedDataset, open_dataset
 from shared.dicom.uids import SPECIFIC_CHARACTER_SET
 from shared.dicom.walk import Step, StepKind, Walk
@@ -30,17 +30,6 @@ JsonObject: TypeAlias = dict[str, Any]
 
 _PIXEL_REPRESENTATION = 0x00280103
 
-# PS3.5 Table 6.2-1: binary numbers, with their format characters of `struct`.
-_NUMBERS: Mapping[str, str] = {
-    "FL": "f",
-    "FD": "d",
-    "SL": "i",
-    "SS": "h",
-    "SV": "q",
-    "UL": "I",
-    "US": "H",
-    "UV": "Q",
-}
 # PS3.5 Table 6.2-1: words that depend on the byte order, with their type codes of `array`.
 _WORDS: Mapping[str, str] = {"OW": "H", "OF": "I", "OL": "I", "OD": "Q", "OV": "Q"}
 
@@ -52,51 +41,42 @@ _MOST_SEEN_ELEMENTS = 4096
 _JSON_INTEGERS = range(-(2**63), 2**64)  # as far as orjson goes
 # IEEE 754 binary32: any decimal of 6 digits survives it, and 9 digits tell all apart.
 _FLOAT32_DIGITS, _FLOAT32_MAX_DIGITS = 6, 9
-_FLOAT32_MIN_NORMAL = 2.0**-126
+_FLOAT32_MIN_NORMAL, _FLOAT32_MIN = 2.0**-126, 2.0**-149
+_FLOAT32 = struct.Struct("<f")
 _EXACT_INTEGERS = 2.0**53  # up to which each is a floating-point number of its own
 
-# What a text value cannot have: all control characters but those of PS3.5 6.1.3, and NUL between
-# other characters.
-_NO_TEXT = re.compile(rb"[\x01-\x08\x0b\x0e-\x1a\x1c-\x1f]|\0[^\0 ]")
-_DIGITS = re.compile(rb"(?=.*[0-9])[0-9+.eE\\ \0-]+", re.DOTALL)
-_FEWEST_DIGITS_BYTES = 4
 
-
-def metadata_json(part10: bytes, without_value: Sequence[tuple[str, str]] = ()) -> bytes:
+def metadata_json(part10: bytes, left_out: LeftOut = NOTHING_LEFT_OUT) -> bytes:
     """One Part 10 file's data set as one JSON object, not indented, elements ascending by tag.
 
-    `part10` is a file that `check_structure` accepted, with or without the ranges that it leaves
-    out, and `without_value` what it gives by its VR alone. Left out are group 0002, group lengths,
-    and top-level elements of a VR in `BULK_VRS`. An odd value never raises: a number that does not
-    parse stays the string it is, and an element whose bytes do not fit its VR is given by its VR
-    alone; so is one with more values than are left of `MAX_VALUES`, and a sequence within more than
-    `MAX_DESCRIBED_SEQUENCES`.
+    `part10` is a file that `check_structure` accepted, without the ranges that are left out of it;
+    a deflated one is whole. Left out are also group 0002, group lengths, and top-level elements of
+    a VR in `BULK_VRS`. An odd value never raises: a number that does not parse stays the string it
+    is. An element is given by its VR alone where its bytes do not fit the VR or are more than
+    `MAX_VALUE_BYTES`, or where it has more values than are left of `MAX_VALUES`; so is a sequence
+    within more than `MAX_DESCRIBED_SEQUENCES`.
 
     Raises `NotUnderstood` for what `check_structure` would not have accepted.
     """
     with open_dataset(part10, {}, tempfile.TemporaryFile) as dataset:
-        if dataset.is_inflated:
-            dataset, without_value = _described(dataset)
-        top = _described_elements(dataset)
-    for tag, vr in without_value:
+        if left_out.is_inflated:
+            dataset = _without(dataset, left_out.ranges)
+        top = _described_elements(dataset, left_out.is_explicit)
+    for tag, vr in left_out.without_value:
         top.put(tag, {"vr": top.settled(vr)})
     top.sort()
     return orjson.dumps(top.elements)
 
 
-def _described(dataset: EncodedDataset) -> tuple[EncodedDataset, Sequence[tuple[str, str]]]:
-    """A data set without what is left out of it, which was not found out on its arrival."""
-    ranges, without_value = left_out(dataset, DEFAULT)
-    if not ranges:
-        return dataset, without_value
+def _without(dataset: EncodedDataset, ranges: Sequence[Range]) -> EncodedDataset:
     ends = [dataset.start, *(end for _, end in ranges)]
     starts = [*(start for start, _ in ranges), len(dataset.view)]
     kept = b"".join(dataset.view[e:s] for e, s in zip(ends, starts, strict=True))
-    return dataset._replace(view=memoryview(kept), start=0), without_value
+    return dataset._replace(view=memoryview(kept), start=0)
 
 
-def _described_elements(dataset: EncodedDataset) -> "_Item":
-    walk = Walk(dataset, MOST)
+def _described_elements(dataset: EncodedDataset, is_explicit: bool | None) -> "_Item":
+    walk = Walk(dataset, MOST, is_explicit=is_explicit)
     top = _Item(_ValuesLeft(MAX_VALUES), walk.encoding)
     items = [top]
     sequences: list[JsonObject] = []
@@ -138,16 +118,6 @@ def _seen_elements(
 ) -> dict[bytes, _SeenElement]:
     """Those of earlier instances in the same encoding and character sets, as they are encoded."""
     return {}
-
-
-def _can_be_seen_again(step: Step) -> bool:
-    """Whether it is small, and its bytes alone tell what it is."""
-    return (
-        step.end - step.start <= _SEEN_ELEMENT_BYTES
-        and step.vr not in BULK_VRS
-        and step.vr != "US or SS"
-        and not is_private_creator(step.tag)  # the walk has to see these
-    )
 
 
 @dataclass
@@ -212,18 +182,14 @@ class _Item:
 
     def add(self, step: Step, walk: Walk) -> None:
         """Add an element, and to `seen` if it would be the same wherever it stands."""
-        tag = step.tag
-        if tag & 0xFFFF == 0:  # Group Length, PS3.5 7.2
+        tag, vr = step.tag, self.settled(step.vr)
+        if tag & 0xFFFF == 0 or tag >> 16 == 2:  # Group Length, PS3.5 7.2; PS3.10 7.1
             return
-        value = walk.value(step)
-        vr = self.settled(step.vr)
-        if vr == "UN" and tag & 0x10000:
-            vr = _private_vr(step, walk, value)
         if self.is_top_level and vr in BULK_VRS:
             return
-
+        value = walk.value(step)
         value_count = _value_count(vr, value)
-        fits = self.values_left.take(value_count)
+        fits = len(value) <= MAX_VALUE_BYTES and self.values_left.take(value_count)
         element = _element(vr, value, step.byte_order, self.codecs) if fits else {"vr": vr}
         self.put(f"{tag:08X}", element)
 
@@ -232,51 +198,22 @@ class _Item:
             self.seen = _seen_elements(self.encoding, self.codecs)
         elif tag == _PIXEL_REPRESENTATION:
             self.has_signed_pixels = element.get("Value") == [1]
-        elif fits and _can_be_seen_again(step):
+        elif (
+            fits
+            and step.end - step.start <= _SEEN_ELEMENT_BYTES
+            and vr not in BULK_VRS
+            and walk.is_the_same_elsewhere(step)
+        ):
             if len(self.seen) >= _MOST_SEEN_ELEMENTS:
                 self.seen.clear()
             self.seen[walk.encoded(step)] = _SeenElement(f"{tag:08X}", element, value_count)
-
-
-def _private_vr(step: Step, walk: Walk, value: bytes) -> str:
-    """The VR that the owner of a private element is known to give it, else UN."""
-    # A larger one may have been cut out of the file as UN; it has to be left out in both cases.
-    if step.end - step.start > SMALLEST_LEFT_OUT_BYTES:
-        return "UN"
-    vr = walk.private_vr(step.tag)
-    # The walk has not proved its value a sequence.
-    return "UN" if vr == "SQ" or _is_disproved(vr, value) else vr
-
-
-def _is_disproved(vr: str, value: bytes) -> bool:
-    """Whether the bytes show that a VR from a private dictionary is not that of this writer.
-
-    Devices differ from what is known of their maker's dictionary. Four and more bytes of digits are
-    a decimal that was written as text: as a binary number they are one that nothing measures, such
-    as 1.4e-71. A 16-bit number of two digits may be either, so there the dictionary is followed.
-    """
-    if vr in BULK_VRS or not value:
-        return False
-    size_bytes = 4 if vr == "AT" else _size_bytes(vr)
-    if not size_bytes:
-        return _NO_TEXT.search(value) is not None
-    return bool(len(value) % size_bytes) or (
-        size_bytes >= _FEWEST_DIGITS_BYTES
-        and vr in _NUMBERS
-        and _DIGITS.fullmatch(value) is not None
-    )
-
-
-def _size_bytes(vr: str) -> int:
-    """Of one number; 0 for a VR of none."""
-    return struct.calcsize("=" + _NUMBERS[vr]) if vr in _NUMBERS else 0
 
 
 def _value_count(vr: str, value: bytes) -> int:
     """At most how many objects the value becomes: numbers, texts, or runs of a character set."""
     if vr in BULK_VRS:
         return 1
-    size_bytes = 4 if vr == "AT" else _size_bytes(vr)
+    size_bytes = 4 if vr == "AT" else struct.calcsize("=" + NUMBERS[vr]) if vr in NUMBERS else 0
     if size_bytes:
         return len(value) // size_bytes
     return 1 + value.count(b"\\") + value.count(b"\x1b")
@@ -305,7 +242,7 @@ def _base64(vr: str, value: bytes, byte_order: str) -> str:
 
 def _values(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> list[Any]:
     """PS3.18 Table F.2.3-1; [] where the bytes do not fit the VR."""
-    number_format = _NUMBERS.get(vr)
+    number_format = NUMBERS.get(vr)
     if number_format is not None:
         return _numbers(number_format, value, byte_order)
     if vr == "AT":
@@ -351,13 +288,20 @@ def _shortest_float32(number: float) -> int | float | str:
     """The shortest decimal that gives the same 32-bit float, such as 0.1."""
     if not math.isfinite(number):
         return _not_finite(number)
-    encoded = struct.pack("<f", number)
-    fewest = _FLOAT32_DIGITS if abs(number) >= _FLOAT32_MIN_NORMAL else 1
-    for digits in range(fewest, _FLOAT32_MAX_DIGITS):
+    encoded = _FLOAT32.pack(number)
+    for digits in range(_fewest_digits(number), _FLOAT32_MAX_DIGITS):
         shorter = float(f"{number:.{digits}g}")
-        if struct.pack("<f", shorter) == encoded:
+        if _FLOAT32.pack(shorter) == encoded:
             return _json_number(shorter)
     return _json_number(float(f"{number:.{_FLOAT32_MAX_DIGITS}g}"))
+
+
+def _fewest_digits(number: float) -> int:
+    """Below the smallest normal number each has as many digits less as it is smaller."""
+    if abs(number) >= _FLOAT32_MIN_NORMAL:
+        return _FLOAT32_DIGITS
+    steps = int(abs(number) / _FLOAT32_MIN)
+    return max(1, min(_FLOAT32_DIGITS, len(str(steps)) - 1))
 
 
 def _not_finite(number: float) -> str:

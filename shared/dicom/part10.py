@@ -17,6 +17,7 @@ from shared.dicom.header import (
     cut_value,
     is_vr,
     read_explicit_header,
+    tag_name,
 )
 from shared.dicom.limits import MAX_FILE_META_BYTES, MAX_INFLATED_BYTES
 from shared.dicom.refusal import NotUnderstood, TooMuchToCheck, TransferSyntaxNotAccepted
@@ -44,7 +45,6 @@ _NEWER_THAN_PYDICOM = frozenset(
 
 _PREAMBLE_BYTES = 128
 _GROUP_LENGTH = 0x00020000
-_LAST_TAG = 0x0002FFFF
 _READ_BYTES = 64 * 1024
 _INFLATE_BYTES = 1024 * 1024
 
@@ -108,20 +108,22 @@ def _read_file_meta(view: memoryview, values: dict[int, bytes]) -> int:
             _words_without_preamble(view, f"there is no DICM at byte {_PREAMBLE_BYTES}")
         )
     position = start = _PREAMBLE_BYTES + 4
-    end_by_length, is_behind_end = 0, False
-    is_explicit, last_tag = True, _LAST_TAG
+    end_by_length, is_behind_end, is_explicit = 0, False, True
     while True:
-        if position == end_by_length:
-            is_behind_end = True
-            if uid_text(values.get(TRANSFER_SYNTAX_UID, b"")) in _DEFLATED:
-                break  # the stream may begin with the same two bytes
-        group = bytes(view[position : position + 2])
-        if not group or not b"\2\0".startswith(group):
+        header = bytes(view[position : position + 6])
+        is_behind_end = is_behind_end or position == end_by_length
+        if position == start or is_behind_end:
+            is_explicit = is_vr(header[4:])
+        # A deflate stream may begin with the same two bytes.
+        if (
+            is_behind_end
+            and not is_explicit
+            and uid_text(values.get(TRANSFER_SYNTAX_UID, b"")) in _DEFLATED
+        ):
             break
-        tag = 0x00020000 | int.from_bytes(view[position + 2 : position + 4], "little")
-        if tag <= last_tag:  # PS3.10 7.1 has it in explicit VR, but there are files that are not
-            is_explicit = is_vr(bytes(view[position + 4 : position + 6]))
-        last_tag = tag
+        if not header or not b"\2\0".startswith(header[:2]):
+            break
+        tag = 0x00020000 | int.from_bytes(header[2:4], "little")
         length, value_start = _read_meta_header(view, position, is_explicit=is_explicit)
         if length > size_bytes - value_start:
             raise cut_value(tag, position, length, size_bytes - value_start, "the file")
@@ -131,7 +133,11 @@ def _read_file_meta(view: memoryview, values: dict[int, bytes]) -> int:
                 f"the file meta information has more than {MAX_FILE_META_BYTES} bytes, which is "
                 "the limit"
             )
-        if tag == _GROUP_LENGTH and length == 4 and not end_by_length:
+        if tag == _GROUP_LENGTH and length != 4:
+            raise NotUnderstood(
+                f"{tag_name(tag)} has {length} bytes where it must have 4; other readers fail on it"
+            )
+        if tag == _GROUP_LENGTH and not end_by_length:
             end_by_length = position + int.from_bytes(view[value_start:position], "little")
         if tag in WANTED_UIDS and not (
             is_behind_end and tag in values and tag != TRANSFER_SYNTAX_UID
@@ -150,7 +156,10 @@ def _read_file_meta(view: memoryview, values: dict[int, bytes]) -> int:
 
 
 def _read_meta_header(view: memoryview, start: int, *, is_explicit: bool) -> tuple[int, int]:
-    """The length of an element's value, and where it begins."""
+    """The length of an element's value, and where it begins.
+
+    PS3.10 7.1 has file meta information in explicit VR, but there are files that have not.
+    """
     size_bytes = len(view)
     if is_explicit:
         header = read_explicit_header(view, start, size_bytes, LITTLE_ENDIAN)

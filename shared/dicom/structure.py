@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from shared.dicom.header import dictionary_vr, tag_name
 from shared.dicom.left_out import NOTHING_LEFT_OUT, LeftOut, Range, add_range, is_bulk, left_out
-from shared.dicom.limits import DEFAULT, MAX_LEFT_OUT, StructureLimits
+from shared.dicom.limits import DEFAULT, StructureLimits
 from shared.dicom.part10 import (
     Buffer,
     EncodedDataset,
@@ -51,8 +51,7 @@ class Structure:
     """What the check learnt on its way through a whole file.
 
     `values` holds the raw values of the elements that identity and modality are read from, by tag,
-    each at most `KEPT_VALUE_BYTES` long. `left_out` is what the metadata sidecar has no use for;
-    empty for a deflated file, of which the worker finds that out.
+    each at most `KEPT_VALUE_BYTES` long. `left_out` is what the metadata sidecar has no use for.
     """
 
     transfer_syntax_uid: str
@@ -148,13 +147,4 @@ def _collect(dataset: EncodedDataset, values: dict[int, bytes], limits: Structur
             add_range(bulk_ranges, step.start, step.end)
     if step is None and only_zeros_follow(dataset.view, dataset.start):
         raise NotUnderstood("the file ends with its file meta information: it has no data set")
-    if dataset.is_inflated:
-        return NOTHING_LEFT_OUT
-    described_bytes = len(dataset.view) - sum(end - start for start, end in bulk_ranges)
-    if (
-        described_bytes <= limits.metadata_bytes
-        and walk.element_count <= limits.elements
-        and len(bulk_ranges) <= MAX_LEFT_OUT
-    ):
-        return LeftOut(tuple(bulk_ranges))
-    return left_out(dataset, limits)
+    return left_out(dataset, walk, bulk_ranges, limits)

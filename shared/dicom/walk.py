@@ -1,6 +1,5 @@
 """The walk over a data set: every element, sequence and item in turn, proven whole (PS3.5 7)."""
 
-import copy
 from collections.abc import Iterator, Mapping, Set
 from enum import Enum, auto
 from typing import NamedTuple, TypeVar
@@ -15,6 +14,7 @@ from shared.dicom.header import (
     LITTLE_ENDIAN,
     SEQUENCE_DELIMITATION,
     UNDEFINED_LENGTH,
+    VRS_OF_LONG_LENGTH,
     VRS_OF_SHORT_LENGTH,
     Layout,
     cut_header,
@@ -23,7 +23,6 @@ from shared.dicom.header import (
     is_like_a_vr,
     is_private_creator,
     is_vr,
-    private_vr,
     read_explicit_header,
     tag_name,
 )
@@ -34,14 +33,20 @@ from shared.dicom.limits import (
     StructureLimits,
 )
 from shared.dicom.part10 import EncodedDataset, only_zeros_follow
+from shared.dicom.private_elements import MAX_PROVEN_BYTES, PrivateCreators, is_disproved
 from shared.dicom.refusal import NotUnderstood, TooMuchToCheck
+from shared.dicom.uids import SERIES_INSTANCE_UID, SOP_INSTANCE_UID
 
 # PS3.5 A.1, and Papyrus 3 Implicit VR Little Endian, retired, of PS3.6 Table A-1.
 _IMPLICIT = frozenset({ImplicitVRLittleEndian, "1.2.840.10008.1.20"})
 
-_CREATOR_MAX_BYTES = 64
-_BLANK_VRS = (b"  ", b"\0\0")
+_BLANK_VRS = (b"  ", b"\0\0", b" \0", b"??")
+
+# What a trial costs beside its elements, in the time of one of these.
+_TRIAL_COST = 10
+
 _NOTHING: frozenset[int] = frozenset()
+_IDENTITY = frozenset({SOP_INSTANCE_UID})
 
 Known = TypeVar("Known")
 
@@ -80,7 +85,6 @@ class _Container(NamedTuple):
     """What the walk is in: the data set, an item, or a sequence.
 
     Its bytes end at `limit`, or where it is delimited, with a delimitation item before that.
-    `creators` are those of its private elements, by group and block (PS3.5 7.8.1).
     """
 
     is_sequence: bool
@@ -90,19 +94,11 @@ class _Container(NamedTuple):
     is_delimited: bool
     is_explicit: bool
     layout: Layout
-    creators: dict[int, str]
+    creators: PrivateCreators
 
 
 class _NestedTooDeep(NotUnderstood):
     """However the rest may be encoded."""
-
-
-class _Attempt(NamedTuple):
-    """How far the walk comes from `start` if what begins there is encoded in a certain way."""
-
-    start: int
-    end: int
-    error: NotUnderstood | None
 
 
 class Walk:
@@ -112,40 +108,55 @@ class Walk:
     Sequences of VR UN are descended into as PS3.5 6.2.2 says. A data set or an item whose first
     element looks as if it were encoded otherwise than declared, with or without VRs, is believed to
     be if it can be walked to its end that way, and not as declared: such files exist.
+
+    `is_explicit` says whether the data set has VRs, where that is not as declared; else it is None.
+    `has_missing_vr` says whether a top-level element without a VR was met: what it is depends on
+    those around it.
     """
 
     def __init__(
-        self, dataset: EncodedDataset, limits: StructureLimits, *, is_whole: bool = True
+        self,
+        dataset: EncodedDataset,
+        limits: StructureLimits,
+        *,
+        is_whole: bool = True,
+        is_explicit: bool | None = None,
     ) -> None:
         """Unless it `is_whole`, the data set goes on behind its end, and what depends on that is
-        refused. Raises as `step` does."""
+        refused. `is_explicit` is how an earlier walk has found it to be. Raises as `step` does."""
         self._limits = limits
         self._view = dataset.view
         self._is_whole = is_whole
         self._whole = "the inflated data set" if dataset.is_inflated else "the file"
         self.position = dataset.start
         self.element_count = 0
+        self.has_missing_vr = False
         self._max_elements = MAX_CHECKED_ELEMENTS
         self._retries_left = MAX_RETRIED_ELEMENTS
-        self._is_trial = False
-        self._may_be_padded = True
-        self._furthest = _Attempt(0, 0, None)
+        self._furthest: _Trial | None = None
         self._around: list[_Container] = []
         self._depth = 0
         self._fragments = 0
+        self._is_declared_explicit = dataset.transfer_syntax_uid not in _IMPLICIT
         self._inside = _Container(
             is_sequence=False,
             tag=0,
             start=dataset.start,
             limit=len(dataset.view),
             is_delimited=False,
-            is_explicit=dataset.transfer_syntax_uid not in _IMPLICIT,
+            is_explicit=self._is_declared_explicit if is_explicit is None else is_explicit,
             layout=(
                 BIG_ENDIAN if dataset.transfer_syntax_uid == ExplicitVRBigEndian else LITTLE_ENDIAN
             ),
-            creators={},
+            creators=PrivateCreators(),
         )
-        self._settle_encoding()
+        if is_explicit is None:
+            self._settle_encoding()
+        self.is_explicit = (
+            None
+            if self._inside.is_explicit == self._is_declared_explicit
+            else self._inside.is_explicit
+        )
 
     def steps(self, told: Set[int] | None = None) -> Iterator[Step]:
         """All steps in turn.
@@ -166,8 +177,10 @@ class Walk:
     def _likelier(self, error: NotUnderstood) -> NotUnderstood:
         """The error of the encoding in which the walk comes the furthest: of what is declared to be
         implicit and is explicit, and is cut, the sender is told where it is cut."""
-        other = self._furthest
-        return other.error if other.error and other.start <= self.position < other.end else error
+        trial = self._furthest
+        if trial is not None and trial.error and trial.start <= self.position < trial.position:
+            return trial.error
+        return error
 
     def step(self) -> Step | None:
         """The next step, or None behind the last. Raises `NotUnderstood` and `TooMuchToCheck`."""
@@ -208,8 +221,8 @@ class Walk:
             self.position = end
             self.element_count += 1
             tag = group << 16 | number
-            if group & 1 and number <= 0xFF:
-                self._note_creator(tag, vr, start + 8, end)
+            if vr == "LO" and group & 1 and number <= 0xFF:
+                self._note_creator(tag, start + 8, end)
             if told is None or tag in told:
                 yield Step(StepKind.ELEMENT, tag, vr, byte_order, depth, start, start + 8, end, end)
 
@@ -224,6 +237,15 @@ class Walk:
     def encoding(self) -> tuple[bool, str]:
         """Whether the headers that come next have a VR, and the byte order, `<` or `>`."""
         return self._inside.is_explicit, self._inside.layout.byte_order
+
+    def is_the_same_elsewhere(self, step: Step) -> bool:
+        """Whether the element's bytes alone tell what it is, in this `encoding`, so that
+        `known_elements` may give it."""
+        if self._inside.is_explicit:
+            return bytes(self._view[step.start + 4 : step.start + 6]) in VRS_OF_SHORT_LENGTH and (
+                not is_private_creator(step.tag)  # these have to be noted
+            )
+        return not step.tag & 0x10000 and step.vr != "US or SS"
 
     def known_elements(self, known: Mapping[bytes, Known], most_bytes: int) -> list[Known]:
         """What is known of the elements that come next, up to the first of which nothing is.
@@ -280,15 +302,14 @@ class Walk:
     def _element(self) -> Step | None:
         view, start, inside = self._view, self.position, self._inside
         if inside.limit - start < 8:
-            if not self._around and self._may_be_padded and only_zeros_follow(view, start):
+            if self._is_padding(start):
                 return None
             raise self._out_of_bytes()
         byte_order = inside.layout.byte_order
-        has_unknown_vr = False
         if inside.is_explicit:
             tag, vr, length, value_start = self._explicit_header(start)
-            if vr == "UN":
-                has_unknown_vr = True
+            has_unknown_vr = vr == "UN"
+            if has_unknown_vr:
                 vr, byte_order = dictionary_vr(tag), "<"  # PS3.5 6.2.2: always little endian
         else:
             group, number, length = inside.layout.implicit_header.unpack_from(view, start)
@@ -299,12 +320,7 @@ class Walk:
         if tag >> 16 == GROUP_OF_ITEMS:
             return self._item_delimitation(tag)
         if tag >> 16 == 0:  # a command set's (PS3.7 6.3), or padding
-            if (
-                tag == 0
-                and not self._around
-                and self._may_be_padded
-                and only_zeros_follow(view, start)
-            ):
+            if tag == 0 and self._is_padding(start):
                 return None
             raise NotUnderstood(
                 f"{tag_name(tag)} at byte {start} is no element of a data set, and no padding, as "
@@ -330,21 +346,26 @@ class Walk:
             left = inside.limit - value_start
             if length > left:
                 raise cut_value(tag, start, length, left, self._surroundings())
-            if vr == "UN" and self._is_private_sequence(tag, length, value_start):
-                return self._sequence(tag, length, value_start, has_unknown_vr)
             if vr == "SQ":
                 is_declared = inside.is_explicit and not has_unknown_vr
                 layout = LITTLE_ENDIAN if has_unknown_vr else inside.layout
                 if is_declared or self._begins_with_item(value_start, length, layout):
                     return self._sequence(tag, length, value_start, has_unknown_vr)
                 vr = "UN"  # the dictionary has a sequence, and the file something else
+            elif vr == "UN" and tag & 0x10000:
+                vr = self._private_vr(tag, length, value_start)
+                if vr == "SQ":
+                    return self._sequence(tag, length, value_start, has_unknown_vr)
             value_end = end = value_start + length
-            if is_private_creator(tag):
-                self._note_creator(tag, vr, value_start, value_end)
+            if vr == "LO" and is_private_creator(tag):
+                self._note_creator(tag, value_start, value_end)
         self.position = end
         return Step(
             StepKind.ELEMENT, tag, vr, byte_order, self._depth, start, value_start, value_end, end
         )
+
+    def _is_padding(self, start: int) -> bool:
+        return not self._around and only_zeros_follow(self._view, start)
 
     def _explicit_header(self, start: int) -> tuple[int, str, int, int]:
         """Tag, VR, length and where the value begins, as `read_explicit_header` gives them."""
@@ -352,35 +373,37 @@ class Walk:
         try:
             header = read_explicit_header(self._view, start, inside.limit, inside.layout)
         except NotUnderstood:
-            if is_like_a_vr(bytes(self._view[start + 4 : start + 6])):
-                raise
             header = self._header_without_vr(start)
             if header is None:
                 raise
+            self.has_missing_vr = self.has_missing_vr or not self._around
         if header is None:
             raise self._out_of_bytes()
         return header
 
     def _header_without_vr(self, start: int) -> tuple[int, str, int, int] | None:
-        """The header of an element that lacks its VR where it must have one.
+        """The header of an element that lacks its VR where it must have one; None where readers
+        differ in what it is.
 
-        Its length is one of 32 bits, as under implicit VR, or behind a blank VR one of 16 bits.
-        Readers differ in which, so it is accepted where only one of these leads to the next element
-        or the end: then nothing can be misread. None where it does not, where some readers take the
-        length for a VR, and where it is the first of a data set or item, which some readers then
-        take to lack VRs altogether.
+        Its length is one of 32 bits, as under implicit VR, or behind a blank VR one of 16 bits. It
+        is accepted where only one of these leads to the next element or the end. Readers differ
+        where the length looks like a VR, and where it is the first of a data set or item, which
+        some take to lack VRs altogether. Some read a blank VR as a length of 32 bits, and find
+        nothing behind it; so the elements that identify the instance must have come before.
         """
         view, inside = self._view, self._inside
+        vr_bytes = bytes(view[start + 4 : start + 6])
         is_first = start == (inside.start + 8 if self._around else inside.start)
-        if is_first or b"AA" <= bytes(view[start + 4 : start + 6]) <= b"ZZ":
+        if is_first or b"AA" <= vr_bytes <= b"ZZ":
             return None
         group, number, length = inside.layout.implicit_header.unpack_from(view, start)
         tag, value_start = group << 16 | number, start + 8
         vr = dictionary_vr(tag)
         if length == UNDEFINED_LENGTH:
             return (tag, "SQ", length, value_start) if vr in ("SQ", "UN") else None
+        top_level_tag = tag if not self._around else [*self._around, inside][1].tag
         lengths = {length}
-        if bytes(view[start + 4 : start + 6]) in _BLANK_VRS:
+        if vr_bytes in _BLANK_VRS and top_level_tag > SERIES_INSTANCE_UID:
             lengths |= set(inside.layout.short_length.unpack_from(view, start))
         fitting = [n for n in lengths if self._goes_on_at(value_start + n, tag)]
         if len(fitting) != 1:
@@ -396,12 +419,14 @@ class Walk:
         if position == inside.limit:
             return not inside.is_delimited
         if inside.limit - position < 8:
-            return False
+            return position < inside.limit and self._is_padding(position)
         group, number, length = inside.layout.implicit_header.unpack_from(view, position)
         following = group << 16 | number
-        if group == GROUP_OF_ITEMS:
-            return bool(following == ITEM_DELIMITATION and inside.is_delimited)
+        if following == ITEM_DELIMITATION:
+            return self._may_end_item(position)
         if following <= tag:
+            return following == 0 and self._is_padding(position)
+        if group == GROUP_OF_ITEMS:
             return False
         if is_vr(bytes(view[position + 4 : position + 6])):
             return True
@@ -409,23 +434,21 @@ class Walk:
         fits = position + 8 + length <= inside.limit
         return dictionary_vr(following) != "UN" and fits
 
-    def _note_creator(self, tag: int, vr: str, value_start: int, value_end: int) -> None:
-        if vr == "LO" and is_private_creator(tag):
-            value = bytes(self._view[value_start : min(value_end, value_start + 128)])
-            creator = value.decode("latin-1").strip(" \0")
-            if len(creator) <= _CREATOR_MAX_BYTES:
-                self._inside.creators[tag >> 16 << 8 | tag & 0xFF] = creator
+    def _note_creator(self, tag: int, value_start: int, value_end: int) -> None:
+        self._inside.creators.note(tag, self._view[value_start:value_end])
 
-    def private_vr(self, tag: int) -> str:
-        """The VR that the owner of a private element of this data set or item is known to give it,
-        else UN."""
-        creator = self._inside.creators.get(tag >> 8)
-        return private_vr(tag, creator) if creator else "UN"
+    def _private_vr(self, tag: int, length: int, value_start: int) -> str:
+        """The VR that the owner of a private element is known to give it, where its value agrees
+        with that; else UN."""
+        vr = self._inside.creators.vr(tag)
+        if vr == "SQ":
+            return vr if self._is_filled_with_items(tag, length, value_start) else "UN"
+        if length > MAX_PROVEN_BYTES:
+            return "UN"
+        value = bytes(self._view[value_start : value_start + length])
+        return "UN" if is_disproved(vr, value) else vr
 
-    def _is_private_sequence(self, tag: int, length: int, value_start: int) -> bool:
-        """Whether the owner's dictionary has a sequence, and items fill the value."""
-        if not tag & 0x10000 or self.private_vr(tag) != "SQ" or self._is_trial:
-            return False
+    def _is_filled_with_items(self, tag: int, length: int, value_start: int) -> bool:
         if length == 0:
             return True
         if not self._begins_with_item(value_start, length, LITTLE_ENDIAN):
@@ -438,10 +461,9 @@ class Walk:
             is_delimited=False,
             is_explicit=False,
             layout=LITTLE_ENDIAN,
-            creators={},
+            creators=PrivateCreators(),
         )
-        around = [*self._around, self._inside]
-        return self._try(sequence, around, value_start).error is None
+        return self._try(sequence, value_start, [*self._around, self._inside]).error is None
 
     def _sequence(self, tag: int, length: int, value_start: int, has_unknown_vr: bool) -> Step:
         if self._depth == self._limits.nested_sequences:
@@ -464,15 +486,24 @@ class Walk:
         return bool(group << 16 | number == ITEM)
 
     def _item_delimitation(self, tag: int) -> Step:
-        inside = self._inside
-        # Some writers delimit an item that has a length as well.
-        ends_here = inside.is_delimited or (self._around and self.position + 8 == inside.limit)
-        if tag != ITEM_DELIMITATION or not ends_here:
+        if tag != ITEM_DELIMITATION or not self._may_end_item(self.position):
             raise NotUnderstood(
                 f"{tag_name(tag)} at byte {self.position} stands where an element should be"
             )
+        if self._inside.is_explicit and (
+            bytes(self._view[self.position + 4 : self.position + 6]) in VRS_OF_LONG_LENGTH
+        ):
+            raise NotUnderstood(
+                f"{tag_name(tag)} at byte {self.position} has a VR, and readers differ in how long "
+                "it is then"
+            )
         self.position += 8
         return self._leave()
+
+    def _may_end_item(self, position: int) -> bool:
+        """Some writers delimit an item that has a length as well."""
+        inside = self._inside
+        return inside.is_delimited or (bool(self._around) and position + 8 == inside.limit)
 
     def _enter(self, tag: int, length: int, value_start: int, *, is_sequence: bool) -> None:
         """Go into the sequence or item whose header begins at the position."""
@@ -490,7 +521,7 @@ class Walk:
             is_delimited,
             inside.is_explicit,
             inside.layout,
-            {},
+            PrivateCreators(),
         )
         self.position = value_start
 
@@ -516,50 +547,35 @@ class Walk:
             return
         if not self._is_whole:
             raise NotUnderstood("only the whole data set can tell how it is encoded")
-        other = inside._replace(is_explicit=looks_explicit)
-        if self._is_trial:
-            self._inside = other
-            return
-        as_other = self._try(other, self._around, self.position)
+        self._settle_doubt(inside._replace(is_explicit=looks_explicit))
+
+    def _settle_doubt(self, other: _Container) -> None:
+        """Take the data set or item to be encoded as `other` if that is the only way to read it."""
+        as_other = self._try(other, self.position, self._around)
         if as_other.error is None:
-            as_declared = self._try(inside, self._around, self.position, may_be_padded=False)
-            if as_declared.error is not None:
+            as_declared = self._try(self._inside, self.position, self._around, believes_looks=False)
+            if not (as_declared.is_complete or as_declared.has_sop_instance_uid):
                 self._inside = other
-        elif as_other.end > self._furthest.end:
+        elif isinstance(as_other.error, _NestedTooDeep):
+            raise as_other.error
+        elif other.is_explicit and (
+            self._furthest is None or as_other.position > self._furthest.position
+        ):
             self._furthest = as_other
 
     def _try(
         self,
         container: _Container,
-        around: list[_Container],
         position: int,
+        around: list[_Container],
         *,
-        may_be_padded: bool = True,
-    ) -> _Attempt:
-        """Walk to the end of the container that begins at `position`, without going there.
-
-        In it no other attempts are made, so that time stays linear: what looks otherwise encoded
-        is believed to be, and what may be a private sequence is passed over.
-        """
-        trial = copy.copy(self)
-        trial._is_trial, trial._may_be_padded = True, may_be_padded
-        trial._around, trial._inside = [*around], container
-        trial.position, trial.element_count = position, 0
-        trial._max_elements = self._retries_left
-        levels = len(trial._around)
-        error = None
-        try:
-            while True:
-                for _ in trial.plain_elements(_NOTHING):
-                    pass
-                if trial.step() is None or len(trial._around) < levels:
-                    break
-        except _NestedTooDeep:
-            raise
-        except NotUnderstood as caught:
-            error = caught
-        self._retries_left -= trial.element_count
-        return _Attempt(position, trial.position, error)
+        believes_looks: bool = True,
+    ) -> "_Trial":
+        """Walk to the end of the container that begins at `position`, without going there."""
+        trial = _Trial(self, container, position, around, believes_looks=believes_looks)
+        trial.run()
+        self._retries_left -= _TRIAL_COST + trial.element_count + trial._fragments - self._fragments
+        return trial
 
     def _end_of_fragments(self, tag: int, value_start: int) -> int:
         """Where the delimitation item of encapsulated pixel data begins (PS3.5 A.4)."""
@@ -594,11 +610,6 @@ class Walk:
         raise self._no_end(tag, self.position)
 
     def _too_many(self) -> TooMuchToCheck:
-        if self._is_trial:
-            return TooMuchToCheck(
-                f"more than {MAX_RETRIED_ELEMENTS} elements and items are encoded otherwise than "
-                "declared, which is the limit"
-            )
         return TooMuchToCheck(
             f"the data set has more than {MAX_CHECKED_ELEMENTS} elements and items, which is the "
             "limit"
@@ -620,3 +631,64 @@ class Walk:
         if inside.is_delimited:
             return self._no_end(inside.tag, inside.start)
         return cut_header(self.position, inside.limit, self._surroundings())
+
+
+class _Trial(Walk):
+    """A walk to the end of one container, to find out whether it is what it is taken for.
+
+    A trial starts no others, so that time stays linear. What looks otherwise encoded in it is
+    believed to be, or not at all; and what may be a private sequence is passed over.
+    """
+
+    def __init__(
+        self,
+        walk: Walk,
+        container: _Container,
+        position: int,
+        around: list[_Container],
+        *,
+        believes_looks: bool,
+    ) -> None:
+        vars(self).update(vars(walk))
+        self._around, self._inside = [*around], container
+        self.start = self.position = position
+        self.element_count = 0
+        self._max_elements = walk._retries_left
+        self._believes_looks = believes_looks
+        self._limit, self._levels = container.limit, len(around)
+        self.error: NotUnderstood | None = None
+        self.has_sop_instance_uid = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it came to the end, and not to what may be padding or the value of an element."""
+        return self.error is None and (self._levels > 0 or self.position == self._limit)
+
+    def run(self) -> None:
+        try:
+            while True:
+                for _ in self.plain_elements(_IDENTITY):
+                    self._note_identity()
+                step = self.step()
+                if step is None or len(self._around) < self._levels:
+                    return
+                if step.tag == SOP_INSTANCE_UID:
+                    self._note_identity()
+        except NotUnderstood as error:
+            self.error = error
+
+    def _note_identity(self) -> None:
+        self.has_sop_instance_uid = self.has_sop_instance_uid or not self._around
+
+    def _settle_doubt(self, other: _Container) -> None:
+        if self._believes_looks:
+            self._inside = other
+
+    def _is_filled_with_items(self, tag: int, length: int, value_start: int) -> bool:  # noqa: ARG002
+        return length == 0
+
+    def _too_many(self) -> TooMuchToCheck:
+        return TooMuchToCheck(
+            f"more than {MAX_RETRIED_ELEMENTS} elements and items are encoded otherwise than "
+            "declared, which is the limit"
+        )

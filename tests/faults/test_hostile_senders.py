@@ -29,7 +29,7 @@ from stowgate_site import Node, Site, study
 MIB = 1 << 20
 HEAD = f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
 MULTIPART = f'multipart/related; type="application/dicom"; boundary="{BOUNDARY}"'
-CANNOT_UNDERSTAND = 0xC000
+CANNOT_UNDERSTAND, OUT_OF_RESOURCES = 0xC000, 0xA700
 
 # Threads, buffers and what the allocator keeps, whatever is sent.
 FLAT_BYTES = 64 * MIB
@@ -265,6 +265,13 @@ def _deflate_bomb() -> bytes:
     return b"".join([*packed, deflate.flush()])
 
 
+def _too_many_elements() -> bytes:
+    head, dataset = _head_of_dataset(DeflatedExplicitVRLittleEndian)
+    deflate = zlib.compressobj(level=1, wbits=-zlib.MAX_WBITS)
+    elements = b"\xe1\x7f\x10\x10LO\0\0" * 2_000_000
+    return b"".join([head, deflate.compress(dataset + elements), deflate.flush()])
+
+
 def _nested(depth: int) -> bytes:
     head, dataset = _head_of_dataset()
     down = b"\xe1\x7f\x10\x10SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
@@ -279,12 +286,16 @@ def _empty_elements(count: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "make",
-    [_deflate_bomb, partial(_nested, 10_000), partial(_empty_elements, 300_000)],
-    ids=["deflate bomb", "10,000 sequences nested", "300,000 empty elements"],
+    ("make", "reason"),
+    [
+        (_deflate_bomb, OUT_OF_RESOURCES),
+        (partial(_nested, 10_000), CANNOT_UNDERSTAND),
+        (_too_many_elements, OUT_OF_RESOURCES),
+    ],
+    ids=["deflate bomb", "10,000 sequences nested", "2,000,000 empty elements"],
 )
 def test_an_instance_over_the_structural_limits_fails_alone_in_flat_memory(
-    front: Front, make: "partial[bytes]", request: pytest.FixtureRequest
+    front: Front, make: "partial[bytes]", reason: int, request: pytest.FixtureRequest
 ) -> None:
     bad, good = make(), study(2)
     request.getfixturevalue("flat_memory")
@@ -293,14 +304,14 @@ def test_an_instance_over_the_structural_limits_fails_alone_in_flat_memory(
 
     assert answer.status_code == 202, answer.text
     (failed,) = _failures(answer)
-    assert failed["00081197"]["Value"] == [CANNOT_UNDERSTAND]
+    assert failed["00081197"]["Value"] == [reason]
     front.site.opened(answer.headers["X-Payload-ID"])
     assert front.worker.service.process.poll() is None
     front.reconcile()
 
 
 def test_an_instance_within_the_limits_passes_where_its_like_fails(front: Front) -> None:
-    instances = [_nested(50), _empty_elements(30_000)]
+    instances = [_nested(50), _empty_elements(300_000)]
 
     for instance in instances:
         assert front.site.post(front.api, [instance]).status_code == 200

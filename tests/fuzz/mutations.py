@@ -191,6 +191,9 @@ class _Writer:
             tags.sort()
         elements = [self._element(tag, 0) for tag in tags]
         if rng.random() < 0.1:
+            bulk = self._header(0x00071001, b"OB", 5000) + bytes(5000)
+            elements.insert(rng.choice([0, 0, rng.randrange(len(elements) + 1)]), bulk)
+        if rng.random() < 0.1:
             elements.append(bytes(rng.choice([1, 7, 8, 64, 1000])))
         return b"".join(elements)
 

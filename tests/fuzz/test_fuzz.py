@@ -24,7 +24,7 @@ def fuzz(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(FUZZER), *arguments],
         cwd=folder,
-        env={"PYTHONPATH": str(FUZZER.parents[2])},
+        env={"PYTHONPATH": f"{FUZZER.parents[2]}:{FUZZER.parents[1]}"},
         capture_output=True,
         text=True,
         check=False,

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import zlib
+from array import array
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from mutations import DEFLATED, EXPLICIT, IMPLICIT, ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, part10
 from run import peak_bytes
-from targets import without
+from targets import described
 
 from shared.dicom.left_out import NOTHING_LEFT_OUT
 from shared.dicom.limits import (
@@ -26,9 +27,9 @@ from shared.dicom.limits import (
     MAX_FRAGMENTS,
     MAX_METADATA_BYTES,
     MAX_NESTED_SEQUENCES,
+    MAX_VALUE_BYTES,
     MAX_VALUES,
 )
-from shared.dicom.metadata import metadata_json
 from shared.dicom.refusal import InstanceRefused
 from shared.dicom.structure import check_structure
 
@@ -100,6 +101,57 @@ def many_sequences() -> bytes:
     return part10(EXPLICIT, sequence * (MAX_CHECKED_ELEMENTS // 2 - 1))
 
 
+def small_items_in_doubt() -> bytes:
+    """Each has to be tried in two ways."""
+    items = (bare(ITEM, 8) + bare(0x00080060, 0)) * (MAX_CHECKED_ELEMENTS // 2 - 1)
+    return part10(EXPLICIT, long_element(0x00081140, "SQ", items))
+
+
+def private_sequences() -> bytes:
+    """Each has to be walked to see whether items fill it, and then once more."""
+    creator = short_element(0x20010010, "LO", b"Philips Imaging DD 001")
+    sequence = long_element(0x2001105F, "UN", bare(ITEM, 0))
+    return part10(EXPLICIT, creator + sequence * (MAX_CHECKED_ELEMENTS // 3))
+
+
+def private_creators() -> bytes:
+    name = b"Philips Imaging DD 001"
+    tags = ((0x2001 + 2 * (n // 240)) << 16 | 0x10 + n % 240 for n in range(MAX_ELEMENTS))
+    return part10(EXPLICIT, b"".join(short_element(tag, "LO", name) for tag in tags))
+
+
+def fragments_in_doubt() -> bytes:
+    begin = long_element(0x00091001, "UN", bare(ITEM, UNDEFINED), UNDEFINED)
+    end = bare(ITEM_END, 0) + bare(SEQUENCE_END, 0)
+    depth = MAX_NESTED_SEQUENCES - 1
+    pixels = bare(ITEM, 0) * (MAX_FRAGMENTS - 1) + bare(SEQUENCE_END, 0)
+    content = short_element(0x00080060, "CS") + long_element(0x7FE00010, "OB", pixels, UNDEFINED)
+    return part10(EXPLICIT, begin * depth + content + end * depth)
+
+
+def ranges_to_leave_out() -> bytes:
+    bulk = long_element(0x00091001, "OB", bytes(4090)) + short_element(0x00091002, "LO")
+    return part10(EXPLICIT, bulk * 20_000)
+
+
+def different_floats(first: int) -> Callable[[], bytes]:
+    """As many 32-bit floats as are described, each of them another one."""
+
+    def make() -> bytes:
+        numbers = array("I", range(first, first + MAX_VALUES - 10)).tobytes()
+        nested = bare(ITEM, len(numbers) + 8) + bare(0x00700022, len(numbers)) + numbers
+        return part10(IMPLICIT, bare(0x00081140, len(nested)) + nested)
+
+    return make
+
+
+def wide_text() -> bytes:
+    """Each byte is one of four in memory, for one character that needs them."""
+    character_set = short_element(0x00080005, "CS", b"ISO_IR 192")
+    text = "\N{GRINNING FACE}".encode() + b"\xff" * (MAX_VALUE_BYTES - 4)
+    return part10(EXPLICIT, character_set + long_element(0x00104000, "UT", text) * 3)
+
+
 def items_in_doubt() -> bytes:
     """Explicit in UN, at each level, so that what is within is walked for each level again."""
     begin = long_element(0x00091001, "UN", bare(ITEM, UNDEFINED), UNDEFINED)
@@ -166,6 +218,11 @@ WORST: dict[str, Callable[[], bytes]] = {
     "as many items as are checked": lambda: many_items(MAX_CHECKED_ELEMENTS),
     "as many sequences as are checked": many_sequences,
     "as many items as are in doubt": items_in_doubt,
+    "small items in doubt": small_items_in_doubt,
+    "private sequences": private_sequences,
+    "private creators": private_creators,
+    "fragments in doubt": fragments_in_doubt,
+    "ranges to leave out": ranges_to_leave_out,
     "items that are never ended": many_items_without_end,
     "as many fragments as are accepted": fragments,
     "one text of all that is described": one_text,
@@ -175,6 +232,9 @@ WORST: dict[str, Callable[[], bytes]] = {
     "millions of names, PN": many_values(0x00101001, b"a\\"),
     "millions of numbers, US": many_values(0x00280010, b"\1\2"),
     "millions of numbers, FD": many_values(0x00189073, b"\1\2\3\4\5\6\7\x38"),
+    "millions of different floats, FL": different_floats(0x3F800000),
+    "millions of the smallest floats": different_floats(1),
+    "text with one wide character": wide_text,
     "millions of decimals, DS": many_values(0x00280030, b"1.5\\"),
     "millions of integers, IS": many_values(0x00200013, b"1\\"),
     "millions of tags, AT": many_values(0x00280009, b"\1\2\3\4"),
@@ -203,7 +263,7 @@ def cost(path: str) -> Cost:
     checked = time.process_time()
     check_bytes = peak_bytes() - before
     if outcome == "accepted":
-        metadata_json(without(data, left_out.ranges), left_out.without_value)
+        described(data, left_out)
     sidecar_bytes = peak_bytes() - before
     return Cost(
         outcome, checked - started, check_bytes, time.process_time() - checked, sidecar_bytes

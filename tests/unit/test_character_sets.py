@@ -27,12 +27,25 @@ def text(character_set: bytes, value: bytes, vr: str = "LO") -> list[str]:
         (b"iso8859-5", "iso8859_5", "Юля"),
         (b"WINDOWS-1252", "cp1252", "\N{EURO SIGN}"),
         (b"koi8-r", "koi8_r", "Юля"),
+        (b"CP1251", "cp1251", "Юля"),
+        (b"SJIS", "cp932", "髙﨑彅"),
+        (b"MS932", "cp932", "髙﨑彅"),
+        (b"ISO_IR 13", "cp932", "髙﨑彅"),
+        (b"GB2312", "gbk", "朱镕基"),
+        (b"\\ISO 2022 IR 58", "gbk", "朱镕基"),
+        (b"ISO_IR 149", "cp949", "똠방"),
     ],
 )
 def test_the_name_of_a_codec_is_taken_for_the_term(
     term: bytes, encoding: str, letters: str
 ) -> None:
     assert text(term, letters.encode(encoding)) == [letters]
+
+
+def test_behind_an_escape_sequence_of_7_bits_those_of_8_are_what_they_were() -> None:
+    declared = b"ISO 2022 IR 13\\ISO 2022 IR 87"
+    value = bytes.fromhex("1B 24 42 3B 33 D4 CF 3B 33 1B 28 4A")
+    assert text(declared, value) == [f"{KANJI}ﾔﾏ{KANJI}"]
 
 
 @pytest.mark.parametrize("term", [b"rot13", b"base64", b"utf-16", b"utf-7", b"zlib", b"idna"])

@@ -14,6 +14,7 @@ from encoded import (
     file_with,
     implicit_element,
     item,
+    without,
 )
 
 from shared.dicom import limits
@@ -25,18 +26,14 @@ PER_FRAME = 0x52009230
 NAME = element(0x00100010, "PN", b"Doe^Jane")
 DESCRIBED_NAME = {"vr": "PN", "Value": [{"Alphabetic": "Doe^Jane"}]}
 PIXELS = element(0x7FE00010, "OB", b"x" * 5000)
+PRIVATE_UT = element(0x00091001, "UT", b"x" * 1_000_000)
 
 
 def sidecar(data: bytes, given: StructureLimits) -> dict[str, Any]:
     """As the worker makes it: of what the API has it read."""
     left_out = check_structure(data, limits=given).left_out
-    kept, position = b"", 0
-    for start, end in left_out.ranges:
-        assert position <= start < end
-        kept, position = kept + data[position:start], end
-    kept += data[position:]
-    assert len(kept) <= len(data)
-    result = json.loads(metadata_json(kept, left_out.without_value))
+    kept = data if left_out.is_inflated else without(data, left_out.ranges)
+    result = json.loads(metadata_json(kept, left_out))
     assert isinstance(result, dict)
     return result
 
@@ -77,7 +74,7 @@ def test_everything_at_the_top_that_fits_is_described() -> None:
     small = element(0x00081150, "SQ", item(NAME))
     last = element(0x00200011, "IS", b"1 ")
     data = file_with(large + small + last)
-    result = sidecar(data, StructureLimits(elements=10))
+    result = sidecar(data, StructureLimits(elements=20))
     assert result == {
         "00081140": {"vr": "SQ"},
         "00081150": {"vr": "SQ", "Value": [{"00100010": DESCRIBED_NAME}]},
@@ -132,12 +129,37 @@ def test_behind_as_many_ranges_as_the_record_has_room_for_nothing_is_described()
     assert result["00080060"]["Value"] == ["CT"]
 
 
-def test_a_deflated_data_set_is_described_in_part_by_the_worker() -> None:
+def test_a_deflated_data_set_is_described_in_part_within_the_same_limits() -> None:
     data = file_with(deflated(segmentation(12_000)), DEFLATED)
-    structure = check_structure(data)
-    assert structure.left_out.ranges == ()
-    result = json.loads(metadata_json(data))
+    result = sidecar(data, limits.DEFAULT)
     assert result == {"00100010": DESCRIBED_NAME, "52009230": {"vr": "SQ"}}
+    with_more_room = sidecar(data, StructureLimits(elements=400_000))
+    assert len(with_more_room["52009230"]["Value"]) == 12_000
+
+
+def test_one_sequence_leaves_room_for_the_elements_that_name_patient_and_study() -> None:
+    sequence = element(0x00081140, "SQ", item() * 199_999)
+    identity = NAME + element(0x0020000D, "UI", b"1.2.5\0")
+    for many in (sequence, element(0x00091001, "LO") * 300_000, PRIVATE_UT * 100):
+        result = sidecar(file_with(many + identity), limits.DEFAULT)
+        assert result["00100010"] == DESCRIBED_NAME
+        assert result["0020000D"]["Value"] == ["1.2.5"]
+
+
+def test_what_says_how_the_rest_is_read_is_not_left_out_before_it() -> None:
+    large = element(0x00080006, "SQ", item(element(0x00104000, "UT", b"x" * 60_000)))
+    character_set = element(0x00080005, "CS", b"ISO_IR 192")
+    name = element(0x00100010, "PN", "é".encode())
+    for size_bytes in range(1 << 16, 70_000, 499):
+        given = StructureLimits(metadata_bytes=size_bytes)
+        result = sidecar(file_with(character_set + large + name + PIXELS), given)
+        assert result["00100010"]["Value"] == [{"Alphabetic": "é"}]
+
+
+def test_a_group_length_is_not_given_by_its_vr() -> None:
+    length = element(0x00100000, "UL", b"\0\0\0\0") * 20_000
+    result = sidecar(file_with(length + NAME), StructureLimits(elements=1000))
+    assert "00100000" not in result
 
 
 def test_padding_behind_the_data_set_does_not_count() -> None:

@@ -7,20 +7,24 @@ from typing import Any
 import pytest
 from encoded import (
     BIG_ENDIAN,
+    DEFLATED,
     EXPLICIT,
     IMPLICIT,
     ITEM_END,
     SEQUENCE_END,
     UNDEFINED,
+    deflated,
     element,
     file_with,
     implicit_element,
     item,
+    without,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.dicom import walk
+from shared.dicom.limits import StructureLimits
 from shared.dicom.metadata import metadata_json
 from shared.dicom.refusal import NotUnderstood, TooMuchToCheck
 from shared.dicom.structure import check_structure, first_structure
@@ -35,6 +39,10 @@ def described(data: bytes) -> dict[str, Any]:
     result = json.loads(metadata_json(data))
     assert isinstance(result, dict)
     return result
+
+
+def modality_without_vr() -> bytes:
+    return implicit_element(0x00080060, b"CT")
 
 
 def is_refused(data: bytes) -> bool:
@@ -112,6 +120,81 @@ def test_a_top_level_value_that_looks_like_explicit_elements_stays_a_value() -> 
     private = implicit_element(0x00071001, looks_explicit(20_300))
     result = described(file_with(private + IMPLICIT_NEXT, IMPLICIT))
     assert result == {"00200011": {"vr": "IS", "Value": [1]}}
+
+
+UIDS = {0x00080016: b"1.2.3\0", 0x00080018: b"1.2.4\0", 0x0020000D: b"1.2.5\0"}
+FALSE_UIDS = b"".join(element(tag, "UI", b"6.6.6\0") for tag in UIDS)
+
+
+@pytest.mark.parametrize("behind", ["item in doubt", "padding", "element in doubt"])
+def test_a_value_cannot_take_the_place_of_the_data_set_that_it_is_in(behind: str) -> None:
+    """As explicit elements, the last of which has the rest of the file for its value."""
+    rest = b"".join(implicit_element(tag, value) for tag, value in UIDS.items())
+    rest += implicit_element(0x00100020, b"TRUE")
+    if behind == "item in doubt":
+        nested = implicit_element(0x00080104, b"\0" * int.from_bytes(b"SH", "little"))
+        rest += implicit_element(0x0040A730, item(nested))
+    elif behind == "padding":
+        rest += bytes(16)
+    else:
+        rest += implicit_element(0x00400275, b"\0" * int.from_bytes(b"SH", "little"))
+    false = FALSE_UIDS + element(0x00100020, "LO", b"FALSE ")
+    size_bytes = int.from_bytes(b"LO", "little")
+    false += element(0x00104000, "LT", b"x" * (size_bytes - len(false) - 8 - 12))
+    value = false + element(0x00211001, "OB", b"", len(rest))
+    assert len(value) == size_bytes
+
+    data = file_with(implicit_element(0x00071001, value) + rest, IMPLICIT)
+
+    assert described(data)["00100020"]["Value"] == ["TRUE"]
+    assert check_structure(data).values[0x00080018] == b"1.2.4\0"
+
+
+def test_what_was_read_in_another_file_changes_nothing_where_a_vr_is_missing() -> None:
+    """The same bytes may be an element of no length, or the beginning of one of 8 KiB."""
+    blank = struct.pack("<HH2sH", 0x0028, 0x1051, b"  ", 0)
+    last = element(0x00400275, "SQ")
+    true = element(0x00100020, "LO", b"TRUE") + element(0x0020000E, "UI", b"1.2\0")
+    empty = file_with(true + blank + last)
+    content = element(0x00100020, "LO", b"FALSE ") + element(0x00281101, "LT", b"x" * 0x1FF0)
+    content += b"x" * (0x2020 - len(content))
+    filled = file_with(true + blank + content + last)
+    alone = metadata_json(filled)
+    assert described(empty)["00281051"] == {"vr": "DS"}
+    assert metadata_json(filled) == alone
+    assert json.loads(alone)["00100020"]["Value"] == ["TRUE"]
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        element(0x00071001, "OB", b"x" * 5000) + modality_without_vr() + element(0x00080070, "LO"),
+        element(0x00080005, "CS") + modality_without_vr() + element(0x00091001, "OB", b"x" * 5000),
+    ],
+    ids=["before", "behind"],
+)
+def test_nothing_is_left_out_beside_an_element_without_a_vr(dataset: bytes) -> None:
+    for data in (file_with(dataset), file_with(deflated(dataset), DEFLATED)):
+        left_out = check_structure(data).left_out
+        assert left_out.ranges == ()
+        assert json.loads(metadata_json(data, left_out))["00080060"]["Value"] == ["CT"]
+
+
+def test_a_large_data_set_with_an_element_without_a_vr_is_not_described() -> None:
+    data = file_with(element(0x00080005, "CS") + modality_without_vr() + element(0x00091001, "OB"))
+    left_out = check_structure(data, limits=StructureLimits(elements=2)).left_out
+    assert metadata_json(without(data, left_out.ranges), left_out) == b"{}"
+
+
+def test_what_is_left_of_a_data_set_is_read_as_all_of_it_was() -> None:
+    """Without its pixels, all of it would be the value of one element in implicit VR."""
+    rest = element(0x00081030, "LT", b"x" * (int.from_bytes(b"CS", "little") - 8))
+    dataset = element(0x00080005, "CS") + rest + element(0x7FE00010, "OW", b"x" * 5000)
+    data = file_with(dataset, IMPLICIT)
+    left_out = check_structure(data).left_out
+    assert left_out.ranges
+    kept = without(data, left_out.ranges)
+    assert json.loads(metadata_json(kept, left_out)).keys() == {"00080005", "00081030"}
 
 
 def test_a_sequence_in_un_is_implicit_unless_only_explicit_vr_fits() -> None:
@@ -257,9 +340,14 @@ def test_an_element_without_a_vr_is_accepted_where_its_length_leads_to_the_next(
     last = element(0x00400275, "SQ")
     assert described(file_with(first + strange + last))[tag] == expected
     assert described(file_with(first + strange))[tag] == expected
-    for nested in (item(first + strange), item(first + strange + ITEM_END, UNDEFINED)):
-        result = described(file_with(element(0x00080006, "SQ", nested) + last))
-        assert result["00080006"]["Value"][0][tag] == expected
+    for nested in (
+        item(first + strange),
+        item(first + strange + ITEM_END),
+        item(first + strange + ITEM_END, UNDEFINED),
+    ):
+        result = described(file_with(element(0x0040A730, "SQ", nested)))
+        assert result["0040A730"]["Value"][0][tag] == expected
+    assert described(file_with(first + strange) + bytes(100))[tag] == expected
 
 
 def test_several_elements_without_a_vr_may_follow_each_other() -> None:
@@ -280,6 +368,8 @@ def test_an_element_without_a_vr_is_refused_where_readers_would_differ() -> None
         struct.pack("<HH2sH", 0x0028, 0x0120, b"  ", 3) + b"\0\0",
         struct.pack("<HH2sH", 0x0028, 0x0120, b"\1\2", 2) + b"\0\0",
         implicit_element(0x7FE00010, item(b"ab") + SEQUENCE_END, UNDEFINED),
+        # Some readers find all that follows in its value, the UIDs too.
+        struct.pack("<HH2sH", 0x0010, 0x0010, b"  ", 4) + b"Doe " + element(0x0020000E, "UI"),
         without_vr(0x00281030, b"x" * ord("R")),  # which pydicom takes for a VR
     ):
         assert is_refused(file_with(element(0x00080005, "CS") + neither))

@@ -73,6 +73,32 @@ def test_of_two_groups_0002_the_first_counts_if_its_length_is_right(is_implicit:
     assert structure.values[0x00020003] == b"1.2.4\0"
 
 
+def test_leftovers_of_group_0002_may_each_be_encoded_otherwise() -> None:
+    leftovers = implicit_element(0x00020012, b"1.2.7\0") + element(0x00020013, "SH", b"ab")
+    checked(PREAMBLE + group(IMPLICIT) + leftovers + IMPLICIT_INSTANCE)
+
+
+def test_file_meta_information_in_two_encodings_is_refused() -> None:
+    """Some readers take all of it to be encoded as its first element."""
+    for first, second in (
+        (implicit_element(0x00020003, b"1.2.4\0"), element(0x00020010, "UI", padded(EXPLICIT))),
+        (element(0x00020003, "UI", b"1.2.4\0"), implicit_element(0x00020010, padded(EXPLICIT))),
+    ):
+        with pytest.raises(NotUnderstood):
+            check_structure(PREAMBLE + first + second + INSTANCE)
+
+
+def test_group_0002_in_a_data_set_is_in_no_sidecar() -> None:
+    later = element(0x00020016, "AE", b"AE")
+    checked(PREAMBLE + group(EXPLICIT) + INSTANCE + later)
+    checked(PREAMBLE + group(DEFLATED) + deflated(later + INSTANCE))
+
+
+def test_a_deflated_file_may_have_more_of_group_0002_than_its_length_says() -> None:
+    later = element(0x00020016, "AE", b"AE")
+    checked(PREAMBLE + group(DEFLATED) + later + deflated(INSTANCE))
+
+
 def test_two_groups_0002_with_different_transfer_syntaxes_are_refused() -> None:
     """Readers differ in which of them they follow."""
     for second in (group(IMPLICIT), element(0x00020010, "UI", padded(IMPLICIT))):
@@ -85,6 +111,12 @@ def test_a_group_length_that_is_wrong_ends_nothing() -> None:
         meta = element(0x00020000, "UL", struct.pack("<L", wrong))
         meta += element(0x00020003, "UI", b"1.2.4\0") + element(0x00020010, "UI", padded(EXPLICIT))
         checked(PREAMBLE + meta + INSTANCE)
+
+
+def test_a_group_length_of_another_size_is_refused_as_other_readers_fail_on_it() -> None:
+    meta = element(0x00020000, "UL", b"\0\1") + element(0x00020010, "UI", padded(EXPLICIT))
+    with pytest.raises(NotUnderstood, match=r"\(0002,0000\) has 2 bytes"):
+        check_structure(PREAMBLE + meta + INSTANCE)
 
 
 def test_a_deflate_stream_may_begin_as_group_0002_does() -> None:

@@ -89,7 +89,7 @@ class Bench:
             series_uid=uid(file, "SeriesInstanceUID"),
             size_bytes=len(file),
             sha256="",
-            bulk_ranges=check_structure(file).left_out.ranges,
+            left_out=check_structure(file).left_out,
         )
 
     def found(self, added: IngestRecord) -> IngestRecord:
@@ -144,7 +144,7 @@ def test_a_sidecar_holds_everything_but_the_bulk(bench: Bench) -> None:
     bench.handler().open_workflow_request(added.payload_id)
 
     (instance,) = added.instances
-    assert instance.bulk_ranges
+    assert instance.left_out.ranges
     found = bench.instances.get(f"{added.payload_id}/{instance.metadata_path}")
     metadata = json.loads(found.data)
     assert "7FE00010" not in metadata

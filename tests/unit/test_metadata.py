@@ -10,6 +10,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from encoded import without
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import FileMetaDataset
@@ -132,10 +133,9 @@ def test_real_files_are_described_as_pydicom_does(path: Path) -> None:
 @pytest.mark.parametrize("path", READABLE_FILES, ids=lambda path: str(path.relative_to(DATA)))
 def test_a_file_without_its_bulk_ranges_is_described_alike(path: Path) -> None:
     whole = path.read_bytes()
-    cut = whole
-    for start, end in reversed(check_structure(whole).left_out.ranges):
-        cut = cut[:start] + cut[end:]
-    assert metadata_json(cut) == metadata_json(whole)
+    left_out = check_structure(whole).left_out
+    cut = whole if left_out.is_inflated else without(whole, left_out.ranges)
+    assert metadata_json(cut, left_out) == metadata_json(whole)
 
 
 def _of_the_first_instance_ever(data: bytes) -> bytes:
@@ -402,11 +402,16 @@ def test_private_elements_with_a_vr_are_kept_with_it() -> None:
     assert result == {"00091001": {"vr": "DS", "Value": [1.5]}}
 
 
-def test_a_large_private_element_is_left_out_whether_or_not_it_was_cut_out() -> None:
+@pytest.mark.parametrize("size_bytes", [5000, 70_000])
+def test_a_large_private_element_is_described_as_far_as_its_bytes_can_be_held_against_its_vr(
+    size_bytes: int,
+) -> None:
     creator = implicit(0x00090010, b"GEMS_IDEN_01")
-    whole = part10(creator, implicit(0x00091004, b"x" * 5000), syntax=ImplicitVRLittleEndian)
-    ((start, end),) = check_structure(whole).left_out.ranges
-    assert metadata_json(whole) == metadata_json(whole[:start] + whole[end:])
+    private = implicit(0x00091004, b"x" * size_bytes)
+    whole = part10(creator, private, syntax=ImplicitVRLittleEndian)
+    left_out = check_structure(whole).left_out
+    assert ("00091004" in described(whole)) == (size_bytes == 5000) == (left_out.ranges == ())
+    assert metadata_json(whole) == metadata_json(without(whole, left_out.ranges), left_out)
 
 
 def test_un_of_a_known_element_is_read_by_the_data_dictionary() -> None:

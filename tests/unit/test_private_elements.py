@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -127,6 +128,31 @@ def test_a_vr_of_the_dictionary_that_the_bytes_disprove_is_unknown(
     nested = described(in_an_item(IMPLICIT, content), IMPLICIT)["00081140"]["Value"][0]
     binary = base64.b64encode(value).decode()
     assert nested[f"{tag:08X}"] == {"vr": "UN", "InlineBinary": binary}
+
+
+@pytest.mark.parametrize("number", [*range(71), 12336, 2816, 2944])
+def test_small_numbers_are_no_digits(number: int) -> None:
+    for tag, vr, form in ((0x00191002, "SL", "<i"), (0x0019105E, "SL", "<i")):
+        content = private(IMPLICIT, b"GEMS_ACQU_01", (tag, struct.pack(form, number)))
+        assert described(content, IMPLICIT)[f"{tag:08X}"] == {"vr": vr, "Value": [number]}
+    height = private(IMPLICIT, PHILIPS, (0x20011003, struct.pack("<f", number)))
+    assert described(height, IMPLICIT)["20011003"] == {"vr": "FL", "Value": [number]}
+
+
+def test_many_owners_cost_no_memory() -> None:
+    many = b"".join(
+        implicit_element(group << 16 | block, PHILIPS)
+        for group in range(0x2001, 0x2801, 2)
+        for block in range(0x10, 0x100)
+    )
+    data = file_with(many, IMPLICIT)
+    tracemalloc.start()
+    try:
+        check_structure(data)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4_000_000
 
 
 def test_a_vr_of_the_dictionary_that_the_bytes_agree_with_is_followed() -> None:

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -14,6 +14,7 @@ import pytest
 from records_made import RECEIVED_AT, newest, record
 
 from shared.adapters.folder import FolderObjectStore
+from shared.dicom.left_out import NOTHING_LEFT_OUT, LeftOut
 from shared.errors import (
     StoreFull,
     StoreRefused,
@@ -38,7 +39,8 @@ from shared.records import (
 )
 from shared.time import utc_now
 
-INSTANCE = StoredInstance("1.2.1", "1.2.2", "1.2.3", "1.2.4", 5, "ab", ((1, 2), (3, 4)))
+LEFT_OUT = LeftOut(((1, 2), (3, 4)), (("52009230", "SQ"),), is_explicit=True)
+INSTANCE = StoredInstance("1.2.1", "1.2.2", "1.2.3", "1.2.4", 5, "ab", LEFT_OUT)
 
 
 @pytest.fixture
@@ -69,6 +71,9 @@ def test_a_record_comes_back_as_it_was_written() -> None:
         assert decode(encode(written)) == written
 
 
+NOTHING = asdict(NOTHING_LEFT_OUT)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -80,8 +85,11 @@ def test_a_record_comes_back_as_it_was_written() -> None:
         {"study_uid": 1},
         {"study_uid": "../.."},
         {"size_bytes": "5"},
-        {"bulk_ranges": [[1]]},
-        {"bulk_ranges": [["a", "b"]]},
+        {"left_out": {**NOTHING, "ranges": [[1]]}},
+        {"left_out": {**NOTHING, "ranges": [["a", "b"]]}},
+        {"left_out": {**NOTHING, "without_value": [["00100010"]]}},
+        {"left_out": {**NOTHING, "is_explicit": "yes"}},
+        {"left_out": {}},
     ],
     ids=str,
 )

@@ -476,6 +476,12 @@ def test_a_delimitation_item_may_have_a_length_of_its_own() -> None:
     )
 
 
+def test_an_item_delimitation_item_with_a_vr_is_refused_as_readers_differ() -> None:
+    end = implicit_element(0xFFFEE00D, b"", int.from_bytes(b"UC\0\0", "little"))
+    sequence = item(element(0x00080060, "CS") + end, UNDEFINED) + SEQUENCE_END
+    assert "has a VR" in refusal(file_with(element(0x00081140, "SQ", sequence, UNDEFINED)))
+
+
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
 def test_zero_bytes_behind_the_data_set_are_padding_and_others_are_not(syntax: bytes) -> None:
     tail = element(0x00200011, "IS", b"1 ") if syntax == EXPLICIT else implicit_element(0x200011)
@@ -585,7 +591,8 @@ def test_a_deflated_data_set_is_walked_inflated() -> None:
     stream = deflated(dataset)
     structure = check_structure(file_with(stream, DEFLATED))
     assert structure.values[SOP_INSTANCE_UID] == b"1.2.4\0"
-    assert structure.left_out.ranges == ()
+    assert structure.left_out.is_inflated
+    assert structure.left_out.ranges == ((14, len(dataset)),)
     check_structure(file_with(stream + b"\0", DEFLATED))
     assert "no data set" in refusal(file_with(deflated(b""), DEFLATED))
 
