@@ -66,12 +66,15 @@ class Ingest:
         *,
         uploads: Uploads,
         records: Records,
+        recorded: Callable[[], None],
         metrics: ApiMetrics,
         mint: Callable[[datetime], str],
         clock: Clock = utc_now,
     ) -> None:
+        """`recorded` is called behind each record, and must not wait."""
         self._uploads = uploads
         self._records = records
+        self._recorded = recorded
         self._metrics = metrics
         self._mint = mint
         self._clock = clock
@@ -133,6 +136,7 @@ class Ingest:
         except UploadGivenUp as error:
             undone.close()
             raise SenderTooSlow(str(error)) from error
+        self._recorded()
         self._count(receipt, sum(i.size_bytes for i in record.instances))
         return receipt
 

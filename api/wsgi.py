@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from api.announcements import Announcements
 from api.app import create_app
 from api.auth.authenticators import authenticator
+from api.confirmations import Confirmations
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest
 from api.stow import StoreTransaction, StowOptions
@@ -50,9 +51,17 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         ),
     )
     announcers = None if settings.broker == "memory" else started_pool(_ANNOUNCERS, "announce")
+    confirmations = Confirmations(engines.sweep_cursor.confirm)
+    confirmations.start()
     vaes = VaeRegistry(engines.state)
     store = StoreTransaction(
-        ingest=Ingest(uploads=uploads, records=records, metrics=metrics, mint=payload_ids.mint),
+        ingest=Ingest(
+            uploads=uploads,
+            records=records,
+            recorded=confirmations.recorded,
+            metrics=metrics,
+            mint=payload_ids.mint,
+        ),
         uploads=uploads,
         announcements=Announcements(engines.announce, announcers, metrics),
         vaes=vaes,

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,9 +17,9 @@ from shared.adapters.queues import EventQueue, TopicExchange
 from shared.adapters.rabbitmq import RabbitEventConsumer, RabbitEventPublisher
 from shared.config import Settings
 from shared.errors import StowgateError
+from shared.ids import PayloadIds
 from shared.ports import EventConsumer, EventPublisher, ObjectStore
-from shared.records import begin_sweep
-from shared.time import utc_now
+from shared.sweep_cursor import CursorUnreadable, SweepCursor
 
 _log = structlog.get_logger()
 
@@ -50,6 +51,7 @@ class Engines:
 
     instances: ObjectStore
     state: ObjectStore
+    sweep_cursor: SweepCursor
     queue: EventQueue
     publisher: EventPublisher
     consumer: EventConsumer
@@ -82,7 +84,8 @@ class Engines:
         try:
             self.instances.prepare()
             self.state.prepare()
-            begin_sweep(self.state, utc_now())
+            with suppress(CursorUnreadable):  # which each sweep says, and nothing else waits for
+                self.sweep_cursor.read()
         except StowgateError as error:
             _log.warning("object store not ready; trying again", error=str(error))
             timer = threading.Timer(_PREPARE_AGAIN_SECONDS, self.prepare)
@@ -100,12 +103,16 @@ def open_engines(settings: Settings) -> Engines:
     """Connects to nothing yet."""
     queue = _instances_stored(settings.event_exchange)
     instances, state = (_store(settings, name) for name in (settings.bucket, settings.state_bucket))
+    sweep_cursor = SweepCursor(
+        state=state, instances=instances, payload_ids=PayloadIds(settings.state_bucket)
+    )
     if settings.broker == "memory":
         broker = MemoryBroker(queue)
         requests = FolderEventPublisher(settings.workflow_requests)
         return Engines(
             instances=instances,
             state=state,
+            sweep_cursor=sweep_cursor,
             queue=queue,
             publisher=broker.publisher(),
             consumer=broker.consumer(queue, concurrency=settings.openings),
@@ -119,6 +126,7 @@ def open_engines(settings: Settings) -> Engines:
     return Engines(
         instances=instances,
         state=state,
+        sweep_cursor=sweep_cursor,
         queue=queue,
         publisher=publisher,
         consumer=RabbitEventConsumer(settings.broker, queue=queue, concurrency=settings.openings),

@@ -29,7 +29,7 @@ class PayloadIds:
     """
 
     def __init__(self, realm: str) -> None:
-        self._realm = realm.encode()
+        self.realm = realm
 
     def mint(self, moment: datetime) -> str:
         head = int(moment.timestamp() * 1000).to_bytes(6, "big") + os.urandom(6)
@@ -44,7 +44,7 @@ class PayloadIds:
         return value[-_CHECK_BYTES:] == self._check(value[:-_CHECK_BYTES])
 
     def _check(self, head: bytes) -> bytes:
-        return hashlib.sha256(self._realm + b"\0" + head).digest()[:_CHECK_BYTES]
+        return hashlib.sha256(self.realm.encode() + b"\0" + head).digest()[:_CHECK_BYTES]
 
 
 def minted_before(moment: datetime) -> str:

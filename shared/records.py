@@ -15,7 +15,6 @@ It lies in `pending/`, `opened/` or `failed/` and carries its own state, which i
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -32,7 +31,7 @@ from marshmallow import Schema, ValidationError, fields
 from shared.dicom.left_out import NOTHING_LEFT_OUT, LeftOut
 from shared.dicom.uids import is_uid
 from shared.errors import ObjectMissing, Permanent, StoreUnavailable, VersionConflict
-from shared.ids import is_guid, minted_before
+from shared.ids import is_guid
 from shared.ports import ListedObject, ObjectStore
 from shared.time import UtcDateTime
 
@@ -41,9 +40,6 @@ _log = structlog.get_logger()
 # The claims on Idempotency-Keys, beside the records that they lead to.
 KEYS_PREFIX = "idempotency/"
 KEYS_KEPT = timedelta(hours=24)
-
-# Up to which payload id the sweep has looked at all. Ids sort by time, so each is looked at once.
-SWEEP_CURSOR = "sweep/cursor.json"
 
 # How long an upload that was given up is kept from coming to its record.
 FENCES_KEPT = timedelta(hours=24)
@@ -296,16 +292,6 @@ def _is_record_or_fence(listed: ListedObject) -> bool:
 
 def payload_id_of(key: str) -> str:
     return _name(key).split(".")[1]
-
-
-def begin_sweep(state: ObjectStore, moment: datetime) -> None:
-    """Have the sweep look at what is uploaded from then on, unless it has begun before.
-
-    Not at what was before: where the state bucket is new, that may be because the old one was lost,
-    and what has no record then is data all the same. Raises what the object store raises.
-    """
-    with suppress(VersionConflict):
-        state.create(SWEEP_CURSOR, orjson.dumps({"after": minted_before(moment)}), _JSON)
 
 
 class Records:

@@ -1,16 +1,25 @@
 """Points in time as Stowgate writes them: ISO 8601, UTC, `Z`."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from marshmallow import ValidationError, fields
 
 Clock = Callable[[], datetime]
 
+MAX_AHEAD = timedelta(hours=2)
+"""Twice the longest lease that can be set. A stored moment further ahead comes from a clock that
+was wrong."""
+
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def has_ended(until: datetime, now: datetime) -> bool:
+    """Whether what was to last until then is over; nothing lasts longer than `MAX_AHEAD`."""
+    return not now < until <= now + MAX_AHEAD
 
 
 def iso_utc(moment: datetime) -> str:

@@ -111,6 +111,16 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def bucket(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[str]:
     """The name of a bucket that does not exist yet; removed with all that is in it."""
+    yield from _bucket(object_store_endpoint)
+
+
+@pytest.fixture
+def second_bucket(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[str]:
+    """Another one."""
+    yield from _bucket(object_store_endpoint)
+
+
+def _bucket(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[str]:
     name = f"stowgate-test-{secrets.token_hex(8)}"
     yield name
     client = object_store_client(object_store_endpoint)

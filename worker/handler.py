@@ -7,6 +7,7 @@ event is always done when it has been handled once; the broker never needs to re
 import random
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -61,6 +62,7 @@ class Handler:
         self,
         *,
         records: Records,
+        record_missing: Callable[[str, str], None],
         instances: ObjectStore,
         publisher: EventPublisher,
         workflow_manager: WorkflowManager,
@@ -71,8 +73,10 @@ class Handler:
         clock: Clock = utc_now,
     ) -> None:
         """`owner` names this worker, as no other, in the leases that it takes. One that dies
-        leaves its payloads to others after `lease`; one that lives renews it."""
+        leaves its payloads to others after `lease`; one that lives renews it. `record_missing`
+        hears of payloads whose record is lost, and how that shows."""
         self._records = records
+        self._record_missing = record_missing
         self._publisher = publisher
         self._workflow_manager = workflow_manager
         self._owner = owner
@@ -104,7 +108,9 @@ class Handler:
         raises where not even the record could be reached."""
         held = self._records.untouched(payload_id) or self._records.find(payload_id)
         if held is None:
-            _log.warning("an event without a record: its upload was never acknowledged")
+            # An event is published behind its record only, and a record never goes.
+            _log.error("the event names a payload that has no record; its objects are kept")
+            self._record_missing(payload_id, "an event announced it")
             return
         if held.record.state is State.OPENED:
             self._records.clear_left(held, self._clock())

@@ -107,6 +107,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     records = Records(engines.state, clearing.add)
     handler = Handler(
         records=records,
+        record_missing=engines.sweep_cursor.record_missing,
         instances=engines.instances,
         publisher=engines.requests,
         workflow_manager=WorkflowManager(
@@ -129,6 +130,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         instances=engines.instances,
         state=engines.state,
         records=records,
+        cursor=engines.sweep_cursor,
         payload_ids=PayloadIds(settings.state_bucket),
         # An upload that took longer than it may is not acknowledged, whatever came of it.
         grace=2 * timedelta(seconds=settings.max_upload_seconds),

@@ -2,34 +2,24 @@
 
 Before an upload's objects go it is given up, so that no record can come to refer to them. Those of
 other producers in the same bucket are never touched: a payload id tells whether it was minted here.
+Nor are those of a payload that had a record once: see `shared/sweep_cursor.py`.
 """
 
 from datetime import timedelta
 
-import orjson
 import structlog
 
-from shared.errors import ObjectMissing, Permanent, StowgateError, VersionConflict
+from shared.errors import StowgateError
 from shared.ids import PayloadIds, minted_before
 from shared.metrics import WorkerMetrics
 from shared.ports import ObjectStore
-from shared.records import (
-    FENCES_KEPT,
-    KEYS_KEPT,
-    KEYS_PREFIX,
-    SWEEP_CURSOR,
-    Records,
-    begin_sweep,
-)
+from shared.records import FENCES_KEPT, KEYS_KEPT, KEYS_PREFIX, Records
+from shared.sweep_cursor import SweepCursor
 from shared.time import Clock, utc_now
 
 _log = structlog.get_logger()
 
-_JSON = "application/json"
-
-
-class CursorUnreadable(Permanent):
-    """Where the sweep is to go on cannot be told."""
+_SIDECAR = ".dcm.json"
 
 
 class Sweeper:
@@ -39,6 +29,7 @@ class Sweeper:
         instances: ObjectStore,
         state: ObjectStore,
         records: Records,
+        cursor: SweepCursor,
         payload_ids: PayloadIds,
         grace: timedelta,
         metrics: WorkerMetrics,
@@ -48,6 +39,7 @@ class Sweeper:
         self._instances = instances
         self._state = state
         self._records = records
+        self._cursor = cursor
         self._payload_ids = payload_ids
         self._grace = grace
         self._metrics = metrics
@@ -60,26 +52,18 @@ class Sweeper:
             self._sweep_fences()
             self._sweep_keys()
             self._sweep_payloads()
-        except VersionConflict:
-            _log.info("another worker swept meanwhile")
         except StowgateError as error:
             _log.warning("sweep could not finish", error=str(error))
 
     def _sweep_payloads(self) -> None:
         until = minted_before(self._clock() - self._grace)
-        try:
-            cursor = self._state.get(SWEEP_CURSOR)
-        except ObjectMissing:
-            begin_sweep(self._state, self._clock())
-            return
-        after = _decode(cursor.data)
-        for payload_id in self._instances.folders(after):
+        for payload_id in self._instances.folders(self._cursor.read().after):
             if payload_id > until:
                 break
-            if self._payload_ids.minted(payload_id) and self._give_up(payload_id):
-                self._remove(payload_id)
-        data = orjson.dumps({"after": max(after, until)})
-        self._state.replace(SWEEP_CURSOR, data, cursor.version, _JSON)
+            is_abandoned = self._payload_ids.minted(payload_id) and self._give_up(payload_id)
+            if is_abandoned and not self._remove(payload_id):
+                return
+        self._cursor.move(until)
 
     def _give_up(self, payload_id: str) -> bool:
         try:
@@ -90,13 +74,22 @@ class Sweeper:
             _log.error("payload passed over by the sweep", error=str(error))
             return False
 
-    def _remove(self, payload_id: str) -> None:
+    def _remove(self, payload_id: str) -> bool:
+        """Remove the objects of an upload that was given up; False where it may have had a record.
+
+        A worker writes sidecars only for a payload with a record. Whether records were lost is
+        asked last, so that no restore can come between the look for this one and the answer.
+        """
         keys = [found.key for found in self._instances.list(f"{payload_id}/")]
-        if not keys:
-            return
-        self._instances.delete(keys)
-        self._metrics.swept.inc(len(keys))
-        _log.info("swept", payload_id=payload_id, objects=len(keys))
+        if any(key.endswith(_SIDECAR) for key in keys):
+            self._cursor.record_missing(payload_id, "a worker has written its metadata")
+        if payload_id <= self._cursor.read().since:
+            return False
+        if keys:
+            self._instances.delete(keys)
+            self._metrics.swept.inc(len(keys))
+            _log.info("swept", payload_id=payload_id, objects=len(keys))
+        return True
 
     def _sweep_fences(self) -> None:
         # An upload of which a key was taken may go on for as long as any other.
@@ -111,16 +104,3 @@ class Sweeper:
         self._state.delete(
             [found.key for found in self._state.list(KEYS_PREFIX) if found.modified_at < past]
         )
-
-
-def _decode(cursor: bytes) -> str:
-    try:
-        after = orjson.loads(cursor)["after"]
-        if not isinstance(after, str):
-            raise TypeError("no payload id")
-    except (orjson.JSONDecodeError, TypeError, KeyError) as error:
-        raise CursorUnreadable(
-            f"{SWEEP_CURSOR} in the state bucket is damaged; move it away, and the sweep begins "
-            "with what is uploaded from then on"
-        ) from error
-    return after

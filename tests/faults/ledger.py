@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+WITNESS = "stowgate"
+"""The folder in the payloads' bucket that is of no payload: it has the sweep's witness."""
+
 
 @dataclass(frozen=True)
 class Post:
@@ -266,7 +269,7 @@ class Ledger:
 
 
 def orphans(object_keys: Iterable[str], payload_ids: Iterable[str]) -> list[str]:
-    claimed = set(payload_ids)
+    claimed = {*payload_ids, WITNESS}
     return [key for key in object_keys if key.partition("/")[0] not in claimed]
 
 

@@ -69,7 +69,7 @@ class S3Bucket:
                 bucket_name=self.name, object_name=key
             )
         except S3Error as error:
-            if error.code == "NoSuchKey":
+            if error.code in ("NoSuchKey", "NoSuchBucket"):
                 return None
             raise
         with answer:

@@ -55,6 +55,7 @@ class Bench:
         self.state.prepare()
         self.records = Records(self.state)
         self.requests = FolderEventPublisher(self.folder / "requests")
+        self.missing: list[str] = []
 
     def handler(
         self,
@@ -63,6 +64,7 @@ class Bench:
     ) -> Handler:
         return Handler(
             records=self.records,
+            record_missing=lambda payload_id, _: self.missing.append(payload_id),
             instances=self.instances,
             publisher=publisher or self.requests,
             workflow_manager=WorkflowManager("monaideploy", "md.workflow.request", "payloads"),
@@ -516,10 +518,15 @@ def test_an_error_of_our_own_while_the_worker_stops_is_no_failure(bench: Bench) 
     assert (found.state, found.lease, found.attempts) == (State.PENDING, None, 0)
 
 
-def test_an_event_without_a_record_opens_nothing(bench: Bench) -> None:
-    bench.handler().open_workflow_request(record().payload_id)
+def test_an_event_without_a_record_opens_nothing_and_shows_that_a_record_is_lost(
+    bench: Bench,
+) -> None:
+    lost = record()
+
+    bench.handler().open_workflow_request(lost.payload_id)
 
     assert bench.opened_requests() == []
+    assert bench.missing == [lost.payload_id]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"payload_id": "x"}', b"\xff"])

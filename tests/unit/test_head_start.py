@@ -93,6 +93,7 @@ class Bench:
         self.ingest = Ingest(
             uploads=Uploads(self.store, ThreadPoolExecutor(1), self.folder, limits),
             records=Records(state),
+            recorded=lambda: None,
             metrics=ApiMetrics(CollectorRegistry()),
             mint=PayloadIds("stowgate").mint,
         )

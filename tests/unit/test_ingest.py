@@ -25,6 +25,7 @@ from shared.adapters.folder import FolderObjectStore
 from shared.ids import PayloadIds
 from shared.metrics import ApiMetrics, WorkerMetrics
 from shared.records import FirstAnswer, Records
+from shared.sweep_cursor import SweepCursor
 from worker.sweeper import Sweeper
 
 UPLOAD = timedelta(hours=1)
@@ -49,6 +50,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.now = RECEIVED_AT
+        self.confirmable = 0
         self.before_record: Callable[[], None] = lambda: None
         self.instances = _SlowStore(folder / "payloads")
         self.state = _StateStore(folder / "state", self)
@@ -61,6 +63,7 @@ class Bench:
         self.ingest = Ingest(
             uploads=self.uploads,
             records=self.records,
+            recorded=self._recorded,
             metrics=ApiMetrics(CollectorRegistry()),
             mint=payload_ids.mint,
             clock=lambda: self.now,
@@ -69,6 +72,12 @@ class Bench:
             instances=self.instances,
             state=self.state,
             records=self.records,
+            cursor=SweepCursor(
+                state=self.state,
+                instances=self.instances,
+                payload_ids=payload_ids,
+                clock=lambda: self.now,
+            ),
             payload_ids=payload_ids,
             grace=2 * UPLOAD,
             metrics=WorkerMetrics(CollectorRegistry()),
@@ -79,6 +88,14 @@ class Bench:
         self.keys = IdempotencyKeys(
             self.state, self.records, payload_ids.mint, LEASE, clock=lambda: self.now
         )
+
+    def _recorded(self) -> None:
+        self.confirmable += 1
+        assert self.records.pending()
+
+    def payloads(self) -> list[str]:
+        """Those that have objects."""
+        return [name for name in self.instances.folders("") if name != "stowgate"]
 
     def keyed(self) -> Keyed:
         claimed = self.keys.claim("127.0.0.1", "/dicomweb/studies", "k")
@@ -139,7 +156,14 @@ def test_an_api_that_stood_still_past_the_sweep_writes_no_record_and_says_so(
         bench.post()
 
     assert newest(bench.records, None, 10) == ([], None)
-    assert list(bench.instances.folders("")) == []
+    assert bench.payloads() == []
+    assert bench.confirmable == 0
+
+
+def test_a_record_is_left_to_be_confirmed_once_it_is_written(bench: Bench) -> None:
+    bench.post()
+
+    assert bench.confirmable == 1
 
 
 def test_an_api_that_stood_still_and_was_not_given_up_keeps_its_word(bench: Bench) -> None:
@@ -155,7 +179,7 @@ def test_an_api_that_stood_still_and_was_not_given_up_keeps_its_word(bench: Benc
 
     assert payload_id is not None
     assert bench.records.find(payload_id) is not None
-    assert list(bench.instances.folders("")) == [payload_id]
+    assert bench.payloads() == [payload_id]
 
 
 def test_a_part_that_cannot_be_cleared_away_costs_no_later_upload_its_turn(
@@ -206,7 +230,7 @@ def test_what_is_stored_late_of_an_upload_that_is_given_up_is_removed_with_the_r
         bench.post(keyed)
 
     bench.uploads.putters.shutdown()
-    assert list(bench.instances.folders("")) == []
+    assert bench.payloads() == []
 
 
 def test_an_upload_that_takes_longer_than_it_may_is_refused_and_removed(bench: Bench) -> None:
@@ -219,7 +243,7 @@ def test_an_upload_that_takes_longer_than_it_may_is_refused_and_removed(bench: B
         bench.ingest.ingest([SlowPart(new_instance())], Target(), "127.0.0.1", "c")
 
     assert newest(bench.records, None, 10) == ([], None)
-    assert list(bench.instances.folders("")) == []
+    assert bench.payloads() == []
 
 
 def test_a_key_is_kept_while_the_store_takes_its_time(bench: Bench) -> None:
@@ -270,5 +294,5 @@ def test_of_an_upload_that_was_given_up_nothing_is_left_and_its_key_is_free(benc
     with pytest.raises(SenderTooSlow, match="given up"):
         bench.post(keyed)
 
-    assert list(bench.instances.folders("")) == []
+    assert bench.payloads() == []
     assert isinstance(bench.keys.claim("127.0.0.1", "/dicomweb/studies", "k"), ClaimedKey)

@@ -16,7 +16,8 @@ from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
 from shared.metrics import WorkerMetrics
 from shared.ports import StoredObject
-from shared.records import SWEEP_CURSOR, Records, State, UploadGivenUp
+from shared.records import Records, State, UploadGivenUp
+from shared.sweep_cursor import CURSOR, SweepCursor
 from shared.time import utc_now
 from worker.sweeper import Sweeper
 
@@ -36,10 +37,17 @@ class Bench:
         self.records = Records(self.state)
         self.payload_ids = PayloadIds("stowgate")
         self.registry = CollectorRegistry()
+        self.cursor = SweepCursor(
+            state=self.state,
+            instances=self.instances,
+            payload_ids=self.payload_ids,
+            clock=lambda: self.now,
+        )
         self.sweeper = Sweeper(
             instances=self.instances,
             state=self.state,
             records=self.records,
+            cursor=self.cursor,
             payload_ids=self.payload_ids,
             grace=GRACE,
             metrics=WorkerMetrics(self.registry),
@@ -56,7 +64,7 @@ class Bench:
         return payload_id
 
     def left(self) -> set[str]:
-        return set(self.instances.folders(""))
+        return set(self.instances.folders("")) - {"stowgate"}
 
 
 @pytest.fixture
@@ -177,7 +185,7 @@ def test_idempotency_keys_are_removed_after_a_day(bench: Bench) -> None:
 def test_a_damaged_cursor_is_named_and_keeps_nothing_else_from_being_swept(
     bench: Bench, damaged: bytes
 ) -> None:
-    bench.state.put(SWEEP_CURSOR, BytesIO(damaged), len(damaged), "application/json")
+    bench.state.put(CURSOR, BytesIO(damaged), len(damaged), "application/json")
     bench.state.create("idempotency/x.json", b"{}", "application/json")
     bench.now = utc_now() + timedelta(hours=25)
 
@@ -185,7 +193,8 @@ def test_a_damaged_cursor_is_named_and_keeps_nothing_else_from_being_swept(
         bench.sweeper.sweep()
 
     (entry,) = log
-    assert f"{SWEEP_CURSOR} in the state bucket is damaged" in entry["error"]
+    assert f"{CURSOR} in the state bucket is damaged" in entry["error"]
+    assert "move it out of the bucket" in entry["error"]
     assert list(bench.state.list("idempotency/")) == []
 
 

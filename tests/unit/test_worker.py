@@ -7,13 +7,14 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 from service import wait_for
 
 from shared.config import Settings, load_settings
 from shared.engines import Engines, open_engines
 from shared.ids import PayloadIds
-from shared.records import SWEEP_CURSOR, begin_sweep
+from shared.sweep_cursor import CURSOR, SweepCursor
 from shared.time import utc_now
 from worker.clearing import Clearing
 from worker.main import Routine, Worker, compose
@@ -40,19 +41,33 @@ def test_the_sweep_leaves_an_upload_twice_the_time_that_it_may_take(
     settings: Settings, engines: Engines
 ) -> None:
     now = utc_now()
-    begin_sweep(engines.state, now - timedelta(days=1))
-    begun = engines.state.get(SWEEP_CURSOR).version
     payload_ids = PayloadIds(settings.state_bucket)
+    SweepCursor(
+        state=engines.state,
+        instances=engines.instances,
+        payload_ids=payload_ids,
+        clock=lambda: now - timedelta(days=1),
+    ).read()
+    begun = engines.state.get(CURSOR).version
     left, swept = (payload_ids.mint(now - UPLOAD * times) for times in (1.9, 2.1))
     for payload_id in (left, swept):
         engines.instances.put(f"{payload_id}/dcm/1/2/3.dcm", BytesIO(b"x"), 1, "application/dicom")
 
     worker = compose(settings, engines, CollectorRegistry())
     worker.start()
-    wait_for(lambda: engines.state.get(SWEEP_CURSOR).version != begun)
+    wait_for(lambda: engines.state.get(CURSOR).version != begun)
     worker.stop()
 
     assert list(engines.instances.folders("")) == [left]
+
+
+def test_a_service_starts_beside_a_cursor_that_cannot_be_read(engines: Engines) -> None:
+    engines.state.create(CURSOR, b"{", "application/json")
+
+    with structlog.testing.capture_logs() as log:
+        engines.prepare()
+
+    assert log == []
 
 
 def _with_something_to_clear(
