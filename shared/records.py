@@ -30,7 +30,7 @@ from marshmallow import Schema, ValidationError, fields
 
 from shared.dicom.left_out import NOTHING_LEFT_OUT, LeftOut
 from shared.dicom.uids import is_uid
-from shared.errors import ObjectMissing, Permanent, StoreUnavailable, VersionConflict
+from shared.errors import ObjectMissing, Permanent, VersionConflict
 from shared.ids import is_guid
 from shared.ports import ListedObject, ObjectStore
 from shared.time import UtcDateTime
@@ -316,10 +316,6 @@ class Records:
                     f"the upload of payload {record.payload_id} stood still for so long that it "
                     "was given up"
                 ) from error
-        except StoreUnavailable:
-            # The write may have happened, and only its answer been lost on the way.
-            if self.find(record.payload_id) is None:
-                raise
 
     def give_up(self, payload_id: str) -> bool:
         """Keep the record of an upload from being written; False where it has been."""

@@ -1,6 +1,7 @@
 """The object store on MinIO, or on any other that speaks plain S3."""
 
 import math
+import random
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from http import HTTPStatus
 from threading import Lock
 from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
+from uuid import uuid4
 from xml.etree import ElementTree
 
 import urllib3
@@ -60,6 +62,8 @@ _HINTS = {
 _FULL_CODES = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded"}
 _PASSING_CODES = {
     "BadDigest",
+    # Another operation on the key is under way, and says nothing of how that will end.
+    "ConditionalRequestConflict",
     "IncompleteBody",
     "InternalError",
     "OperationAborted",
@@ -72,8 +76,15 @@ _PASSING_CODES = {
 }
 _PASSING_STATUSES = {408, 429}
 _PRECONDITION_FAILED = 412
-_CONFLICTS = {"NoSuchKey", "ConditionalRequestConflict"}
 _INSUFFICIENT_STORAGE = 507
+
+# Names the write that an object comes from.
+_WRITE = "x-amz-meta-stowgate-write"
+
+# No conditional write is tried again later than this after its first attempt.
+_TRY_AGAIN_SECONDS = 5.0
+_FIRST_PAUSE_SECONDS = 0.05
+_MAX_PAUSE_SECONDS = 1.0
 
 
 class MinioObjectStore:
@@ -83,7 +94,8 @@ class MinioObjectStore:
     connect, 9 s for each answer, and no retry begun later than 2 s after the first attempt. A
     refused connection fails at once. `put` of more than 8 MiB, `delete` of more than 1000 keys and
     a long `list` take several requests, and a `put` that fails in the middle one more to clear up.
-    A version is the object's ETag.
+    A conditional write whose answer leaves open what happened looks for its object and is tried
+    again, for 5 s; in a silent store it ends within 30 s. A version is the object's ETag.
     """
 
     def __init__(self, client: Minio, requests: SignedRequests, bucket: str, place: str) -> None:
@@ -181,16 +193,16 @@ class MinioObjectStore:
     def create(self, key: str, data: bytes, content_type: str) -> str:
         """Write only where nothing is, and return the version. Raises `VersionConflict`.
 
-        `StoreUnavailable` leaves open whether it was written.
+        `StoreUnavailable` leaves open whether it was written, after a look for it.
         """
-        return self._put_if({"If-None-Match": "*"}, key, data, content_type)
+        return self._put_if(None, key, data, content_type)
 
     def replace(self, key: str, data: bytes, version: str, content_type: str) -> str:
         """Write only over that version, and return the new one. Raises `VersionConflict`.
 
-        `StoreUnavailable` leaves open whether it was written.
+        `StoreUnavailable` leaves open whether it was written, after a look for it.
         """
-        return self._put_if({"If-Match": f'"{version}"'}, key, data, content_type)
+        return self._put_if(version, key, data, content_type)
 
     def get(self, key: str) -> StoredObject:
         """Read a whole small object. Raises `ObjectMissing`."""
@@ -241,20 +253,64 @@ class MinioObjectStore:
             if not self._client.bucket_exists(bucket_name=self._bucket):
                 raise self._error("reach the bucket", "NoSuchBucket", "it does not exist")
 
-    def _put_if(self, condition: dict[str, str], key: str, data: bytes, content_type: str) -> str:
+    def _put_if(self, version: str | None, key: str, data: bytes, content_type: str) -> str:
+        """Write over that version, or where nothing is.
+
+        Each write has a name of its own, which the object carries. So a writer that sends it again,
+        as also a proxy in between may do, knows its own object, and of two that write the same
+        bytes one has written them.
+        """
         check_key(key)
-        headers = {"Content-Type": content_type, **condition}
-        with self._typed(f"put {key}"):
+        write = uuid4().hex
+        condition = {"If-None-Match": "*"} if version is None else {"If-Match": f'"{version}"'}
+        headers = {"Content-Type": content_type, **condition, _WRITE: write}
+        until, pause_seconds = time.monotonic() + _TRY_AGAIN_SECONDS, _FIRST_PAUSE_SECONDS
+        while True:
+            open_after: StoreUnavailable | None = None
             try:
-                # Never twice: of two attempts the second would find the first one's object.
-                answer = self._requests.send("PUT", key, data, headers=headers, again=False)
-            except S3Error as error:
-                if error.response.status == _PRECONDITION_FAILED or error.code in _CONFLICTS:
+                with self._typed(f"put {key}"):
+                    return self._send_if(key, data, headers)
+            except _ConditionFailed:
+                pass  # unless by an earlier attempt of its own
+            except StoreUnavailable as error:
+                open_after = error
+            try:
+                found_version, found_write = self._look(key)
+            except StoreUnavailable as error:
+                open_after = error
+            else:
+                if found_write == write and found_version is not None:
+                    return found_version
+                if open_after is None or found_version != version:
                     raise VersionConflict(
                         f"{self._place}: {key} is not what this write was to replace"
-                    ) from error
-                raise
+                    )
+            if time.monotonic() + pause_seconds > until:
+                raise open_after
+            time.sleep(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311
+            pause_seconds = min(2 * pause_seconds, _MAX_PAUSE_SECONDS)
+
+    def _send_if(self, key: str, data: bytes, headers: dict[str, str]) -> str:
+        try:
+            # Not again without a look at what became of it.
+            answer = self._requests.send("PUT", key, data, headers=headers, again=False)
+        except S3Error as error:
+            if error.response.status == _PRECONDITION_FAILED or error.code == "NoSuchKey":
+                raise _ConditionFailed from error
+            raise
         return _version(answer)
+
+    def _look(self, key: str) -> tuple[str | None, str | None]:
+        """The version of what is under that key, and the write that it comes from; None of what
+        there is not."""
+        with self._typed(f"look for {key}"):
+            try:
+                found = self._client.stat_object(bucket_name=self._bucket, object_name=key)
+            except S3Error as error:
+                if error.code == "NoSuchKey":
+                    return None, None
+                raise
+        return found.etag, (found.metadata or {}).get(_WRITE)
 
     def _read(self, key: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         check_key(key)
@@ -315,6 +371,10 @@ class MinioObjectStore:
         if code in _PASSING_CODES or status in _PASSING_STATUSES or status >= 500:
             return StoreUnavailable(f"{what}; look at the object store's own health and log")
         return StoreRefused(f"{what}; {_HINTS.get(code, 'look at the object store and its log')}")
+
+
+class _ConditionFailed(Exception):
+    """The object is not what a conditional write was to find."""
 
 
 class _PastTheEnd(Exception):

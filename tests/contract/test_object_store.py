@@ -23,9 +23,10 @@ from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 
 import pytest
-from answering import Answering, serving
+from answering import Answering, Forwarding, serving
 from disks import small_disk
 from engines import ObjectStoreEndpoint, object_store_client
+from records_made import record
 from service import wait_for
 
 from shared.adapters.folder import FolderObjectStore
@@ -38,7 +39,8 @@ from shared.errors import (
     StowgateError,
     VersionConflict,
 )
-from shared.ports import ObjectStore
+from shared.ports import ObjectStore, StoredObject
+from shared.records import Records, UploadGivenUp
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
@@ -880,13 +882,221 @@ def deaf_endpoint(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[Object
     server.join()
 
 
-def test_minio_does_not_send_a_conditional_write_twice(
+def test_minio_leaves_open_what_became_of_a_conditional_write_that_it_cannot_look_up(
     minio: MinioObjectStore, deaf_endpoint: ObjectStoreEndpoint, bucket: str
 ) -> None:
-    """Sent again after a lost answer, it would meet its own object and report a conflict."""
     with pytest.raises(StoreUnavailable):
         minio_store(deaf_endpoint, bucket).create("key", b"written", TEXT)
     assert minio.get("key").data == b"written"
+
+
+Meddle = Callable[[Forwarding, bytes], None]
+
+
+@contextlib.contextmanager
+def through(endpoint: ObjectStoreEndpoint, bucket: str, meddle: Meddle) -> Iterator[ObjectStore]:
+    """The store behind a proxy that lets `meddle` deal with each PUT."""
+
+    class Proxy(Forwarding):
+        upstream = urlsplit(endpoint.url).netloc
+
+        def meddle(self, body: bytes) -> None:
+            if self.command == "PUT":
+                meddle(self, body)
+            else:
+                super().meddle(body)
+
+    with serving(Proxy) as url:
+        yield minio_store(
+            ObjectStoreEndpoint(url, endpoint.access_key, endpoint.secret_key), bucket
+        )
+
+
+def once(meddle: Meddle) -> Meddle:
+    """Deals with the first request so, and lets all others pass."""
+    todo = [meddle]
+
+    def dealt_with(request: Forwarding, body: bytes) -> None:
+        if todo:
+            todo.pop()(request, body)
+        else:
+            request.relay(*request.ask(body))
+
+    return dealt_with
+
+
+def refuse(status: int, code: str) -> Meddle:
+    return lambda request, _: request.refuse(status, code)
+
+
+def write_and_refuse(request: Forwarding, body: bytes) -> None:
+    request.ask(body)
+    request.refuse(500, "InternalError")
+
+
+def write_and_hang_up(request: Forwarding, body: bytes) -> None:
+    request.ask(body)
+    request.hang_up()
+
+
+def hang_up(request: Forwarding, _: bytes) -> None:
+    request.hang_up()
+
+
+MISHAPS = {
+    "slow down": refuse(503, "SlowDown"),
+    "conflict": refuse(409, "ConditionalRequestConflict"),
+    "lost on the way": hang_up,
+    "answer lost": write_and_hang_up,
+    "written and refused": write_and_refuse,
+}
+
+
+@pytest.mark.parametrize("mishap", MISHAPS.values(), ids=MISHAPS)
+def test_minio_writes_once_where_the_first_attempt_came_to_grief(
+    object_store_endpoint: ObjectStoreEndpoint,
+    bucket: str,
+    minio: MinioObjectStore,
+    mishap: Meddle,
+) -> None:
+    with through(object_store_endpoint, bucket, once(mishap)) as store:
+        first = store.create("key", b"1", TEXT)
+    assert minio.get("key") == StoredObject(b"1", first)
+    with through(object_store_endpoint, bucket, once(mishap)) as store:
+        second = store.replace("key", b"2", first, TEXT)
+    assert minio.get("key") == StoredObject(b"2", second)
+
+
+@pytest.mark.parametrize("mishap", MISHAPS.values(), ids=MISHAPS)
+def test_minio_knows_the_bytes_of_another_from_its_own(
+    object_store_endpoint: ObjectStoreEndpoint,
+    bucket: str,
+    minio: MinioObjectStore,
+    mishap: Meddle,
+) -> None:
+    """Of two that write the same, one has written it, whatever comes of the other's request."""
+
+    def beaten(request: Forwarding, body: bytes) -> None:
+        write(minio)
+        mishap(request, body)
+
+    for version in (None, minio.create("replaced", b"0", TEXT)):
+
+        def write(store: ObjectStore, version: str | None = version) -> str:
+            if version is None:
+                return store.create("created", b"same", TEXT)
+            return store.replace("replaced", b"same", version, TEXT)
+
+        with (
+            through(object_store_endpoint, bucket, once(beaten)) as store,
+            pytest.raises(VersionConflict),
+        ):
+            write(store)
+
+
+@pytest.mark.parametrize("first_is_written", [True, False])
+def test_minio_does_not_take_a_write_in_flight_for_one_that_was_written(
+    object_store_endpoint: ObjectStoreEndpoint,
+    bucket: str,
+    minio: MinioObjectStore,
+    first_is_written: bool,
+) -> None:
+    """S3 answers 409 to the second of two conditional writes while the first is under way."""
+    first_arrived, first_may_go_on, conflicts = threading.Event(), threading.Event(), Counter[str]()
+
+    def in_flight(request: Forwarding, body: bytes) -> None:
+        if not first_arrived.is_set():
+            first_arrived.set()
+            first_may_go_on.wait(30)
+            if first_is_written:
+                request.relay(*request.ask(body))
+            else:
+                request.refuse(403, "AccessDenied")
+        elif not first_may_go_on.is_set():
+            conflicts["409"] += 1
+            if conflicts["409"] == 3:
+                first_may_go_on.set()
+            request.refuse(409, "ConditionalRequestConflict")
+        else:
+            request.relay(*request.ask(body))
+
+    def second(store: ObjectStore) -> str:
+        first_arrived.wait(30)
+        store.create("key", b"second", TEXT)
+        return "second"
+
+    def first(store: ObjectStore) -> str:
+        store.create("key", b"first", TEXT)
+        return "first"
+
+    with through(object_store_endpoint, bucket, in_flight) as store:
+        outcomes = at_once([partial(first, store), partial(second, store)])
+
+    assert conflicts["409"] == 3
+    if first_is_written:
+        assert outcomes == {"first": 1, "VersionConflict": 1}
+        assert minio.get("key").data == b"first"
+    else:
+        assert outcomes == {"StoreRefused": 1, "second": 1}
+        assert minio.get("key").data == b"second"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(409, "ConditionalRequestConflict"), (503, "SlowDown")]
+)
+def test_minio_ends_a_conditional_write_that_is_refused_again_and_again(
+    object_store_endpoint: ObjectStoreEndpoint,
+    bucket: str,
+    minio: MinioObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    code: str,
+) -> None:
+    monkeypatch.setattr("shared.adapters.minio_store._TRY_AGAIN_SECONDS", 0.5)
+    with (
+        through(object_store_endpoint, bucket, refuse(status, code)) as store,
+        pytest.raises(StoreUnavailable, match=code),
+    ):
+        store.create("key", b"x", TEXT)
+    assert keys(minio) == []
+
+
+def test_minio_reports_a_conflict_where_another_wrote_over_its_own_write(
+    object_store_endpoint: ObjectStoreEndpoint, bucket: str, minio: MinioObjectStore
+) -> None:
+    def overtaken(request: Forwarding, body: bytes) -> None:
+        request.ask(body)
+        minio.replace("key", b"3", minio.get("key").version, TEXT)
+        request.hang_up()
+
+    first = minio.create("key", b"1", TEXT)
+    with (
+        through(object_store_endpoint, bucket, once(overtaken)) as store,
+        pytest.raises(VersionConflict),
+    ):
+        store.replace("key", b"2", first, TEXT)
+    assert minio.get("key").data == b"3"
+
+
+def test_an_upload_is_not_given_up_while_its_record_is_in_flight(
+    object_store_endpoint: ObjectStoreEndpoint, bucket: str, minio: MinioObjectStore
+) -> None:
+    late = record()
+
+    def in_flight(request: Forwarding, _: bytes) -> None:
+        Records(minio).add(late)
+        request.refuse(409, "ConditionalRequestConflict")
+
+    with through(object_store_endpoint, bucket, once(in_flight)) as store:
+        assert not Records(store).give_up(late.payload_id)
+
+    with through(
+        object_store_endpoint, bucket, once(refuse(409, "ConditionalRequestConflict"))
+    ) as store:
+        other = record()
+        assert Records(store).give_up(other.payload_id)
+    with pytest.raises(UploadGivenUp):
+        Records(minio).add(other)
 
 
 def test_folders_are_the_first_names_of_keys_each_once_in_order(store: ObjectStore) -> None:

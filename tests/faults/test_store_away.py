@@ -95,6 +95,38 @@ def test_a_store_that_falls_silent_is_503_in_bounded_time_and_opens_nothing_unre
     reconcile(site)
 
 
+@pytest.mark.parametrize("lost", ["write", "answer"])
+def test_a_connection_that_is_lost_in_the_write_of_a_record_costs_nobody_the_study(
+    site: Site, lost: str
+) -> None:
+    api, _ = site.pair()
+    hold = api.store.hold if lost == "write" else api.store.hold_answer
+    record = hold(f"PUT /{site.name}-state/pending/".encode())
+    with ThreadPoolExecutor(1) as sender:
+        sent = sender.submit(site.post, api, study(3))
+        record.wait_reached()
+        record.drop()
+        answer = sent.result()
+
+    assert answer.status_code == 200
+    ledger = reconcile(site)
+    assert ledger.payloads.keys() == {answer.headers["X-Payload-ID"]}
+
+
+def test_a_lease_whose_write_is_lost_on_the_way_is_taken_all_the_same(site: Site) -> None:
+    api, worker = site.pair(STOWGATE_RELAY_SECONDS="3600")
+    wait_for(lambda: worker.ready()[1]["status"] == "ready")
+    lease = worker.store.hold(f"PUT /{site.name}-state/pending/".encode())
+    payload_id = site.post(api, study(1)).headers["X-Payload-ID"]
+    lease.wait_reached()
+    lease.drop()
+
+    site.opened(payload_id)
+
+    assert worker.metric("stowgate_announced_again_total") == 0
+    reconcile(site)
+
+
 def test_while_the_store_is_silent_ready_and_status_say_so(site: Site) -> None:
     """However long that takes: it is not the sender who is slow."""
     api, _ = site.pair()
