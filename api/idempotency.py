@@ -18,7 +18,7 @@ from api.problems import BadRequest, Conflict
 from shared.errors import ObjectMissing, Permanent, VersionConflict
 from shared.ports import ObjectStore
 from shared.records import KEYS_KEPT, KEYS_PREFIX, Records
-from shared.time import Clock, UtcDateTime, utc_now
+from shared.time import MAX_AHEAD, Clock, UtcDateTime, has_ended, utc_now
 
 _JSON = "application/json"
 _GRAMMAR = re.compile(r"[!-~]{1,255}")
@@ -80,10 +80,12 @@ class ClaimedKey:
     def keep(self, *, at_least: float = 0.5) -> None:
         """Renew the claim when less than that part of it is left.
 
+        More than all of it is left where the clock was set back; nobody else believes in that.
         Raises `StillRunning` where another POST took it over, because this one stood still.
         """
-        if self._claim.until - self._clock() <= self._lease * at_least:
-            self._write(self._clock() + self._lease)
+        now = self._clock()
+        if not self._lease * at_least < self._claim.until - now <= self._lease:
+            self._write(now + self._lease)
 
     def release(self) -> None:
         """Let the key be used again, after a POST that opened nothing. Raises as `keep`."""
@@ -137,6 +139,10 @@ class IdempotencyKeys:
                 else:
                     first = _decode(found.data, place)
                     if self._counts(first, now):
+                        if first.claimed_at > now + MAX_AHEAD:
+                            # By a clock that was ahead: the day for which it is kept begins now.
+                            again = _encode(replace(first, claimed_at=now))
+                            self._store.replace(place, again, found.version, _JSON)
                         return first.payload_id
                     version = self._store.replace(place, _encode(claim), found.version, _JSON)
             except VersionConflict:
@@ -154,7 +160,7 @@ class IdempotencyKeys:
             return True
         if first.released:
             return False
-        if first.until > now:
+        if not has_ended(first.until, now):
             raise StillRunning("the first request with this Idempotency-Key is still running")
         return not self._records.give_up(first.payload_id)
 

@@ -33,7 +33,7 @@ from shared.dicom.uids import is_uid
 from shared.errors import ObjectMissing, Permanent, VersionConflict
 from shared.ids import is_guid
 from shared.ports import ListedObject, ObjectStore
-from shared.time import UtcDateTime
+from shared.time import UtcDateTime, has_ended
 
 _log = structlog.get_logger()
 
@@ -333,13 +333,9 @@ class Records:
         self._store.delete([fence])
         return False
 
-    def given_up(self, before: datetime) -> list[str]:
-        """The payload ids of the uploads given up before that moment."""
-        return [
-            payload_id_of(listed.key)
-            for listed in self._list(State.PENDING)
-            if _is_fence(listed) and listed.modified_at < before
-        ]
+    def fences(self) -> Iterator[ListedObject]:
+        """What stands in the records' places of the uploads that were given up."""
+        return filter(_is_fence, self._list(State.PENDING))
 
     def remove_fence(self, payload_id: str) -> None:
         """For an upload whose API cannot come back after so long."""
@@ -427,7 +423,7 @@ class Records:
         """
         left = self.read(_key(State.PENDING, opened.record.payload_id))
         lease = left.record.lease if left else None
-        if lease is None or lease.until <= now:
+        if lease is None or has_ended(lease.until, now):
             self.move(opened)
 
     def replay(self, held: HeldRecord, due_at: datetime) -> HeldRecord:

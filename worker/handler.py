@@ -33,7 +33,7 @@ from shared.records import (
     Records,
     State,
 )
-from shared.time import Clock, utc_now
+from shared.time import Clock, has_ended, utc_now
 from worker.routing import resolve
 from worker.sidecars import Sidecars, Stopping
 from worker.workflow_manager import WorkflowManager
@@ -117,7 +117,7 @@ class Handler:
         if held.record.state is not State.PENDING:
             return
         lease = held.record.lease
-        if lease is not None and lease.until > self._clock():
+        if lease is not None and not has_ended(lease.until, self._clock()):
             return
         self._open_taken(self._take(held))
 
@@ -216,8 +216,7 @@ class Handler:
                 # An earlier round did it and its answer was lost, or who took over has done it.
                 return self._records.move(held)
             except StowgateError as error:
-                lease = taken.record.lease
-                if lease is None or lease.until - self._clock() < self._lease / 4:
+                if not self._holds(taken, at_least=0.25):
                     raise _NotNoted(f"the request is out, but {error}") from error
                 time.sleep(_NOTE_AGAIN_SECONDS)
 
@@ -226,9 +225,16 @@ class Handler:
         to."""
         if self._stopping.is_set():
             raise Stopping("this worker stops")
-        lease = taken.record.lease
-        if lease is None or lease.until - self._clock() <= self._lease * at_least:
+        if not self._holds(taken, at_least):
             taken.change(lease=self._new_lease())
+
+    def _holds(self, taken: "_Taken", at_least: float) -> bool:
+        """Whether that share of the lease is left; one that lasts too long is of a clock that was
+        set back since, and nobody else believes in it."""
+        lease = taken.record.lease
+        if lease is None:
+            return False
+        return self._lease * at_least < lease.until - self._clock() <= self._lease
 
     def _try_later(self, taken: "_Taken", error: Transient) -> None:
         self._metrics.attempts_failed.labels("transient").inc()

@@ -23,7 +23,7 @@ from shared.records import (
     State,
     payload_id_of,
 )
-from shared.time import Clock, utc_now
+from shared.time import MAX_AHEAD, Clock, has_ended, utc_now
 
 _log = structlog.get_logger()
 
@@ -32,9 +32,6 @@ _SHORT_QUEUE = 100
 
 # After an announcement a record is left alone for this long.
 _AGAIN = timedelta(seconds=30)
-
-# Twice the longest lease. A moment further ahead was told by a clock that was wrong.
-_FARTHEST = timedelta(hours=2)
 
 # A record that is settled and still in pending/ for this long was left by a worker that died. To
 # move one earlier could collide with the worker that is moving it.
@@ -92,7 +89,7 @@ class Relay:
         self._seen = {
             key: seen
             for key, seen in self._seen.items()
-            if listed_at.get(key) == seen.modified_at and seen.not_before <= now + _FARTHEST
+            if listed_at.get(key) == seen.modified_at and seen.not_before <= now + MAX_AHEAD
         }
         room = _SHORT_QUEUE - self._backlog()
         for listed in sorted(pending, key=self._attempts):
@@ -110,7 +107,7 @@ class Relay:
                 self._seen[listed.key] = _Seen(listed.modified_at, now + _AGAIN, 0)
                 continue
             if held.record.state is not State.PENDING:
-                if listed.modified_at + _LEFT < now:
+                if has_ended(listed.modified_at + _LEFT, now):
                     self._records.move(held)
                 continue
             when = _due(held.record, now)
@@ -132,6 +129,5 @@ class Relay:
 
 
 def _due(record: IngestRecord, now: datetime) -> datetime:
-    # A worker leaves a lease alone however far ahead its end is, so that nothing is opened twice.
-    due_at = record.due_at if record.due_at <= now + _FARTHEST else now
-    return max(due_at, record.lease.until) if record.lease else due_at
+    moments = [record.due_at, record.lease.until] if record.lease else [record.due_at]
+    return max((moment for moment in moments if not has_ended(moment, now)), default=now)

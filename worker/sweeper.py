@@ -5,19 +5,22 @@ other producers in the same bucket are never touched: a payload id tells whether
 Nor are those of a payload that had a record once: see `shared/sweep_cursor.py`.
 """
 
+from contextlib import suppress
 from datetime import timedelta
 
 import structlog
 
-from shared.errors import StowgateError
+from shared.errors import ObjectMissing, StowgateError, VersionConflict
 from shared.ids import PayloadIds, minted_before
 from shared.metrics import WorkerMetrics
-from shared.ports import ObjectStore
-from shared.records import FENCES_KEPT, KEYS_KEPT, KEYS_PREFIX, Records
+from shared.ports import ListedObject, ObjectStore
+from shared.records import FENCES_KEPT, KEYS_KEPT, KEYS_PREFIX, Records, payload_id_of
 from shared.sweep_cursor import SweepCursor
-from shared.time import Clock, utc_now
+from shared.time import MAX_AHEAD, Clock, utc_now
 
 _log = structlog.get_logger()
+
+_JSON = "application/json"
 
 _SIDECAR = ".dcm.json"
 
@@ -93,14 +96,24 @@ class Sweeper:
 
     def _sweep_fences(self) -> None:
         # An upload of which a key was taken may go on for as long as any other.
-        for payload_id in self._records.given_up(self._clock() - self._grace - FENCES_KEPT):
+        kept = FENCES_KEPT + self._grace
+        for fence in [found for found in self._records.fences() if self._is_past(found, kept)]:
+            payload_id = payload_id_of(fence.key)
             # It may have stored more since it was given up.
             if self._give_up(payload_id):
                 self._remove(payload_id)
                 self._records.remove_fence(payload_id)
 
     def _sweep_keys(self) -> None:
-        past = self._clock() - KEYS_KEPT
-        self._state.delete(
-            [found.key for found in self._state.list(KEYS_PREFIX) if found.modified_at < past]
-        )
+        claims = self._state.list(KEYS_PREFIX)
+        self._state.delete([found.key for found in claims if self._is_past(found, KEYS_KEPT)])
+
+    def _is_past(self, found: ListedObject, kept: timedelta) -> bool:
+        now = self._clock()
+        if found.modified_at <= now + MAX_AHEAD:
+            return found.modified_at + kept < now
+        # It was written when a clock was ahead, and counts as written now.
+        with suppress(ObjectMissing, VersionConflict):
+            held = self._state.get(found.key)
+            self._state.replace(found.key, held.data, held.version, _JSON)
+        return False

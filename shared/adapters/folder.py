@@ -71,10 +71,11 @@ class FolderObjectStore:
             self._temporary.mkdir(exist_ok=True)
             self._lock.touch()
             sync_folder(self._root)
-            oldest = time.time() - _LEFTOVER_SECONDS
+            now = time.time()
             for leftover in self._temporary.iterdir():
                 with suppress(FileNotFoundError):  # gone meanwhile: finished, or removed by another
-                    if leftover.stat().st_mtime < oldest:
+                    # One from long after now was left when the clock was ahead.
+                    if abs(now - leftover.stat().st_mtime) > _LEFTOVER_SECONDS:
                         leftover.unlink()
 
     def put(

@@ -521,13 +521,17 @@ def test_folder_killed_in_the_middle_of_a_put_leaves_no_half_object(
 def test_folder_removes_leftovers_once_they_are_old(
     folder: FolderObjectStore, tmp_path: Path
 ) -> None:
-    old, young = (tmp_path / "bucket" / ".tmp" / name for name in ("old", "young"))
-    for leftover in (old, young):
+    old, of_next_year, young = (
+        tmp_path / "bucket" / ".tmp" / name for name in ("old", "of_next_year", "young")
+    )
+    for leftover in (old, of_next_year, young):
         leftover.write_bytes(b"half")
-    two_hours_ago = time.time() - 7200
+    two_hours_ago, next_year = time.time() - 7200, time.time() + 365 * 86400
     os.utime(old, (two_hours_ago, two_hours_ago))
+    os.utime(of_next_year, (next_year, next_year))
     folder.prepare()
     assert not old.exists()
+    assert not of_next_year.exists()
     assert young.exists()
     assert keys(folder) == []
 

@@ -261,6 +261,33 @@ def test_a_lease_that_ran_out_is_taken_over(bench: Bench) -> None:
     assert bench.found(added).takeovers == 1
 
 
+def test_a_lease_of_a_clock_that_was_ahead_is_taken_over(bench: Bench) -> None:
+    added = bench.add(real_file(), lease=Lease("dead", bench.now + timedelta(days=365)))
+
+    bench.handler().open_workflow_request(added.payload_id)
+
+    assert bench.opened_requests() == [added.payload_id]
+
+
+def test_a_worker_whose_clock_is_set_back_renews_its_lease_before_a_request_goes_out(
+    bench: Bench,
+) -> None:
+    """The others take its lease for one that has ended."""
+    added = bench.add(real_file())
+    leases: list[Lease | None] = []
+    observed = Observed(bench.requests, lambda _: leases.append(bench.found(added).lease))
+    read_range = bench.instances.read_range
+
+    def set_back(*given: Any) -> bytes:
+        bench.now -= timedelta(days=1)
+        return read_range(*given)
+
+    bench.instances.read_range = set_back  # type: ignore[method-assign]
+    bench.handler(observed).open_workflow_request(added.payload_id)
+
+    assert leases == [Lease("me", bench.now + LEASE)]
+
+
 def test_a_lease_of_its_own_that_ran_out_is_no_takeover(bench: Bench) -> None:
     added = bench.add(real_file(), lease=Lease("me", bench.now), takeovers=MOST_TAKEOVERS)
 
@@ -397,16 +424,14 @@ def test_a_lease_is_renewed_while_there_is_work_and_before_a_request_goes_out(
         assert lease is not None
         untils.append(lease.until)
 
-    handler = bench.handler(Observed(bench.requests, look))
-    instances = bench.instances
+    read_range = bench.instances.read_range
 
-    class SlowStore(FolderObjectStore):
-        def read_range(self, key: str, start: int, length: int) -> bytes:
-            bench.now += LEASE / 8
-            return instances.read_range(key, start, length)
+    def slow(*given: Any) -> bytes:
+        bench.now += LEASE / 8
+        return read_range(*given)
 
-    handler._instances = SlowStore(bench.folder / "payloads")
-    handler.open_workflow_request(added.payload_id)
+    bench.instances.read_range = slow  # type: ignore[method-assign]
+    bench.handler(Observed(bench.requests, look)).open_workflow_request(added.payload_id)
 
     (until,) = untils
     assert until >= bench.now + LEASE * 0.9

@@ -127,6 +127,39 @@ def test_a_key_whose_record_is_written_leads_to_it_for_a_day(bench: Bench) -> No
     assert isinstance(bench.claim(), ClaimedKey)
 
 
+def test_a_claim_of_a_clock_that_was_ahead_keeps_nobody_waiting(bench: Bench) -> None:
+    bench.now += timedelta(days=365)
+    lost = bench.claimed()
+    bench.now -= timedelta(days=365)
+
+    assert bench.claimed().payload_id != lost.payload_id
+    with pytest.raises(UploadGivenUp):
+        bench.records.add(replace(record(), payload_id=lost.payload_id))
+
+
+def test_a_key_of_a_clock_that_was_ahead_leads_to_its_record_for_a_day(bench: Bench) -> None:
+    bench.now += timedelta(days=365)
+    claimed = bench.claimed()
+    bench.records.add(replace(record(), payload_id=claimed.payload_id))
+    bench.now -= timedelta(days=365)
+
+    assert bench.claim() == claimed.payload_id
+    bench.now += KEYS_KEPT - timedelta(seconds=1)
+    assert bench.claim() == claimed.payload_id
+    bench.now += timedelta(seconds=2)
+    assert isinstance(bench.claim(), ClaimedKey)
+
+
+def test_a_post_whose_clock_is_set_back_claims_its_key_again(bench: Bench) -> None:
+    first = bench.claimed()
+    bench.now -= timedelta(days=1)
+
+    first.keep()
+
+    with pytest.raises(StillRunning):
+        bench.claim()
+
+
 @pytest.mark.parametrize("damaged", [b"", b"{}", b'{"until":1,"of_a_newer_version":2}'])
 def test_a_claim_that_cannot_be_read_is_named(bench: Bench, damaged: bytes) -> None:
     bench.claimed()

@@ -99,8 +99,16 @@ def test_a_record_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
     assert bench.announced == [added.payload_id]
 
 
-def test_a_lease_is_left_alone_however_far_ahead_its_end_is(bench: Bench) -> None:
-    bench.add(lease=Lease("worker", bench.now + timedelta(days=1)))
+def test_a_record_under_a_lease_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
+    added = bench.add(lease=Lease("worker", bench.now + timedelta(days=365)))
+
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_lease_of_a_clock_that_is_not_too_far_ahead_is_left_alone(bench: Bench) -> None:
+    bench.add(lease=Lease("worker", bench.now + timedelta(hours=1)))
 
     bench.relay.look()
 
@@ -203,6 +211,19 @@ def test_a_record_settled_by_a_worker_that_died_is_moved_to_its_place(bench: Ben
     assert found is not None
     assert found.key.startswith("failed/")
     assert bench.announced == []
+
+
+def test_a_settled_record_of_a_clock_that_was_ahead_is_moved_to_its_place(bench: Bench) -> None:
+    held = bench.records.find(bench.add().payload_id)
+    assert held is not None
+    bench.records.change(held, state=State.FAILED)
+    bench.now = utc_now()
+    next_year = bench.now.timestamp() + 365 * 86400
+    os.utime(bench.folder / held.key, (next_year, next_year))
+
+    bench.relay.look()
+
+    assert bench.records.pending() == []
 
 
 def test_a_pass_reads_only_what_is_due_or_changed(bench: Bench) -> None:

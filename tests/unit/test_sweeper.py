@@ -1,5 +1,6 @@
 """The sweep, over real folder stores."""
 
+import os
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -179,6 +180,51 @@ def test_idempotency_keys_are_removed_after_a_day(bench: Bench) -> None:
     bench.now = utc_now() + timedelta(hours=25)
     bench.sweeper.sweep()
     assert list(bench.state.list("idempotency/")) == []
+
+
+def _written_next_year(bench: Bench, key: str) -> None:
+    next_year = (utc_now() + timedelta(days=365)).timestamp()
+    os.utime(bench.folder / "state" / key, (next_year, next_year))
+
+
+def test_what_a_clock_that_was_ahead_wrote_is_kept_a_day_from_now(bench: Bench) -> None:
+    late = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
+    bench.sweeper.sweep()
+    (fence,) = [found.key for found in bench.state.list("pending/")]
+    key = "idempotency/x.json"
+    bench.state.create(key, b"{}", "application/json")
+    _written_next_year(bench, key)
+    _written_next_year(bench, fence)
+
+    bench.now = utc_now()
+    bench.sweeper.sweep()
+    bench.now += timedelta(hours=23)
+    bench.sweeper.sweep()
+    assert bench.state.get(key).data == b"{}"
+    assert bench.state.get(fence).data == b""
+
+    bench.now += timedelta(hours=1) + GRACE * 1.1
+    bench.sweeper.sweep()
+    assert list(bench.state.list("idempotency/")) == []
+    assert list(bench.state.list("pending/")) == []
+    assert late not in bench.left()
+
+
+def test_a_cursor_of_a_clock_that_was_ahead_does_not_end_all_sweeping(bench: Bench) -> None:
+    bench.now += timedelta(days=365)
+    bench.sweeper.sweep()
+    bench.now -= timedelta(days=365)
+    kept = bench.upload(bench.payload_ids.mint(bench.now))
+
+    with structlog.testing.capture_logs() as log:
+        bench.sweeper.sweep()
+    bench.now += timedelta(hours=1)
+    bench.upload(bench.payload_ids.mint(bench.now))
+    bench.now += 2 * GRACE
+    bench.sweeper.sweep()
+
+    assert [entry["why"] for entry in log] == [f"a clock was ahead when {CURSOR} was written"]
+    assert bench.left() == {kept}
 
 
 @pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"{}", b'{"after":null}'])
