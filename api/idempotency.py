@@ -17,7 +17,7 @@ from marshmallow import Schema, ValidationError, fields
 from api.problems import BadRequest, Conflict
 from shared.errors import ObjectMissing, Permanent, VersionConflict
 from shared.ports import ObjectStore
-from shared.records import KEYS_KEPT, KEYS_PREFIX, Records
+from shared.records import KEYS_KEPT, Records, claim_folder
 from shared.time import MAX_AHEAD, Clock, UtcDateTime, has_ended, utc_now
 
 _JSON = "application/json"
@@ -125,7 +125,7 @@ class IdempotencyKeys:
         if not _GRAMMAR.fullmatch(key):
             raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
         digest = hashlib.sha256("\0".join((caller, path, key)).encode()).hexdigest()
-        place = f"{KEYS_PREFIX}{digest}.json"
+        place = f"{claim_folder(int(digest[:2], 16))}{digest}.json"
         while True:
             now = self._clock()
             claim = _Claim(self._mint(now), now, now + self._lease)

@@ -19,6 +19,8 @@ AE_TITLE_RULE = "an AE title is 1 to 15 of A-Z a-z 0-9 _ -"
 
 _CHECK_BYTES = 4
 
+_YEAR_10000 = "e677d21f-dc00"
+
 
 class PayloadIds:
     """Payload ids of one Stowgate: UUID version 7 (RFC 9562 5.7), so they sort by time.
@@ -51,6 +53,12 @@ def minted_before(moment: datetime) -> str:
     """All payload ids minted before that moment sort below this, and all later ones above."""
     milliseconds = f"{int(moment.timestamp() * 1000):012x}"
     return f"{milliseconds[:8]}-{milliseconds[8:]}"
+
+
+def has_moment(payload_id: str) -> bool:
+    """Whether `minted_at` can say when it was minted: the 48 bits of a UUIDv7 reach to the year
+    10889, and `datetime` to 9999."""
+    return payload_id < _YEAR_10000
 
 
 def minted_at(payload_id: str) -> datetime:

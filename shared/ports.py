@@ -141,7 +141,10 @@ class ObjectStore(Protocol):
         """The names before the first `/` of all keys, each once, behind `after`, in order. Lazy."""
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove these; a key with nothing under it is no error."""
+        """Remove these; a key with nothing under it is no error.
+
+        One that cannot be removed keeps none of the others; it is named in what is raised then.
+        """
 
     def check_room(self) -> None:
         """Raises `StoreFull` where the store is known to be past its watermark."""

@@ -31,25 +31,33 @@ from marshmallow import Schema, ValidationError, fields
 from shared.dicom.left_out import NOTHING_LEFT_OUT, LeftOut
 from shared.dicom.uids import is_uid
 from shared.errors import ObjectMissing, Permanent, VersionConflict
-from shared.ids import is_guid
+from shared.ids import has_moment, is_guid
 from shared.ports import ListedObject, ObjectStore
 from shared.time import UtcDateTime, has_ended
 
 _log = structlog.get_logger()
 
-# The claims on Idempotency-Keys, beside the records that they lead to.
-KEYS_PREFIX = "idempotency/"
+# The claims on Idempotency-Keys, beside the records that they lead to. A claim lies in one of 256
+# folders, by its name, so that a sweep need not look at all of them.
+CLAIM_FOLDERS = 256
 KEYS_KEPT = timedelta(hours=24)
 
 # How long an upload that was given up is kept from coming to its record.
 FENCES_KEPT = timedelta(hours=24)
+
+_TIME_BITS = 0xFFFF_FFFF_FFFF
 
 MOST_LISTED = 200
 """Payloads on one page of a list."""
 
 _JSON = "application/json"
 
-_NAME = re.compile(r"[0-9a-f]{12}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.json")
+_NAME = re.compile(
+    r"([0-9a-f]{12})\.(([0-9a-f]{8})-([0-9a-f]{4})(-[0-9a-f]{4}){2}-[0-9a-f]{12})\.json"
+)
+
+# What is no record by its name is named once; not more of it is remembered.
+_MAX_NAMED = 1000
 
 
 class UploadGivenUp(Permanent):
@@ -264,7 +272,7 @@ def newest_first(payload_id: str) -> str:
     The first 48 bits of a UUIDv7 are its time (RFC 9562 5.7); an object store lists in ascending
     order only, so the name begins with their complement.
     """
-    return f"{0xFFFF_FFFF_FFFF - (UUID(payload_id).int >> 80):012x}.{payload_id}.json"
+    return f"{_TIME_BITS - (UUID(payload_id).int >> 80):012x}.{payload_id}.json"
 
 
 def _key(state: State, payload_id: str) -> str:
@@ -285,9 +293,18 @@ def _is_fence(listed: ListedObject) -> bool:
     return listed.size_bytes == 0
 
 
-def _is_record_or_fence(listed: ListedObject) -> bool:
-    """A folder may hold what somebody else put there, such as a copy by hand."""
-    return _NAME.fullmatch(_name(listed.key)) is not None
+def _is_name(name: str) -> bool:
+    """Whether it is what `newest_first` makes of an id whose moment is in the years up to 9999."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return False
+    complement, payload_id, high, low = found.group(1, 2, 3, 4)
+    return int(complement, 16) ^ int(high + low, 16) == _TIME_BITS and has_moment(payload_id)
+
+
+def claim_folder(number: int) -> str:
+    """Where claims lie whose digest begins with that byte."""
+    return f"idempotency/{number:02x}/"
 
 
 def payload_id_of(key: str) -> str:
@@ -304,6 +321,7 @@ class Records:
         is done at once."""
         self._store = store
         self._clear = clear or store.delete
+        self._named: set[str] = set()
 
     def add(self, record: IngestRecord) -> None:
         """The commit point of a POST. Raises `UploadGivenUp`."""
@@ -334,12 +352,9 @@ class Records:
         return False
 
     def fences(self) -> Iterator[ListedObject]:
-        """What stands in the records' places of the uploads that were given up."""
+        """What stands in the records' places of the uploads that were given up, until their APIs
+        cannot come back."""
         return filter(_is_fence, self._list(State.PENDING))
-
-    def remove_fence(self, payload_id: str) -> None:
-        """For an upload whose API cannot come back after so long."""
-        self._store.delete([_key(State.PENDING, payload_id)])
 
     def untouched(self, payload_id: str) -> HeldRecord | None:
         """The record as its upload left it; None once a worker has tried it, or there is none.
@@ -377,9 +392,12 @@ class Records:
         if not found.data:
             return None
         try:
-            return HeldRecord(decode(found.data), found.version, key, found.data)
+            record = decode(found.data)
+            if record.payload_id != payload_id_of(key):
+                raise RecordUnreadable("it is the record of another payload")
         except RecordUnreadable as error:
             raise RecordUnreadable(f"{key}: {error}; look at it and move it away") from error
+        return HeldRecord(record, found.version, key, found.data)
 
     def change(self, held: HeldRecord, **changes: Any) -> HeldRecord:
         """Raises `VersionConflict` where somebody changed or moved the record meanwhile."""
@@ -505,4 +523,14 @@ class Records:
         return sum(_name(o.key) not in replayed for o in self._list(State.FAILED))
 
     def _list(self, state: State, after: str = "") -> Iterator[ListedObject]:
-        return filter(_is_record_or_fence, self._store.list(f"{state}/", after))
+        """Records and fences; what else lies there, such as a copy by hand, is passed over."""
+        prefix = f"{state}/"
+        for listed in self._store.list(prefix, after):
+            if _is_name(listed.key.removeprefix(prefix)):
+                yield listed
+            elif listed.key not in self._named and len(self._named) < _MAX_NAMED:
+                self._named.add(listed.key)
+                _log.warning(
+                    "passed over in the state bucket: this is no record by its name; move it away",
+                    key=listed.key,
+                )

@@ -134,6 +134,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         payload_ids=PayloadIds(settings.state_bucket),
         # An upload that took longer than it may is not acknowledged, whatever came of it.
         grace=2 * timedelta(seconds=settings.max_upload_seconds),
+        pause=timedelta(seconds=settings.sweep_seconds),
         metrics=metrics,
     )
     return Worker(

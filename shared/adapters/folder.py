@@ -185,12 +185,21 @@ class FolderObjectStore:
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these and the folders that they leave empty; nothing there is no error."""
+        failure: StowgateError | None = None
         for key in keys:
-            path = self._path(key)
-            nothing_there = suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
-            with self._typed(f"delete {key}"), self._locked(), nothing_there:
-                os.unlink(path)
-                self._remove_empty_folders(key)
+            try:
+                self._delete(key)
+            except StowgateError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _delete(self, key: str) -> None:
+        path = self._path(key)
+        nothing_there = suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        with self._typed(f"delete {key}"), self._locked(), nothing_there:
+            os.unlink(path)
+            self._remove_empty_folders(key)
 
     def check_room(self) -> None:
         """Raises `StoreFull` where fewer than `min_free_bytes` are free to this user."""

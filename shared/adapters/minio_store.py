@@ -235,12 +235,14 @@ class MinioObjectStore:
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these, 1000 a request; a key with nothing under it is no error."""
         with self._typed("delete"):
-            failures = self._client.remove_objects(
+            answers = self._client.remove_objects(
                 bucket_name=self._bucket, delete_object_list=_doomed(keys)
             )
-            for failure in failures:
-                if failure.code != "NoSuchKey":
-                    raise self._error(f"delete {failure.name}", failure.code, failure.message)
+            # Requests are sent as their answers are read, so all of them are.
+            failures = [answer for answer in answers if answer.code != "NoSuchKey"]
+        if failures:
+            first = failures[0]
+            raise self._error(f"delete {first.name}", first.code, first.message)
 
     def check_room(self) -> None:
         """Raises `StoreFull` for 5 s after a write found it full. S3 has no call that tells."""

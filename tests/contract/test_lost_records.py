@@ -92,6 +92,7 @@ class Site:
             cursor=self.cursor,
             payload_ids=self.payload_ids,
             grace=GRACE,
+            pause=timedelta(hours=1),
             metrics=WorkerMetrics(CollectorRegistry()),
             clock=lambda: self.now,
         ).sweep()

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -26,6 +27,9 @@ import pytest
 from answering import Answering, Forwarding, serving
 from disks import small_disk
 from engines import ObjectStoreEndpoint, object_store_client
+from minio import MinioAdmin
+from minio.credentials import StaticProvider
+from minio.error import MinioAdminException
 from records_made import record
 from service import wait_for
 
@@ -86,6 +90,36 @@ def minio(object_store_endpoint: ObjectStoreEndpoint, bucket: str) -> MinioObjec
     store = minio_store(object_store_endpoint, bucket)
     store.prepare()
     return store
+
+
+@contextlib.contextmanager
+def user_who_may_not_delete(
+    endpoint: ObjectStoreEndpoint, bucket: str, key: str
+) -> Iterator[ObjectStoreEndpoint]:
+    """The same store as one of its users sees it."""
+    url = urlsplit(endpoint.url)
+    admin = MinioAdmin(
+        endpoint=url.netloc,
+        credentials=StaticProvider(endpoint.access_key, endpoint.secret_key),
+        secure=url.scheme == "https",
+    )
+    name = f"user-{secrets.token_hex(6)}"
+    everything = {"Effect": "Allow", "Action": ["s3:*"], "Resource": ["arn:aws:s3:::*"]}
+    but_that = {
+        "Effect": "Deny",
+        "Action": ["s3:DeleteObject"],
+        "Resource": [f"arn:aws:s3:::{bucket}/{key}"],
+    }
+    policy = {"Version": "2012-10-17", "Statement": [everything, but_that]}
+    try:
+        admin.policy_add(policy_name=name, policy=policy)
+        admin.user_add(access_key=name, secret_key="of-this-user")
+        admin.policy_set(policy_name=name, user=name)
+    except MinioAdminException as error:
+        pytest.skip(f"no MinIO that makes users: {error}")
+    yield ObjectStoreEndpoint(endpoint.url, name, "of-this-user")
+    admin.user_remove(access_key=name)
+    admin.policy_remove(policy_name=name)
 
 
 class Generated(RawIOBase):
@@ -315,6 +349,40 @@ def test_delete_is_idempotent(store: ObjectStore) -> None:
     store.delete(["a/b/c"])
     store.delete([])
     assert keys(store) == ["a/b/d", "e"]
+
+
+@pytest.fixture
+def with_one_kept(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[ObjectStore]:
+    """The store as one sees it who may not remove `a/kept`."""
+    if isinstance(store, FolderObjectStore):
+        unlink = os.unlink
+
+        def refuse(path: str) -> None:
+            if path.endswith("/a/kept"):
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            unlink(path)
+
+        monkeypatch.setattr("shared.adapters.folder.os.unlink", refuse)
+        yield store
+        return
+    endpoint, bucket = map(request.getfixturevalue, ("object_store_endpoint", "bucket"))
+    with user_who_may_not_delete(endpoint, bucket, "a/kept") as user:
+        yield minio_store(user, bucket)
+
+
+def test_an_object_that_may_not_be_removed_is_named_and_keeps_none_of_the_others(
+    with_one_kept: ObjectStore,
+) -> None:
+    store, others = with_one_kept, [f"a/{number:04}" for number in range(1005)]
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda key: put(store, key, b"x"), [*others, "a/kept", "z"]))
+
+    with pytest.raises(StoreRefused, match="cannot delete a/kept"):
+        store.delete(["a/kept", *others, "z"])
+
+    assert keys(store) == ["a/kept"]
 
 
 def test_a_deleted_key_can_be_created_again(store: ObjectStore) -> None:

@@ -80,6 +80,7 @@ class Bench:
             ),
             payload_ids=payload_ids,
             grace=2 * UPLOAD,
+            pause=timedelta(days=1),
             metrics=WorkerMetrics(CollectorRegistry()),
             clock=lambda: self.now,
         )

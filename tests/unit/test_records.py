@@ -11,6 +11,7 @@ from uuid import uuid4
 from weakref import ref
 
 import pytest
+import structlog
 from records_made import RECEIVED_AT, newest, record
 
 from shared.adapters.folder import FolderObjectStore
@@ -395,14 +396,70 @@ def test_an_upload_that_was_given_up_is_neither_listed_nor_counted(records: Reco
     assert newest(records, None, 1) == ([added], None)
 
 
-def test_an_upload_stays_given_up_until_its_fence_is_removed(records: Records) -> None:
+def test_an_upload_stays_given_up_until_its_fence_is_removed(
+    records: Records, tmp_path: Path
+) -> None:
     late = record()
     records.give_up(late.payload_id)
 
-    assert [payload_id_of(fence.key) for fence in records.fences()] == [late.payload_id]
+    (fence,) = records.fences()
+    assert payload_id_of(fence.key) == late.payload_id
 
-    records.remove_fence(late.payload_id)
+    (tmp_path / fence.key).unlink()
     records.add(late)
+
+
+ODD_NAMES = {
+    "of the year 10889": newest_first("ffffffff-ffff-7000-8000-000000000000"),
+    "of the year 10000": newest_first("e677d21f-dc00-7000-8000-000000000000"),
+    "of two moments": "ff0123456789.01890000-0000-7000-8000-000000000000.json",
+    "in a folder": f"copies/{newest_first('01890000-0000-7000-8000-000000000000')}",
+    "of somebody's copy": "copy.json",
+}
+
+
+@pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
+def test_an_odd_name_is_passed_over_in_every_list_and_named_once(
+    records: Records, tmp_path: Path, name: str
+) -> None:
+    failed, added = _failed(records).record, record()
+    records.add(added)
+    for state in State:
+        for data in (b"", encode(added)):
+            place = tmp_path / state / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(data)
+
+    with structlog.testing.capture_logs() as log:
+        for _ in range(2):
+            assert [payload_id_of(found.key) for found in records.pending()] == [added.payload_id]
+            assert records.failed([]) == 1
+            assert list(records.fences()) == []
+            assert newest(records, State.FAILED, 10)[0][0].payload_id == failed.payload_id
+            assert len(newest(records, None, 10)[0]) == 2
+
+    assert {entry["key"] for entry in log} == {f"{state}/{name}" for state in State}
+    assert len(log) == len(State)
+
+
+def test_the_last_moment_that_can_be_told_is_no_odd_name(records: Records) -> None:
+    last = replace(record(), payload_id="e677d21f-dbff-7000-8000-000000000000")
+    records.add(last)
+
+    assert len(records.pending()) == 1
+    assert minted_at(last.payload_id).year == 9999
+
+
+def test_a_record_under_the_name_of_another_payload_is_unreadable(
+    records: Records, tmp_path: Path
+) -> None:
+    here, there = record(), record()
+    records.add(here)
+    (key,) = [found.key for found in records.pending()]
+    (tmp_path / key).write_bytes(encode(there))
+
+    with pytest.raises(RecordUnreadable, match="another payload"):
+        records.find(here.payload_id)
 
 
 def _failed(records: Records) -> HeldRecord:

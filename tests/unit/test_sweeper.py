@@ -1,10 +1,14 @@
 """The sweep, over real folder stores."""
 
+import errno
 import os
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import NoReturn
 from uuid import uuid4
 
 import pytest
@@ -16,7 +20,7 @@ from shared.adapters.folder import FolderObjectStore
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
 from shared.metrics import WorkerMetrics
-from shared.ports import StoredObject
+from shared.ports import ListedObject, StoredObject
 from shared.records import Records, State, UploadGivenUp
 from shared.sweep_cursor import CURSOR, SweepCursor
 from shared.time import utc_now
@@ -29,6 +33,7 @@ GRACE = timedelta(hours=1)
 class Bench:
     folder: Path
     now: datetime = RECEIVED_AT + 2 * GRACE
+    pause: timedelta = timedelta(days=1)
 
     def __post_init__(self) -> None:
         self.instances = FolderObjectStore(self.folder / "payloads")
@@ -51,6 +56,7 @@ class Bench:
             cursor=self.cursor,
             payload_ids=self.payload_ids,
             grace=GRACE,
+            pause=self.pause,
             metrics=WorkerMetrics(self.registry),
             clock=lambda: self.now,
         )
@@ -172,14 +178,121 @@ def test_two_sweepers_at_once_do_no_harm(bench: Bench) -> None:
 
 
 def test_idempotency_keys_are_removed_after_a_day(bench: Bench) -> None:
-    bench.state.create("idempotency/x.json", b"{}", "application/json")
+    bench.state.create("idempotency/ab/x.json", b"{}", "application/json")
     bench.now = utc_now() + timedelta(hours=23)
     bench.sweeper.sweep()
-    assert [found.key for found in bench.state.list("idempotency/")] == ["idempotency/x.json"]
+    assert [found.key for found in bench.state.list("idempotency/")] == ["idempotency/ab/x.json"]
 
     bench.now = utc_now() + timedelta(hours=25)
     bench.sweeper.sweep()
     assert list(bench.state.list("idempotency/")) == []
+
+
+def test_a_sweep_looks_at_the_claims_of_a_few_folders_and_in_a_day_at_all(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path, pause=timedelta(minutes=10))
+    for number in range(256):
+        bench.state.create(f"idempotency/{number:02x}/x.json", b"{}", "application/json")
+    bench.now = utc_now() + timedelta(hours=25)
+    list_keys, listed = bench.state.list, Counter[str]()
+
+    def count(prefix: str, after: str = "") -> Iterator[ListedObject]:
+        for found in list_keys(prefix, after):
+            listed["claims"] += prefix.startswith("idempotency/")
+            yield found
+
+    bench.state.list = count  # type: ignore[method-assign]
+    bench.sweeper.sweep()
+    assert listed["claims"] == 2
+
+    for _ in range(24 * 6 - 1):
+        bench.sweeper.sweep()
+    assert list(list_keys("idempotency/")) == []
+
+
+@pytest.fixture
+def kept_by_the_disk(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Words in the paths of files that may not be removed."""
+    words: set[str] = set()
+    unlink = os.unlink
+
+    def refuse(path: str) -> None:
+        if any(word in path for word in words):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(path)
+
+    monkeypatch.setattr("shared.adapters.folder.os.unlink", refuse)
+    return words
+
+
+def test_one_object_that_may_not_be_removed_is_named_and_keeps_nothing_else(
+    bench: Bench, kept_by_the_disk: set[str]
+) -> None:
+    locked = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
+    bench.upload(bench.payload_ids.mint(RECEIVED_AT + timedelta(seconds=1)))
+    kept_by_the_disk.add(f"{locked}/dcm/1.2/1.3/1.dcm")
+
+    with structlog.testing.capture_logs() as log:
+        for _ in range(3):
+            bench.sweeper.sweep()
+
+    assert [found.key for found in bench.instances.list("")] == [f"{locked}/dcm/1.2/1.3/1.dcm"]
+    assert bench.cursor.read().after > locked
+    (said,) = [entry["error"] for entry in log if entry["log_level"] == "error"]
+    assert f"cannot delete {locked}/dcm/1.2/1.3/1.dcm" in said
+
+
+def test_an_object_that_may_be_removed_after_all_is_removed_a_day_later(
+    bench: Bench, kept_by_the_disk: set[str]
+) -> None:
+    locked = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
+    kept_by_the_disk.add(locked)
+    bench.sweeper.sweep()
+    bench.now = utc_now() + timedelta(hours=25) + GRACE
+    bench.sweeper.sweep()
+    assert bench.left() == {locked}
+
+    kept_by_the_disk.clear()
+    bench.sweeper.sweep()
+
+    assert bench.left() == set()
+    assert list(bench.state.list("pending/")) == []
+
+
+def test_a_fence_and_a_claim_that_may_not_be_removed_keep_nothing_else(
+    bench: Bench, kept_by_the_disk: set[str]
+) -> None:
+    for second in range(2):
+        bench.upload(bench.payload_ids.mint(RECEIVED_AT + timedelta(seconds=second)))
+    bench.sweeper.sweep()
+    fences = [found.key for found in bench.state.list("pending/")]
+    for name in ("idempotency/00/x.json", "idempotency/00/y.json", "idempotency/ff/z.json"):
+        bench.state.create(name, b"{}", "application/json")
+    bench.now = utc_now() + timedelta(hours=25) + GRACE
+    young = bench.upload(bench.payload_ids.mint(bench.now - 1.5 * GRACE))
+    kept_by_the_disk |= {fences[0], "idempotency/00/x.json"}
+
+    bench.sweeper.sweep()
+
+    assert young not in bench.left()
+    left = {found.key for found in bench.state.list("")}
+    assert left & {*fences} == {fences[0]}
+    assert {key for key in left if "idempotency" in key} == {"idempotency/00/x.json"}
+
+
+def test_a_store_that_is_away_ends_the_sweep(bench: Bench) -> None:
+    def be_gone(*_: object) -> NoReturn:
+        raise StoreUnavailable("gone")
+
+    bench.upload(bench.payload_ids.mint(RECEIVED_AT))
+    bench.instances.delete = bench.instances.ping = be_gone  # type: ignore[method-assign]
+
+    with structlog.testing.capture_logs() as log:
+        bench.sweeper.sweep()
+
+    assert [entry["error"] for entry in log] == ["gone"]
+    assert bench.cursor.read().after < bench.payload_ids.mint(RECEIVED_AT)
 
 
 def _written_next_year(bench: Bench, key: str) -> None:
@@ -191,7 +304,7 @@ def test_what_a_clock_that_was_ahead_wrote_is_kept_a_day_from_now(bench: Bench) 
     late = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
     bench.sweeper.sweep()
     (fence,) = [found.key for found in bench.state.list("pending/")]
-    key = "idempotency/x.json"
+    key = "idempotency/ab/x.json"
     bench.state.create(key, b"{}", "application/json")
     _written_next_year(bench, key)
     _written_next_year(bench, fence)
@@ -232,7 +345,7 @@ def test_a_damaged_cursor_is_named_and_keeps_nothing_else_from_being_swept(
     bench: Bench, damaged: bytes
 ) -> None:
     bench.state.put(CURSOR, BytesIO(damaged), len(damaged), "application/json")
-    bench.state.create("idempotency/x.json", b"{}", "application/json")
+    bench.state.create("idempotency/ab/x.json", b"{}", "application/json")
     bench.now = utc_now() + timedelta(hours=25)
 
     with structlog.testing.capture_logs() as log:
@@ -291,7 +404,7 @@ def test_a_record_that_cannot_be_read_is_passed_over_and_nothing_else_waits(benc
     (key,) = [found.key for found in bench.state.list("pending/")]
     bench.state.put(key, BytesIO(b"{"), 1, "application/json")
     bench.upload(bench.payload_ids.mint(RECEIVED_AT + timedelta(seconds=1)))
-    bench.state.create("idempotency/x.json", b"{}", "application/json")
+    bench.state.create("idempotency/ab/x.json", b"{}", "application/json")
 
     bench.now = utc_now() + timedelta(hours=48)
     bench.sweeper.sweep()
