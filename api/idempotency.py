@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
 import orjson
-from marshmallow import Schema, ValidationError, fields
+from marshmallow import EXCLUDE, Schema, ValidationError, fields
 
 from api.problems import BadRequest, Conflict
+from shared import versions
 from shared.errors import ObjectMissing, Permanent, VersionConflict
 from shared.ports import ObjectStore
 from shared.records import KEYS_KEPT, Records, claim_folder
@@ -31,7 +32,7 @@ class StillRunning(Conflict):
 
 
 class ClaimUnreadable(Permanent):
-    """What lies in a claim's place is no claim, or one of a newer Stowgate."""
+    """What lies in a claim's place is damaged, or was written by a newer Stowgate."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,15 @@ class _Claim:
 
 
 class _ClaimSchema(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
     payload_id = fields.String(required=True)
     claimed_at = UtcDateTime(required=True)
     until = UtcDateTime(required=True)
 
 
+_VERSION = 1
 _SCHEMA = _ClaimSchema()
 
 
@@ -175,13 +180,12 @@ def fingerprint(part_digests: Iterable[str]) -> str:
 
 def _decode(data: bytes, place: str) -> _Claim:
     try:
-        return _Claim(**_SCHEMA.load(orjson.loads(data)))
-    except (orjson.JSONDecodeError, ValidationError) as error:
+        return _Claim(**_SCHEMA.load(versions.loads(data, _VERSION)))
+    except (ValueError, ValidationError) as error:
         raise ClaimUnreadable(
-            f"{place} in the state bucket is no claim on an Idempotency-Key, or one of a newer "
-            "Stowgate; look at it and move it away"
+            f"{place} in the state bucket {versions.why_unreadable(error)}"
         ) from error
 
 
 def _encode(claim: _Claim) -> bytes:
-    return orjson.dumps(_SCHEMA.dump(asdict(claim)))
+    return orjson.dumps({"version": _VERSION, **_SCHEMA.dump(asdict(claim))})

@@ -3,12 +3,19 @@
 from dataclasses import asdict, dataclass
 
 import orjson
-from marshmallow import RAISE, Schema, ValidationError, fields
+from marshmallow import EXCLUDE, Schema, ValidationError, fields
 
-from shared.errors import MalformedEvent
+from shared import versions
+from shared.errors import MalformedEvent, Permanent
 from shared.ids import is_guid
 from shared.ports import Message
 from shared.time import utc_now
+
+VERSION = 1
+
+
+class NewerEvent(Permanent):
+    """A newer Stowgate wrote the event."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class InstancesStored:
 
 class _InstancesStoredSchema(Schema):
     class Meta:
-        unknown = RAISE
+        unknown = EXCLUDE
 
     payload_id = fields.String(required=True)
     correlation_id = fields.String(required=True)
@@ -34,7 +41,7 @@ def encode(event: InstancesStored, exchange: str, routing_key: str) -> Message:
     return Message(
         exchange=exchange,
         routing_key=routing_key,
-        body=orjson.dumps(asdict(event)),
+        body=orjson.dumps({"version": VERSION, **asdict(event)}),
         message_id=event.payload_id,
         correlation_id=event.correlation_id,
         type="InstancesStored",
@@ -44,9 +51,11 @@ def encode(event: InstancesStored, exchange: str, routing_key: str) -> Message:
 
 
 def decode(body: bytes) -> InstancesStored:
-    """Raises `MalformedEvent`; the text never repeats what the body holds."""
+    """Raises `NewerEvent` and `MalformedEvent`; the text never repeats what the body holds."""
     try:
-        event = InstancesStored(**_SCHEMA.load(orjson.loads(body)))
+        event = InstancesStored(**_SCHEMA.load(versions.loads(body, VERSION)))
+    except versions.WrittenByNewer as error:
+        raise NewerEvent(f"the event {error}") from error
     except (ValueError, ValidationError) as error:
         raise MalformedEvent("the body is no InstancesStored event") from error
     if not (is_guid(event.payload_id) and is_guid(event.correlation_id)):

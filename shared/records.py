@@ -14,7 +14,7 @@ It lies in `pending/`, `opened/` or `failed/` and carries its own state, which i
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -28,6 +28,7 @@ import orjson
 import structlog
 from marshmallow import Schema, ValidationError, fields
 
+from shared import versions
 from shared.dicom.left_out import NOTHING_LEFT_OUT, LeftOut
 from shared.dicom.uids import is_uid
 from shared.errors import ObjectMissing, Permanent, VersionConflict
@@ -65,7 +66,7 @@ class UploadGivenUp(Permanent):
 
 
 class RecordUnreadable(Permanent):
-    """What lies in a record's place is no record, or one of a newer Stowgate."""
+    """What lies in a record's place is damaged, or was written by a newer Stowgate."""
 
 
 class State(StrEnum):
@@ -129,7 +130,8 @@ class IngestRecord:
     """`workflow` is the one in the URL; `vae_workflows` are those the VAE had on receipt, and
     None without a VAE. `due_at` is when the relay may announce the record again. `takeovers`
     counts the workers that held the lease and did not come to an end. `opened_at` is when the
-    request was out, which the record may say while it is still pending."""
+    request was out, which the record may say while it is still pending. `unknown` are fields that
+    a newer service wrote, and that are kept for it."""
 
     payload_id: str
     correlation_id: str
@@ -150,6 +152,7 @@ class IngestRecord:
     opened_at: datetime | None = None
     workflow_request: dict[str, Any] | None = field(default=None, repr=False)
     first_answer: FirstAnswer | None = field(default=None, repr=False)
+    unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -242,26 +245,35 @@ class _RecordSchema(Schema):
     first_answer = fields.Nested(_FirstAnswerSchema, required=True, allow_none=True)
 
 
+VERSION = 1
+"""Of a record's shape. A field of its own that older services may ignore needs no new one, if it
+is not required here; one within an instance, a lease or a first answer does."""
+
 # Making one copies all its fields, which takes longer than what it is used for.
 _SCHEMA = _RecordSchema()
+_FIELDS = tuple(_SCHEMA.fields)
 
 
 def encode(record: IngestRecord) -> bytes:
-    return orjson.dumps(record, option=orjson.OPT_UTC_Z)
+    row = {name: getattr(record, name) for name in _FIELDS}
+    return orjson.dumps({"version": VERSION, **row, **record.unknown}, option=orjson.OPT_UTC_Z)
 
 
 def decode(data: bytes) -> IngestRecord:
-    """Raises `RecordUnreadable`."""
+    """Raises `RecordUnreadable`, whose text follows the key in a sentence."""
     try:
-        row = _SCHEMA.load(orjson.loads(data))
+        found = versions.loads(data, VERSION)
+        unknown = {name: found.pop(name) for name in found.keys() - _SCHEMA.fields.keys()}
+        row = _SCHEMA.load(found)
         if not is_guid(row["payload_id"]):
             raise ValueError("the payload id is no GUID")
     except (ValueError, TypeError, KeyError, ValidationError) as error:
-        raise RecordUnreadable("no ingest record, or one of a newer Stowgate") from error
+        raise RecordUnreadable(versions.why_unreadable(error)) from error
     lease, first_answer = row.pop("lease"), row.pop("first_answer")
     return IngestRecord(
         lease=None if lease is None else Lease(**lease),
         first_answer=None if first_answer is None else FirstAnswer(**first_answer),
+        unknown=unknown,
         **row,
     )
 
@@ -394,9 +406,9 @@ class Records:
         try:
             record = decode(found.data)
             if record.payload_id != payload_id_of(key):
-                raise RecordUnreadable("it is the record of another payload")
+                raise RecordUnreadable("is the record of another payload; move it away")
         except RecordUnreadable as error:
-            raise RecordUnreadable(f"{key}: {error}; look at it and move it away") from error
+            raise RecordUnreadable(f"{key} in the state bucket {error}") from error
         return HeldRecord(record, found.version, key, found.data)
 
     def change(self, held: HeldRecord, **changes: Any) -> HeldRecord:

@@ -7,7 +7,7 @@ other.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, pre_load, validate
 
+from shared import versions
 from shared.dicom.uids import CODE_STRING, UID, UID_MAX_CHARACTERS, is_code_string, is_uid
 from shared.errors import ObjectMissing, Permanent, StowgateError, VersionConflict
 from shared.ids import (
@@ -46,8 +47,9 @@ UID_SHAPE: Shape = {"pattern": f"^{UID}$", "maxLength": UID_MAX_CHARACTERS}
 class Vae:
     """A Virtual Application Entity; the field names on the wire are the Informatics Gateway's.
 
-    The last five, which that does not know, are its policy: what it accepts, of what size and how
-    often, and None where that is not limited.
+    From `accepted_sop_classes` on they are its policy, which that does not know: what it accepts,
+    of what size and how often, and None where that is not limited. `unknown` are fields that a
+    newer service wrote, and that are kept for it.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Vae:
     accepted_modalities: tuple[str, ...] | None = None
     max_instance_bytes: int | None = None
     max_requests_per_minute: int | None = None
+    unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 class VaeMissing(StowgateError):
@@ -74,7 +77,7 @@ class VaeTaken(StowgateError):
 
 
 class RegistryUnreadable(Permanent):
-    """What lies in the registry's place is no registry, or one of a newer Stowgate."""
+    """What lies in the registry's place is damaged, or was written by a newer Stowgate."""
 
 
 def _text(rule: str, check: Callable[[str], bool], shape: Shape, **options: Any) -> fields.String:
@@ -150,19 +153,38 @@ class _StoredVaeSchema(VaeSchema):
     date_time_updated = UtcDateTime(data_key="dateTimeUpdated", load_default=None)
 
 
-def _encode(vaes: Mapping[str, Vae]) -> bytes:
-    return orjson.dumps(_StoredVaeSchema(many=True).dump(vaes.values()), option=orjson.OPT_INDENT_2)
+VERSION = 1
+"""Of the registry's shape. A field of a VAE that older services may ignore needs no new one."""
+
+_STORED = _StoredVaeSchema(many=True)
+_STORED_NAMES = {field.data_key or name for name, field in _StoredVaeSchema().fields.items()}
 
 
-def _decode(data: bytes) -> dict[str, Vae]:
+def _encode(vaes: Mapping[str, Vae], unknown: Mapping[str, Any]) -> bytes:
+    rows = [
+        {**row, **vae.unknown}
+        for row, vae in zip(_STORED.dump(vaes.values()), vaes.values(), strict=True)
+    ]
+    return orjson.dumps({"version": VERSION, "vaes": rows, **unknown}, option=orjson.OPT_INDENT_2)
+
+
+def _decode(data: bytes) -> tuple[dict[str, Vae], dict[str, Any]]:
+    """The VAEs by their names, and fields of the registry that are not known."""
     try:
-        rows = _StoredVaeSchema(many=True).load(orjson.loads(data))
-        return {row["name"]: Vae(**_with_tuples(row)) for row in rows}
+        registry = versions.loads(data, VERSION)
+        rows = registry.pop("vaes")
+        vaes = {
+            known["name"]: Vae(
+                **_with_tuples(known),
+                unknown={name: row[name] for name in row.keys() - _STORED_NAMES},
+            )
+            for known, row in zip(_STORED.load(rows), rows, strict=True)
+        }
     except (ValueError, TypeError, KeyError, ValidationError) as error:
         raise RegistryUnreadable(
-            f"{_KEY} is no registry of VAEs, or one of a newer Stowgate; look at it and mend it or "
-            "move it away"
+            f"{_KEY} is no registry of VAEs that can be read: it {versions.why_unreadable(error)}"
         ) from error
+    return vaes, registry
 
 
 def _with_tuples(row: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +202,7 @@ class VaeRegistry:
 
     def all(self) -> Mapping[str, Vae]:
         """Every VAE by its name, as the store has them now."""
-        vaes, _ = self._read()
+        vaes, _, _ = self._read()
         self._cached = MappingProxyType(vaes)
         self._cached_until = time.monotonic() + _CACHE_SECONDS
         return self._cached
@@ -228,22 +250,23 @@ class VaeRegistry:
 
         return self._change(drop)
 
-    def _read(self) -> tuple[dict[str, Vae], str | None]:
+    def _read(self) -> tuple[dict[str, Vae], dict[str, Any], str | None]:
         try:
             found = self._store.get(_KEY)
         except ObjectMissing:
-            return {}, None
-        return _decode(found.data), found.version
+            return {}, {}, None
+        return *_decode(found.data), found.version
 
     def _change(self, change: Callable[[dict[str, Vae]], Vae]) -> Vae:
         while True:
-            vaes, version = self._read()
+            vaes, unknown, version = self._read()
             changed = change(vaes)
+            data = _encode(vaes, unknown)
             try:
                 if version is None:
-                    self._store.create(_KEY, _encode(vaes), _JSON)
+                    self._store.create(_KEY, data, _JSON)
                 else:
-                    self._store.replace(_KEY, _encode(vaes), version, _JSON)
+                    self._store.replace(_KEY, data, version, _JSON)
             except VersionConflict:
                 continue
             self._cached_until = 0.0

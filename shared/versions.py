@@ -14,7 +14,7 @@ class WrittenByNewer(ValueError):
 
 
 def loads(data: bytes, known: int) -> dict[str, Any]:
-    """Parse a JSON object that names its version, and return its other fields.
+    """Parse a JSON object, and return its fields but for its version, which is 1 if it names none.
 
     Args:
         data: What was read.
@@ -22,14 +22,14 @@ def loads(data: bytes, known: int) -> dict[str, Any]:
 
     Raises:
         WrittenByNewer: The version is above `known`.
-        ValueError: This is not a JSON object, or does not name a version.
+        ValueError: This is not a JSON object, or its version is not one.
     """
     row = orjson.loads(data)
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
-    version = row.pop("version", None)
+    version = row.pop("version", 1)
     if type(version) is not int or version < 1:
-        raise ValueError("no version")
+        raise ValueError("not a version")
     if version > known:
         raise WrittenByNewer(
             f"was written by a newer Stowgate (version {version}, this one reads up to {known}); "

@@ -92,7 +92,13 @@ class Handler:
 
     def __call__(self, body: bytes) -> None:
         """Raises `MalformedEvent` for a body that is no event of ours."""
-        event = events.decode(body)
+        try:
+            event = events.decode(body)
+        except events.NewerEvent as error:
+            _log.warning(
+                "event passed over; a relay will announce the record again", error=str(error)
+            )
+            return
         with structlog.contextvars.bound_contextvars(
             payload_id=event.payload_id, correlation_id=event.correlation_id
         ):

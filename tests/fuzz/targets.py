@@ -491,13 +491,14 @@ class Events:
     def run(self, data: bytes) -> Any:
         try:
             return events.decode(data)
-        except MalformedEvent:
+        except (MalformedEvent, events.NewerEvent):
             return None
 
     def verify(self, data: bytes, result: Any) -> None:
         if not (is_guid(result.payload_id) and is_guid(result.correlation_id)):
             raise Finding("an id that is no GUID")
-        if json.loads(data) != asdict(result):
+        said = json.loads(data)
+        if {name: said.get(name) for name in asdict(result)} != asdict(result):
             raise Finding("an event that does not say what its body says")
 
 

@@ -1,9 +1,11 @@
 """The event on the wire."""
 
+import json
+
 import pytest
 
 from shared.errors import MalformedEvent
-from shared.events import InstancesStored, decode, encode
+from shared.events import InstancesStored, NewerEvent, decode, encode
 
 PAYLOAD_ID = "0190b2f4-7c1e-7abc-8def-0123456789ab"
 CORRELATION_ID = "5f0c6f1e-6f0e-4d3c-9d64-1f2d3c4b5a69"
@@ -14,6 +16,19 @@ def test_an_event_comes_back_as_it_was_sent() -> None:
     assert decode(encode(event, "exchange", "key").body) == event
 
 
+def test_fields_of_a_newer_service_are_ignored() -> None:
+    event = InstancesStored(PAYLOAD_ID, CORRELATION_ID)
+    sent = json.loads(encode(event, "exchange", "key").body)
+
+    assert sent["version"] == 1
+    assert decode(json.dumps({**sent, "priority": 7}).encode()) == event
+
+
+def test_an_event_of_a_newer_version_is_told_apart_from_a_malformed_one() -> None:
+    with pytest.raises(NewerEvent, match=r"newer Stowgate \(version 2, this one reads up to 1"):
+        decode(json.dumps({"version": 2, "payloads": [PAYLOAD_ID]}).encode())
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -22,6 +37,9 @@ def test_an_event_comes_back_as_it_was_sent() -> None:
         b"[]",
         b"\xff",
         b"{}",
+        b'{"version": 0}',
+        b'{"version": "2"}',
+        b'{"version": true}',
         b'{"payload_id": "x", "correlation_id": "y"}',
         b'{"payload_id": 1, "correlation_id": null}',
         b"[" * 100_000,

@@ -113,17 +113,17 @@ def test_the_modality_is_one_legal_value_or_none(instance: bytes, expected: str 
     assert identify(structure)
 
 
-def test_a_registry_of_a_version_without_policies_is_read(tmp_path: Any) -> None:
+def test_a_registry_that_was_written_without_policies_is_read(tmp_path: Any) -> None:
     store = FolderObjectStore(tmp_path / "state")
     store.prepare()
     vaes = VaeRegistry(store)
     vaes.add(replace(OPEN, accepted_modalities=("CT",), max_instance_bytes=9))
     (file,) = (tmp_path / "state" / "vae").iterdir()
-    (row,) = orjson.loads(file.read_bytes())
+    (row,) = orjson.loads(file.read_bytes())["vaes"]
     assert vaes.all()["lung"].accepted_modalities == ("CT",)
 
     older = {k: v for k, v in row.items() if not re.match("accepted|max", k)}
     assert len(older) == len(row) - 2
-    file.write_bytes(orjson.dumps([older]))
+    file.write_bytes(orjson.dumps({"version": 1, "vaes": [older]}))
 
     assert vaes.all() == {"lung": OPEN}
