@@ -62,9 +62,9 @@ class Forwarding(Answering):
         self.end_headers()
         self.wfile.write(body)
 
-    def refuse(self, status: int, code: str) -> None:
+    def refuse(self, status: int, code: str, message: str = "no") -> None:
         """Answer with an error of S3."""
-        body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+        body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
         self.relay(status, {"Content-Type": "application/xml"}, body)
 
     def hang_up(self) -> None:

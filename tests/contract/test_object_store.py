@@ -28,8 +28,11 @@ from answering import Answering, Forwarding, serving
 from disks import small_disk
 from engines import ObjectStoreEndpoint, object_store_client
 from minio import MinioAdmin
+from minio.commonconfig import GOVERNANCE
 from minio.credentials import StaticProvider
+from minio.deleteobjects import DeleteObject
 from minio.error import MinioAdminException
+from minio.objectlockconfig import DAYS, ObjectLockConfig
 from records_made import record
 from service import wait_for
 
@@ -1148,6 +1151,63 @@ def test_minio_reports_a_conflict_where_another_wrote_over_its_own_write(
     ):
         store.replace("key", b"2", first, TEXT)
     assert minio.get("key").data == b"3"
+
+
+@pytest.fixture
+def locked_bucket(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[str]:
+    """A bucket with object lock, which keeps every version for a day."""
+    client, name = object_store_client(object_store_endpoint), f"locked-{secrets.token_hex(8)}"
+    client.make_bucket(bucket_name=name, object_lock=True)
+    client.set_object_lock_config(bucket_name=name, config=ObjectLockConfig(GOVERNANCE, 1, DAYS))
+    yield name
+    versions = client.list_objects(bucket_name=name, recursive=True, include_version=True)
+    doomed = [DeleteObject(str(found.object_name), found.version_id) for found in versions]
+    assert not list(
+        client.remove_objects(
+            bucket_name=name, delete_object_list=doomed, bypass_governance_mode=True
+        )
+    )
+    client.remove_bucket(bucket_name=name)
+
+
+def test_minio_writes_to_a_bucket_with_object_lock_that_wants_a_digest(
+    object_store_endpoint: ObjectStoreEndpoint, locked_bucket: str
+) -> None:
+    """As AWS wants it of every PUT there; the real store behind it checks the digests."""
+    refused = Counter[str]()
+
+    def want_md5(request: Forwarding, body: bytes) -> None:
+        if "Content-MD5" in request.headers:
+            request.relay(*request.ask(body))
+        else:
+            refused[request.path] += 1
+            request.refuse(
+                400,
+                "InvalidRequest",
+                "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests "
+                "with Object Lock parameters",
+            )
+
+    large = generated(0, 17 * MIB)
+    with through(object_store_endpoint, locked_bucket, want_md5) as store:
+        writes: list[Callable[[], object]] = [
+            lambda: put(store, "put", b"1"),
+            lambda: put_growing(store, "large", large),
+            lambda: store.create("created", b"2", TEXT),
+        ]
+        with ThreadPoolExecutor(len(writes)) as threads:
+            for written in [threads.submit(write) for write in writes]:
+                written.result()
+        count = sum(refused.values())
+        store.replace("created", b"3", store.get("created").version, TEXT)
+        put_growing(store, "large", large)
+        assert store.get("put").data == b"1"
+        assert store.get("created").data == b"3"
+        assert store.read_range("large", 0, 20 * MIB) == large
+        assert sum(refused.values()) == count
+        store.delete(["put", "created"])
+        store.create("created", b"4", TEXT)
+        assert keys(store) == ["created", "large"]
 
 
 def test_an_upload_is_not_given_up_while_its_record_is_in_flight(
