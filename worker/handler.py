@@ -187,7 +187,8 @@ class Handler:
         request = self._workflow_manager.request(record, route)
         if record.opened_at is None:
             keep_lease = partial(self._keep_lease, taken)
-            self._sidecars.write(record.payload_id, record.instances, keep_lease)
+            again = record.attempts > 1
+            self._sidecars.write(record.payload_id, record.instances, keep_lease, again=again)
             keep_lease(at_least=_BEFORE_PUBLISHING)
             self._publisher.publish(self._workflow_manager.message(record, request))
         self._note_opened(

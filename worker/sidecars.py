@@ -45,20 +45,39 @@ class Sidecars:
         self._stopping = stopping
 
     def write(
-        self, payload_id: str, instances: Sequence[StoredInstance], between: Callable[[], None]
+        self,
+        payload_id: str,
+        instances: Sequence[StoredInstance],
+        between: Callable[[], None],
+        *,
+        again: bool,
     ) -> None:
-        """Write them all, over what may be there.
+        """Write those that are missing.
 
-        `between` is called at least every half second, except where all is done in no time. Raises
-        what that raises, `InstanceChanged`, `NoScratch`, `Stopping`, and what the object store
-        raises.
+        Where that is likely to save work, `again` or with many instances, it is looked up which
+        an earlier attempt has written; else all are written. `between` is called at least every
+        half second, except where all is done in no time. Raises what that raises,
+        `InstanceChanged`, `NoScratch`, `Stopping`, and what the object store raises.
         """
         prefix = f"{payload_id}/"
+        if again or len(instances) > _BATCH:
+            instances = self._missing(prefix, instances, between)
         if len(instances) == 1 and _is_quick(instances[0]):
             self._write(prefix, instances[0])
             return
         for start in range(0, len(instances), _BATCH):
             self._write_batch(prefix, instances[start : start + _BATCH], between)
+
+    def _missing(
+        self, prefix: str, instances: Sequence[StoredInstance], between: Callable[[], None]
+    ) -> list[StoredInstance]:
+        there = set()
+        for number, found in enumerate(self._store.list(prefix)):
+            if found.key.endswith(".json"):
+                there.add(found.key.removeprefix(prefix))
+            if number % _BATCH == 0:
+                between()
+        return [instance for instance in instances if instance.metadata_path not in there]
 
     def _write_batch(
         self, prefix: str, batch: Sequence[StoredInstance], between: Callable[[], None]

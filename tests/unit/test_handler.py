@@ -3,9 +3,9 @@
 import json
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from io import BytesIO
 from itertools import pairwise
@@ -25,7 +25,7 @@ from shared.adapters.memory import MemoryBroker
 from shared.dicom.structure import check_structure
 from shared.errors import MalformedEvent, StoreFull, StoreUnavailable
 from shared.metrics import WorkerMetrics
-from shared.ports import EventPublisher, Message
+from shared.ports import EventPublisher, ListedObject, Message
 from shared.records import (
     HeldRecord,
     IngestRecord,
@@ -34,6 +34,7 @@ from shared.records import (
     State,
     StoredInstance,
     encode,
+    payload_id_of,
 )
 from worker.handler import MOST_TAKEOVERS, Handler, retry_seconds
 from worker.workflow_manager import WorkflowManager
@@ -138,6 +139,108 @@ def test_the_sidecars_are_there_before_the_request_is_published(bench: Bench) ->
     bench.handler(Observed(bench.requests, look)).open_workflow_request(added.payload_id)
 
     assert seen == [[instance.sop_instance_uid] for instance in added.instances]
+
+
+@dataclass
+class SidecarPuts:
+    """Counts the sidecars that a worker puts from now on, and fails the one of that number."""
+
+    bench: Bench
+    fails_at: int | None = None
+    keys: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._put, self._lock = self.bench.instances.put, threading.Lock()
+        self.bench.instances.put = self  # type: ignore[assignment, method-assign]
+
+    def __call__(self, key: str, *given: Any) -> None:
+        with self._lock:
+            self.keys.append(key)
+            fails = len(self.keys) == self.fails_at
+        if fails:
+            raise StoreUnavailable("away")
+        self._put(key, *given)
+
+    def of_the_next_attempt(self) -> list[str]:
+        self.keys.clear()
+        self.fails_at = None
+        added = self.bench.records.pending()[0]
+        self.bench.handler().open_workflow_request(payload_id_of(added.key))
+        return sorted(self.keys)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_request_that_waits_for_a_queue_has_its_sidecars_written_once(
+    bench: Bench, count: int
+) -> None:
+    added = bench.add(*[new_instance() for _ in range(count)])
+    puts = SidecarPuts(bench)
+    bench.handler(MemoryBroker().publisher()).open_workflow_request(added.payload_id)
+    assert len(puts.keys) == count
+
+    assert puts.of_the_next_attempt() == []
+
+    assert bench.found(added).state is State.OPENED
+
+
+def test_an_attempt_goes_on_with_the_sidecars_where_the_store_was_away(bench: Bench) -> None:
+    added = bench.add(*[new_instance() for _ in range(250)])
+    puts = SidecarPuts(bench, fails_at=150)
+    bench.handler().open_workflow_request(added.payload_id)
+    assert bench.found(added).state is State.PENDING
+    written = {found.key for found in bench.instances.list("") if found.key.endswith(".json")}
+    assert 100 <= len(written) < 250
+
+    missing = puts.of_the_next_attempt()
+
+    assert len(missing) == 250 - len(written)
+    assert not written & {*missing}
+    assert bench.found(added).state is State.OPENED
+
+
+def test_a_large_payload_that_was_handed_back_is_not_described_anew(bench: Bench) -> None:
+    added = bench.add(*[new_instance() for _ in range(120)])
+    stopping = bench.handler(Observed(bench.requests, lambda _: pytest.fail("published")))
+    read_range = bench.instances.read_range
+
+    def stop(*given: Any) -> bytes:
+        if "/".join(given[0].split("/")[1:]) == added.instances[110].path:
+            stopping.stop()
+        return read_range(*given)
+
+    bench.instances.read_range = stop  # type: ignore[method-assign]
+    stopping.open_workflow_request(added.payload_id)
+    assert (bench.found(added).state, bench.found(added).attempts) == (State.PENDING, 0)
+
+    assert len(SidecarPuts(bench).of_the_next_attempt()) <= 20
+
+
+def test_a_lease_is_renewed_while_sidecars_are_looked_up(bench: Bench) -> None:
+    added = bench.add(*[new_instance() for _ in range(250)])
+    bench.handler(MemoryBroker().publisher()).open_workflow_request(added.payload_id)
+    list_keys, has_lease = bench.instances.list, []
+
+    def slow(prefix: str, after: str = "") -> Iterator[ListedObject]:
+        for found in list_keys(prefix, after):
+            bench.now += LEASE / 400
+            lease = bench.found(added).lease
+            has_lease.append(lease is not None and lease.until > bench.now)
+            yield found
+
+    bench.instances.list = slow  # type: ignore[method-assign]
+    bench.handler().open_workflow_request(added.payload_id)
+
+    assert len(has_lease) == 500
+    assert all(has_lease)
+
+
+def test_a_sidecar_that_was_lost_since_an_earlier_attempt_is_written_again(bench: Bench) -> None:
+    added = bench.add(*[new_instance() for _ in range(3)])
+    bench.handler(MemoryBroker().publisher()).open_workflow_request(added.payload_id)
+    lost = f"{added.payload_id}/{added.instances[1].metadata_path}"
+    bench.instances.delete([lost])
+
+    assert SidecarPuts(bench).of_the_next_attempt() == [lost]
 
 
 def test_a_sidecar_holds_everything_but_the_bulk(bench: Bench) -> None:
