@@ -23,9 +23,9 @@ def test_worker_killed_before_the_request_is_opened_is_followed_by_one_that_open
     request = first.broker.hold(publish_to(site.name))
     answer = site.post(api, study())
     request.wait_reached()
-    second = site.worker()
     first.kill()
     request.drop()
+    second = site.worker()
 
     record = site.opened(answer.headers["X-Payload-ID"])
 
