@@ -24,13 +24,11 @@ class MemoryBroker:
     """Queues behind direct exchanges, for any number of publishers and consumers.
 
     A queue takes `capacity` messages and refuses more, as one with `reject-publish` does. The
-    last `dead_letter_capacity` dead letters of each queue are kept to be looked at.
+    newest dead letters of each queue are kept to be looked at.
     """
 
-    def __init__(
-        self, *queues: EventQueue, capacity: int = 100_000, dead_letter_capacity: int = 1_000
-    ) -> None:
-        self._queues = {queue: _Queue(queue, capacity, dead_letter_capacity) for queue in queues}
+    def __init__(self, *queues: EventQueue, capacity: int = 100_000) -> None:
+        self._queues = {queue: _Queue(queue, capacity) for queue in queues}
 
     def publisher(self) -> "MemoryEventPublisher":
         return MemoryEventPublisher(list(self._queues.values()))
@@ -117,7 +115,7 @@ class _Delivery:
 
 
 class _Queue:
-    def __init__(self, shape: EventQueue, capacity: int, dead_letter_capacity: int) -> None:
+    def __init__(self, shape: EventQueue, capacity: int) -> None:
         self.name = shape.queue
         self._shape = shape
         self._capacity = capacity
@@ -126,7 +124,7 @@ class _Queue:
         self._settled = threading.Condition(self._lock)
         self._waiting: deque[Message] = deque()
         self._in_hand: dict[_Delivery, None] = {}  # as a set that keeps the order
-        self._dead_letters: deque[DeadLetter] = deque(maxlen=dead_letter_capacity)
+        self._dead_letters: deque[DeadLetter] = deque(maxlen=shape.max_dead_letters)
 
     def takes(self, message: Message) -> bool:
         return (message.exchange, message.routing_key) == (

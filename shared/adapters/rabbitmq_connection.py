@@ -4,11 +4,12 @@ import random
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pika
 import structlog
@@ -18,7 +19,13 @@ from pika.adapters.utils.connection_workflow import (
     AMQPConnectorPhaseErrorBase,
 )
 from pika.channel import Channel
-from pika.exceptions import AMQPError, ChannelClosed, ConnectionClosed
+from pika.exceptions import (
+    AMQPError,
+    ChannelClosed,
+    ChannelClosedByBroker,
+    ChannelClosedByClient,
+    ConnectionClosed,
+)
 
 from shared.adapters.queues import EventQueue, TopicExchange
 from shared.errors import BrokerUnavailable
@@ -33,6 +40,10 @@ _SET_UP_TIMEOUT_SECONDS = 10
 _FIRST_BACK_OFF_SECONDS = 0.2
 _LONGEST_BACK_OFF_SECONDS = 10.0
 
+# AMQP 0-9-1, 1.2 (reply codes). RabbitMQ gives it for a declaration with other arguments than
+# what exists has.
+PRECONDITION_FAILED = 406
+
 
 class RabbitConnection:
     """One AMQP connection with one channel, made again for ever by an I/O thread of its own.
@@ -41,9 +52,10 @@ class RabbitConnection:
     way to recover. All callbacks run on the I/O thread, as does every method here whose docstring
     says so; the others are for any thread.
 
-    `topology` is declared on every connect. `set_up` then gets the channel, and whom to tell when
-    that is ready. `on_blocked` and `on_down` get the cause in words. Raises ValueError for a URL
-    that cannot be read.
+    `topology` is declared on every connect; what exists with other arguments is used as it is, lest
+    a release that changes one cannot work beside an earlier one. `set_up` then gets the channel,
+    and whom to tell when that is ready. `on_blocked` and `on_down` get the cause in words. Raises
+    ValueError for a URL that cannot be read.
     """
 
     def __init__(
@@ -83,6 +95,8 @@ class RabbitConnection:
         self._connection: Any = None
         self._attempt_failed = False
         self._failed_attempts = 0
+        self._undeclared: deque[_Declaration] = deque()
+        self._refused_declaration: str | None = None
 
     def start(self) -> None:
         """Start the I/O thread where it does not run yet."""
@@ -138,8 +152,7 @@ class RabbitConnection:
         def on_answer(channel: Channel, value: T) -> None:
             if not answer.done():
                 answer.set_result(value)
-            if channel.is_open:  # not where our own close came in between
-                channel.close()
+            close_channel(channel)
 
         def on_close(_channel: Channel, error: Exception) -> None:
             if not answer.done():
@@ -227,21 +240,63 @@ class RabbitConnection:
             return
         connection.add_on_connection_blocked_callback(self._on_connection_blocked)
         connection.add_on_connection_unblocked_callback(self._on_connection_unblocked)
-        connection.channel(on_open_callback=self._on_channel_open).add_on_close_callback(
-            self._on_channel_closed
+        self._undeclared = deque(
+            declaration for item in self._topology for declaration in _declarations(item)
         )
+        self._refused_declaration = None
+        self._declare(connection)
         connection.ioloop.call_later(
             _SET_UP_TIMEOUT_SECONDS, partial(self._expect_set_up, connection)
         )
 
-    def _on_channel_open(self, channel: Channel) -> None:
-        for item in self._topology:
-            _declare(channel, item)
-        channel.basic_qos(
-            prefetch_count=self._prefetch_count, callback=lambda _: self._on_declared(channel)
-        )
+    def _declare(self, connection: pika.SelectConnection) -> None:
+        """Go on with what is not declared yet, on a channel that a refusal may close."""
+        channel = connection.channel(on_open_callback=self._declare_next)
+        channel.add_on_close_callback(self._on_declaring_ended)
+
+    def _declare_next(self, channel: Channel) -> None:
+        if self._undeclared:
+            self._undeclared[0](
+                channel,
+                passive=self._refused_declaration is not None,
+                callback=lambda _: self._on_declared(channel),
+            )
+        else:
+            close_channel(channel)
 
     def _on_declared(self, channel: Channel) -> None:
+        if not channel.is_open:  # our own close came in between
+            return
+        self._undeclared.popleft()
+        if self._refused_declaration is not None:
+            self._log.warning(
+                "what exists on the broker is used with the arguments it has; delete it while it "
+                "is empty to have it declared anew",
+                cause=self._refused_declaration,
+            )
+            self._refused_declaration = None
+        self._declare_next(channel)
+
+    def _on_declaring_ended(self, channel: Channel, error: Exception) -> None:
+        connection = channel.connection
+        if not connection.is_open:
+            return
+        if isinstance(error, ChannelClosedByClient):
+            main_channel = connection.channel(on_open_callback=self._on_channel_open)
+            main_channel.add_on_close_callback(self._on_channel_closed)
+        elif self._refused_declaration is None and is_refusal(error, PRECONDITION_FAILED):
+            # It exists with other arguments, or cannot have these: the passive look tells.
+            self._refused_declaration = cause_in_words(error)
+            self._declare(connection)
+        else:
+            self._sever(self._refused_declaration or cause_in_words(error))
+
+    def _on_channel_open(self, channel: Channel) -> None:
+        channel.basic_qos(
+            prefetch_count=self._prefetch_count, callback=lambda _: self._on_channel_set(channel)
+        )
+
+    def _on_channel_set(self, channel: Channel) -> None:
         if channel.is_open:  # not where our own close came in between
             self._set_up(channel, partial(self._on_ready, channel))
 
@@ -335,19 +390,33 @@ class RabbitConnection:
             self._loop.stop()
 
 
-def _declare(channel: Channel, item: EventQueue | TopicExchange) -> None:
-    """Send the declarations; pika holds each back until the one before is answered."""
+class _Declaration(Protocol):
+    def __call__(
+        self, channel: Channel, *, passive: bool, callback: Callable[[Any], None]
+    ) -> None: ...
+
+
+def _declarations(item: EventQueue | TopicExchange) -> Iterator[_Declaration]:
     if isinstance(item, TopicExchange):
-        channel.exchange_declare(item.name, "topic", durable=True)
+        yield _exchange(item.name, "topic")
         return
-    channel.exchange_declare(item.dead_letter, "fanout", durable=True)
-    channel.queue_declare(item.dead_letter, durable=True, arguments={"x-queue-type": "quorum"})
-    channel.queue_bind(item.dead_letter, item.dead_letter, routing_key="")
-    channel.exchange_declare(item.exchange, "direct", durable=True)
-    channel.queue_declare(
+    yield _exchange(item.dead_letter, "fanout")
+    yield _queue(
+        item.dead_letter,
+        {
+            "x-queue-type": "quorum",
+            # The oldest go: nothing is lost with them, as the records are the truth, while a disk
+            # that fills up would stop the broker.
+            "x-overflow": "drop-head",
+            "x-max-length": item.max_dead_letters,
+            "x-max-length-bytes": item.max_dead_letter_bytes,
+        },
+    )
+    yield _binding(item.dead_letter, item.dead_letter, "")
+    yield _exchange(item.exchange, "direct")
+    yield _queue(
         item.queue,
-        durable=True,
-        arguments={
+        {
             "x-queue-type": "quorum",
             "x-delivery-limit": item.delivery_limit,
             "x-dead-letter-exchange": item.dead_letter,
@@ -355,7 +424,42 @@ def _declare(channel: Channel, item: EventQueue | TopicExchange) -> None:
             "x-overflow": "reject-publish",  # without it, at-least-once falls back to at-most-once
         },
     )
-    channel.queue_bind(item.queue, item.exchange, routing_key=item.routing_key)
+    yield _binding(item.queue, item.exchange, item.routing_key)
+
+
+def _exchange(name: str, kind: str) -> _Declaration:
+    def declare(channel: Channel, *, passive: bool, callback: Callable[[Any], None]) -> None:
+        channel.exchange_declare(name, kind, durable=True, passive=passive, callback=callback)
+
+    return declare
+
+
+def _queue(name: str, arguments: dict[str, object]) -> _Declaration:
+    def declare(channel: Channel, *, passive: bool, callback: Callable[[Any], None]) -> None:
+        channel.queue_declare(
+            name, durable=True, arguments=arguments, passive=passive, callback=callback
+        )
+
+    return declare
+
+
+def _binding(queue: str, exchange: str, routing_key: str) -> _Declaration:
+    def bind(channel: Channel, *, passive: bool, callback: Callable[[Any], None]) -> None:  # noqa: ARG001
+        channel.queue_bind(queue, exchange, routing_key=routing_key, callback=callback)
+
+    return bind
+
+
+def close_channel(channel: Channel) -> None:
+    """Close it where it is not closed or closing yet, also while it is being opened; on the I/O
+    thread."""
+    if not (channel.is_closed or channel.is_closing):
+        channel.close()
+
+
+def is_refusal(error: BaseException | None, reply_code: int) -> bool:
+    """Whether that is why the broker closed a channel."""
+    return isinstance(error, ChannelClosedByBroker) and error.reply_code == reply_code
 
 
 def _parameters(url: str, name: str) -> pika.URLParameters:

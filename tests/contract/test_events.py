@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -174,6 +175,9 @@ class Rabbit:
         self.channel.queue_declare(name, durable=True, arguments=arguments)
         self.channel.queue_bind(name, self.foreign.name, routing_key="some.request")
         return name
+
+    def waiting(self, queue: str) -> int:
+        return int(self.channel.queue_declare(queue, passive=True).method.message_count)
 
     def _delete_everything(self) -> None:
         for queue in (self.queue.queue, self.queue.dead_letter, f"{self.foreign.name}.queue"):
@@ -472,8 +476,8 @@ def test_a_full_memory_queue_refuses_and_takes_again_once_there_is_room() -> Non
 
 
 def test_the_memory_broker_keeps_the_last_dead_letters_with_their_reasons() -> None:
-    queue = random_queue()
-    broker = MemoryBroker(queue, dead_letter_capacity=2)
+    queue = replace(random_queue(), max_dead_letters=2)
+    broker = MemoryBroker(queue)
 
     def refuse(body: bytes) -> None:
         raise MalformedEvent(f"event {body.decode()} is none")
@@ -532,12 +536,37 @@ def test_a_message_that_the_broker_refuses_is_not_taken_for_published(rabbit: Ra
         publisher.publish(rabbit.foreign_message())
 
 
-def test_a_queue_that_exists_with_other_arguments_is_named(rabbit: Rabbit) -> None:
-    rabbit.channel.queue_declare(rabbit.queue.queue, durable=True)
-    with pytest.raises(BrokerUnavailable) as raised:
+def test_a_release_that_declares_other_arguments_works_beside_the_one_before(
+    rabbit: Rabbit,
+) -> None:
+    rabbit.publisher().publish(rabbit.message(b"of this release"))
+    rabbit.queue = replace(rabbit.queue, delivery_limit=7, max_dead_letters=3)
+    handled = Handled()
+    with structlog.testing.capture_logs() as log:
+        rabbit.consumer().start(handled)
+        rabbit.publisher().publish(rabbit.message(b"of the next"))
+        eventually(lambda: handled.bodies == [b"of this release", b"of the next"])
+    causes = [entry["cause"] for entry in log if "is used with the arguments" in entry["event"]]
+    assert len(causes) == 4
+    assert all("inequivalent arg" in cause for cause in causes)
+    assert any(f"'{rabbit.queue.queue}'" in cause for cause in causes)
+    assert any(f"'{rabbit.queue.dead_letter}'" in cause for cause in causes)
+
+
+def test_a_queue_that_cannot_be_declared_is_named_with_the_cause(rabbit: Rabbit) -> None:
+    rabbit.queue = replace(rabbit.queue, max_dead_letters=-1)
+    with pytest.raises(BrokerUnavailable, match=r"invalid arg 'x-max-length'.*dead'"):
         rabbit.publisher().publish(rabbit.message())
-    assert "inequivalent arg" in str(raised.value)
-    assert rabbit.queue.queue in str(raised.value)
+
+
+def test_the_newest_dead_letters_are_kept_up_to_a_bound(rabbit: Rabbit) -> None:
+    rabbit.queue = replace(rabbit.queue, max_dead_letters=2)
+    rabbit.publisher().ping()
+    rabbit.channel.confirm_delivery()
+    for number in range(5):
+        rabbit.channel.basic_publish(rabbit.queue.dead_letter, "", b"%d" % number)
+    eventually(lambda: rabbit.waiting(rabbit.queue.dead_letter) == 2)
+    assert rabbit.dead_letters() == [b"3", b"4"]
 
 
 def test_an_exchange_deleted_meanwhile_is_declared_again(rabbit: Rabbit) -> None:
