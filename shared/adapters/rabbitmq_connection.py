@@ -39,6 +39,8 @@ _HANDSHAKE_TIMEOUT_SECONDS = 5
 _SET_UP_TIMEOUT_SECONDS = 10
 _FIRST_BACK_OFF_SECONDS = 0.2
 _LONGEST_BACK_OFF_SECONDS = 10.0
+# Each holds a channel until it is answered after all.
+_MAX_UNANSWERED = 8
 
 # AMQP 0-9-1, 1.2 (reply codes). RabbitMQ gives it for a declaration with other arguments than
 # what exists has.
@@ -97,6 +99,7 @@ class RabbitConnection:
         self._failed_attempts = 0
         self._undeclared: deque[_Declaration] = deque()
         self._refused_declaration: str | None = None
+        self._unanswered: set[Channel] = set()
 
     def start(self) -> None:
         """Start the I/O thread where it does not run yet."""
@@ -143,38 +146,65 @@ class RabbitConnection:
     ) -> T:
         """Ask on a channel of its own, because a refusal closes the channel it comes on.
 
-        `question` gets that channel and whom to give the answer to. Raises `BrokerUnavailable`.
+        `question` gets that channel and whom to give the answer to. Raises `BrokerUnavailable`. A
+        broker that sends heartbeats and leaves many questions unanswered is taken for dead.
         """
         deadline = time.monotonic() + deadline_seconds
         self.require(deadline_seconds)
         answer: Future[T] = Future()
+        channels: list[Channel] = []
 
         def on_answer(channel: Channel, value: T) -> None:
             if not answer.done():
                 answer.set_result(value)
             close_channel(channel)
 
-        def on_close(_channel: Channel, error: Exception) -> None:
+        def on_close(channel: Channel, error: Exception) -> None:
+            self._unanswered.discard(channel)
             if not answer.done():
                 answer.set_exception(self.unavailable(cause_in_words(error)))
 
         def on_io_thread() -> None:
             try:
-                self.usable_channel()
-                channel = self._connection.channel(
-                    on_open_callback=lambda opened: question(opened, partial(on_answer, opened))
+                channels.append(
+                    self.open_channel(
+                        lambda opened: question(opened, partial(on_answer, opened)), on_close
+                    )
                 )
-                channel.add_on_close_callback(on_close)
             except BrokerUnavailable as error:
                 answer.set_exception(error)
-            except AMQPError as error:
-                answer.set_exception(self.unavailable(cause_in_words(error)))
+
+        def give_up() -> None:
+            for channel in channels:
+                close_channel(channel)
+                if not channel.is_closed:  # pika closes it behind the answer that is missing
+                    self._unanswered.add(channel)
+            if len(self._unanswered) > _MAX_UNANSWERED:
+                self._sever(f"it has not answered {len(self._unanswered)} questions")
 
         self.call(on_io_thread)
         try:
             return answer.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
+            self.call(give_up)
             raise self.unavailable(f"no answer within {deadline_seconds:g} s") from None
+
+    def open_channel(
+        self,
+        on_open: Callable[[Channel], None],
+        on_closed: Callable[[Channel, Exception], None],
+    ) -> Channel:
+        """Open one more channel, for what the broker may refuse; on the I/O thread.
+
+        Raises `BrokerUnavailable`.
+        """
+        self.usable_channel()
+        try:
+            channel: Channel = self._connection.channel(on_open_callback=on_open)
+        except AMQPError as error:
+            raise self.unavailable(cause_in_words(error)) from error
+        channel.add_on_close_callback(on_closed)
+        return channel
 
     def drop(self, channel: Channel, cause: str) -> None:
         """Abandon the connection without a farewell and make a new one; on the I/O thread.
@@ -352,6 +382,7 @@ class RabbitConnection:
             self._down_since = datetime.now(UTC)
         self._down_cause = cause
         self._blocked_cause = None
+        self._unanswered.clear()
         self.channel = None
         self._first_attempt_done.set()
         self._on_down(cause)

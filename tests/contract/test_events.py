@@ -143,13 +143,17 @@ class Rabbit:
         return publisher
 
     def consumer(
-        self, concurrency: int = 1, close_seconds: float = 10.0, url: str | None = None
+        self,
+        concurrency: int = 1,
+        close_seconds: float = 10.0,
+        url: str | None = None,
+        deadline_seconds: float = 10,
     ) -> EventConsumer:
         consumer = RabbitEventConsumer(
             url or self.url,
             queue=self.queue,
             concurrency=concurrency,
-            deadline_seconds=10,
+            deadline_seconds=deadline_seconds,
             close_seconds=close_seconds,
         )
         self._closing.callback(consumer.close)
@@ -626,6 +630,7 @@ class Proxy:
         self.accepted = 0
         self._lock = threading.Lock()
         self._links: list[_Link] = []
+        self._line = _Line()
         self._black_hole = False
         self._refusing = False
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -654,6 +659,26 @@ class Proxy:
                 for link in self._links:
                     link.swallowing = True
 
+    def hold_answers(self, hold: bool) -> None:
+        """Keep what the broker sends, and pass it on later."""
+        if hold:
+            self._line.may_answer.clear()
+        else:
+            self._line.may_answer.set()
+
+    def lose_answers(self, lose: bool) -> None:
+        """Swallow what the broker sends, and go on with the next of it later."""
+        self._line.loses_answers = lose
+
+    def slow_down(self, bytes_per_second: float) -> None:
+        """What clients send takes its time from now on."""
+        self._line.bytes_per_second = bytes_per_second
+
+    @property
+    def asked(self) -> bytes:
+        """All that clients have sent."""
+        return bytes(self._line.asked)
+
     def tell_clients(self, frame: bytes) -> None:
         with self._lock:
             for link in self._links:
@@ -664,6 +689,7 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(PATIENCE_SECONDS)
+        self.hold_answers(False)
         self.cut()
 
     def _accept(self) -> None:
@@ -677,17 +703,40 @@ class Proxy:
                 client.close()
                 continue
             with self._lock:
-                self._links.append(
-                    _Link(client, socket.create_connection(self._target), self._black_hole)
-                )
+                server = socket.create_connection(self._target)
+                self._links.append(_Link(client, server, self._line, self._black_hole))
+
+
+class _Line:
+    """How fast it is in one direction, and whether anything comes in the other."""
+
+    def __init__(self) -> None:
+        self.bytes_per_second: float | None = None
+        self.asked = bytearray()
+        self.loses_answers = False
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+    def carried(self, data: bytes, *, is_answer: bool) -> bytes:
+        """What comes out of it, when that does."""
+        if is_answer:
+            self.may_answer.wait()
+            return b"" if self.loses_answers else data
+        self.asked += data
+        if self.bytes_per_second is not None:
+            time.sleep(len(data) / self.bytes_per_second)
+        return data
 
 
 class _Link:
-    def __init__(self, client: socket.socket, server: socket.socket, swallowing: bool) -> None:
+    def __init__(
+        self, client: socket.socket, server: socket.socket, line: _Line, swallowing: bool
+    ) -> None:
         self.client = client
         self.swallowing = swallowing
         self.swallowed_bytes = 0
         self._server = server
+        self._line = line
         self._threads = [
             threading.Thread(target=self._pump, args=pair, daemon=True)
             for pair in ((client, server), (server, client))
@@ -701,7 +750,7 @@ class _Link:
                 if self.swallowing:
                     self.swallowed_bytes += len(data)
                 else:
-                    sink.sendall(data)
+                    sink.sendall(self._line.carried(data, is_answer=source is self._server))
         except OSError:
             pass
         finally:
@@ -913,6 +962,37 @@ def test_a_message_under_way_when_the_alarm_comes_is_released_at_once(
         proxy.tell_clients(blocked.marshal())
         assert isinstance(publishing.exception(PATIENCE_SECONDS), BrokerUnavailable)
     proxy.cut()
+
+
+@pytest.mark.parametrize("end", ["publisher", "consumer"])
+def test_questions_that_are_never_answered_do_not_use_up_the_channels(
+    rabbit: Rabbit, proxy: Proxy, end: str
+) -> None:
+    url = f"{proxy.url}?channel_max=20"
+    asking: EventPublisher | EventConsumer = (
+        rabbit.publisher(url, deadline_seconds=0.1)
+        if end == "publisher"
+        else rabbit.consumer(url=url, deadline_seconds=0.1)
+    )
+    eventually(lambda: pings(asking))
+    proxy.lose_answers(True)
+    for _ in range(30):
+        assert not pings(asking)
+    proxy.lose_answers(False)
+
+    eventually(lambda: pings(asking))
+
+
+def test_questions_that_are_answered_late_cost_no_connection(rabbit: Rabbit, proxy: Proxy) -> None:
+    publisher = rabbit.publisher(proxy.url, deadline_seconds=0.1)
+    eventually(lambda: pings(publisher))
+    for _ in range(10):
+        proxy.hold_answers(True)
+        with pytest.raises(BrokerUnavailable, match="no answer within"):
+            publisher.ping()
+        proxy.hold_answers(False)
+        eventually(lambda: pings(publisher))
+    assert proxy.accepted == 1
 
 
 def test_a_consumer_reconnects_and_goes_on(rabbit: Rabbit, proxy: Proxy) -> None:
