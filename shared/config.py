@@ -283,6 +283,13 @@ class Settings:
         "`memory`, or RabbitMQ as `amqp(s)://user:password@host:port/vhost`",
         secret=True,
     )
+    broker_confirm_seconds: int = setting(
+        "10",
+        _whole(1, 3600),
+        "how long RabbitMQ may take to confirm a message, beside the time that its bytes take at "
+        "1 Mbit/s. An announcement that is overdue is left to the relay; a workflow request is "
+        "waited for as long as the connection lives, and shown by `/health/ready`",
+    )
     bucket: str = setting(
         "monaideploy", _bucket, "bucket of the payloads, shared with the Workflow Manager"
     )

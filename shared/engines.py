@@ -15,7 +15,7 @@ from shared.adapters.minio_store import MinioObjectStore
 from shared.adapters.queues import EventQueue, TopicExchange
 from shared.adapters.rabbitmq import RabbitEventConsumer, RabbitEventPublisher
 from shared.config import Settings
-from shared.errors import StowgateError
+from shared.errors import BrokerUnavailable, StowgateError
 from shared.ports import EventConsumer, EventPublisher, ObjectStore
 from shared.records import begin_sweep
 from shared.time import utc_now
@@ -46,7 +46,8 @@ class Dependency:
 @dataclass(frozen=True)
 class Engines:
     """`instances` is the payloads' bucket, `state` that of records and registry. `publisher`
-    takes our own events, which go to `queue`, and `requests` those for the Workflow Manager."""
+    takes our own events, which go to `queue`, and `requests` those for the Workflow Manager, which
+    may be large and keep no event waiting."""
 
     instances: ObjectStore
     state: ObjectStore
@@ -66,8 +67,14 @@ class Engines:
             "object_store": Dependency(self._ping_stores, essential=True),
             "free_space": Dependency(self.instances.check_room, essential=False),
             "broker": Dependency(ping_broker, essential=False),
-            "workflow_manager_queue": Dependency(self.expect_workflow_manager, essential=False),
+            "workflow_manager_queue": Dependency(self._ping_requests, essential=False),
         }
+
+    def _ping_requests(self) -> None:
+        self.expect_workflow_manager()
+        overdue = self.requests.overdue
+        if overdue is not None:
+            raise BrokerUnavailable(overdue)
 
     def _ping_stores(self) -> None:
         self.instances.ping()
@@ -92,8 +99,7 @@ class Engines:
     def close(self) -> None:
         self.consumer.close()
         self.publisher.close()
-        if self.requests is not self.publisher:
-            self.requests.close()
+        self.requests.close()
 
 
 def open_engines(settings: Settings) -> Engines:
@@ -112,18 +118,32 @@ def open_engines(settings: Settings) -> Engines:
             requests=requests,
             expect_workflow_manager=requests.ping,
         )
-    publisher = RabbitEventPublisher(
+    workflow_requests = RabbitEventPublisher(
         settings.broker,
-        topology=[queue, TopicExchange(settings.workflow_manager_exchange)],
+        name="stowgate requests",
+        topology=[TopicExchange(settings.workflow_manager_exchange)],
+        confirm_seconds=settings.broker_confirm_seconds,
     )
     return Engines(
         instances=instances,
         state=state,
         queue=queue,
-        publisher=publisher,
-        consumer=RabbitEventConsumer(settings.broker, queue=queue, concurrency=settings.openings),
-        requests=publisher,
-        expect_workflow_manager=partial(publisher.expect_queue, settings.workflow_manager_queue),
+        publisher=RabbitEventPublisher(
+            settings.broker,
+            name="stowgate events",
+            topology=[queue],
+            confirm_seconds=settings.broker_confirm_seconds,
+        ),
+        consumer=RabbitEventConsumer(
+            settings.broker,
+            queue=queue,
+            concurrency=settings.openings,
+            answer_seconds=settings.broker_confirm_seconds,
+        ),
+        requests=workflow_requests,
+        expect_workflow_manager=partial(
+            workflow_requests.expect_queue, settings.workflow_manager_queue
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shared.adapters.queues import EventQueue, rejection
+from shared.adapters.queues import EventQueue, Published, rejection
 from shared.errors import BrokerUnavailable, Unroutable
 from shared.ports import Message
 
@@ -45,9 +45,15 @@ class MemoryBroker:
 
 
 class MemoryEventPublisher:
+    overdue = None
+
     def __init__(self, queues: "list[_Queue]") -> None:
         self._queues = queues
         self._closed = False
+
+    def begin(self, message: Message) -> Published:
+        self.publish(message)
+        return Published()
 
     def publish(self, message: Message) -> None:
         self.ping()

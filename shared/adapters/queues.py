@@ -37,6 +37,15 @@ class TopicExchange:
     name: str
 
 
+class Published:
+    """A publication that was through when it began."""
+
+    overdue = None
+
+    def wait(self, seconds: float) -> bool:  # noqa: ARG002
+        return True
+
+
 def rejection(handle: Callable[[bytes], None], body: bytes, queue: str) -> str | None:
     """Handle one event; None when it is done, else the reason to dead-letter it for.
 

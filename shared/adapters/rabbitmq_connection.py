@@ -32,10 +32,17 @@ from shared.errors import BrokerUnavailable
 
 T = TypeVar("T")
 
-_HEARTBEAT_SECONDS = 15
-_BLOCKED_CONNECTION_TIMEOUT_SECONDS = 60
+# RabbitMQ sends something twice in this time.
+_HEARTBEAT_SECONDS = 10
+# A broker in alarm lives and sends heartbeats. What was sent to it before it said so is published
+# once more after each connection that is dropped, so that is not done while the alarm may pass.
+_BLOCKED_CONNECTION_TIMEOUT_SECONDS = 3600
+_TICK_SECONDS = 1.0
+# Ticks and not seconds, as this process may be what stood still.
+_MAX_SILENT_TICKS = 10
 _TCP_CONNECT_TIMEOUT_SECONDS = 3
-_HANDSHAKE_TIMEOUT_SECONDS = 5
+_HANDSHAKE_TIMEOUT_SECONDS = 10
+# Of each answer to what is declared.
 _SET_UP_TIMEOUT_SECONDS = 10
 _FIRST_BACK_OFF_SECONDS = 0.2
 _LONGEST_BACK_OFF_SECONDS = 10.0
@@ -43,21 +50,23 @@ _LONGEST_BACK_OFF_SECONDS = 10.0
 _MAX_UNANSWERED = 8
 
 # AMQP 0-9-1, 1.2 (reply codes). RabbitMQ gives it for a declaration with other arguments than
-# what exists has.
+# what exists has, and for a message that is too large.
 PRECONDITION_FAILED = 406
 
 
 class RabbitConnection:
     """One AMQP connection with one channel, made again for ever by an I/O thread of its own.
 
-    Whatever goes wrong with the channel or the set-up drops the connection too, so there is one
-    way to recover. All callbacks run on the I/O thread, as does every method here whose docstring
-    says so; the others are for any thread.
+    Whatever goes wrong with that channel or the set-up drops the connection too, so there is one
+    way to recover. So does a broker from which nothing comes, not even a heartbeat. All callbacks
+    run on the I/O thread, as does every method here whose docstring says so; the others are for any
+    thread.
 
     `topology` is declared on every connect; what exists with other arguments is used as it is, lest
     a release that changes one cannot work beside an earlier one. `set_up` then gets the channel,
-    and whom to tell when that is ready. `on_blocked` and `on_down` get the cause in words. Raises
-    ValueError for a URL that cannot be read.
+    and whom to tell when that is ready. `on_tick` is called every second while it is, and `on_down`
+    when it is no more, with the cause in words and as pika raised it. Raises ValueError for a URL
+    that cannot be read.
     """
 
     def __init__(
@@ -68,8 +77,8 @@ class RabbitConnection:
         topology: Sequence[EventQueue | TopicExchange],
         prefetch_count: int,
         set_up: Callable[[Channel, Callable[[], None]], None],
-        on_blocked: Callable[[str], None],
-        on_down: Callable[[str], None],
+        on_tick: Callable[[], None] = lambda: None,
+        on_down: Callable[[str, BaseException | None], None] = lambda _cause, _error: None,
     ) -> None:
         self._parameters = _parameters(url, name)
         address = f"{self._parameters.host}:{self._parameters.port}"
@@ -78,7 +87,7 @@ class RabbitConnection:
         self._topology = topology
         self._prefetch_count = prefetch_count
         self._set_up = set_up
-        self._on_blocked = on_blocked
+        self._on_tick = on_tick
         self._on_down = on_down
         self._log = structlog.get_logger(broker=self.broker, connection=name)
 
@@ -99,6 +108,9 @@ class RabbitConnection:
         self._failed_attempts = 0
         self._undeclared: deque[_Declaration] = deque()
         self._refused_declaration: str | None = None
+        self._set_up_steps = 0
+        self._received_bytes = 0
+        self._silent_ticks = 0
         self._unanswered: set[Channel] = set()
 
     def start(self) -> None:
@@ -111,11 +123,14 @@ class RabbitConnection:
                 thread.start()
                 self._thread = thread
 
-    def call(self, callback: Callable[[], None]) -> None:
-        """Run it on the I/O thread, behind all that was handed over before."""
+    def call(self, callback: Callable[[], None]) -> bool:
+        """Run it on the I/O thread, behind all that was handed over before; False where that does
+        not run."""
         with self._lock:
-            if self._loop is not None:
-                self._loop.add_callback_threadsafe(callback)
+            if self._loop is None:
+                return False
+            self._loop.add_callback_threadsafe(callback)
+            return True
 
     def require(self, grace_seconds: float) -> None:
         """Return when the connection is usable, else raise `BrokerUnavailable` at once.
@@ -211,7 +226,7 @@ class RabbitConnection:
 
         Nothing where `channel` belongs to an earlier connection.
         """
-        if self.channel is channel:
+        if channel.connection is self._connection:
             self._sever(cause)
 
     def close(self, deadline_seconds: float) -> None:
@@ -244,12 +259,16 @@ class RabbitConnection:
                     # Not exc_info: some renderers add the locals, with the credentials among them.
                     traceback="".join(traceback.format_tb(error.__traceback__)),
                 )
+                self._end_loop(loop)
                 self._mark_down("a bug in the broker connection, see the log")
                 self._closing.wait(_LONGEST_BACK_OFF_SECONDS)
-            finally:
-                with self._lock:
-                    self._loop = None
-                loop.close()
+            else:
+                self._end_loop(loop)
+
+    def _end_loop(self, loop: IOLoop) -> None:
+        with self._lock:
+            self._loop = None
+        loop.close()
 
     def _connect(self) -> None:
         if self._closing.is_set():
@@ -275,9 +294,7 @@ class RabbitConnection:
         )
         self._refused_declaration = None
         self._declare(connection)
-        connection.ioloop.call_later(
-            _SET_UP_TIMEOUT_SECONDS, partial(self._expect_set_up, connection)
-        )
+        self._expect_set_up(connection)
 
     def _declare(self, connection: pika.SelectConnection) -> None:
         """Go on with what is not declared yet, on a channel that a refusal may close."""
@@ -297,6 +314,7 @@ class RabbitConnection:
     def _on_declared(self, channel: Channel) -> None:
         if not channel.is_open:  # our own close came in between
             return
+        self._set_up_steps += 1
         self._undeclared.popleft()
         if self._refused_declaration is not None:
             self._log.warning(
@@ -322,11 +340,13 @@ class RabbitConnection:
             self._sever(self._refused_declaration or cause_in_words(error))
 
     def _on_channel_open(self, channel: Channel) -> None:
+        self._set_up_steps += 1
         channel.basic_qos(
             prefetch_count=self._prefetch_count, callback=lambda _: self._on_channel_set(channel)
         )
 
     def _on_channel_set(self, channel: Channel) -> None:
+        self._set_up_steps += 1
         if channel.is_open:  # not where our own close came in between
             self._set_up(channel, partial(self._on_ready, channel))
 
@@ -335,22 +355,49 @@ class RabbitConnection:
         self.channel = channel
         self._first_attempt_done.set()
         self._log.info("broker connected")
+        self._silent_ticks = 0
+        self._tick(self._connection)
+
+    def _tick(self, connection: Any) -> None:
+        if connection is not self._connection or self.channel is None:
+            return
+        if connection.bytes_received != self._received_bytes:
+            self._received_bytes = connection.bytes_received
+            self._silent_ticks = 0
+        else:
+            self._silent_ticks += 1
+        if self._silent_ticks > _MAX_SILENT_TICKS:
+            self._sever(
+                f"nothing came from it for {_MAX_SILENT_TICKS * _TICK_SECONDS:g} s, not even a "
+                "heartbeat"
+            )
+            return
+        self._on_tick()
+        connection.ioloop.call_later(_TICK_SECONDS, partial(self._tick, connection))
 
     def _expect_set_up(self, connection: pika.SelectConnection) -> None:
         """pika's own time-outs end with the handshake."""
-        if connection is self._connection and connection.is_open and self.channel is None:
-            self._sever(f"no answer to the declarations within {_SET_UP_TIMEOUT_SECONDS} s")
+        steps = self._set_up_steps
+
+        def look() -> None:
+            if connection is not self._connection or not connection.is_open or self.channel:
+                return
+            if steps == self._set_up_steps:
+                self._sever(f"no answer to a declaration within {_SET_UP_TIMEOUT_SECONDS} s")
+            else:
+                self._expect_set_up(connection)
+
+        connection.ioloop.call_later(_SET_UP_TIMEOUT_SECONDS, look)
 
     def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
         if channel.connection.is_open:
-            self._sever(cause_in_words(error))
+            self._sever(cause_in_words(error), error)
 
     def _on_connection_blocked(self, _connection: pika.SelectConnection, frame: Any) -> None:
         self._blocked_cause = (
             f"it takes no messages for now (connection.blocked: {frame.method.reason})"
         )
         self._log.warning("broker blocks publishing", reason=frame.method.reason)
-        self._on_blocked(self._blocked_cause)
 
     def _on_connection_unblocked(self, _connection: pika.SelectConnection, _frame: Any) -> None:
         self._blocked_cause = None
@@ -372,7 +419,7 @@ class RabbitConnection:
         )
         connection.ioloop.call_later(delay_seconds, self._connect)
 
-    def _mark_down(self, cause: str) -> None:
+    def _mark_down(self, cause: str, error: BaseException | None = None) -> None:
         """Note once per connection that it is unusable, why and since when."""
         if self._attempt_failed:
             return
@@ -385,7 +432,7 @@ class RabbitConnection:
         self._unanswered.clear()
         self.channel = None
         self._first_attempt_done.set()
-        self._on_down(cause)
+        self._on_down(cause, error)
         if self._closing.is_set():
             self._log.info("broker connection closed")
         elif was_connected:
@@ -393,8 +440,8 @@ class RabbitConnection:
         else:
             self._log.warning("broker connection failed", cause=cause)
 
-    def _sever(self, cause: str) -> None:
-        self._mark_down(cause)
+    def _sever(self, cause: str, error: BaseException | None = None) -> None:
+        self._mark_down(cause, error)
         if self._connection is not None and not self._connection.is_closed:
             # pika's public close() waits for the broker's answer, for which a silent broker is
             # the wrong one. This is what its heartbeat checker calls.

@@ -67,6 +67,7 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_MAX_PARTS", "0", "1 or more"),
         ("STOWGATE_MAX_PARTS", "many", "whole number"),
         ("STOWGATE_MAX_PARTS", "1" * 19, "18 digits at most"),
+        ("STOWGATE_BROKER_CONFIRM_SECONDS", "0", "from 1 to 3600"),
         ("STOWGATE_API_THREADS", "1", "from 2 to 256"),
         ("STOWGATE_MAX_UPLOADS", "0", "from 1 to 254"),
         ("STOWGATE_MAX_UPLOADS", "39", "at most 38"),
