@@ -488,7 +488,8 @@ class Settings:
     workflow_manager_queue: str = setting(
         "md.workflow.request",
         _amqp_name,
-        "queue of the Workflow Manager, which `/health/ready` looks for and nothing declares",
+        "queue that the Workflow Manager declares: while it is missing, requests are held, and "
+        "`/health/ready` says so",
     )
 
     @property

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import structlog
 
@@ -55,7 +54,6 @@ class Engines:
     publisher: EventPublisher
     consumer: EventConsumer
     requests: EventPublisher
-    expect_workflow_manager: Callable[[], None]
 
     def announce(self, event: events.InstancesStored) -> None:
         """Tell a worker. Raises what `EventPublisher.publish` raises."""
@@ -71,7 +69,7 @@ class Engines:
         }
 
     def _ping_requests(self) -> None:
-        self.expect_workflow_manager()
+        self.requests.ping()
         overdue = self.requests.overdue
         if overdue is not None:
             raise BrokerUnavailable(overdue)
@@ -108,22 +106,14 @@ def open_engines(settings: Settings) -> Engines:
     instances, state = (_store(settings, name) for name in (settings.bucket, settings.state_bucket))
     if settings.broker == "memory":
         broker = MemoryBroker(queue)
-        requests = FolderEventPublisher(settings.workflow_requests)
         return Engines(
             instances=instances,
             state=state,
             queue=queue,
             publisher=broker.publisher(),
             consumer=broker.consumer(queue, concurrency=settings.openings),
-            requests=requests,
-            expect_workflow_manager=requests.ping,
+            requests=FolderEventPublisher(settings.workflow_requests),
         )
-    workflow_requests = RabbitEventPublisher(
-        settings.broker,
-        name="stowgate requests",
-        topology=[TopicExchange(settings.workflow_manager_exchange)],
-        confirm_seconds=settings.broker_confirm_seconds,
-    )
     return Engines(
         instances=instances,
         state=state,
@@ -140,9 +130,12 @@ def open_engines(settings: Settings) -> Engines:
             concurrency=settings.openings,
             answer_seconds=settings.broker_confirm_seconds,
         ),
-        requests=workflow_requests,
-        expect_workflow_manager=partial(
-            workflow_requests.expect_queue, settings.workflow_manager_queue
+        requests=RabbitEventPublisher(
+            settings.broker,
+            name="stowgate requests",
+            topology=[TopicExchange(settings.workflow_manager_exchange)],
+            expected_queue=settings.workflow_manager_queue,
+            confirm_seconds=settings.broker_confirm_seconds,
         ),
     )
 

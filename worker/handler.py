@@ -185,6 +185,9 @@ class Handler:
         route = resolve(record)
         request = self._workflow_manager.request(record, route)
         if record.opened_at is None:
+            if record.attempts > 1:
+                # What it failed for may be so still; then the sidecars need not be written again.
+                self._publisher.ping()
             keep_lease = partial(self._keep_lease, taken)
             self._sidecars.write(record.payload_id, record.instances, keep_lease)
             keep_lease(at_least=_BEFORE_PUBLISHING)

@@ -16,11 +16,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from pika.channel import Channel
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker, ChannelClosedByClient
 from pika.spec import Basic, BasicProperties, Queue
 
 from shared.adapters.queues import EventQueue, TopicExchange, rejection
 from shared.adapters.rabbitmq_connection import (
+    NOT_FOUND,
     PRECONDITION_FAILED,
     RabbitConnection,
     cause_in_words,
@@ -43,6 +44,8 @@ _LARGE_BYTES = 64 << 10
 # Publications whose confirms are still to come; a broker that has no confirm for more gets no more.
 _MAX_OPEN = 1000
 
+_TICKS_BETWEEN_QUEUE_LOOKS = 5
+
 # RabbitMQ 3.8 and later, of a message over its `max_message_size`.
 _TOO_LARGE = re.compile(r"message size (\d+) is larger than")
 
@@ -51,7 +54,8 @@ class RabbitEventPublisher:
     """Publishes with `mandatory` and publisher confirms, many threads at once over one connection.
 
     `topology` is declared on every connect, so that events published before any consumer ran are
-    kept.
+    kept. With an `expected_queue`, which is somebody else's to declare, nothing is published while
+    that is missing, though another queue may take it; it is looked for every few seconds.
 
     The broker's confirm is overdue after `confirm_seconds` and the time that a slow line takes for
     the message and those before it. That ends nothing: the publication goes on for as long as the
@@ -67,6 +71,7 @@ class RabbitEventPublisher:
         *,
         name: str = "stowgate publisher",
         topology: Sequence[EventQueue | TopicExchange],
+        expected_queue: str | None = None,
         confirm_seconds: float = 10.0,
         answer_seconds: float = _PING_SECONDS,
     ) -> None:
@@ -81,6 +86,7 @@ class RabbitEventPublisher:
             on_tick=self._on_tick,
             on_down=self._on_down,
         )
+        self._expected_queue = _ExpectedQueue(expected_queue, self._connection)
         self.overdue: str | None = None
         # From here on only the I/O thread's.
         self._shared = _Confirms(self._connection)
@@ -93,6 +99,7 @@ class RabbitEventPublisher:
 
     def begin(self, message: Message) -> "_Publication":
         self._connection.require(self._answer_seconds)
+        self._expected_queue.check(self._answer_seconds)
         publication = _Publication(message, self._connection, self._confirm_seconds)
         if not self._connection.call(partial(self._send, publication)):
             raise self._connection.unavailable("its connection is being made anew")
@@ -105,22 +112,24 @@ class RabbitEventPublisher:
                 raise BrokerUnavailable(publication.overdue)
 
     def ping(self) -> None:
-        self._connection.ask(_open_and_close, self._answer_seconds)
-
-    def expect_queue(self, queue: str) -> None:
-        """Return when there is a queue of that name, somebody else's; else `BrokerUnavailable`."""
-
-        def look(channel: Channel, answer: Callable[[None], None]) -> None:
-            channel.queue_declare(queue, passive=True, callback=lambda _: answer(None))
-
-        self._connection.ask(look, self._answer_seconds)
+        if self._expected_queue.name is None:
+            self._connection.ask(_open_and_close, self._answer_seconds)
+        else:
+            # The looks for the queue ask all the time. An answer to one more would have to wait
+            # behind the bytes of the requests that are under way.
+            self._connection.require(self._answer_seconds)
+            self._expected_queue.check(self._answer_seconds)
 
     def close(self) -> None:
         self._connection.close(_CLOSE_SECONDS)
 
     def _set_up(self, channel: Channel, ready: Callable[[], None]) -> None:
+        def confirming() -> None:
+            ready()
+            self._expected_queue.look()
+
         self._shared = _Confirms(self._connection)
-        self._shared.start(channel, ready)
+        self._shared.start(channel, confirming)
 
     def _send(self, publication: "_Publication") -> None:
         if not publication.fate.set_running_or_notify_cancel():
@@ -174,6 +183,7 @@ class RabbitEventPublisher:
     def _on_tick(self) -> None:
         overdue = (publication.overdue for publication in self._open.values())
         self.overdue = next(filter(None, overdue), None)
+        self._expected_queue.on_tick()
 
     def _on_down(self, cause: str, error: BaseException | None) -> None:
         refused = self._shared.refused(error)
@@ -186,6 +196,72 @@ class RabbitEventPublisher:
                 )
             )
         self.overdue = None
+        self._expected_queue.forget()
+
+
+class _ExpectedQueue:
+    """Whether somebody else's queue is there, as it was seen last; nothing without a name.
+
+    `check` is for any thread, all else for the I/O thread.
+    """
+
+    def __init__(self, name: str | None, connection: RabbitConnection) -> None:
+        self.name = name
+        self._connection = connection
+        self._is_known = threading.Event()
+        self._missing: str | None = None
+        self._looking = False
+        self._ticks = 0
+
+    def check(self, answer_seconds: float) -> None:
+        """Raises `Unroutable` while it is missing, and `BrokerUnavailable` where that is not known,
+        after a wait of `answer_seconds`."""
+        if self.name is None:
+            return
+        if not self._is_known.wait(answer_seconds):
+            raise self._connection.unavailable(
+                f"it has not answered yet whether there is a queue {self.name!r}"
+            )
+        if self._missing is not None:
+            raise Unroutable(self._missing)
+
+    def on_tick(self) -> None:
+        self._ticks += 1
+        if self._ticks % _TICKS_BETWEEN_QUEUE_LOOKS == 0:
+            self.look()
+
+    def look(self) -> None:
+        """Ask, on a channel of its own, as the answer that it is missing closes that."""
+        if self.name is None or self._looking:
+            return
+        try:
+            self._connection.open_channel(self._ask, self._on_answer)
+        except BrokerUnavailable:
+            return
+        self._looking = True
+
+    def forget(self) -> None:
+        """On the next connection it may be another broker."""
+        self._looking = False
+        self._is_known.clear()
+
+    def _ask(self, channel: Channel) -> None:
+        channel.queue_declare(self.name, passive=True, callback=lambda _: close_channel(channel))
+
+    def _on_answer(self, _channel: Channel, error: Exception) -> None:
+        self._looking = False
+        if is_refusal(error, NOT_FOUND):
+            self._missing = (
+                f"{self._connection.broker} has no queue {self.name!r}, and requests are held "
+                "until it has. Start the Workflow Manager, which declares it, or name the queue "
+                "that it has in STOWGATE_WORKFLOW_MANAGER_QUEUE"
+            )
+        elif isinstance(error, ChannelClosedByClient | ChannelClosedByBroker):
+            # Also where this user may not look: what is not known to be missing holds nothing.
+            self._missing = None
+        else:
+            return
+        self._is_known.set()
 
 
 _Key = tuple[str, str, str]

@@ -52,6 +52,7 @@ _MAX_UNANSWERED = 8
 # AMQP 0-9-1, 1.2 (reply codes). RabbitMQ gives it for a declaration with other arguments than
 # what exists has, and for a message that is too large.
 PRECONDITION_FAILED = 406
+NOT_FOUND = 404
 
 
 class RabbitConnection:

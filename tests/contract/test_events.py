@@ -136,10 +136,12 @@ class Rabbit:
         url: str | None = None,
         confirm_seconds: float = 10,
         answer_seconds: float = 10,
+        expected_queue: str | None = None,
     ) -> RabbitEventPublisher:
         publisher = RabbitEventPublisher(
             url or self.url,
             topology=[self.queue, self.foreign],
+            expected_queue=expected_queue,
             confirm_seconds=confirm_seconds,
             answer_seconds=answer_seconds,
         )
@@ -182,6 +184,11 @@ class Rabbit:
     def foreign_queue(self) -> str:
         return f"{self.foreign.name}.queue"
 
+    @property
+    def other_queue(self) -> str:
+        """One that takes whatever it can get."""
+        return f"{self.foreign.name}.audit"
+
     def bind_foreign_queue(self, **arguments: object) -> str:
         self.channel.exchange_declare(self.foreign.name, "topic", durable=True)
         self.channel.queue_declare(self.foreign_queue, durable=True, arguments=arguments)
@@ -193,10 +200,11 @@ class Rabbit:
 
     def _delete_everything(self) -> None:
         own = (self.queue.queue, self.queue.dead_letter)
-        for queue in (*own, self.foreign_queue):
+        for queue in (*own, self.foreign_queue, self.other_queue):
             self.channel.queue_delete(queue)
         for exchange in (self.queue.exchange, self.queue.dead_letter, self.foreign.name):
             self.channel.exchange_delete(exchange)
+        self.channel.exchange_delete(self.other_queue)
 
 
 @pytest.fixture(params=["memory", "rabbitmq"])
@@ -580,6 +588,45 @@ def test_the_newest_dead_letters_are_kept_up_to_a_bound(rabbit: Rabbit) -> None:
         rabbit.channel.basic_publish(rabbit.queue.dead_letter, "", b"%d" % number)
     eventually(lambda: rabbit.waiting(rabbit.queue.dead_letter) == 2)
     assert rabbit.dead_letters() == [b"3", b"4"]
+
+
+def test_nothing_is_published_while_the_expected_queue_is_missing_whatever_else_takes_it(
+    rabbit: Rabbit,
+) -> None:
+    publisher = rabbit.publisher(expected_queue=rabbit.foreign_queue)
+    rabbit.channel.exchange_declare(rabbit.foreign.name, "topic", durable=True)
+    rabbit.channel.queue_declare(rabbit.other_queue)
+    rabbit.channel.queue_bind(rabbit.other_queue, rabbit.foreign.name, "#")
+    for call in (lambda: publisher.publish(rabbit.foreign_message()), publisher.ping):
+        with pytest.raises(Unroutable, match=f"no queue '{rabbit.foreign_queue}'"):
+            call()
+    assert rabbit.waiting(rabbit.other_queue) == 0
+
+    rabbit.bind_foreign_queue()
+
+    eventually(lambda: pings(publisher))
+    publisher.publish(rabbit.foreign_message())
+    assert (rabbit.waiting(rabbit.foreign_queue), rabbit.waiting(rabbit.other_queue)) == (1, 1)
+
+    rabbit.channel.queue_delete(rabbit.foreign_queue)
+
+    eventually(lambda: not publishes(publisher, rabbit.foreign_message()))
+    assert not pings(publisher)
+
+
+def test_an_alternate_exchange_does_not_pass_for_the_expected_queue(rabbit: Rabbit) -> None:
+    rabbit.channel.exchange_declare(rabbit.other_queue, "fanout")
+    rabbit.channel.queue_declare(rabbit.other_queue)
+    rabbit.channel.queue_bind(rabbit.other_queue, rabbit.other_queue)
+    rabbit.channel.exchange_declare(
+        rabbit.foreign.name,
+        "topic",
+        durable=True,
+        arguments={"alternate-exchange": rabbit.other_queue},
+    )
+    with pytest.raises(Unroutable, match="no queue"):
+        rabbit.publisher(expected_queue=rabbit.foreign_queue).publish(rabbit.foreign_message())
+    assert rabbit.waiting(rabbit.other_queue) == 0
 
 
 def test_an_exchange_deleted_meanwhile_is_declared_again(rabbit: Rabbit) -> None:
@@ -1054,6 +1101,19 @@ def test_a_message_under_way_when_the_alarm_comes_is_not_sent_again_and_counts(
     assert publication.wait(PATIENCE_SECONDS)
     assert proxy.accepted == 1
     assert rabbit.waiting(rabbit.queue.queue) == 1
+
+
+def test_the_expected_queue_is_not_looked_for_with_each_message(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    rabbit.bind_foreign_queue()
+    publisher = rabbit.publisher(proxy.url, expected_queue=rabbit.foreign_queue)
+    for _ in range(200):
+        publisher.publish(rabbit.foreign_message())
+    # Class and method of queue.declare (AMQP 0-9-1, 1.7.2.1), and its reserved short.
+    look = b"\x00\x32\x00\x0a\x00\x00" + bytes([len(rabbit.foreign_queue)])
+    looks = proxy.asked.count(look + rabbit.foreign_queue.encode())
+    assert 1 <= looks < 20
 
 
 @pytest.mark.parametrize("end", ["publisher", "consumer"])

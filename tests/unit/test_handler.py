@@ -26,8 +26,10 @@ from shared.dicom.structure import check_structure
 from shared.errors import (
     MalformedEvent,
     MessageRefused,
+    ObjectMissing,
     StoreFull,
     StoreUnavailable,
+    Unroutable,
     VersionConflict,
 )
 from shared.metrics import WorkerMetrics
@@ -404,6 +406,31 @@ def test_a_request_that_the_broker_refuses_for_good_fails_the_payload(bench: Ben
 
     found = bench.found(added)
     assert (found.state, found.last_error) == (State.FAILED, "too large")
+
+
+def test_an_attempt_after_one_that_failed_writes_no_sidecars_while_the_queue_is_missing(
+    bench: Bench,
+) -> None:
+    added = bench.add(real_file())
+    sidecar = f"{added.payload_id}/{added.instances[0].metadata_path}"
+
+    class Missing(SlowBroker):
+        def ping(self) -> None:
+            raise Unroutable("no queue")
+
+        def begin(self, _: Message) -> Publication:
+            raise Unroutable("no queue")
+
+    handler = bench.handler(Missing(lambda: True))
+    handler.open_workflow_request(added.payload_id)
+    bench.instances.delete([sidecar])
+    bench.now = bench.found(added).due_at
+    handler.open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.attempts, found.last_error) == (State.PENDING, 2, "no queue")
+    with pytest.raises(ObjectMissing):
+        bench.instances.get(sidecar)
 
 
 def test_a_record_under_another_workers_lease_is_left_alone(bench: Bench) -> None:
