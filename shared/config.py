@@ -38,6 +38,10 @@ _PREFIX = "STOWGATE_"
 _TEST_PREFIX = "STOWGATE_TEST_"
 _FILE = "_FILE"
 
+MOST_PARTS = 36_000
+"""Of one request, whatever is set. Each takes up to 435 bytes of the workflow request, and so many
+leave 1 MiB to its other fields in 16 MiB, the largest message that RabbitMQ 4 takes by default."""
+
 _UPLOADS = 12
 """At a time, by default: each may need 5 MiB, and two cores are busy with fewer."""
 
@@ -418,7 +422,12 @@ class Settings:
     max_part_bytes: int = setting(
         "8589934592", _whole(1), "largest single instance; above it 413 (8 GiB)"
     )
-    max_parts: int = setting("20000", _whole(1), "most parts of one request; above it 413")
+    max_parts: int = setting(
+        "20000",
+        _whole(1, MOST_PARTS),
+        f"most parts of one request, up to {MOST_PARTS}, whose workflow request RabbitMQ takes "
+        "with the 16 MiB that it allows by default; above it 413",
+    )
     max_part_header_bytes: int = setting(
         "16384", _whole(256, 1 << 20), "largest headers of one part; above it 400"
     )
