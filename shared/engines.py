@@ -15,7 +15,7 @@ from shared.adapters.queues import EventQueue, TopicExchange
 from shared.adapters.rabbitmq import RabbitEventConsumer, RabbitEventPublisher
 from shared.config import Settings
 from shared.errors import BrokerUnavailable, StowgateError
-from shared.ports import EventConsumer, EventPublisher, ObjectStore
+from shared.ports import EventConsumer, EventPublisher, Message, ObjectStore, Publication
 from shared.records import begin_sweep
 from shared.time import utc_now
 
@@ -57,7 +57,14 @@ class Engines:
 
     def announce(self, event: events.InstancesStored) -> None:
         """Tell a worker. Raises what `EventPublisher.publish` raises."""
-        self.publisher.publish(events.encode(event, self.queue.exchange, self.queue.routing_key))
+        self.publisher.publish(self._message(event))
+
+    def begin_announcement(self, event: events.InstancesStored) -> Publication:
+        """The same without waiting for it. Raises what `EventPublisher.begin` raises."""
+        return self.publisher.begin(self._message(event))
+
+    def _message(self, event: events.InstancesStored) -> Message:
+        return events.encode(event, self.queue.exchange, self.queue.routing_key)
 
     def dependencies(self, ping_broker: Callable[[], None]) -> dict[str, Dependency]:
         """What health tells of. Without a store nothing can be taken; all else is caught up."""

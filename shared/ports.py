@@ -235,6 +235,9 @@ class EventConsumer(Protocol):
     def backlog(self) -> int:
         """How many events wait in the queue, untaken. Raises `BrokerUnavailable`."""
 
+    def consumers(self) -> int:
+        """How many consume the queue now, in all processes. Raises `BrokerUnavailable`."""
+
     def ping(self) -> None:
         """Return when events could be delivered now; raises `BrokerUnavailable`."""
 

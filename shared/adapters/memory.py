@@ -87,6 +87,7 @@ class MemoryEventConsumer:
     def start(self, handle: Callable[[bytes], None]) -> None:
         if self._threads:
             raise RuntimeError("this consumer is started already")
+        self._queue.add(self)
         for number in range(self._concurrency):
             thread = threading.Thread(
                 target=self._work, args=[handle], name=f"event-handler-{number}", daemon=True
@@ -97,6 +98,10 @@ class MemoryEventConsumer:
     def backlog(self) -> int:
         self.ping()
         return self._queue.backlog()
+
+    def consumers(self) -> int:
+        self.ping()
+        return self._queue.consumers()
 
     def ping(self) -> None:
         if self._closing.is_set():
@@ -130,6 +135,7 @@ class _Queue:
         self._settled = threading.Condition(self._lock)
         self._waiting: deque[Message] = deque()
         self._in_hand: dict[_Delivery, None] = {}  # as a set that keeps the order
+        self._consumers: set[MemoryEventConsumer] = set()
         self._dead_letters: deque[DeadLetter] = deque(maxlen=shape.max_dead_letters)
 
     def takes(self, message: Message) -> bool:
@@ -137,6 +143,14 @@ class _Queue:
             self._shape.exchange,
             self._shape.routing_key,
         )
+
+    def add(self, consumer: MemoryEventConsumer) -> None:
+        with self._lock:
+            self._consumers.add(consumer)
+
+    def consumers(self) -> int:
+        with self._lock:
+            return len(self._consumers)
 
     def put(self, message: Message) -> None:
         with self._lock:
@@ -172,6 +186,7 @@ class _Queue:
     def close(self, consumer: MemoryEventConsumer, close_seconds: float) -> None:
         """Wake the consumer's threads, wait for what they have in hand, and take back the rest."""
         with self._lock:
+            self._consumers.discard(consumer)
             self._arrived.notify_all()
             self._settled.wait_for(lambda: not self._held_by(consumer), close_seconds)
             unfinished = self._held_by(consumer)

@@ -487,6 +487,9 @@ class RabbitEventConsumer:
     def backlog(self) -> int:
         return int(self._look(self._answer_seconds).message_count)
 
+    def consumers(self) -> int:
+        return int(self._look(self._answer_seconds).consumer_count)
+
     def ping(self) -> None:
         if self._closing:
             raise self._connection.unavailable("this consumer is closed")

@@ -345,6 +345,16 @@ def test_the_backlog_counts_what_nobody_took(broker: Broker) -> None:
     eventually(lambda: len(handled.bodies) == 5)
 
 
+def test_the_consumers_of_a_queue_are_counted(broker: Broker) -> None:
+    first, second = broker.consumer(), broker.consumer()
+    assert first.consumers() == 0
+    first.start(Handled())
+    second.start(Handled())
+    eventually(lambda: second.consumers() == 2)
+    second.close()
+    eventually(lambda: first.consumers() == 1)
+
+
 def test_close_waits_once_for_the_event_in_hand_and_takes_no_more(broker: Broker) -> None:
     in_hand, released = threading.Event(), threading.Event()
 

@@ -16,6 +16,7 @@ from shared.ids import PayloadIds
 from shared.records import SWEEP_CURSOR, begin_sweep
 from shared.time import utc_now
 from worker.clearing import Clearing
+from worker.leader import SoleLeader
 from worker.main import Routine, Worker, compose
 
 UPLOAD = timedelta(seconds=1000)
@@ -62,7 +63,7 @@ def _with_something_to_clear(
     handler = compose(settings, engines, CollectorRegistry())._handler
     engines.state.create("pending/opened", b"{}", "application/json")
     clearing.add(["pending/opened"])
-    return Worker(engines.consumer, handler, routines, clearing)
+    return Worker(engines.consumer, handler, routines, clearing, SoleLeader())
 
 
 def test_a_worker_that_stops_clears_what_it_opened_last(
