@@ -471,6 +471,12 @@ class Settings:
         "longest upload; above it 408. What an upload that died leaves is swept after twice this "
         "time",
     )
+    stop_seconds: int = setting(
+        "25",
+        _whole(5, 3600),
+        "how long a stop may take, of which uploads under way have four fifths to end; less than "
+        "what kills the process then waits: 30 s on Kubernetes, 10 s with `docker stop`",
+    )
     lease_seconds: int = setting(
         "60",
         _whole(2, 3600),
@@ -530,6 +536,21 @@ class Settings:
     def openings(self) -> int:
         """Payloads that a worker opens at a time."""
         return self.worker_threads or (_EMBEDDED_OPENINGS if self.broker == "memory" else _OPENINGS)
+
+    @property
+    def uploads_end_seconds(self) -> float:
+        """Of a stop, what uploads under way have to end in."""
+        return 0.8 * self.stop_seconds
+
+    @property
+    def hand_back_seconds(self) -> float:
+        """Of a stop, what a worker has for the payloads that it has in hand."""
+        return 0.4 * self.stop_seconds
+
+    @property
+    def routines_end_seconds(self) -> float:
+        """Of a stop, what the relay and its like have to end in after that."""
+        return 0.2 * self.stop_seconds
 
     @property
     def waiting_uploads(self) -> int:

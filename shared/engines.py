@@ -118,7 +118,9 @@ def open_engines(settings: Settings) -> Engines:
             state=state,
             queue=queue,
             publisher=broker.publisher(),
-            consumer=broker.consumer(queue, concurrency=settings.openings),
+            consumer=broker.consumer(
+                queue, concurrency=settings.openings, close_seconds=settings.hand_back_seconds
+            ),
             requests=FolderEventPublisher(settings.workflow_requests),
         )
     return Engines(
@@ -136,6 +138,7 @@ def open_engines(settings: Settings) -> Engines:
             queue=queue,
             concurrency=settings.openings,
             answer_seconds=settings.broker_confirm_seconds,
+            close_seconds=settings.hand_back_seconds,
         ),
         requests=RabbitEventPublisher(
             settings.broker,

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,8 +34,6 @@ from worker.workflow_manager import WorkflowManager
 
 _log = structlog.get_logger()
 
-_ROUTINE_STOP_SECONDS = 5.0
-
 # Under load each request removes what was opened within this time.
 _CLEARING_SECONDS = 0.1
 # Of all payloads together, or more where more are opened at a time.
@@ -62,11 +61,13 @@ class Worker:
         routines: Sequence[Routine],
         clearing: Clearing,
         leader: Leadership,
+        routines_end_seconds: float,
     ) -> None:
         self._consumer = consumer
         self._handler = handler
         self._clearing = clearing
         self._leader = leader
+        self._routines_end_seconds = routines_end_seconds
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=[routine], name=routine.name, daemon=True)
@@ -83,8 +84,9 @@ class Worker:
         self._stopping.set()
         self._handler.stop()
         self._consumer.close()
+        end = time.monotonic() + self._routines_end_seconds
         for thread in self._threads:
-            thread.join(timeout=_ROUTINE_STOP_SECONDS)
+            thread.join(max(0.0, end - time.monotonic()))
         # Of a store that keeps a routine waiting nothing more is asked.
         if not any(thread.is_alive() for thread in self._threads):
             self._clearing.clear(0)
@@ -166,6 +168,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         ],
         clearing,
         leader,
+        settings.routines_end_seconds,
     )
 
 

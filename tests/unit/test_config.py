@@ -67,6 +67,7 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_MAX_PARTS", "0", "from 1 to 36000"),
         ("STOWGATE_MAX_PARTS", "36001", "from 1 to 36000"),
         ("STOWGATE_MAX_BODY_BYTES", "0", "1 or more"),
+        ("STOWGATE_STOP_SECONDS", "4", "from 5 to 3600"),
         ("STOWGATE_BROKER_CONFIRM_SECONDS", "0", "from 1 to 3600"),
         ("STOWGATE_MAX_PARTS", "many", "whole number"),
         ("STOWGATE_MAX_BODY_BYTES", "1" * 19, "18 digits at most"),

@@ -57,13 +57,16 @@ def test_the_sweep_leaves_an_upload_twice_the_time_that_it_may_take(
 
 
 def _with_something_to_clear(
-    settings: Settings, engines: Engines, routines: Sequence[Routine] = ()
+    settings: Settings,
+    engines: Engines,
+    routines: Sequence[Routine] = (),
+    routines_end_seconds: float = 60,
 ) -> Worker:
     clearing = Clearing(engines.state)
     handler = compose(settings, engines, CollectorRegistry())._handler
     engines.state.create("pending/opened", b"{}", "application/json")
     clearing.add(["pending/opened"])
-    return Worker(engines.consumer, handler, routines, clearing, SoleLeader())
+    return Worker(engines.consumer, handler, routines, clearing, SoleLeader(), routines_end_seconds)
 
 
 def test_a_worker_that_stops_clears_what_it_opened_last(
@@ -78,16 +81,15 @@ def test_a_worker_that_stops_clears_what_it_opened_last(
 
 
 def test_a_worker_that_stops_asks_nothing_more_of_a_store_that_keeps_a_routine_waiting(
-    settings: Settings, engines: Engines, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, engines: Engines
 ) -> None:
-    monkeypatch.setattr("worker.main._ROUTINE_STOP_SECONDS", 0.1)
     asked, answered = threading.Event(), threading.Event()
 
     def ask() -> None:
         asked.set()
         answered.wait(60)
 
-    worker = _with_something_to_clear(settings, engines, [Routine("relay", ask, 1)])
+    worker = _with_something_to_clear(settings, engines, [Routine("relay", ask, 1)], 0.1)
     worker.start()
     asked.wait(60)
 
