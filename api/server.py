@@ -91,10 +91,13 @@ _REFUSALS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
 class Server(BaseApplication):  # type: ignore[misc]
     """Serves what `make_app` returns, which is called in each worker process after its fork.
 
-    `on_exit` is called in a worker process when it ends, and `on_child_exit` with its process id
-    in the parent after that. A request line of more than `request_line_bytes` is answered with 414,
-    and a head, that line included, of more than `head_bytes` with 431. With `tls` it speaks HTTPS
-    and nothing else. `path_prefix` may stand in front of every path.
+    A request line of more than `request_line_bytes` is answered with 414, and a head, that line
+    included, of more than `head_bytes` with 431. With `tls` it speaks HTTPS and nothing else.
+    `path_prefix` may stand in front of every path.
+
+    A stop takes `stop_seconds` at most, of which requests under way have `requests_end_seconds`.
+    `on_stop` is called in a worker process when a stop begins, and must not wait; `on_exit` when
+    its requests have ended; and `on_child_exit` with its process id in the parent after that.
     """
 
     def __init__(
@@ -108,6 +111,9 @@ class Server(BaseApplication):  # type: ignore[misc]
         head_bytes: int,
         tls: ssl.SSLContext | None,
         path_prefix: str,
+        stop_seconds: int,
+        requests_end_seconds: float,
+        on_stop: Callable[[], None],
         on_exit: Callable[[], None],
         on_child_exit: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -115,6 +121,8 @@ class Server(BaseApplication):  # type: ignore[misc]
         self.head_bytes = head_bytes
         self.tls = tls
         self.path_prefix = path_prefix
+        self.stop_seconds = stop_seconds
+        self.on_stop = on_stop
         self._make_app = make_app
         self._options = {
             "bind": f"fd://{listener.fileno()}",
@@ -124,7 +132,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "worker_connections": _most_connections(),
             "limit_request_line": request_line_bytes,
             "keepalive": 30,
-            "graceful_timeout": 30,
+            "graceful_timeout": int(requests_end_seconds),
             # The beat of the process's main thread, which no request runs on.
             "timeout": 60,
             "logger_class": _SharedLogger,
@@ -166,6 +174,12 @@ class _Parent(Arbiter):  # type: ignore[misc]
 
     def handle_hup(self) -> None:
         self.handle_term()
+
+    def stop(self, graceful: bool = True) -> None:
+        """gunicorn would kill its processes when the time of their requests is over, which is when
+        they begin to let go of what they have."""
+        self.cfg.set("graceful_timeout", self.app.stop_seconds)
+        super().stop(graceful)
 
 
 def _most_connections() -> int:
@@ -356,6 +370,16 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._hourglass = Hourglass()
         # Until when each connection may stay in the poller, by the monotonic clock.
         self._ends: dict[TConn, float] = {}
+        # Those with a thread.
+        self._served: set[TConn] = set()
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            # What a stop has no more time for would keep its thread, and that the process.
+            for conn in list(self._served):
+                Receiving(conn.sock, grace_seconds=0).cut()
 
     def init_signals(self) -> None:
         """A terminal that closes tells this process too, which has requests to finish."""
@@ -508,12 +532,16 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: TConn) -> bool:
         """Refuses a head that is too long, which gunicorn would go on reading."""
-        excess = self._excess(conn.parser.unreader.buf.getvalue())
-        if excess is not None:
-            conn.sock.settimeout(_SOCKET_SECONDS)
-            self.handle_error(None, conn.sock, conn.client, excess)
-            return False
-        return bool(super().handle(conn))
+        self._served.add(conn)
+        try:
+            excess = self._excess(conn.parser.unreader.buf.getvalue())
+            if excess is not None:
+                conn.sock.settimeout(_SOCKET_SECONDS)
+                self.handle_error(None, conn.sock, conn.client, excess)
+                return False
+            return bool(super().handle(conn))
+        finally:
+            self._served.discard(conn)
 
     def handle_request(self, req: message.Request, conn: TConn) -> bool:
         """Bounds how long the sender may keep the thread.
@@ -638,6 +666,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def _cap_keepalive(self, deadline: float) -> None:
         """gunicorn calls this when it stops, for connections that have no request under way."""
+        self.app.on_stop()
         super()._cap_keepalive(deadline)
         for conn, end in self._ends.items():
             self._ends[conn] = min(end, deadline)

@@ -22,6 +22,7 @@ from records_made import RECEIVED_AT, record
 
 from shared.adapters.folder import FolderObjectStore
 from shared.adapters.minio_store import MinioObjectStore
+from shared.adapters.queues import Published
 from shared.ids import PayloadIds
 from shared.metrics import WorkerMetrics
 from shared.ports import ObjectStore
@@ -83,7 +84,7 @@ def _measure(store: ObjectStore) -> tuple[float, float]:
     """Milliseconds of a new relay's first look, which reads what is pending, and of later ones."""
     relay = Relay(
         records=Records(store),
-        announce=lambda _: None,
+        announce=lambda _: Published(),
         backlog=lambda: 0,
         metrics=WorkerMetrics(CollectorRegistry()),
     )

@@ -73,7 +73,7 @@ def _attempts(settings: Settings, engines: Engines) -> Iterator[tuple[str, Calla
     yield f"bucket {settings.state_bucket}", lambda: _try_bucket(engines.state)
     yield "free space", engines.instances.check_room
     yield "broker", engines.publisher.ping
-    yield "queue of the Workflow Manager", engines.expect_workflow_manager
+    yield "queue of the Workflow Manager", engines.requests.ping
 
 
 def _try_address(address: Address, variable: str) -> None:

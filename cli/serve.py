@@ -8,6 +8,7 @@ import ctypes
 import gc
 import os
 import tempfile
+import threading
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -68,12 +69,24 @@ def run() -> None:
         embedded.append((opener, engines))
         return app
 
+    stopping: list[threading.Thread] = []
+
+    def on_stop() -> None:
+        # Beside the uploads that are given time to end, so that whoever kills the process before
+        # they have leaves no lease behind.
+        for opener, _ in embedded:
+            stopping.append(threading.Thread(target=opener.stop, name="stop worker", daemon=True))
+            stopping[-1].start()
+
     def on_exit() -> None:
-        for opener, engines in embedded:
-            opener.stop()
+        if not stopping:
+            on_stop()
+        for thread in stopping:
+            thread.join()
+        for _, engines in embedded:
             engines.close()
 
-    server(listener, make_app, processes=1, on_exit=on_exit).run()
+    server(listener, make_app, processes=1, on_stop=on_stop, on_exit=on_exit).run()
 
 
 @click.command(short_help="Run the API alone.")
@@ -119,6 +132,7 @@ def api() -> None:
             listener,
             make_app,
             processes=settings.api_processes,
+            on_stop=lambda: None,
             on_exit=on_exit,
             on_child_exit=on_child_exit,
         ).run()
@@ -163,6 +177,8 @@ def _server_of(settings: Settings) -> partial[Server]:
         head_bytes=settings.max_head_bytes,
         tls=server_context(settings),
         path_prefix=settings.path_prefix,
+        stop_seconds=settings.stop_seconds,
+        requests_end_seconds=settings.uploads_end_seconds,
     )
 
 

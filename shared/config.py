@@ -38,6 +38,10 @@ _PREFIX = "STOWGATE_"
 _TEST_PREFIX = "STOWGATE_TEST_"
 _FILE = "_FILE"
 
+MOST_PARTS = 36_000
+"""Of one request, whatever is set. Each takes up to 435 bytes of the workflow request, and so many
+leave 1 MiB to its other fields in 16 MiB, the largest message that RabbitMQ 4 takes by default."""
+
 _UPLOADS = 12
 """At a time, by default: each may need 5 MiB, and two cores are busy with fewer."""
 
@@ -283,6 +287,13 @@ class Settings:
         "`memory`, or RabbitMQ as `amqp(s)://user:password@host:port/vhost`",
         secret=True,
     )
+    broker_confirm_seconds: int = setting(
+        "10",
+        _whole(1, 3600),
+        "how long RabbitMQ may take to confirm a message, beside the time that its bytes take at "
+        "1 Mbit/s. An announcement that is overdue is left to the relay; a workflow request is "
+        "waited for as long as the connection lives, and shown by `/health/ready`",
+    )
     bucket: str = setting(
         "monaideploy", _bucket, "bucket of the payloads, shared with the Workflow Manager"
     )
@@ -411,7 +422,12 @@ class Settings:
     max_part_bytes: int = setting(
         "8589934592", _whole(1), "largest single instance; above it 413 (8 GiB)"
     )
-    max_parts: int = setting("20000", _whole(1), "most parts of one request; above it 413")
+    max_parts: int = setting(
+        "20000",
+        _whole(1, MOST_PARTS),
+        f"most parts of one request, up to {MOST_PARTS}, whose workflow request RabbitMQ takes "
+        "with the 16 MiB that it allows by default; above it 413",
+    )
     max_part_header_bytes: int = setting(
         "16384", _whole(256, 1 << 20), "largest headers of one part; above it 400"
     )
@@ -455,6 +471,12 @@ class Settings:
         "longest upload; above it 408. What an upload that died leaves is swept after twice this "
         "time",
     )
+    stop_seconds: int = setting(
+        "25",
+        _whole(5, 3600),
+        "how long a stop may take, of which uploads under way have four fifths to end; less than "
+        "what kills the process then waits: 30 s on Kubernetes, 10 s with `docker stop`",
+    )
     lease_seconds: int = setting(
         "60",
         _whole(2, 3600),
@@ -481,7 +503,8 @@ class Settings:
     workflow_manager_queue: str = setting(
         "md.workflow.request",
         _amqp_name,
-        "queue of the Workflow Manager, which `/health/ready` looks for and nothing declares",
+        "queue that the Workflow Manager declares: while it is missing, requests are held, and "
+        "`/health/ready` says so",
     )
 
     @property
@@ -513,6 +536,21 @@ class Settings:
     def openings(self) -> int:
         """Payloads that a worker opens at a time."""
         return self.worker_threads or (_EMBEDDED_OPENINGS if self.broker == "memory" else _OPENINGS)
+
+    @property
+    def uploads_end_seconds(self) -> float:
+        """Of a stop, what uploads under way have to end in."""
+        return 0.8 * self.stop_seconds
+
+    @property
+    def hand_back_seconds(self) -> float:
+        """Of a stop, what a worker has for the payloads that it has in hand."""
+        return 0.4 * self.stop_seconds
+
+    @property
+    def routines_end_seconds(self) -> float:
+        """Of a stop, what the relay and its like have to end in after that."""
+        return 0.2 * self.stop_seconds
 
     @property
     def waiting_uploads(self) -> int:

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 import structlog
 
@@ -16,9 +15,9 @@ from shared.adapters.minio_store import MinioObjectStore
 from shared.adapters.queues import EventQueue, TopicExchange
 from shared.adapters.rabbitmq import RabbitEventConsumer, RabbitEventPublisher
 from shared.config import Settings
-from shared.errors import StowgateError
+from shared.errors import BrokerUnavailable, StowgateError
 from shared.ids import PayloadIds
-from shared.ports import EventConsumer, EventPublisher, ObjectStore
+from shared.ports import EventConsumer, EventPublisher, Message, ObjectStore, Publication
 from shared.sweep_cursor import CursorUnreadable, SweepCursor
 
 _log = structlog.get_logger()
@@ -47,7 +46,8 @@ class Dependency:
 @dataclass(frozen=True)
 class Engines:
     """`instances` is the payloads' bucket, `state` that of records and registry. `publisher`
-    takes our own events, which go to `queue`, and `requests` those for the Workflow Manager."""
+    takes our own events, which go to `queue`, and `requests` those for the Workflow Manager, which
+    may be large and keep no event waiting."""
 
     instances: ObjectStore
     state: ObjectStore
@@ -56,11 +56,17 @@ class Engines:
     publisher: EventPublisher
     consumer: EventConsumer
     requests: EventPublisher
-    expect_workflow_manager: Callable[[], None]
 
     def announce(self, event: events.InstancesStored) -> None:
         """Tell a worker. Raises what `EventPublisher.publish` raises."""
-        self.publisher.publish(events.encode(event, self.queue.exchange, self.queue.routing_key))
+        self.publisher.publish(self._message(event))
+
+    def begin_announcement(self, event: events.InstancesStored) -> Publication:
+        """The same without waiting for it. Raises what `EventPublisher.begin` raises."""
+        return self.publisher.begin(self._message(event))
+
+    def _message(self, event: events.InstancesStored) -> Message:
+        return events.encode(event, self.queue.exchange, self.queue.routing_key)
 
     def dependencies(self, ping_broker: Callable[[], None]) -> dict[str, Dependency]:
         """What health tells of. Without a store nothing can be taken; all else is caught up."""
@@ -68,8 +74,14 @@ class Engines:
             "object_store": Dependency(self._ping_stores, essential=True),
             "free_space": Dependency(self.instances.check_room, essential=False),
             "broker": Dependency(ping_broker, essential=False),
-            "workflow_manager_queue": Dependency(self.expect_workflow_manager, essential=False),
+            "workflow_manager_queue": Dependency(self._ping_requests, essential=False),
         }
+
+    def _ping_requests(self) -> None:
+        self.requests.ping()
+        overdue = self.requests.overdue
+        if overdue is not None:
+            raise BrokerUnavailable(overdue)
 
     def _ping_stores(self) -> None:
         self.instances.ping()
@@ -95,8 +107,7 @@ class Engines:
     def close(self) -> None:
         self.consumer.close()
         self.publisher.close()
-        if self.requests is not self.publisher:
-            self.requests.close()
+        self.requests.close()
 
 
 def open_engines(settings: Settings) -> Engines:
@@ -108,30 +119,42 @@ def open_engines(settings: Settings) -> Engines:
     )
     if settings.broker == "memory":
         broker = MemoryBroker(queue)
-        requests = FolderEventPublisher(settings.workflow_requests)
         return Engines(
             instances=instances,
             state=state,
             sweep_cursor=sweep_cursor,
             queue=queue,
             publisher=broker.publisher(),
-            consumer=broker.consumer(queue, concurrency=settings.openings),
-            requests=requests,
-            expect_workflow_manager=requests.ping,
+            consumer=broker.consumer(
+                queue, concurrency=settings.openings, close_seconds=settings.hand_back_seconds
+            ),
+            requests=FolderEventPublisher(settings.workflow_requests),
         )
-    publisher = RabbitEventPublisher(
-        settings.broker,
-        topology=[queue, TopicExchange(settings.workflow_manager_exchange)],
-    )
     return Engines(
         instances=instances,
         state=state,
         sweep_cursor=sweep_cursor,
         queue=queue,
-        publisher=publisher,
-        consumer=RabbitEventConsumer(settings.broker, queue=queue, concurrency=settings.openings),
-        requests=publisher,
-        expect_workflow_manager=partial(publisher.expect_queue, settings.workflow_manager_queue),
+        publisher=RabbitEventPublisher(
+            settings.broker,
+            name="stowgate events",
+            topology=[queue],
+            confirm_seconds=settings.broker_confirm_seconds,
+        ),
+        consumer=RabbitEventConsumer(
+            settings.broker,
+            queue=queue,
+            concurrency=settings.openings,
+            answer_seconds=settings.broker_confirm_seconds,
+            close_seconds=settings.hand_back_seconds,
+        ),
+        requests=RabbitEventPublisher(
+            settings.broker,
+            name="stowgate requests",
+            topology=[TopicExchange(settings.workflow_manager_exchange)],
+            expected_queue=settings.workflow_manager_queue,
+            confirm_seconds=settings.broker_confirm_seconds,
+        ),
     )
 
 

@@ -51,5 +51,9 @@ class Unroutable(Transient):
     """The broker has no queue for the message; it came back."""
 
 
+class MessageRefused(Permanent):
+    """The broker refuses the message for good, as one that is too large for it."""
+
+
 class MalformedEvent(Permanent):
     """An event on our queue is not one of ours."""

@@ -1,15 +1,19 @@
 """What Stowgate counts, for Prometheus. No label ever holds an identifier of data or a person."""
 
 import os
+from collections.abc import Iterable
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    Metric,
     generate_latest,
     multiprocess,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from shared.config import METRICS_FOLDER
 
@@ -87,17 +91,38 @@ class WorkerMetrics:
             "objects removed that no record claims",
             registry=registry,
         )
-        self.pending = Gauge("stowgate_pending", "records not opened yet", registry=registry)
-        self.oldest_pending_seconds = Gauge(
-            "stowgate_oldest_pending_seconds",
-            "age of the record that waits longest, 0 when none does",
-            registry=registry,
+        self.backlog = Backlog(registry)
+
+
+class Backlog(Collector):
+    """What waits and what failed, of all workers together, as the one that leads measures it.
+
+    The others show none of these gauges: a value of theirs would be a zero or an old one, which
+    maximum and sum over all would mistake for what is there.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._gauges: tuple[Metric, ...] = ()
+        registry.register(self)
+
+    def measured(self, *, pending: int, oldest_pending_seconds: float, failed: int) -> None:
+        self._gauges = (
+            GaugeMetricFamily("stowgate_pending", "records not opened yet", pending),
+            GaugeMetricFamily(
+                "stowgate_oldest_pending_seconds",
+                "age of the record that waits longest, 0 when none does",
+                oldest_pending_seconds,
+            ),
+            GaugeMetricFamily(
+                "stowgate_failed", "records that need a person: see `stowgate failed`", failed
+            ),
         )
-        self.failed = Gauge(
-            "stowgate_failed",
-            "records that need a person: see `stowgate failed`",
-            registry=registry,
-        )
+
+    def forget(self) -> None:
+        self._gauges = ()
+
+    def collect(self) -> Iterable[Metric]:
+        return self._gauges
 
 
 def exposition(registry: CollectorRegistry) -> bytes:

@@ -161,8 +161,8 @@ AMQP_SHORTSTR_MAX_BYTES = 255
 class Message:
     """One message with the AMQP 0-9-1 basic properties that the two contracts use.
 
-    `timestamp` is in whole seconds since the epoch. `message_id` is unique among messages that
-    are published at the same time. Raises ValueError for what AMQP cannot carry.
+    `timestamp` is in whole seconds since the epoch. Two with one `message_id`, exchange and routing
+    key are the same message. Raises ValueError for what AMQP cannot carry.
     """
 
     exchange: str
@@ -187,12 +187,37 @@ class Message:
             raise ValueError(f"timestamp {self.timestamp} of a message is no AMQP timestamp")
 
 
+class Publication(Protocol):
+    """A message on its way to a queue."""
+
+    @property
+    def overdue(self) -> str | None:
+        """In words, where the broker's confirm takes longer than the message's size explains."""
+
+    def wait(self, seconds: float) -> bool:
+        """Whether a queue has the message for good; False where that is not known in `seconds`.
+
+        Raises `Unroutable` when no queue takes it, `MessageRefused`, and `BrokerUnavailable` when
+        nobody will know any more; the message may then have arrived all the same.
+        """
+
+
 class EventPublisher(Protocol):
+    @property
+    def overdue(self) -> str | None:
+        """In words, a publication that is overdue, where there is one."""
+
+    def begin(self, message: Message) -> Publication:
+        """Send a message, without waiting for what becomes of it.
+
+        A message that is on its way already is not sent again: it has one publication for as long
+        as the connection lives. Raises what `Publication.wait` raises.
+        """
+
     def publish(self, message: Message) -> None:
         """Return once a queue has the message for good.
 
-        Raises `Unroutable` when no queue takes it and `BrokerUnavailable` when that cannot be
-        known within the adapter's deadline; the message may then still have arrived.
+        Raises what `Publication.wait` raises, and `BrokerUnavailable` when it is overdue.
         """
 
     def ping(self) -> None:
@@ -212,6 +237,9 @@ class EventConsumer(Protocol):
 
     def backlog(self) -> int:
         """How many events wait in the queue, untaken. Raises `BrokerUnavailable`."""
+
+    def consumers(self) -> int:
+        """How many consume the queue now, in all processes. Raises `BrokerUnavailable`."""
 
     def ping(self) -> None:
         """Return when events could be delivered now; raises `BrokerUnavailable`."""

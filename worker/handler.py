@@ -25,7 +25,7 @@ from shared.errors import (
 )
 from shared.logs import where
 from shared.metrics import WorkerMetrics
-from shared.ports import EventPublisher, ObjectStore
+from shared.ports import EventPublisher, Message, ObjectStore, Publication
 from shared.records import (
     HeldRecord,
     IngestRecord,
@@ -49,12 +49,23 @@ _LONGEST_RETRY_SECONDS = 120.0
 # How much of the lease must be left for the publication that counts.
 _BEFORE_PUBLISHING = 0.9
 
+# Between two looks at the lease while the broker's confirm is awaited; less than half of the
+# shortest one.
+_LOOK_SECONDS = 0.5
+
+# Looks at a confirm that is still to come, of a worker that stops.
+_LAST_LOOKS = 6
+
 # A request that is out and cannot be noted is left to the lease's end when no more is left of it.
 _NOTE_AGAIN_SECONDS = 1.0
 
 
 class _NotNoted(Transient):
     """A request is out, and the store takes no record of that."""
+
+
+class _NotConfirmed(Transient):
+    """A request is on its way, and this worker stops before the broker has confirmed it."""
 
 
 class Handler:
@@ -186,11 +197,14 @@ class Handler:
         route = resolve(record)
         request = self._workflow_manager.request(record, route)
         if record.opened_at is None:
+            if record.attempts > 1:
+                # What it failed for may be so still; then the sidecars need not be written again.
+                self._publisher.ping()
             keep_lease = partial(self._keep_lease, taken)
             again = record.attempts > 1
             self._sidecars.write(record.payload_id, record.instances, keep_lease, again=again)
             keep_lease(at_least=_BEFORE_PUBLISHING)
-            self._publisher.publish(self._workflow_manager.message(record, request))
+            self._publish(taken, self._workflow_manager.message(record, request))
         self._note_opened(
             taken,
             route=route.rule,
@@ -207,6 +221,37 @@ class Handler:
             file_count=len(record.instances),
             attempts=record.attempts,
         )
+
+    def _publish(self, taken: "_Taken", message: Message) -> None:
+        """Wait for the broker's confirm under the lease, for as long as there is hope of one.
+
+        To publish again what is still on its way would double it, and with a broker that is slow
+        each attempt would.
+        """
+        publication = self._publisher.begin(message)
+        looks_left = _LAST_LOOKS
+        while not publication.wait(_LOOK_SECONDS):
+            looks_left -= self._stopping.is_set()
+            if looks_left == 0:
+                raise _NotConfirmed(
+                    "a worker stopped before the broker had confirmed the request, which may have "
+                    "arrived"
+                )
+            self._keep_lease_meanwhile(taken, publication)
+
+    def _keep_lease_meanwhile(self, taken: "_Taken", publication: Publication) -> None:
+        if self._holds(taken, at_least=0.5):
+            return
+        overdue = publication.overdue
+        if overdue is not None:
+            _log.warning("workflow request not confirmed; waiting on", reason=overdue)
+        try:
+            taken.change(lease=self._new_lease(), last_error=overdue or taken.record.last_error)
+        except VersionConflict:
+            raise
+        except StowgateError as error:
+            # The request is out, whatever becomes of the lease.
+            _log.warning("lease not renewed; trying again", error=str(error))
 
     def _note_opened(self, taken: "_Taken", **changes: Any) -> None:
         """Settle the record of a request that is out: what is not noted is published again.

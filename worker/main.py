@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,13 +27,12 @@ from shared.records import Records
 from shared.threads import started_pool
 from worker.clearing import Clearing
 from worker.handler import Handler
+from worker.leader import LeaderLease, Leadership, SoleLeader
 from worker.relay import Relay
 from worker.sweeper import Sweeper
 from worker.workflow_manager import WorkflowManager
 
 _log = structlog.get_logger()
-
-_ROUTINE_STOP_SECONDS = 5.0
 
 # Under load each request removes what was opened within this time.
 _CLEARING_SECONDS = 0.1
@@ -60,10 +60,14 @@ class Worker:
         handler: Handler,
         routines: Sequence[Routine],
         clearing: Clearing,
+        leader: Leadership,
+        routines_end_seconds: float,
     ) -> None:
         self._consumer = consumer
         self._handler = handler
         self._clearing = clearing
+        self._leader = leader
+        self._routines_end_seconds = routines_end_seconds
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=[routine], name=routine.name, daemon=True)
@@ -80,11 +84,13 @@ class Worker:
         self._stopping.set()
         self._handler.stop()
         self._consumer.close()
+        end = time.monotonic() + self._routines_end_seconds
         for thread in self._threads:
-            thread.join(timeout=_ROUTINE_STOP_SECONDS)
+            thread.join(max(0.0, end - time.monotonic()))
         # Of a store that keeps a routine waiting nothing more is asked.
         if not any(thread.is_alive() for thread in self._threads):
             self._clearing.clear(0)
+            self._leader.release()
 
     def _run(self, routine: Routine) -> None:
         while not self._stopping.is_set():
@@ -105,6 +111,8 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     metrics = WorkerMetrics(registry)
     clearing = Clearing(engines.state)
     records = Records(engines.state, clearing.add)
+    owner = f"{socket.gethostname()}/{os.getpid()}/{uuid4()}"
+    lease = timedelta(seconds=settings.lease_seconds)
     handler = Handler(
         records=records,
         record_missing=engines.sweep_cursor.record_missing,
@@ -116,13 +124,13 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             bucket=settings.bucket,
         ),
         sidecar_writers=started_pool(max(_SIDECARS_AT_ONCE, settings.openings), "sidecar"),
-        owner=f"{socket.gethostname()}/{os.getpid()}/{uuid4()}",
-        lease=timedelta(seconds=settings.lease_seconds),
+        owner=owner,
+        lease=lease,
         metrics=metrics,
     )
     relay = Relay(
         records=records,
-        announce=engines.announce,
+        announce=engines.begin_announcement,
         backlog=engines.consumer.backlog,
         metrics=metrics,
     )
@@ -137,15 +145,33 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         pause=timedelta(seconds=settings.sweep_seconds),
         metrics=metrics,
     )
+    leader: Leadership = SoleLeader()
+    if settings.broker != "memory":
+        leader = LeaderLease(
+            engines.state, owner=owner, duration=lease, workers=engines.consumer.consumers
+        )
+
+    def relay_once() -> None:
+        if not leader.leads():
+            relay.stand_by()
+        elif not relay.look():
+            leader.release()  # another worker may reach what this one does not
+
+    def sweep_once() -> None:
+        if leader.leads():
+            sweeper.sweep()
+
     return Worker(
         engines.consumer,
         handler,
         [
-            Routine("relay", relay.look, settings.relay_seconds),
-            Routine("sweeper", sweeper.sweep, settings.sweep_seconds),
+            Routine("relay", relay_once, settings.relay_seconds),
+            Routine("sweeper", sweep_once, settings.sweep_seconds),
             Routine("clearing", clearing.clear, _CLEARING_SECONDS),
         ],
         clearing,
+        leader,
+        settings.routines_end_seconds,
     )
 
 

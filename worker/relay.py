@@ -2,13 +2,15 @@
 that died.
 
 The record is the truth and the event only a bell, so an event too many costs nothing and one too
-few costs this relay's pause. It rings while the queue is short: what is in a long queue is not
-lost. Any number of relays may run.
+few costs this relay's pause. While the queue is short it is filled up. While it is long, most of
+what is due waits in it already, and what does not cannot be told apart: then a few are announced in
+each pass, and the same one later and later, so that nothing starves and the queue hardly grows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from itertools import chain, islice, zip_longest
 
 import structlog
 
@@ -16,7 +18,7 @@ from shared.errors import StowgateError
 from shared.events import InstancesStored
 from shared.ids import minted_at
 from shared.metrics import WorkerMetrics
-from shared.ports import ListedObject
+from shared.ports import ListedObject, Publication
 from shared.records import (
     IngestRecord,
     Records,
@@ -27,23 +29,44 @@ from shared.time import MAX_AHEAD, Clock, has_ended, utc_now
 
 _log = structlog.get_logger()
 
-# Above this many waiting events the queue is a backlog.
+# The queue is filled up to this many waiting events; above it, it is a backlog.
 _SHORT_QUEUE = 100
 
-# After an announcement a record is left alone for this long.
+# Announced in each pass however long the queue is.
+_AT_LEAST = 10
+
+# Read in each pass, so that one that begins with many records comes to announce some.
+_MOST_READ = 1000
+
+# After an announcement a record is left alone for this long. While the queue is long that doubles
+# with each one that no worker has come to see.
 _AGAIN = timedelta(seconds=30)
+_MOST_DOUBLINGS = 7
 
 # A record that is settled and still in pending/ for this long was left by a worker that died. To
 # move one earlier could collide with the worker that is moving it.
 _LEFT = timedelta(seconds=60)
 
+_LOOK_SECONDS = 1.0
 
-class _Seen(NamedTuple):
-    """A version of a record that was read: when it is next of interest, and how often tried."""
+
+@dataclass(slots=True)
+class _Seen:
+    """A version of a record that was read, and what was announced of it. One without a correlation
+    id could not be read."""
 
     modified_at: datetime
-    not_before: datetime
-    attempts: int
+    due_at: datetime
+    attempts: int = 0
+    correlation_id: str | None = None
+    announced_at: datetime | None = None
+    announcements: int = 0
+
+    def not_before(self, queue_is_long: bool) -> datetime:
+        if self.announced_at is None:
+            return self.due_at
+        doublings = min(self.announcements - 1, _MOST_DOUBLINGS) if queue_is_long else 0
+        return max(self.due_at, self.announced_at + _AGAIN * (1 << doublings))
 
 
 class Relay:
@@ -51,7 +74,7 @@ class Relay:
         self,
         *,
         records: Records,
-        announce: Callable[[InstancesStored], None],
+        announce: Callable[[InstancesStored], Publication],
         backlog: Callable[[], int],
         metrics: WorkerMetrics,
         clock: Clock = utc_now,
@@ -63,39 +86,55 @@ class Relay:
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
 
-    def look(self) -> None:
-        """One pass over the pending records. Errors of the engines end it and are logged."""
+    def look(self) -> bool:
+        """One pass over the pending records; whether it came to its end. Errors of the engines end
+        it and are logged."""
         try:
             pending = self._records.pending()
             self._measure(pending)
             self._announce_due(pending)
         except StowgateError as error:
             _log.warning("relay could not finish its pass", error=str(error))
+            return False
+        return True
+
+    def stand_by(self) -> None:
+        """Another worker's relay does it, and measures what waits."""
+        self._metrics.backlog.forget()
+        self._seen.clear()
 
     def _measure(self, pending: list[ListedObject]) -> None:
-        self._metrics.pending.set(len(pending))
         now = self._clock()
         received_at = minted_at(payload_id_of(pending[0].key)) if pending else now
-        self._metrics.oldest_pending_seconds.set(max(0.0, (now - received_at).total_seconds()))
-        self._metrics.failed.set(self._records.failed(pending))
+        self._metrics.backlog.measured(
+            pending=len(pending),
+            oldest_pending_seconds=max(0.0, (now - received_at).total_seconds()),
+            failed=self._records.failed(pending),
+        )
 
     def _announce_due(self, pending: list[ListedObject]) -> None:
-        """`_seen` remembers what was read, so that a pass reads only what changed or is due.
-
-        What was tried the least comes first, lest many that fail again and again keep it waiting.
-        """
         now = self._clock()
+        self._forget_changed(pending, now)
+        backlog = self._backlog()
+        self._read_unseen(pending, now)
+        room = max(_SHORT_QUEUE - backlog, _AT_LEAST)
+        due = self._due(pending, now, queue_is_long=backlog > _SHORT_QUEUE - _AT_LEAST)
+        self._announce_all(islice(due, room), now)
+
+    def _forget_changed(self, pending: list[ListedObject], now: datetime) -> None:
         listed_at = {listed.key: listed.modified_at for listed in pending}
         self._seen = {
             key: seen
             for key, seen in self._seen.items()
-            if listed_at.get(key) == seen.modified_at and seen.not_before <= now + MAX_AHEAD
+            if listed_at.get(key) == seen.modified_at
+            and seen.not_before(queue_is_long=True) <= now + MAX_AHEAD
+            and (seen.correlation_id is not None or seen.due_at > now)
         }
-        room = _SHORT_QUEUE - self._backlog()
-        for listed in sorted(pending, key=self._attempts):
-            seen = self._seen.get(listed.key)
-            if room <= 0 or (seen is not None and seen.not_before > now):
-                continue
+
+    def _read_unseen(self, pending: list[ListedObject], now: datetime) -> None:
+        """A pass reads only what is new or changed."""
+        unseen = (listed for listed in pending if listed.key not in self._seen)
+        for listed in islice(unseen, _MOST_READ):
             try:
                 held = self._records.read(listed.key)
             except StowgateError as error:
@@ -104,30 +143,65 @@ class Relay:
                 _log.error("record passed over", error=str(error))
                 held = None
             if held is None:
-                self._seen[listed.key] = _Seen(listed.modified_at, now + _AGAIN, 0)
-                continue
-            if held.record.state is not State.PENDING:
-                if has_ended(listed.modified_at + _LEFT, now):
-                    self._records.move(held)
-                continue
-            when = _due(held.record, now)
-            if when <= now:
-                self._announce_again(held.record)
-                room -= 1
-                when = now + _AGAIN
-            self._seen[listed.key] = _Seen(listed.modified_at, when, held.record.attempts)
+                self._seen[listed.key] = _Seen(listed.modified_at, now + _AGAIN)
+            elif held.record.state is State.PENDING:
+                self._seen[listed.key] = _Seen(
+                    listed.modified_at,
+                    _due_at(held.record, now),
+                    held.record.attempts,
+                    held.record.correlation_id,
+                )
+            elif has_ended(listed.modified_at + _LEFT, now):
+                self._records.move(held)
 
-    def _attempts(self, listed: ListedObject) -> int:
-        """As far as is known: of what is new or changed it is not, and that is to be read."""
-        seen = self._seen.get(listed.key)
-        return seen.attempts if seen else 0
+    def _due(
+        self, pending: list[ListedObject], now: datetime, queue_is_long: bool
+    ) -> Iterator[str]:
+        """Keys, those first that were announced the least, then the oldest. What was never tried
+        and what was take turns, as many of the one kind would keep the other waiting."""
+        due = [
+            listed.key
+            for listed in pending
+            if (seen := self._seen.get(listed.key)) is not None
+            and seen.correlation_id is not None
+            and seen.not_before(queue_is_long) <= now
+        ]
+        due.sort(key=lambda key: self._seen[key].announcements)
+        fresh = [key for key in due if not self._seen[key].attempts]
+        tried = [key for key in due if self._seen[key].attempts]
+        return filter(None, chain.from_iterable(zip_longest(fresh, tried)))
 
-    def _announce_again(self, record: IngestRecord) -> None:
-        self._announce(InstancesStored(record.payload_id, record.correlation_id))
+    def _announce_all(self, keys: Iterable[str], now: datetime) -> None:
+        """All at once, as a broker that is slow may take seconds to confirm each."""
+        under_way: list[tuple[str, Publication]] = []
+        failure: StowgateError | None = None
+        for key in keys:
+            event = InstancesStored(payload_id_of(key), self._seen[key].correlation_id or "")
+            try:
+                under_way.append((key, self._announce(event)))
+            except StowgateError as error:
+                failure = error
+                break
+        for key, publication in under_way:
+            try:
+                # One that is overdue is on its way all the same.
+                while not publication.wait(_LOOK_SECONDS) and publication.overdue is None:
+                    pass
+            except StowgateError as error:
+                failure = error
+            else:
+                self._note_announced(key, now)
+        if failure is not None:
+            raise failure
+
+    def _note_announced(self, key: str, now: datetime) -> None:
+        seen = self._seen[key]
+        seen.announced_at = now
+        seen.announcements += 1
         self._metrics.announced_again.inc()
-        _log.info("announced again", payload_id=record.payload_id, attempts=record.attempts)
+        _log.info("announced again", payload_id=payload_id_of(key), attempts=seen.attempts)
 
 
-def _due(record: IngestRecord, now: datetime) -> datetime:
+def _due_at(record: IngestRecord, now: datetime) -> datetime:
     moments = [record.due_at, record.lease.until] if record.lease else [record.due_at]
     return max((moment for moment in moments if not has_ended(moment, now)), default=now)

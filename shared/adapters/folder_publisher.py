@@ -8,6 +8,7 @@ from pathlib import Path
 
 import orjson
 
+from shared.adapters.queues import Published
 from shared.disk import sync_folder
 from shared.errors import BrokerUnavailable
 from shared.ports import Message
@@ -23,8 +24,14 @@ class FolderEventPublisher:
     not JSON.
     """
 
+    overdue = None
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def begin(self, message: Message) -> Published:
+        self.publish(message)
+        return Published()
 
     def publish(self, message: Message) -> None:
         if not _FILE_NAME.fullmatch(message.message_id):

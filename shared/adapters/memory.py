@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shared.adapters.queues import EventQueue, rejection
+from shared.adapters.queues import EventQueue, Published, rejection
 from shared.errors import BrokerUnavailable, Unroutable
 from shared.ports import Message
 
@@ -24,13 +24,11 @@ class MemoryBroker:
     """Queues behind direct exchanges, for any number of publishers and consumers.
 
     A queue takes `capacity` messages and refuses more, as one with `reject-publish` does. The
-    last `dead_letter_capacity` dead letters of each queue are kept to be looked at.
+    newest dead letters of each queue are kept to be looked at.
     """
 
-    def __init__(
-        self, *queues: EventQueue, capacity: int = 100_000, dead_letter_capacity: int = 1_000
-    ) -> None:
-        self._queues = {queue: _Queue(queue, capacity, dead_letter_capacity) for queue in queues}
+    def __init__(self, *queues: EventQueue, capacity: int = 100_000) -> None:
+        self._queues = {queue: _Queue(queue, capacity) for queue in queues}
 
     def publisher(self) -> "MemoryEventPublisher":
         return MemoryEventPublisher(list(self._queues.values()))
@@ -47,9 +45,15 @@ class MemoryBroker:
 
 
 class MemoryEventPublisher:
+    overdue = None
+
     def __init__(self, queues: "list[_Queue]") -> None:
         self._queues = queues
         self._closed = False
+
+    def begin(self, message: Message) -> Published:
+        self.publish(message)
+        return Published()
 
     def publish(self, message: Message) -> None:
         self.ping()
@@ -83,6 +87,7 @@ class MemoryEventConsumer:
     def start(self, handle: Callable[[bytes], None]) -> None:
         if self._threads:
             raise RuntimeError("this consumer is started already")
+        self._queue.add(self)
         for number in range(self._concurrency):
             thread = threading.Thread(
                 target=self._work, args=[handle], name=f"event-handler-{number}", daemon=True
@@ -93,6 +98,10 @@ class MemoryEventConsumer:
     def backlog(self) -> int:
         self.ping()
         return self._queue.backlog()
+
+    def consumers(self) -> int:
+        self.ping()
+        return self._queue.consumers()
 
     def ping(self) -> None:
         if self._closing.is_set():
@@ -117,7 +126,7 @@ class _Delivery:
 
 
 class _Queue:
-    def __init__(self, shape: EventQueue, capacity: int, dead_letter_capacity: int) -> None:
+    def __init__(self, shape: EventQueue, capacity: int) -> None:
         self.name = shape.queue
         self._shape = shape
         self._capacity = capacity
@@ -126,13 +135,22 @@ class _Queue:
         self._settled = threading.Condition(self._lock)
         self._waiting: deque[Message] = deque()
         self._in_hand: dict[_Delivery, None] = {}  # as a set that keeps the order
-        self._dead_letters: deque[DeadLetter] = deque(maxlen=dead_letter_capacity)
+        self._consumers: set[MemoryEventConsumer] = set()
+        self._dead_letters: deque[DeadLetter] = deque(maxlen=shape.max_dead_letters)
 
     def takes(self, message: Message) -> bool:
         return (message.exchange, message.routing_key) == (
             self._shape.exchange,
             self._shape.routing_key,
         )
+
+    def add(self, consumer: MemoryEventConsumer) -> None:
+        with self._lock:
+            self._consumers.add(consumer)
+
+    def consumers(self) -> int:
+        with self._lock:
+            return len(self._consumers)
 
     def put(self, message: Message) -> None:
         with self._lock:
@@ -168,6 +186,7 @@ class _Queue:
     def close(self, consumer: MemoryEventConsumer, close_seconds: float) -> None:
         """Wake the consumer's threads, wait for what they have in hand, and take back the rest."""
         with self._lock:
+            self._consumers.discard(consumer)
             self._arrived.notify_all()
             self._settled.wait_for(lambda: not self._held_by(consumer), close_seconds)
             unfinished = self._held_by(consumer)

@@ -13,8 +13,12 @@ from shared.errors import MalformedEvent, StowgateError
 class EventQueue:
     """A queue that Stowgate consumes, the direct exchange before it, and where its rejects go.
 
-    `dead_letter` names a fanout exchange and the one queue bound to it. `delivery_limit` is how
-    many times an event may come back unfinished before it is dead-lettered too.
+    `dead_letter` names a fanout exchange and the one queue bound to it, which keeps the newest
+    `max_dead_letters`, of `max_dead_letter_bytes` together. `delivery_limit` is how many times an
+    event may come back unfinished before it is dead-lettered too.
+
+    A queue on a broker keeps the arguments that it was declared with: one that has to have others
+    gets another name.
     """
 
     exchange: str
@@ -22,6 +26,8 @@ class EventQueue:
     queue: str
     dead_letter: str
     delivery_limit: int = 20
+    max_dead_letters: int = 10_000
+    max_dead_letter_bytes: int = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,15 @@ class TopicExchange:
     """A durable topic exchange whose queues belong to somebody else and are not ours to declare."""
 
     name: str
+
+
+class Published:
+    """A publication that was through when it began."""
+
+    overdue = None
+
+    def wait(self, seconds: float) -> bool:  # noqa: ARG002
+        return True
 
 
 def rejection(handle: Callable[[bytes], None], body: bytes, queue: str) -> str | None:

@@ -4,11 +4,12 @@ import random
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pika
 import structlog
@@ -18,31 +19,54 @@ from pika.adapters.utils.connection_workflow import (
     AMQPConnectorPhaseErrorBase,
 )
 from pika.channel import Channel
-from pika.exceptions import AMQPError, ChannelClosed, ConnectionClosed
+from pika.exceptions import (
+    AMQPError,
+    ChannelClosed,
+    ChannelClosedByBroker,
+    ChannelClosedByClient,
+    ConnectionClosed,
+)
 
 from shared.adapters.queues import EventQueue, TopicExchange
 from shared.errors import BrokerUnavailable
 
 T = TypeVar("T")
 
-_HEARTBEAT_SECONDS = 15
-_BLOCKED_CONNECTION_TIMEOUT_SECONDS = 60
+# RabbitMQ sends something twice in this time.
+_HEARTBEAT_SECONDS = 10
+# A broker in alarm lives and sends heartbeats. What was sent to it before it said so is published
+# once more after each connection that is dropped, so that is not done while the alarm may pass.
+_BLOCKED_CONNECTION_TIMEOUT_SECONDS = 3600
+_TICK_SECONDS = 1.0
+# Ticks and not seconds, as this process may be what stood still.
+_MAX_SILENT_TICKS = 10
 _TCP_CONNECT_TIMEOUT_SECONDS = 3
-_HANDSHAKE_TIMEOUT_SECONDS = 5
+_HANDSHAKE_TIMEOUT_SECONDS = 10
+# Of each answer to what is declared.
 _SET_UP_TIMEOUT_SECONDS = 10
 _FIRST_BACK_OFF_SECONDS = 0.2
 _LONGEST_BACK_OFF_SECONDS = 10.0
+# Each holds a channel until it is answered after all.
+_MAX_UNANSWERED = 8
+
+# AMQP 0-9-1, 1.2 (reply codes). RabbitMQ gives it for a declaration with other arguments than
+# what exists has, and for a message that is too large.
+PRECONDITION_FAILED = 406
+NOT_FOUND = 404
 
 
 class RabbitConnection:
     """One AMQP connection with one channel, made again for ever by an I/O thread of its own.
 
-    Whatever goes wrong with the channel or the set-up drops the connection too, so there is one
-    way to recover. All callbacks run on the I/O thread, as does every method here whose docstring
-    says so; the others are for any thread.
+    Whatever goes wrong with that channel or the set-up drops the connection too, so there is one
+    way to recover. So does a broker from which nothing comes, not even a heartbeat. All callbacks
+    run on the I/O thread, as does every method here whose docstring says so; the others are for any
+    thread.
 
-    `topology` is declared on every connect. `set_up` then gets the channel, and whom to tell when
-    that is ready. `on_blocked` and `on_down` get the cause in words. Raises ValueError for a URL
+    `topology` is declared on every connect; what exists with other arguments is used as it is, lest
+    a release that changes one cannot work beside an earlier one. `set_up` then gets the channel,
+    and whom to tell when that is ready. `on_tick` is called every second while it is, and `on_down`
+    when it is no more, with the cause in words and as pika raised it. Raises ValueError for a URL
     that cannot be read.
     """
 
@@ -54,8 +78,8 @@ class RabbitConnection:
         topology: Sequence[EventQueue | TopicExchange],
         prefetch_count: int,
         set_up: Callable[[Channel, Callable[[], None]], None],
-        on_blocked: Callable[[str], None],
-        on_down: Callable[[str], None],
+        on_tick: Callable[[], None] = lambda: None,
+        on_down: Callable[[str, BaseException | None], None] = lambda _cause, _error: None,
     ) -> None:
         self._parameters = _parameters(url, name)
         address = f"{self._parameters.host}:{self._parameters.port}"
@@ -64,7 +88,7 @@ class RabbitConnection:
         self._topology = topology
         self._prefetch_count = prefetch_count
         self._set_up = set_up
-        self._on_blocked = on_blocked
+        self._on_tick = on_tick
         self._on_down = on_down
         self._log = structlog.get_logger(broker=self.broker, connection=name)
 
@@ -83,6 +107,12 @@ class RabbitConnection:
         self._connection: Any = None
         self._attempt_failed = False
         self._failed_attempts = 0
+        self._undeclared: deque[_Declaration] = deque()
+        self._refused_declaration: str | None = None
+        self._set_up_steps = 0
+        self._received_bytes = 0
+        self._silent_ticks = 0
+        self._unanswered: set[Channel] = set()
 
     def start(self) -> None:
         """Start the I/O thread where it does not run yet."""
@@ -94,11 +124,14 @@ class RabbitConnection:
                 thread.start()
                 self._thread = thread
 
-    def call(self, callback: Callable[[], None]) -> None:
-        """Run it on the I/O thread, behind all that was handed over before."""
+    def call(self, callback: Callable[[], None]) -> bool:
+        """Run it on the I/O thread, behind all that was handed over before; False where that does
+        not run."""
         with self._lock:
-            if self._loop is not None:
-                self._loop.add_callback_threadsafe(callback)
+            if self._loop is None:
+                return False
+            self._loop.add_callback_threadsafe(callback)
+            return True
 
     def require(self, grace_seconds: float) -> None:
         """Return when the connection is usable, else raise `BrokerUnavailable` at once.
@@ -129,46 +162,72 @@ class RabbitConnection:
     ) -> T:
         """Ask on a channel of its own, because a refusal closes the channel it comes on.
 
-        `question` gets that channel and whom to give the answer to. Raises `BrokerUnavailable`.
+        `question` gets that channel and whom to give the answer to. Raises `BrokerUnavailable`. A
+        broker that sends heartbeats and leaves many questions unanswered is taken for dead.
         """
         deadline = time.monotonic() + deadline_seconds
         self.require(deadline_seconds)
         answer: Future[T] = Future()
+        channels: list[Channel] = []
 
         def on_answer(channel: Channel, value: T) -> None:
             if not answer.done():
                 answer.set_result(value)
-            if channel.is_open:  # not where our own close came in between
-                channel.close()
+            close_channel(channel)
 
-        def on_close(_channel: Channel, error: Exception) -> None:
+        def on_close(channel: Channel, error: Exception) -> None:
+            self._unanswered.discard(channel)
             if not answer.done():
                 answer.set_exception(self.unavailable(cause_in_words(error)))
 
         def on_io_thread() -> None:
             try:
-                self.usable_channel()
-                channel = self._connection.channel(
-                    on_open_callback=lambda opened: question(opened, partial(on_answer, opened))
+                channels.append(
+                    self.open_channel(
+                        lambda opened: question(opened, partial(on_answer, opened)), on_close
+                    )
                 )
-                channel.add_on_close_callback(on_close)
             except BrokerUnavailable as error:
                 answer.set_exception(error)
-            except AMQPError as error:
-                answer.set_exception(self.unavailable(cause_in_words(error)))
+
+        def give_up() -> None:
+            for channel in channels:
+                close_channel(channel)
+                if not channel.is_closed:  # pika closes it behind the answer that is missing
+                    self._unanswered.add(channel)
+            if len(self._unanswered) > _MAX_UNANSWERED:
+                self._sever(f"it has not answered {len(self._unanswered)} questions")
 
         self.call(on_io_thread)
         try:
             return answer.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
+            self.call(give_up)
             raise self.unavailable(f"no answer within {deadline_seconds:g} s") from None
+
+    def open_channel(
+        self,
+        on_open: Callable[[Channel], None],
+        on_closed: Callable[[Channel, Exception], None],
+    ) -> Channel:
+        """Open one more channel, for what the broker may refuse; on the I/O thread.
+
+        Raises `BrokerUnavailable`.
+        """
+        self.usable_channel()
+        try:
+            channel: Channel = self._connection.channel(on_open_callback=on_open)
+        except AMQPError as error:
+            raise self.unavailable(cause_in_words(error)) from error
+        channel.add_on_close_callback(on_closed)
+        return channel
 
     def drop(self, channel: Channel, cause: str) -> None:
         """Abandon the connection without a farewell and make a new one; on the I/O thread.
 
         Nothing where `channel` belongs to an earlier connection.
         """
-        if self.channel is channel:
+        if channel.connection is self._connection:
             self._sever(cause)
 
     def close(self, deadline_seconds: float) -> None:
@@ -201,12 +260,16 @@ class RabbitConnection:
                     # Not exc_info: some renderers add the locals, with the credentials among them.
                     traceback="".join(traceback.format_tb(error.__traceback__)),
                 )
+                self._end_loop(loop)
                 self._mark_down("a bug in the broker connection, see the log")
                 self._closing.wait(_LONGEST_BACK_OFF_SECONDS)
-            finally:
-                with self._lock:
-                    self._loop = None
-                loop.close()
+            else:
+                self._end_loop(loop)
+
+    def _end_loop(self, loop: IOLoop) -> None:
+        with self._lock:
+            self._loop = None
+        loop.close()
 
     def _connect(self) -> None:
         if self._closing.is_set():
@@ -227,21 +290,64 @@ class RabbitConnection:
             return
         connection.add_on_connection_blocked_callback(self._on_connection_blocked)
         connection.add_on_connection_unblocked_callback(self._on_connection_unblocked)
-        connection.channel(on_open_callback=self._on_channel_open).add_on_close_callback(
-            self._on_channel_closed
+        self._undeclared = deque(
+            declaration for item in self._topology for declaration in _declarations(item)
         )
-        connection.ioloop.call_later(
-            _SET_UP_TIMEOUT_SECONDS, partial(self._expect_set_up, connection)
-        )
+        self._refused_declaration = None
+        self._declare(connection)
+        self._expect_set_up(connection)
 
-    def _on_channel_open(self, channel: Channel) -> None:
-        for item in self._topology:
-            _declare(channel, item)
-        channel.basic_qos(
-            prefetch_count=self._prefetch_count, callback=lambda _: self._on_declared(channel)
-        )
+    def _declare(self, connection: pika.SelectConnection) -> None:
+        """Go on with what is not declared yet, on a channel that a refusal may close."""
+        channel = connection.channel(on_open_callback=self._declare_next)
+        channel.add_on_close_callback(self._on_declaring_ended)
+
+    def _declare_next(self, channel: Channel) -> None:
+        if self._undeclared:
+            self._undeclared[0](
+                channel,
+                passive=self._refused_declaration is not None,
+                callback=lambda _: self._on_declared(channel),
+            )
+        else:
+            close_channel(channel)
 
     def _on_declared(self, channel: Channel) -> None:
+        if not channel.is_open:  # our own close came in between
+            return
+        self._set_up_steps += 1
+        self._undeclared.popleft()
+        if self._refused_declaration is not None:
+            self._log.warning(
+                "what exists on the broker is used with the arguments it has; delete it while it "
+                "is empty to have it declared anew",
+                cause=self._refused_declaration,
+            )
+            self._refused_declaration = None
+        self._declare_next(channel)
+
+    def _on_declaring_ended(self, channel: Channel, error: Exception) -> None:
+        connection = channel.connection
+        if not connection.is_open:
+            return
+        if isinstance(error, ChannelClosedByClient):
+            main_channel = connection.channel(on_open_callback=self._on_channel_open)
+            main_channel.add_on_close_callback(self._on_channel_closed)
+        elif self._refused_declaration is None and is_refusal(error, PRECONDITION_FAILED):
+            # It exists with other arguments, or cannot have these: the passive look tells.
+            self._refused_declaration = cause_in_words(error)
+            self._declare(connection)
+        else:
+            self._sever(self._refused_declaration or cause_in_words(error))
+
+    def _on_channel_open(self, channel: Channel) -> None:
+        self._set_up_steps += 1
+        channel.basic_qos(
+            prefetch_count=self._prefetch_count, callback=lambda _: self._on_channel_set(channel)
+        )
+
+    def _on_channel_set(self, channel: Channel) -> None:
+        self._set_up_steps += 1
         if channel.is_open:  # not where our own close came in between
             self._set_up(channel, partial(self._on_ready, channel))
 
@@ -250,22 +356,49 @@ class RabbitConnection:
         self.channel = channel
         self._first_attempt_done.set()
         self._log.info("broker connected")
+        self._silent_ticks = 0
+        self._tick(self._connection)
+
+    def _tick(self, connection: Any) -> None:
+        if connection is not self._connection or self.channel is None:
+            return
+        if connection.bytes_received != self._received_bytes:
+            self._received_bytes = connection.bytes_received
+            self._silent_ticks = 0
+        else:
+            self._silent_ticks += 1
+        if self._silent_ticks > _MAX_SILENT_TICKS:
+            self._sever(
+                f"nothing came from it for {_MAX_SILENT_TICKS * _TICK_SECONDS:g} s, not even a "
+                "heartbeat"
+            )
+            return
+        self._on_tick()
+        connection.ioloop.call_later(_TICK_SECONDS, partial(self._tick, connection))
 
     def _expect_set_up(self, connection: pika.SelectConnection) -> None:
         """pika's own time-outs end with the handshake."""
-        if connection is self._connection and connection.is_open and self.channel is None:
-            self._sever(f"no answer to the declarations within {_SET_UP_TIMEOUT_SECONDS} s")
+        steps = self._set_up_steps
+
+        def look() -> None:
+            if connection is not self._connection or not connection.is_open or self.channel:
+                return
+            if steps == self._set_up_steps:
+                self._sever(f"no answer to a declaration within {_SET_UP_TIMEOUT_SECONDS} s")
+            else:
+                self._expect_set_up(connection)
+
+        connection.ioloop.call_later(_SET_UP_TIMEOUT_SECONDS, look)
 
     def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
         if channel.connection.is_open:
-            self._sever(cause_in_words(error))
+            self._sever(cause_in_words(error), error)
 
     def _on_connection_blocked(self, _connection: pika.SelectConnection, frame: Any) -> None:
         self._blocked_cause = (
             f"it takes no messages for now (connection.blocked: {frame.method.reason})"
         )
         self._log.warning("broker blocks publishing", reason=frame.method.reason)
-        self._on_blocked(self._blocked_cause)
 
     def _on_connection_unblocked(self, _connection: pika.SelectConnection, _frame: Any) -> None:
         self._blocked_cause = None
@@ -287,7 +420,7 @@ class RabbitConnection:
         )
         connection.ioloop.call_later(delay_seconds, self._connect)
 
-    def _mark_down(self, cause: str) -> None:
+    def _mark_down(self, cause: str, error: BaseException | None = None) -> None:
         """Note once per connection that it is unusable, why and since when."""
         if self._attempt_failed:
             return
@@ -297,9 +430,10 @@ class RabbitConnection:
             self._down_since = datetime.now(UTC)
         self._down_cause = cause
         self._blocked_cause = None
+        self._unanswered.clear()
         self.channel = None
         self._first_attempt_done.set()
-        self._on_down(cause)
+        self._on_down(cause, error)
         if self._closing.is_set():
             self._log.info("broker connection closed")
         elif was_connected:
@@ -307,8 +441,8 @@ class RabbitConnection:
         else:
             self._log.warning("broker connection failed", cause=cause)
 
-    def _sever(self, cause: str) -> None:
-        self._mark_down(cause)
+    def _sever(self, cause: str, error: BaseException | None = None) -> None:
+        self._mark_down(cause, error)
         if self._connection is not None and not self._connection.is_closed:
             # pika's public close() waits for the broker's answer, for which a silent broker is
             # the wrong one. This is what its heartbeat checker calls.
@@ -335,19 +469,33 @@ class RabbitConnection:
             self._loop.stop()
 
 
-def _declare(channel: Channel, item: EventQueue | TopicExchange) -> None:
-    """Send the declarations; pika holds each back until the one before is answered."""
+class _Declaration(Protocol):
+    def __call__(
+        self, channel: Channel, *, passive: bool, callback: Callable[[Any], None]
+    ) -> None: ...
+
+
+def _declarations(item: EventQueue | TopicExchange) -> Iterator[_Declaration]:
     if isinstance(item, TopicExchange):
-        channel.exchange_declare(item.name, "topic", durable=True)
+        yield _exchange(item.name, "topic")
         return
-    channel.exchange_declare(item.dead_letter, "fanout", durable=True)
-    channel.queue_declare(item.dead_letter, durable=True, arguments={"x-queue-type": "quorum"})
-    channel.queue_bind(item.dead_letter, item.dead_letter, routing_key="")
-    channel.exchange_declare(item.exchange, "direct", durable=True)
-    channel.queue_declare(
+    yield _exchange(item.dead_letter, "fanout")
+    yield _queue(
+        item.dead_letter,
+        {
+            "x-queue-type": "quorum",
+            # The oldest go: nothing is lost with them, as the records are the truth, while a disk
+            # that fills up would stop the broker.
+            "x-overflow": "drop-head",
+            "x-max-length": item.max_dead_letters,
+            "x-max-length-bytes": item.max_dead_letter_bytes,
+        },
+    )
+    yield _binding(item.dead_letter, item.dead_letter, "")
+    yield _exchange(item.exchange, "direct")
+    yield _queue(
         item.queue,
-        durable=True,
-        arguments={
+        {
             "x-queue-type": "quorum",
             "x-delivery-limit": item.delivery_limit,
             "x-dead-letter-exchange": item.dead_letter,
@@ -355,7 +503,42 @@ def _declare(channel: Channel, item: EventQueue | TopicExchange) -> None:
             "x-overflow": "reject-publish",  # without it, at-least-once falls back to at-most-once
         },
     )
-    channel.queue_bind(item.queue, item.exchange, routing_key=item.routing_key)
+    yield _binding(item.queue, item.exchange, item.routing_key)
+
+
+def _exchange(name: str, kind: str) -> _Declaration:
+    def declare(channel: Channel, *, passive: bool, callback: Callable[[Any], None]) -> None:
+        channel.exchange_declare(name, kind, durable=True, passive=passive, callback=callback)
+
+    return declare
+
+
+def _queue(name: str, arguments: dict[str, object]) -> _Declaration:
+    def declare(channel: Channel, *, passive: bool, callback: Callable[[Any], None]) -> None:
+        channel.queue_declare(
+            name, durable=True, arguments=arguments, passive=passive, callback=callback
+        )
+
+    return declare
+
+
+def _binding(queue: str, exchange: str, routing_key: str) -> _Declaration:
+    def bind(channel: Channel, *, passive: bool, callback: Callable[[Any], None]) -> None:  # noqa: ARG001
+        channel.queue_bind(queue, exchange, routing_key=routing_key, callback=callback)
+
+    return bind
+
+
+def close_channel(channel: Channel) -> None:
+    """Close it where it is not closed or closing yet, also while it is being opened; on the I/O
+    thread."""
+    if not (channel.is_closed or channel.is_closing):
+        channel.close()
+
+
+def is_refusal(error: BaseException | None, reply_code: int) -> bool:
+    """Whether that is why the broker closed a channel."""
+    return isinstance(error, ChannelClosedByBroker) and error.reply_code == reply_code
 
 
 def _parameters(url: str, name: str) -> pika.URLParameters:

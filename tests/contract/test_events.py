@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -131,24 +132,34 @@ class Rabbit:
         closing.callback(self._delete_everything)
 
     def publisher(
-        self, url: str | None = None, deadline_seconds: float = 10
+        self,
+        url: str | None = None,
+        confirm_seconds: float = 10,
+        answer_seconds: float = 10,
+        expected_queue: str | None = None,
     ) -> RabbitEventPublisher:
         publisher = RabbitEventPublisher(
             url or self.url,
             topology=[self.queue, self.foreign],
-            deadline_seconds=deadline_seconds,
+            expected_queue=expected_queue,
+            confirm_seconds=confirm_seconds,
+            answer_seconds=answer_seconds,
         )
         self._closing.callback(publisher.close)
         return publisher
 
     def consumer(
-        self, concurrency: int = 1, close_seconds: float = 10.0, url: str | None = None
+        self,
+        concurrency: int = 1,
+        close_seconds: float = 10.0,
+        url: str | None = None,
+        answer_seconds: float = 10,
     ) -> EventConsumer:
         consumer = RabbitEventConsumer(
             url or self.url,
             queue=self.queue,
             concurrency=concurrency,
-            deadline_seconds=10,
+            answer_seconds=answer_seconds,
             close_seconds=close_seconds,
         )
         self._closing.callback(consumer.close)
@@ -169,17 +180,31 @@ class Rabbit:
             EventQueue(self.foreign.name, "some.request", "none of ours", "none of ours")
         )
 
+    @property
+    def foreign_queue(self) -> str:
+        return f"{self.foreign.name}.queue"
+
+    @property
+    def other_queue(self) -> str:
+        """One that takes whatever it can get."""
+        return f"{self.foreign.name}.audit"
+
     def bind_foreign_queue(self, **arguments: object) -> str:
-        name = f"{self.foreign.name}.queue"
-        self.channel.queue_declare(name, durable=True, arguments=arguments)
-        self.channel.queue_bind(name, self.foreign.name, routing_key="some.request")
-        return name
+        self.channel.exchange_declare(self.foreign.name, "topic", durable=True)
+        self.channel.queue_declare(self.foreign_queue, durable=True, arguments=arguments)
+        self.channel.queue_bind(self.foreign_queue, self.foreign.name, routing_key="some.request")
+        return self.foreign_queue
+
+    def waiting(self, queue: str) -> int:
+        return int(self.channel.queue_declare(queue, passive=True).method.message_count)
 
     def _delete_everything(self) -> None:
-        for queue in (self.queue.queue, self.queue.dead_letter, f"{self.foreign.name}.queue"):
+        own = (self.queue.queue, self.queue.dead_letter)
+        for queue in (*own, self.foreign_queue, self.other_queue):
             self.channel.queue_delete(queue)
         for exchange in (self.queue.exchange, self.queue.dead_letter, self.foreign.name):
             self.channel.exchange_delete(exchange)
+        self.channel.exchange_delete(self.other_queue)
 
 
 @pytest.fixture(params=["memory", "rabbitmq"])
@@ -318,6 +343,16 @@ def test_the_backlog_counts_what_nobody_took(broker: Broker) -> None:
     released.set()
     eventually(lambda: consumer.backlog() == 0)
     eventually(lambda: len(handled.bodies) == 5)
+
+
+def test_the_consumers_of_a_queue_are_counted(broker: Broker) -> None:
+    first, second = broker.consumer(), broker.consumer()
+    assert first.consumers() == 0
+    first.start(Handled())
+    second.start(Handled())
+    eventually(lambda: second.consumers() == 2)
+    second.close()
+    eventually(lambda: first.consumers() == 1)
 
 
 def test_close_waits_once_for_the_event_in_hand_and_takes_no_more(broker: Broker) -> None:
@@ -472,8 +507,8 @@ def test_a_full_memory_queue_refuses_and_takes_again_once_there_is_room() -> Non
 
 
 def test_the_memory_broker_keeps_the_last_dead_letters_with_their_reasons() -> None:
-    queue = random_queue()
-    broker = MemoryBroker(queue, dead_letter_capacity=2)
+    queue = replace(random_queue(), max_dead_letters=2)
+    broker = MemoryBroker(queue)
 
     def refuse(body: bytes) -> None:
         raise MalformedEvent(f"event {body.decode()} is none")
@@ -532,12 +567,76 @@ def test_a_message_that_the_broker_refuses_is_not_taken_for_published(rabbit: Ra
         publisher.publish(rabbit.foreign_message())
 
 
-def test_a_queue_that_exists_with_other_arguments_is_named(rabbit: Rabbit) -> None:
-    rabbit.channel.queue_declare(rabbit.queue.queue, durable=True)
-    with pytest.raises(BrokerUnavailable) as raised:
+def test_a_release_that_declares_other_arguments_works_beside_the_one_before(
+    rabbit: Rabbit,
+) -> None:
+    rabbit.publisher().publish(rabbit.message(b"of this release"))
+    rabbit.queue = replace(rabbit.queue, delivery_limit=7, max_dead_letters=3)
+    handled = Handled()
+    with structlog.testing.capture_logs() as log:
+        rabbit.consumer().start(handled)
+        rabbit.publisher().publish(rabbit.message(b"of the next"))
+        eventually(lambda: handled.bodies == [b"of this release", b"of the next"])
+    causes = [entry["cause"] for entry in log if "is used with the arguments" in entry["event"]]
+    assert len(causes) == 4
+    assert all("inequivalent arg" in cause for cause in causes)
+    assert any(f"'{rabbit.queue.queue}'" in cause for cause in causes)
+    assert any(f"'{rabbit.queue.dead_letter}'" in cause for cause in causes)
+
+
+def test_a_queue_that_cannot_be_declared_is_named_with_the_cause(rabbit: Rabbit) -> None:
+    rabbit.queue = replace(rabbit.queue, max_dead_letters=-1)
+    with pytest.raises(BrokerUnavailable, match=r"invalid arg 'x-max-length'.*dead'"):
         rabbit.publisher().publish(rabbit.message())
-    assert "inequivalent arg" in str(raised.value)
-    assert rabbit.queue.queue in str(raised.value)
+
+
+def test_the_newest_dead_letters_are_kept_up_to_a_bound(rabbit: Rabbit) -> None:
+    rabbit.queue = replace(rabbit.queue, max_dead_letters=2)
+    rabbit.publisher().ping()
+    rabbit.channel.confirm_delivery()
+    for number in range(5):
+        rabbit.channel.basic_publish(rabbit.queue.dead_letter, "", b"%d" % number)
+    eventually(lambda: rabbit.waiting(rabbit.queue.dead_letter) == 2)
+    assert rabbit.dead_letters() == [b"3", b"4"]
+
+
+def test_nothing_is_published_while_the_expected_queue_is_missing_whatever_else_takes_it(
+    rabbit: Rabbit,
+) -> None:
+    publisher = rabbit.publisher(expected_queue=rabbit.foreign_queue)
+    rabbit.channel.exchange_declare(rabbit.foreign.name, "topic", durable=True)
+    rabbit.channel.queue_declare(rabbit.other_queue)
+    rabbit.channel.queue_bind(rabbit.other_queue, rabbit.foreign.name, "#")
+    for call in (lambda: publisher.publish(rabbit.foreign_message()), publisher.ping):
+        with pytest.raises(Unroutable, match=f"no queue '{rabbit.foreign_queue}'"):
+            call()
+    assert rabbit.waiting(rabbit.other_queue) == 0
+
+    rabbit.bind_foreign_queue()
+
+    eventually(lambda: pings(publisher))
+    publisher.publish(rabbit.foreign_message())
+    assert (rabbit.waiting(rabbit.foreign_queue), rabbit.waiting(rabbit.other_queue)) == (1, 1)
+
+    rabbit.channel.queue_delete(rabbit.foreign_queue)
+
+    eventually(lambda: not publishes(publisher, rabbit.foreign_message()))
+    assert not pings(publisher)
+
+
+def test_an_alternate_exchange_does_not_pass_for_the_expected_queue(rabbit: Rabbit) -> None:
+    rabbit.channel.exchange_declare(rabbit.other_queue, "fanout")
+    rabbit.channel.queue_declare(rabbit.other_queue)
+    rabbit.channel.queue_bind(rabbit.other_queue, rabbit.other_queue)
+    rabbit.channel.exchange_declare(
+        rabbit.foreign.name,
+        "topic",
+        durable=True,
+        arguments={"alternate-exchange": rabbit.other_queue},
+    )
+    with pytest.raises(Unroutable, match="no queue"):
+        rabbit.publisher(expected_queue=rabbit.foreign_queue).publish(rabbit.foreign_message())
+    assert rabbit.waiting(rabbit.other_queue) == 0
 
 
 def test_an_exchange_deleted_meanwhile_is_declared_again(rabbit: Rabbit) -> None:
@@ -597,6 +696,7 @@ class Proxy:
         self.accepted = 0
         self._lock = threading.Lock()
         self._links: list[_Link] = []
+        self._line = _Line()
         self._black_hole = False
         self._refusing = False
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -625,6 +725,26 @@ class Proxy:
                 for link in self._links:
                     link.swallowing = True
 
+    def hold_answers(self, hold: bool) -> None:
+        """Keep what the broker sends, and pass it on later."""
+        if hold:
+            self._line.may_answer.clear()
+        else:
+            self._line.may_answer.set()
+
+    def lose_answers(self, lose: bool) -> None:
+        """Swallow what the broker sends, and go on with the next of it later."""
+        self._line.loses_answers = lose
+
+    def slow_down(self, bytes_per_second: float) -> None:
+        """What clients send takes its time from now on."""
+        self._line.bytes_per_second = bytes_per_second
+
+    @property
+    def asked(self) -> bytes:
+        """All that clients have sent."""
+        return bytes(self._line.asked)
+
     def tell_clients(self, frame: bytes) -> None:
         with self._lock:
             for link in self._links:
@@ -635,6 +755,7 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(PATIENCE_SECONDS)
+        self.hold_answers(False)
         self.cut()
 
     def _accept(self) -> None:
@@ -648,17 +769,40 @@ class Proxy:
                 client.close()
                 continue
             with self._lock:
-                self._links.append(
-                    _Link(client, socket.create_connection(self._target), self._black_hole)
-                )
+                server = socket.create_connection(self._target)
+                self._links.append(_Link(client, server, self._line, self._black_hole))
+
+
+class _Line:
+    """How fast it is in one direction, and whether anything comes in the other."""
+
+    def __init__(self) -> None:
+        self.bytes_per_second: float | None = None
+        self.asked = bytearray()
+        self.loses_answers = False
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+    def carried(self, data: bytes, *, is_answer: bool) -> bytes:
+        """What comes out of it, when that does."""
+        if is_answer:
+            self.may_answer.wait()
+            return b"" if self.loses_answers else data
+        self.asked += data
+        if self.bytes_per_second is not None:
+            time.sleep(len(data) / self.bytes_per_second)
+        return data
 
 
 class _Link:
-    def __init__(self, client: socket.socket, server: socket.socket, swallowing: bool) -> None:
+    def __init__(
+        self, client: socket.socket, server: socket.socket, line: _Line, swallowing: bool
+    ) -> None:
         self.client = client
         self.swallowing = swallowing
         self.swallowed_bytes = 0
         self._server = server
+        self._line = line
         self._threads = [
             threading.Thread(target=self._pump, args=pair, daemon=True)
             for pair in ((client, server), (server, client))
@@ -672,7 +816,7 @@ class _Link:
                 if self.swallowing:
                     self.swallowed_bytes += len(data)
                 else:
-                    sink.sendall(data)
+                    sink.sendall(self._line.carried(data, is_answer=source is self._server))
         except OSError:
             pass
         finally:
@@ -707,10 +851,18 @@ def publishes(publisher: EventPublisher, message: Message) -> bool:
     return True
 
 
+def begins(publisher: EventPublisher, message: Message) -> bool:
+    try:
+        publisher.begin(message)
+    except BrokerUnavailable:
+        return False
+    return True
+
+
 def pings(end: EventPublisher | EventConsumer) -> bool:
     try:
         end.ping()
-    except BrokerUnavailable:
+    except (BrokerUnavailable, Unroutable):
         return False
     return True
 
@@ -762,7 +914,7 @@ def test_a_publisher_recovers_by_itself_when_its_connection_was_cut(
 def test_what_was_confirmed_while_connections_broke_is_in_the_queue(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
-    publisher = rabbit.publisher(proxy.url, deadline_seconds=5)
+    publisher = rabbit.publisher(proxy.url, confirm_seconds=5)
     publisher.ping()
     stop = threading.Event()
     confirmed: list[bytes] = []
@@ -798,24 +950,93 @@ def test_what_was_confirmed_while_connections_broke_is_in_the_queue(
 def test_a_silent_broker_holds_no_publisher_beyond_its_deadline(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
-    publisher = rabbit.publisher(proxy.url, deadline_seconds=1)
+    publisher = rabbit.publisher(proxy.url, confirm_seconds=1)
     publisher.publish(rabbit.message())
     proxy.black_hole(True)
     with ThreadPoolExecutor(16) as pool:
         errors = [pool.submit(publisher.publish, rabbit.message()).exception for _ in range(16)]
-        # Far below the heartbeat's own time-out, 2 * (15 + 5) s.
         assert {type(error(timeout=15)) for error in errors} == {BrokerUnavailable}
-    with pytest.raises(BrokerUnavailable, match="not connected since"):
-        within_patience(lambda: publisher.publish(rabbit.message()))
     proxy.black_hole(False)
     eventually(lambda: publishes(publisher, rabbit.message()))
+
+
+def test_a_silent_broker_is_given_up_before_pika_misses_its_heartbeats(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher, consumer = rabbit.publisher(proxy.url), rabbit.consumer(url=proxy.url)
+    publisher.publish(rabbit.message())
+    consumer.ping()
+    proxy.black_hole(True)
+    publication = publisher.begin(rabbit.message())
+    with structlog.testing.capture_logs() as log:
+        with pytest.raises(BrokerUnavailable, match=r"not even a heartbeat; .*may have arrived"):
+            publication.wait(PATIENCE_SECONDS)
+        with pytest.raises(BrokerUnavailable, match="not connected since"):
+            publisher.begin(rabbit.message())
+        eventually(lambda: len([e for e in log if "not even" in e.get("cause", "")]) == 2)
+    proxy.black_hole(False)
+    eventually(lambda: publishes(publisher, rabbit.message()))
+
+
+def test_a_confirm_that_is_late_counts_and_its_message_is_not_sent_again(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url, confirm_seconds=0.2)
+    publisher.ping()
+    message = rabbit.message(b"once")
+    proxy.hold_answers(True)
+    publication = publisher.begin(message)
+    assert not publication.wait(0)
+    for _ in range(3):
+        with pytest.raises(
+            BrokerUnavailable, match=f"has not confirmed message {message.message_id}"
+        ):
+            publisher.publish(message)
+    assert publication.overdue is not None
+    eventually(lambda: publisher.overdue)
+    assert not publication.wait(0)
+
+    proxy.hold_answers(False)
+
+    assert publication.wait(PATIENCE_SECONDS)
+    eventually(lambda: publisher.overdue is None)
+    publisher.publish(rabbit.message(b"next"))
+    assert proxy.accepted == 1
+    handled = Handled()
+    rabbit.consumer().start(handled)
+    eventually(lambda: handled.bodies == [b"once", b"next"])
+
+
+def test_a_message_that_was_confirmed_can_be_published_again(rabbit: Rabbit) -> None:
+    publisher, message = rabbit.publisher(), rabbit.message()
+    publisher.publish(message)
+    publisher.publish(message)
+    eventually(lambda: rabbit.waiting(rabbit.queue.queue) == 2)
+
+
+def test_a_large_message_has_the_time_that_a_slow_line_takes_for_it(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url, confirm_seconds=1)
+    publisher.ping()
+    rabbit.bind_foreign_queue()
+    proxy.slow_down(20e6 / 8)
+    # As the request of a POST with 20,000 instances, which is in time after three seconds and more.
+    large = publisher.begin(replace(rabbit.foreign_message(), body=bytes(8_700_000)))
+    with ThreadPoolExecutor(2) as pool:
+        neighbours = [pool.submit(publisher.publish, rabbit.message()) for _ in range(2)]
+        for neighbour in neighbours:
+            neighbour.result(PATIENCE_SECONDS)
+    assert large.wait(PATIENCE_SECONDS)
+    assert large.overdue is None
+    assert proxy.accepted == 1
 
 
 def test_a_broker_that_is_silent_from_the_beginning_is_given_up_at_the_deadline(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
     proxy.black_hole(True)
-    publisher = rabbit.publisher(proxy.url, deadline_seconds=0.2)
+    publisher = rabbit.publisher(proxy.url, answer_seconds=0.2)
     with pytest.raises(BrokerUnavailable, match="first connection is still being made"):
         within_patience(lambda: publisher.publish(rabbit.message()))
     proxy.black_hole(False)
@@ -823,7 +1044,7 @@ def test_a_broker_that_is_silent_from_the_beginning_is_given_up_at_the_deadline(
 
 
 def test_closing_does_not_wait_for_a_silent_broker(rabbit: Rabbit, proxy: Proxy) -> None:
-    publisher = rabbit.publisher(proxy.url, deadline_seconds=0.5)
+    publisher = rabbit.publisher(proxy.url)
     publisher.publish(rabbit.message())
     proxy.black_hole(True)
     within_patience(publisher.close)
@@ -871,19 +1092,69 @@ def test_a_broker_in_alarm_is_unavailable_at_once_until_it_takes_messages_again(
     assert proxy.accepted == 1
 
 
-def test_a_message_under_way_when_the_alarm_comes_is_released_at_once(
+def test_a_message_under_way_when_the_alarm_comes_is_not_sent_again_and_counts(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
-    publisher = rabbit.publisher(proxy.url, deadline_seconds=PATIENCE_SECONDS * 2)
-    publisher.publish(rabbit.message())
-    proxy.black_hole(True)
-    with ThreadPoolExecutor(1) as pool:
-        publishing = pool.submit(publisher.publish, rabbit.message())
-        eventually(lambda: proxy.swallowed_bytes > 0)
-        blocked = pika.frame.Method(0, pika.spec.Connection.Blocked(reason="low on disk"))
-        proxy.tell_clients(blocked.marshal())
-        assert isinstance(publishing.exception(PATIENCE_SECONDS), BrokerUnavailable)
-    proxy.cut()
+    publisher, message = rabbit.publisher(proxy.url), rabbit.message()
+    publisher.ping()
+    proxy.hold_answers(True)
+    publication = publisher.begin(message)
+    eventually(lambda: message.message_id.encode() in proxy.asked)
+    blocked = pika.frame.Method(0, pika.spec.Connection.Blocked(reason="low on disk"))
+    proxy.tell_clients(blocked.marshal())
+    eventually(lambda: not begins(publisher, message))
+    assert not publication.wait(0)
+
+    proxy.tell_clients(pika.frame.Method(0, pika.spec.Connection.Unblocked()).marshal())
+    proxy.hold_answers(False)
+
+    assert publication.wait(PATIENCE_SECONDS)
+    assert proxy.accepted == 1
+    assert rabbit.waiting(rabbit.queue.queue) == 1
+
+
+def test_the_expected_queue_is_not_looked_for_with_each_message(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    rabbit.bind_foreign_queue()
+    publisher = rabbit.publisher(proxy.url, expected_queue=rabbit.foreign_queue)
+    for _ in range(200):
+        publisher.publish(rabbit.foreign_message())
+    # Class and method of queue.declare (AMQP 0-9-1, 1.7.2.1), and its reserved short.
+    look = b"\x00\x32\x00\x0a\x00\x00" + bytes([len(rabbit.foreign_queue)])
+    looks = proxy.asked.count(look + rabbit.foreign_queue.encode())
+    assert 1 <= looks < 20
+
+
+@pytest.mark.parametrize("end", ["publisher", "consumer"])
+def test_questions_that_are_never_answered_do_not_use_up_the_channels(
+    rabbit: Rabbit, proxy: Proxy, end: str
+) -> None:
+    url = f"{proxy.url}?channel_max=20"
+    asking: EventPublisher | EventConsumer = (
+        rabbit.publisher(url, answer_seconds=0.1)
+        if end == "publisher"
+        else rabbit.consumer(url=url, answer_seconds=0.1)
+    )
+    eventually(lambda: pings(asking))
+    proxy.lose_answers(True)
+    for _ in range(30):
+        assert not pings(asking)
+    proxy.lose_answers(False)
+
+    eventually(lambda: pings(asking))
+
+
+def test_questions_that_are_answered_late_cost_no_connection(rabbit: Rabbit, proxy: Proxy) -> None:
+    publisher = rabbit.publisher(proxy.url, answer_seconds=0.1)
+    eventually(lambda: pings(publisher))
+    for _ in range(10):
+        proxy.hold_answers(True)
+        with pytest.raises(BrokerUnavailable, match="no answer within"):
+            publisher.ping()
+        proxy.hold_answers(False)
+        eventually(lambda: pings(publisher))
+    assert proxy.accepted == 1
 
 
 def test_a_consumer_reconnects_and_goes_on(rabbit: Rabbit, proxy: Proxy) -> None:

@@ -6,7 +6,7 @@ double of its validation.
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -113,10 +113,12 @@ class QueueOfRequests:
 
 
 @contextmanager
-def _workflow_manager_queue(broker_url: str, name: str) -> Iterator[QueueOfRequests]:
+def _workflow_manager_queue(
+    broker_url: str, name: str, *, exchange_exists: bool = False
+) -> Iterator[QueueOfRequests]:
     connection = pika.BlockingConnection(pika.URLParameters(broker_url))
     channel = connection.channel()
-    channel.exchange_declare(name, "topic", durable=True)
+    channel.exchange_declare(name, "topic", durable=True, passive=exchange_exists)
     channel.queue_declare(name, durable=True)
     channel.queue_bind(name, name, ROUTING_KEY)
     try:
@@ -127,6 +129,26 @@ def _workflow_manager_queue(broker_url: str, name: str) -> Iterator[QueueOfReque
         for exchange in (name, f"{name}-events", f"{name}-events.dead-letter"):
             channel.exchange_delete(exchange)
         connection.close()
+
+
+@contextmanager
+def _taking_all(broker_url: str, name: str, how: str) -> Iterator[Callable[[], int]]:
+    """How many messages somebody else's queue has that takes what goes to that exchange."""
+    queue = f"{name}-audit"
+    with pika.BlockingConnection(pika.URLParameters(broker_url)) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(queue, "fanout")
+        channel.queue_declare(queue)
+        if how == "an audit queue":
+            channel.exchange_declare(name, "topic", durable=True)
+            channel.queue_bind(queue, name, "#")
+        elif how == "an alternate exchange":
+            channel.queue_bind(queue, queue)
+            alternate = {"alternate-exchange": queue}
+            channel.exchange_declare(name, "topic", durable=True, arguments=alternate)
+        yield lambda: channel.queue_declare(queue, passive=True).method.message_count
+        channel.queue_delete(queue)
+        channel.exchange_delete(queue)
 
 
 @contextmanager
@@ -177,6 +199,7 @@ def _pair(request: pytest.FixtureRequest, data: Path, store: str, broker: str) -
                 "STOWGATE_BROKER": broker_url,
                 "STOWGATE_EVENT_EXCHANGE": f"{name}-events",
                 "STOWGATE_WORKFLOW_MANAGER_EXCHANGE": name,
+                "STOWGATE_WORKFLOW_MANAGER_QUEUE": name,
             }
         service = stack.enter_context(running("run", data, **settings))
         yield Pair(service, payloads, workflow_requests)
@@ -304,8 +327,9 @@ def test_the_two_kinds_of_run_answer_alike_and_open_equal_requests(
     assert seen[0] == seen[1]
 
 
-def test_a_request_that_no_queue_takes_is_held_and_opens_when_the_queue_appears(
-    broker_url: str, tmp_path: Path
+@pytest.mark.parametrize("other", ["no other queue", "an audit queue", "an alternate exchange"])
+def test_a_request_is_held_until_the_workflow_managers_queue_is_there_whatever_else_takes_it(
+    broker_url: str, tmp_path: Path, other: str
 ) -> None:
     name = f"stowgate-test-{secrets.token_hex(6)}"
     settings = {
@@ -321,7 +345,10 @@ def test_a_request_that_no_queue_takes_is_held_and_opens_when_the_queue_appears(
         queue = state["dependencies"]["workflow_manager_queue"]["status"]
         return answer.status_code, state["status"], queue
 
-    with running("run", tmp_path, **settings) as service:
+    with (
+        _taking_all(broker_url, name, other) as taken,
+        running("run", tmp_path, **settings) as service,
+    ):
         assert ready() == (200, "degraded", "down")
         answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
         assert answer.status_code == 200
@@ -332,7 +359,8 @@ def test_a_request_that_no_queue_takes_is_held_and_opens_when_the_queue_appears(
             return payload["state"] == "pending" and name in (payload["last_error"] or "")
 
         wait_for(came_back)
-        with _workflow_manager_queue(broker_url, name) as queue:
+        assert taken() == 0
+        with _workflow_manager_queue(broker_url, name, exchange_exists=True) as queue:
             payload = service.opened(payload_id)
             published = queue.take(payload_id)
             assert ready() == (200, "ready", "up")

@@ -114,11 +114,12 @@ def _seconds(options: Options, kind: str, action: str, rng: random.Random) -> fl
     if action != FREEZE:
         return rng.uniform(0.0, 2.5)
     # Now and then for longer than somebody waits: the sweeper for an upload, other workers for
-    # the one that has a lease, the API for the broker's confirm or the object store's answer.
+    # the one that has a lease, a connection for anything from the broker, the API for the object
+    # store's answer.
     patience_seconds = {
         API: options.sweep_grace_seconds,
         WORKER: options.lease_seconds,
-        BROKER: 3.0,
+        BROKER: 10.0,
         OBJECT_STORE: 9.0,
     }
     if rng.random() < 0.25:

@@ -178,7 +178,9 @@ def object_store(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, Object
     return part, endpoint
 
 
-def broker(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, str]:
+def broker(
+    folder: Path, stack: ExitStack, say: Say, max_message_bytes: int = 128 << 20
+) -> tuple[Part, str]:
     """A RabbitMQ of its own, which serves, and its URL. Raises `NotToBeHad`."""
     port, password = lasting_port(), secrets.token_hex(16)
     url = f"amqp://stowgate:{password}@127.0.0.1:{port}/monaideploy"
@@ -188,6 +190,7 @@ def broker(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, str]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "rabbitmq.conf").write_text(
             f"default_user = stowgate\ndefault_pass = {password}\ndefault_vhost = monaideploy\n"
+            f"max_message_size = {max_message_bytes}\n"
         )
         given = {**os.environ, **engines.rabbitmq_environment(folder, port, lasting_port())}
         if epmd := shutil.which("epmd"):
@@ -200,6 +203,7 @@ def broker(folder: Path, stack: ExitStack, say: Say) -> tuple[Part, str]:
             "RABBITMQ_DEFAULT_USER": "stowgate",
             "RABBITMQ_DEFAULT_PASS": password,
             "RABBITMQ_DEFAULT_VHOST": "monaideploy",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-rabbit max_message_size {max_message_bytes}",
         }
         return _container(engines.RABBITMQ_IMAGE, {5672: port}, given, stack, say, command=None)
 

@@ -216,6 +216,10 @@ class Site:
     def worker(self, **settings: str) -> Node:
         return self._start("worker", settings)
 
+    def run(self, **settings: str) -> Node:
+        """API and worker in one process."""
+        return self._start("run", settings)
+
     def pair(self, **settings: str) -> tuple[Node, Node]:
         """An API and a worker, started side by side."""
         with ThreadPoolExecutor(2) as threads:

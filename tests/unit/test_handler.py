@@ -23,9 +23,17 @@ from shared.adapters.folder import FolderObjectStore
 from shared.adapters.folder_publisher import FolderEventPublisher
 from shared.adapters.memory import MemoryBroker
 from shared.dicom.structure import check_structure
-from shared.errors import MalformedEvent, StoreFull, StoreUnavailable
+from shared.errors import (
+    MalformedEvent,
+    MessageRefused,
+    ObjectMissing,
+    StoreFull,
+    StoreUnavailable,
+    Unroutable,
+    VersionConflict,
+)
 from shared.metrics import WorkerMetrics
-from shared.ports import EventPublisher, ListedObject, Message
+from shared.ports import EventPublisher, ListedObject, Message, Publication
 from shared.records import (
     HeldRecord,
     IngestRecord,
@@ -48,10 +56,11 @@ class Bench:
 
     folder: Path
     now: datetime = RECEIVED_AT + timedelta(seconds=1)
+    state_store: type[FolderObjectStore] = FolderObjectStore
 
     def __post_init__(self) -> None:
         self.instances = FolderObjectStore(self.folder / "payloads")
-        self.state = FolderObjectStore(self.folder / "state")
+        self.state = self.state_store(self.folder / "state")
         self.instances.prepare()
         self.state.prepare()
         self.records = Records(self.state)
@@ -110,16 +119,44 @@ class Observed:
 
     publisher: EventPublisher
     look: Callable[[Message], None]
+    overdue: str | None = None
+
+    def begin(self, message: Message) -> Publication:
+        self.look(message)
+        return self.publisher.begin(message)
 
     def publish(self, message: Message) -> None:
-        self.look(message)
-        self.publisher.publish(message)
+        self.begin(message)
 
     def ping(self) -> None:
         self.publisher.ping()
 
     def close(self) -> None:
         self.publisher.close()
+
+
+class SlowBroker:
+    """Confirms what was published once `look` has returned true, which each wait calls."""
+
+    def __init__(self, look: Callable[[], object]) -> None:
+        self.published: list[str] = []
+        self.overdue: str | None = None
+        self._look = look
+
+    def begin(self, message: Message) -> Publication:
+        self.published.append(message.message_id)
+        return self
+
+    def wait(self, seconds: float) -> bool:
+        assert seconds <= 1
+        return bool(self._look())
+
+    def publish(self, message: Message) -> None:
+        raise NotImplementedError
+
+    def ping(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @pytest.fixture
@@ -343,6 +380,162 @@ def test_a_request_without_a_queue_is_noted_and_due_again_later(bench: Bench) ->
 
     found = bench.found(added)
     assert (found.state, found.attempts, found.last_error) == (State.OPENED, 2, None)
+
+
+def test_a_confirm_is_awaited_under_the_lease_for_as_long_as_it_takes(bench: Bench) -> None:
+    added = bench.add(real_file())
+    ends = bench.now + 10 * LEASE
+
+    def look() -> bool:
+        bench.now += LEASE / 8
+        lease = bench.found(added).lease
+        assert lease is not None
+        assert lease.until > bench.now
+        return bench.now > ends
+
+    broker = SlowBroker(look)
+    bench.handler(broker).open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.attempts, broker.published) == (
+        State.OPENED,
+        1,
+        [added.payload_id],
+    )
+
+
+def test_a_confirm_that_is_overdue_is_told_of_the_payload_until_it_comes(bench: Bench) -> None:
+    added = bench.add(real_file())
+    told: list[str | None] = []
+
+    def look() -> bool:
+        bench.now += LEASE * 0.6
+        broker.overdue = "not confirmed for 40 s"
+        told.append(bench.found(added).last_error)
+        return len(told) == 3
+
+    broker = SlowBroker(look)
+    bench.handler(broker).open_workflow_request(added.payload_id)
+
+    assert told == [None, broker.overdue, broker.overdue]
+    found = bench.found(added)
+    assert (found.state, found.last_error) == (State.OPENED, None)
+
+
+def test_a_store_that_blinks_does_not_end_the_wait_for_a_confirm(tmp_path: Path) -> None:
+    looks = 0
+
+    class BlinkingStore(FolderObjectStore):
+        def replace(self, *given: Any) -> str:
+            if looks in (1, 2):
+                raise StoreUnavailable("blink")
+            return super().replace(*given)
+
+    bench = Bench(tmp_path, state_store=BlinkingStore)
+    added = bench.add(real_file())
+
+    def look() -> bool:
+        nonlocal looks
+        looks += 1
+        bench.now += LEASE * 0.6
+        return looks == 5
+
+    broker = SlowBroker(look)
+    bench.handler(broker).open_workflow_request(added.payload_id)
+
+    assert bench.found(added).state is State.OPENED
+    assert broker.published == [added.payload_id]
+
+
+def test_a_worker_that_lost_its_lease_leaves_the_payload_to_the_one_that_has_it(
+    bench: Bench,
+) -> None:
+    added = bench.add(real_file())
+    theirs = Lease("another", bench.now + 9 * LEASE)
+
+    def look() -> bool:
+        held = bench.records.find(added.payload_id)
+        assert held is not None
+        bench.records.change(held, lease=theirs)
+        bench.now += LEASE * 0.6
+        return False
+
+    with pytest.raises(VersionConflict):
+        bench.handler(SlowBroker(look)).open_workflow_request(added.payload_id)
+
+    assert bench.found(added).lease == theirs
+
+
+def test_a_worker_that_stops_waits_a_little_for_a_confirm_and_hands_back(bench: Bench) -> None:
+    added = bench.add(real_file())
+    looks = 0
+
+    def look() -> bool:
+        nonlocal looks
+        looks += 1
+        handler.stop()
+        return False
+
+    handler = bench.handler(SlowBroker(look))
+    handler.open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.lease, found.attempts) == (State.PENDING, None, 1)
+    assert "may have arrived" in (found.last_error or "")
+    assert 2 <= looks <= 10
+
+
+def test_a_confirm_that_comes_while_the_worker_stops_counts(bench: Bench) -> None:
+    added = bench.add(real_file())
+    looks = 0
+
+    def look() -> bool:
+        nonlocal looks
+        looks += 1
+        handler.stop()
+        return looks == 2
+
+    handler = bench.handler(SlowBroker(look))
+    handler.open_workflow_request(added.payload_id)
+
+    assert bench.found(added).state is State.OPENED
+
+
+def test_a_request_that_the_broker_refuses_for_good_fails_the_payload(bench: Bench) -> None:
+    added = bench.add(real_file())
+
+    def look() -> bool:
+        raise MessageRefused("too large")
+
+    bench.handler(SlowBroker(look)).open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.last_error) == (State.FAILED, "too large")
+
+
+def test_an_attempt_after_one_that_failed_writes_no_sidecars_while_the_queue_is_missing(
+    bench: Bench,
+) -> None:
+    added = bench.add(real_file())
+    sidecar = f"{added.payload_id}/{added.instances[0].metadata_path}"
+
+    class Missing(SlowBroker):
+        def ping(self) -> None:
+            raise Unroutable("no queue")
+
+        def begin(self, _: Message) -> Publication:
+            raise Unroutable("no queue")
+
+    handler = bench.handler(Missing(lambda: True))
+    handler.open_workflow_request(added.payload_id)
+    bench.instances.delete([sidecar])
+    bench.now = bench.found(added).due_at
+    handler.open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert (found.state, found.attempts, found.last_error) == (State.PENDING, 2, "no queue")
+    with pytest.raises(ObjectMissing):
+        bench.instances.get(sidecar)
 
 
 def test_a_record_under_another_workers_lease_is_left_alone(bench: Bench) -> None:

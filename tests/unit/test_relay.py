@@ -1,6 +1,7 @@
 """The relay, over a real folder store."""
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -12,10 +13,11 @@ from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, newest, record
 
 from shared.adapters.folder import FolderObjectStore
+from shared.adapters.queues import Published
 from shared.errors import BrokerUnavailable, StoreRefused, StoreUnavailable, StowgateError
 from shared.events import InstancesStored
 from shared.metrics import WorkerMetrics
-from shared.ports import StoredObject
+from shared.ports import Publication, StoredObject
 from shared.records import HeldRecord, IngestRecord, Lease, Records, State, newest_first
 from shared.time import utc_now
 from worker.relay import Relay
@@ -27,6 +29,7 @@ class Bench:
     now: datetime = RECEIVED_AT + timedelta(minutes=1)
     backlog: int = 0
     broken: bool = False
+    publication: Publication = field(default_factory=Published)
     announced: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -45,10 +48,11 @@ class Bench:
             clock=lambda: self.now,
         )
 
-    def _announce(self, event: InstancesStored) -> None:
+    def _announce(self, event: InstancesStored) -> Publication:
         if self.broken:
             raise BrokerUnavailable("gone")
         self.announced.append(event.payload_id)
+        return self.publication
 
     def add(self, **changes: object) -> IngestRecord:
         added = replace(record(), **changes)  # type: ignore[arg-type]
@@ -139,13 +143,120 @@ def test_an_announced_record_is_left_alone_for_a_while(bench: Bench) -> None:
     assert bench.announced == [added.payload_id] * 2
 
 
-def test_a_long_queue_is_not_made_longer(bench: Bench) -> None:
-    bench.add()
-    bench.backlog = 1000
+def test_a_queue_that_stays_long_starves_no_retry(bench: Bench) -> None:
+    retry = bench.add(attempts=1)
+    bench.backlog = 150
+    # What is in the queue is due too, and more of it comes all the time than is announced.
+    for number in range(500):
+        bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000")
 
     bench.relay.look()
 
-    assert bench.announced == []
+    assert retry.payload_id in bench.announced
+
+
+def test_what_is_announced_for_the_first_time_is_not_kept_waiting_by_what_is_again(
+    bench: Bench,
+) -> None:
+    bench.backlog = 150
+    for number in range(100):
+        bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000")
+    for _ in range(10):
+        bench.relay.look()
+        bench.now += timedelta(seconds=40)
+
+    assert len(set(bench.announced)) == 100
+
+
+def test_a_long_queue_hardly_grows_by_what_waits_in_it(bench: Bench) -> None:
+    bench.backlog = 150
+    for number in range(10):
+        bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000")
+    for _ in range(6 * 60):
+        bench.relay.look()
+        bench.now += timedelta(minutes=1)
+
+    # Each after half a minute, one, two, and so on up to an hour.
+    assert 10 < max(Counter(bench.announced).values()) < 20
+
+
+def test_what_was_announced_into_a_long_queue_is_again_soon_when_it_is_short(bench: Bench) -> None:
+    bench.backlog = 150
+    added = bench.add()
+    for _ in range(60):
+        bench.relay.look()
+        bench.now += timedelta(minutes=1)
+    bench.announced.clear()
+
+    bench.backlog = 0
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_record_that_a_worker_came_to_see_is_announced_as_if_for_the_first_time(
+    bench: Bench,
+) -> None:
+    bench.backlog = 150
+    added = bench.add()
+    for _ in range(60):
+        bench.relay.look()
+        bench.now += timedelta(minutes=1)
+    bench.announced.clear()
+
+    held = bench.records.find(added.payload_id)
+    assert held is not None
+    bench.records.change(held, attempts=1, due_at=bench.now)
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_pass_announces_all_before_it_waits_for_the_broker(bench: Bench) -> None:
+    for _ in range(20):
+        bench.add()
+    seen: list[int] = []
+
+    class Slow(Published):
+        def wait(self, seconds: float) -> bool:
+            seen.append(len(bench.announced))
+            return super().wait(seconds)
+
+    bench.publication = Slow()
+    bench.relay.look()
+
+    assert seen == [20] * 20
+
+
+def test_an_announcement_that_is_overdue_was_made(bench: Bench) -> None:
+    added = bench.add()
+
+    class Overdue:
+        overdue = "for 40 s"
+
+        def wait(self, _: float) -> bool:
+            return False
+
+    bench.publication = Overdue()
+    assert bench.relay.look()
+    assert bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_an_announcement_whose_fate_nobody_knows_is_made_again(bench: Bench) -> None:
+    added = bench.add()
+
+    class Lost(Published):
+        def wait(self, seconds: float) -> bool:
+            raise BrokerUnavailable(f"lost within {seconds} s")
+
+    bench.publication = Lost()
+    assert not bench.relay.look()
+    bench.publication = Published()
+    assert bench.relay.look()
+
+    assert bench.announced == [added.payload_id] * 2
 
 
 def test_a_pass_fills_the_queue_no_further_than_short(bench: Bench) -> None:
@@ -181,6 +292,17 @@ def test_what_fails_again_and_again_keeps_nothing_new_waiting(bench: Bench) -> N
 
     assert len(bench.announced) == 100
     assert bench.announced[0] == new.payload_id
+
+
+def test_a_relay_that_stands_by_shows_no_measurements(bench: Bench) -> None:
+    bench.add()
+    bench.relay.look()
+    assert bench.registry.get_sample_value("stowgate_pending") == 1
+
+    bench.relay.stand_by()
+
+    for name in ("stowgate_pending", "stowgate_failed", "stowgate_oldest_pending_seconds"):
+        assert bench.registry.get_sample_value(name) is None
 
 
 def test_a_broker_that_is_gone_ends_the_pass_and_the_next_one_goes_on(bench: Bench) -> None:

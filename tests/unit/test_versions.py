@@ -19,9 +19,11 @@ from api.idempotency import ClaimedKey, ClaimUnreadable, IdempotencyKeys
 from shared import events
 from shared.adapters.folder import FolderObjectStore
 from shared.adapters.folder_publisher import FolderEventPublisher
+from shared.adapters.queues import Published
 from shared.events import InstancesStored
 from shared.ids import PayloadIds
 from shared.metrics import WorkerMetrics
+from shared.ports import Publication
 from shared.records import HeldRecord, Records, RecordUnreadable, State, newest_first
 from shared.sweep_cursor import CURSOR, CursorUnreadable, SweepCursor
 from shared.time import utc_now
@@ -64,11 +66,15 @@ class Bench:
     def relay(self) -> None:
         Relay(
             records=self.records,
-            announce=lambda event: self.announced.append(event.payload_id),
+            announce=self._announce,
             backlog=lambda: 0,
             metrics=self.metrics,
             clock=lambda: self.now,
         ).look()
+
+    def _announce(self, event: InstancesStored) -> Publication:
+        self.announced.append(event.payload_id)
+        return Published()
 
     def handle(self, body: bytes) -> None:
         Handler(

@@ -17,6 +17,7 @@ from shared.ids import PayloadIds
 from shared.sweep_cursor import CURSOR, SweepCursor
 from shared.time import utc_now
 from worker.clearing import Clearing
+from worker.leader import SoleLeader
 from worker.main import Routine, Worker, compose
 
 UPLOAD = timedelta(seconds=1000)
@@ -71,13 +72,16 @@ def test_a_service_starts_beside_a_cursor_that_cannot_be_read(engines: Engines) 
 
 
 def _with_something_to_clear(
-    settings: Settings, engines: Engines, routines: Sequence[Routine] = ()
+    settings: Settings,
+    engines: Engines,
+    routines: Sequence[Routine] = (),
+    routines_end_seconds: float = 60,
 ) -> Worker:
     clearing = Clearing(engines.state)
     handler = compose(settings, engines, CollectorRegistry())._handler
     engines.state.create("pending/opened", b"{}", "application/json")
     clearing.add(["pending/opened"])
-    return Worker(engines.consumer, handler, routines, clearing)
+    return Worker(engines.consumer, handler, routines, clearing, SoleLeader(), routines_end_seconds)
 
 
 def test_a_worker_that_stops_clears_what_it_opened_last(
@@ -92,16 +96,15 @@ def test_a_worker_that_stops_clears_what_it_opened_last(
 
 
 def test_a_worker_that_stops_asks_nothing_more_of_a_store_that_keeps_a_routine_waiting(
-    settings: Settings, engines: Engines, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, engines: Engines
 ) -> None:
-    monkeypatch.setattr("worker.main._ROUTINE_STOP_SECONDS", 0.1)
     asked, answered = threading.Event(), threading.Event()
 
     def ask() -> None:
         asked.set()
         answered.wait(60)
 
-    worker = _with_something_to_clear(settings, engines, [Routine("relay", ask, 1)])
+    worker = _with_something_to_clear(settings, engines, [Routine("relay", ask, 1)], 0.1)
     worker.start()
     asked.wait(60)
 
