@@ -15,7 +15,7 @@ from api.auth import guard
 from api.auth.guard import Authenticator, Scope
 from api.cors import Cors
 from api.openapi import openapi_document
-from api.paths import own_path
+from api.paths import routed_path
 from api.proxies import KnownProxies
 from api.status import status_blueprint
 from api.stow import StoreTransaction, stow_blueprint
@@ -67,12 +67,12 @@ def create_app(
     registry: CollectorRegistry,
     metrics: ApiMetrics,
     public_url: str | None,
-    path_prefix: str = "",
     trusted_proxies: int | Sequence[Network] = 0,
     cors_origins: Collection[str] = (),
 ) -> Flask:
     app = _App(__name__, static_folder=None)
     app.url_map.converters["path"] = _AnyPath
+    app.url_map.merge_slashes = False  # werkzeug would redirect
     problems.install(app)
     app.register_blueprint(stow_blueprint(store, public_url, metrics))
     app.register_blueprint(vae_blueprint(vaes, public_url))
@@ -92,7 +92,7 @@ def create_app(
     guard.install(app, authenticator, scopes, cors_origins)
     audit.install(app)
 
-    app.wsgi_app = _OwnPath(app.wsgi_app, path_prefix)  # type: ignore[method-assign]
+    app.wsgi_app = _OwnPath(app.wsgi_app, public_url)  # type: ignore[method-assign]
     if cors_origins:
         app.wsgi_app = Cors(app.wsgi_app, cors_origins)  # type: ignore[method-assign]
     if not isinstance(trusted_proxies, int):
@@ -136,10 +136,11 @@ class _AnyPath(PathConverter):
 
 
 class _OwnPath:
-    def __init__(self, app: WsgiApp, prefix: str) -> None:
+    def __init__(self, app: WsgiApp, public_url: str | None) -> None:
         self._app = app
-        self._prefix = prefix
+        self._public_url = public_url
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        environ["PATH_INFO"] = own_path(environ["PATH_INFO"], self._prefix)
+        path: str = environ["PATH_INFO"]
+        environ["PATH_INFO"] = routed_path(path, environ.get("RAW_URI", path), self._public_url)
         return self._app(environ, start_response)

@@ -87,7 +87,6 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         registry=registry,
         metrics=metrics,
         public_url=settings.public_url,
-        path_prefix=settings.path_prefix,
         trusted_proxies=settings.trusted_proxies,
         cors_origins=settings.cors_origins or (),
     )
