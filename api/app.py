@@ -13,6 +13,7 @@ from werkzeug.routing import MapAdapter, PathConverter
 from api import audit, problems
 from api.auth import guard
 from api.auth.guard import Authenticator, Scope
+from api.auth.own_hosts import OwnHosts
 from api.cors import Cors
 from api.openapi import openapi_document
 from api.paths import routed_path
@@ -59,6 +60,7 @@ def create_app(
     *,
     store: StoreTransaction,
     authenticator: Authenticator,
+    own_hosts: OwnHosts | None,
     metrics_open: bool,
     vaes: VaeRegistry,
     records: Records,
@@ -89,7 +91,7 @@ def create_app(
         return Response(document, content_type="application/json")
 
     # Behind the blueprints, whose own before_app_request comes first.
-    guard.install(app, authenticator, scopes, cors_origins)
+    guard.install(app, authenticator, scopes, cors_origins, own_hosts)
     audit.install(app)
 
     app.wsgi_app = _OwnPath(app.wsgi_app, public_url)  # type: ignore[method-assign]

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from api.announcements import Announcements
 from api.app import create_app
 from api.auth.authenticators import authenticator
+from api.auth.own_hosts import OwnHosts
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest
 from api.stow import StoreTransaction, StowOptions
@@ -79,6 +80,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     return create_app(
         store=store,
         authenticator=authenticator(settings),
+        own_hosts=OwnHosts(settings.public_url) if settings.is_for_this_machine else None,
         metrics_open=settings.metrics_open,
         vaes=vaes,
         records=records,

@@ -311,7 +311,8 @@ class Settings:
     allow_anyone: bool = setting(
         "false",
         _flag,
-        "`true` lets `STOWGATE_AUTH=none` serve on an address other than loopback",
+        "`true` lets `STOWGATE_AUTH=none` serve on an address other than loopback, and under any "
+        "host name",
     )
     metrics_open: bool = setting(
         "true", _flag, "`false` shows the API's `/metrics` to callers with the scope `read` only"
@@ -496,6 +497,11 @@ class Settings:
         return unquote_to_bytes(urlsplit(self.public_url or "").path).decode("latin-1")
 
     @property
+    def is_for_this_machine(self) -> bool:
+        """Whether a loopback address is all that keeps strangers out (see `guard_listen`)."""
+        return self.auth == "none" and not self.allow_anyone
+
+    @property
     def spool(self) -> Path:
         return self.data / "spool"
 
@@ -621,7 +627,7 @@ def load_settings() -> Settings:
 
 def guard_listen(settings: Settings) -> None:
     """Raises `BadSetting` where strangers could reach an API that asks nobody."""
-    if settings.auth == "none" and not (settings.allow_anyone or is_loopback(settings.listen.host)):
+    if settings.is_for_this_machine and not is_loopback(settings.listen.host):
         raise BadSetting(
             f"{_PREFIX}LISTEN is '{settings.listen}', which others can reach, and {_PREFIX}AUTH "
             f"lets everybody in: set {_PREFIX}AUTH to basic or jwt, or {_PREFIX}ALLOW_ANYONE to "

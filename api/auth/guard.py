@@ -8,6 +8,7 @@ from typing import Protocol
 from flask import Flask, g, request
 from werkzeug.datastructures import Authorization
 
+from api.auth.own_hosts import OwnHosts
 from api.problems import Forbidden, Problem
 
 REALM = "stowgate"
@@ -70,11 +71,13 @@ def install(
     authenticator: Authenticator,
     scopes: Mapping[str, Scope | None],
     page_origins: Collection[str],
+    own_hosts: OwnHosts | None = None,
 ) -> None:
     """Let nobody reach an endpoint without its scope; None is for everybody.
 
     An endpoint that is missing in `scopes` is refused to all. The caller is `g.caller` from then.
-    Of the pages of other origins only those of `page_origins` may administer.
+    Of the pages of other origins only those of `page_origins` may administer. With `own_hosts` a
+    request that names another host reaches nothing.
     """
 
     @app.before_request
@@ -89,6 +92,8 @@ def install(
             raise
 
     def _enter(endpoint: str) -> None:
+        if own_hosts is not None:
+            own_hosts.check(request)
         if endpoint not in scopes:
             raise Forbidden("nobody may do this: it has not been decided who may")
         scope = scopes[endpoint]

@@ -29,6 +29,8 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         tmp_path_factory.mktemp("behind"),
         STOWGATE_PUBLIC_URL=PUBLIC_URL,
         STOWGATE_TRUSTED_PROXIES="127.0.0.1, fd00::/64",
+        # Also to a Host that is not its own.
+        STOWGATE_ALLOW_ANYONE="true",
         # Longer than the body of a request that is no upload may take.
         STOWGATE_IDLE_SECONDS="7",
     ) as service:
