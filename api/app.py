@@ -24,7 +24,7 @@ from api.vae import vae_blueprint
 from shared.config import Network
 from shared.engines import Dependency
 from shared.events import InstancesStored
-from shared.health import health_blueprint
+from shared.health import Readiness, health_blueprint
 from shared.logs import where
 from shared.metrics import ApiMetrics
 from shared.records import Records
@@ -79,7 +79,11 @@ def create_app(
     app.register_blueprint(stow_blueprint(store, public_url, metrics))
     app.register_blueprint(vae_blueprint(vaes, public_url))
     app.register_blueprint(status_blueprint(records, announce))
-    app.register_blueprint(health_blueprint(dependencies, registry))
+    app.register_blueprint(
+        health_blueprint(
+            Readiness(dependencies), registry, lambda: guard.may(authenticator, Scope.READ)
+        )
+    )
     scopes = SCOPES if metrics_open else {**SCOPES, "health.metrics": Scope.READ}
 
     document = openapi_document(

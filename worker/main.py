@@ -16,7 +16,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from shared.config import Settings
 from shared.engines import Engines, open_engines
-from shared.health import health_blueprint
+from shared.health import Readiness, health_blueprint
 from shared.ids import PayloadIds
 from shared.listen import bind, url_of
 from shared.logs import where
@@ -160,7 +160,9 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     engines = open_engines(settings)
     worker = compose(settings, engines, registry)
     app = Flask(__name__, static_folder=None)
-    app.register_blueprint(health_blueprint(engines.dependencies(engines.consumer.ping), registry))
+    readiness = Readiness(engines.dependencies(engines.consumer.ping))
+    # Nobody is asked who they are here, so nobody is told more than states; the log has the rest.
+    app.register_blueprint(health_blueprint(readiness, registry, may_read=lambda: False))
     listener = bind(settings.worker_listen, "STOWGATE_WORKER_LISTEN")
     server = make_server(
         *settings.worker_listen,

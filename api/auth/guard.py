@@ -120,6 +120,14 @@ def install(
                 )
 
 
+def may(authenticator: Authenticator, scope: Scope) -> bool:
+    """Whether whoever sent this request has the scope, at an endpoint that is for everybody."""
+    try:
+        return scope in authenticator.caller(_credentials()).scopes
+    except Problem:
+        return False
+
+
 def _from_another_site(listed: Collection[str]) -> bool:
     """By what the browser says of the page (Fetch Metadata 2.3), which no page can change; and of
     one that does not say, by the page's origin. Who is no browser has neither."""

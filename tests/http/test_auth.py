@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -590,3 +591,28 @@ def test_a_token_made_by_hand_without_a_key_is_refused(by_token: Service) -> Non
 
     assert connection.getresponse().status == 401
     connection.close()
+
+
+def test_only_who_may_read_is_told_why_it_is_not_ready(tmp_path: Path, users: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as unused:
+        port = unused.getsockname()[1]
+    settings = {
+        "STOWGATE_AUTH": "basic",
+        "STOWGATE_USERS": str(users),
+        "STOWGATE_BROKER": f"amqp://guest:guest@127.0.0.1:{port}/a-virtual-host",
+    }
+    with running("api", tmp_path, **settings) as service:
+        ask = asking(service)
+        strangers = [
+            ask("GET", "/health/ready"),
+            ask("GET", "/health/ready", auth=("all", "wrong")),
+            ask("GET", "/health/ready", auth=("bound", PASSWORD)),
+            ask("GET", "/health/ready", headers=bearer("x")),
+        ]
+        reader = ask("GET", "/health/ready", auth=("all", PASSWORD))
+
+    for answer in strangers:
+        assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+        assert answer.json()["dependencies"]["broker"] == {"status": "down"}
+        assert str(port) not in answer.text
+    assert str(port) in reader.json()["dependencies"]["broker"]["detail"]
