@@ -16,12 +16,13 @@ from flask import Blueprint, Request, Response, g, request
 from api import audit, capabilities, store_response
 from api.addresses import address_of
 from api.announcements import Announcements
+from api.auth.guard import Caller
 from api.body import RequestBody
 from api.hourglass import Hourglass
 from api.idempotency import IdempotencyKeys, fingerprint
 from api.ingest import Ingest, Keyed, Receipt, Target
 from api.multipart import MalformedMultipart, MediaType, parse_media_type, read_parts
-from api.problems import BadRequest, TooBusy, Unprocessable, UnsupportedMediaType, bare
+from api.problems import BadRequest, Forbidden, TooBusy, Unprocessable, UnsupportedMediaType, bare
 from api.rates import Rates, sender_of
 from api.slots import Slots
 from api.upload import DICOM, ReceivedPart, Uploads
@@ -125,6 +126,7 @@ class StoreTransaction:
         per_minute = self._options.posts_per_minute
         _count(self._rates, sender_of(request.remote_addr), per_minute, "from this address")
         target = Target(_checked_study(study), _checked_workflow(workflow), _vae(self._vaes, aet))
+        _check_binding(g.caller, target)
         _check_codings(request)
         if target.vae:
             most = target.vae.max_requests_per_minute
@@ -305,6 +307,18 @@ def _checked_workflow(workflow: str | None) -> str | None:
     if workflow is not None and not is_workflow_id(workflow):
         raise BadRequest(f"the workflow id in the URL is illegal: {WORKFLOW_ID_RULE}")
     return workflow
+
+
+def _check_binding(caller: Caller, target: Target) -> None:
+    """The rest of what the guard asks, for which the VAE must be known."""
+    if target.vae is None or target.workflow is None:
+        return
+    vae = target.vae
+    if not caller.may_open(vae.virtual_ae_title, target.workflow, vae.workflows):
+        raise Forbidden(
+            "the caller may name a workflow of this Virtual Application Entity, or one that it is "
+            "bound to; the workflow in the URL is neither"
+        )
 
 
 def _vae(vaes: VaeRegistry, aet: str | None) -> Vae | None:

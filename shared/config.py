@@ -346,7 +346,8 @@ class Settings:
     jwt_vaes_claim: str = setting(
         "stowgate_vaes",
         _text,
-        "for `jwt`: claim with the AE titles that a caller may store to; without it, to all",
+        "for `jwt`: claim with what a caller is bound to: AE titles, or `AET/workflow`; without it "
+        "the caller may store to all",
     )
     client_user: str | None = setting(
         None, _text, "user name that `stowgate send` and the like give the API"

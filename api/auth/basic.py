@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 from werkzeug.datastructures import Authorization
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from api.auth.guard import REALM, Caller, Scope
+from api.auth.guard import BINDING_RULE, REALM, Caller, Scope, is_binding
 from api.auth.watched_file import Malformed, WatchedFile
 from api.problems import TooBusy, Unauthorized
-from shared.ids import AE_TITLE, AE_TITLE_RULE, is_ae_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,9 +37,9 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
 _LINE = re.compile(
     rf"(?P<name>{_NAME}):(?P<scopes>[a-z,]+):"
     rf"(?P<hash>{re.escape(_METHOD)}\$[A-Za-z0-9]+\$[0-9a-f]{{128}})"
-    rf"(?::(?P<vaes>{AE_TITLE}(?:,{AE_TITLE})*))?"
+    r"(?::(?P<vaes>[^:]+))?"
 )
-LINE_RULE = "name:scopes:hash[:AE titles], as `stowgate user` prints it"
+LINE_RULE = "name:scopes:hash[:bindings], as `stowgate user` prints it"
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,21 @@ class User:
     password_hash: str = field(repr=False)
 
 
-def check_user(name: str, aets: Iterable[str]) -> None:
-    """Raises `Malformed` for a name or an AE title that is none."""
+def check_user(name: str, vaes: Iterable[str]) -> None:
+    """Raises `Malformed` for a name or a binding that is none."""
     if not re.fullmatch(_NAME, name):
         raise Malformed(
             f"{name!r} is no user name: one is 1 to 64 of A-Z a-z 0-9 . _ @ - and begins with a "
             "letter or digit"
         )
-    for aet in aets:
-        if not is_ae_title(aet):
-            raise Malformed(f"{aet!r} is no AE title: {AE_TITLE_RULE}")
+    for binding in vaes:
+        if not is_binding(binding):
+            raise Malformed(f"{binding!r} is no binding: {BINDING_RULE}")
 
 
-def user_line(name: str, scopes: Iterable[Scope], password: str, aets: Iterable[str] = ()) -> str:
+def user_line(name: str, scopes: Iterable[Scope], password: str, vaes: Iterable[str] = ()) -> str:
     """The line of a user that `check_user` has let pass."""
-    fields = [name, ",".join(scopes), generate_password_hash(password, _METHOD), ",".join(aets)]
+    fields = [name, ",".join(scopes), generate_password_hash(password, _METHOD), ",".join(vaes)]
     return ":".join(filter(None, fields))
 
 
@@ -82,6 +81,8 @@ def parse_users(text: str) -> Mapping[str, User]:
         if found["name"] in users:
             raise Malformed(f"its line {number} is a second one of the same name")
         vaes = frozenset(found["vaes"].split(",")) if found["vaes"] else None
+        if not all(map(is_binding, vaes or ())):
+            raise Malformed(f"its line {number} has a binding that is none: {BINDING_RULE}")
         caller = Caller(found["name"], frozenset(map(Scope, scopes)), vaes)
         users[caller.name or ""] = User(caller, found["hash"])
     if not users:

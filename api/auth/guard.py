@@ -10,6 +10,7 @@ from werkzeug.datastructures import Authorization
 
 from api.auth.own_hosts import OwnHosts
 from api.problems import Forbidden, Problem
+from shared.ids import AE_TITLE_RULE, WORKFLOW_ID_RULE, is_ae_title, is_workflow_id
 
 REALM = "stowgate"
 
@@ -26,12 +27,39 @@ class Scope(StrEnum):
 class Caller:
     """Who asks. `name` is None where nobody is asked.
 
-    `vaes` are the AE titles that it may store to; None lets it store anywhere.
+    `vaes` are the Virtual Application Entities that it is bound to: `AET` for what that stands for,
+    its own workflows, and `AET/workflow` for that one workflow. None lets it store anywhere.
     """
 
     name: str | None
     scopes: frozenset[Scope]
     vaes: frozenset[str] | None = None
+
+    def may_store_to(self, aet: str | None, workflow: str | None) -> bool:
+        """As far as the URL alone tells; for the rest see `may_open`."""
+        if self.vaes is None or aet is None:
+            return self.vaes is None
+        return aet in self.vaes or (workflow is not None and f"{aet}/{workflow}" in self.vaes)
+
+    def may_open(self, aet: str, workflow: str, workflows_of_vae: Collection[str]) -> bool:
+        """Whether it may name that workflow in the URL."""
+        return (
+            self.vaes is None
+            or f"{aet}/{workflow}" in self.vaes
+            or (aet in self.vaes and workflow in workflows_of_vae)
+        )
+
+
+BINDING_RULE = (
+    "a binding is an AE title, or one with / and a workflow id behind it; "
+    f"{AE_TITLE_RULE}; {WORKFLOW_ID_RULE}"
+)
+
+
+def is_binding(text: str) -> bool:
+    """Whether it is one that `Caller.vaes` may have."""
+    aet, slash, workflow = text.partition("/")
+    return is_ae_title(aet) and (not slash or is_workflow_id(workflow))
 
 
 class Authenticator(Protocol):
@@ -111,12 +139,13 @@ def install(
             raise Forbidden(
                 f"the caller lacks the scope {scope}, which this needs", authenticator.lacks(scope)
             )
-        if scope is Scope.STORE and caller.vaes is not None:
-            aet = (request.view_args or {}).get("aet")
-            if aet not in caller.vaes:
+        if scope is Scope.STORE:
+            named = request.view_args or {}
+            if not caller.may_store_to(named.get("aet"), named.get("workflow")):
                 raise Forbidden(
                     "the caller may store to its own Virtual Application Entities only: POST to "
-                    "/dicomweb/vae/{aet}/studies with one of them"
+                    "/dicomweb/vae/{aet}/studies with one of them, or with a workflow that it is "
+                    "bound to"
                 )
 
 

@@ -40,7 +40,7 @@ OTHER_PASSWORD = "battery-horse-correct"
 
 @pytest.fixture(scope="module")
 def line() -> str:
-    return user_line("archive", [Scope.STORE, Scope.READ], PASSWORD, ["AE-1", "AE-2"])
+    return user_line("archive", [Scope.STORE, Scope.READ], PASSWORD, ["AE-1", "AE-2/w-9"])
 
 
 def test_every_endpoint_has_been_given_a_scope(
@@ -73,7 +73,7 @@ def test_a_line_is_a_caller_with_scopes_and_vaes(line: str) -> None:
     users = parse_users(f"# archives\n\n{line}\n")
 
     assert users["archive"].caller == Caller(
-        "archive", frozenset({Scope.STORE, Scope.READ}), frozenset({"AE-1", "AE-2"})
+        "archive", frozenset({Scope.STORE, Scope.READ}), frozenset({"AE-1", "AE-2/w-9"})
     )
     assert PASSWORD not in line
 
@@ -91,7 +91,10 @@ def test_two_lines_of_one_password_differ(line: str) -> None:
         (lambda line: line.replace(":32768:", ":2:"), "line 1 is not"),
         (lambda line: line.replace("store,read", "store,everything"), "line 1 has a scope"),
         (lambda line: line.replace("store,read", ""), "line 1 is not"),
-        (lambda line: line.replace("AE-1", "A E"), "line 1 is not"),
+        (lambda line: line.replace("AE-1", "A E"), "line 1 has a binding that is none"),
+        (lambda line: line.replace("/w-9", "/"), "line 1 has a binding that is none"),
+        (lambda line: line.replace("/w-9", "/vae"), "line 1 has a binding that is none"),
+        (lambda line: line.replace("/w-9", "/w-9/x"), "line 1 has a binding that is none"),
         (lambda line: f"{line}:", "line 1 is not"),
         (lambda line: line[:60], "line 1 is not"),
         (lambda line: f"{line}\n{line}", "line 2 is a second one"),
