@@ -48,7 +48,7 @@ _EMBEDDED_OPENINGS = 2
 _SPARE_THREADS = 2
 """Of an API process, so that health and status answer while uploads run."""
 
-_SPARE_THREADS_WITH_AUTH = 6
+_SPARE_THREADS_WITH_AUTH = 8
 """There, up to all but one of these wait for a password's hash, or for an issuer's keys."""
 
 
@@ -370,7 +370,7 @@ class Settings:
         "40",
         _whole(2, 256),
         "threads of each API process: for uploads, for those that wait for their turn, and two for "
-        "all else, or up to six where `STOWGATE_AUTH` asks who sends",
+        "all else, or up to eight where `STOWGATE_AUTH` asks who sends",
     )
     max_uploads: int | None = setting(
         None,

@@ -49,7 +49,7 @@ class BearerTokens:
         self._keys = keys
         self._rules = rules
 
-    def caller(self, given: Authorization | None) -> Caller:
+    def caller(self, given: Authorization | None, address: str) -> Caller:  # noqa: ARG002
         if given is None or given.type != self.scheme or not given.token:
             raise Unauthorized(
                 "this needs a token (Authorization: Bearer)",

@@ -10,6 +10,7 @@ from werkzeug.datastructures import Authorization
 
 from api.auth.own_hosts import OwnHosts
 from api.problems import Forbidden, Problem
+from api.rates import sender_of
 from shared.ids import AE_TITLE_RULE, WORKFLOW_ID_RULE, is_ae_title, is_workflow_id
 
 REALM = "stowgate"
@@ -66,8 +67,8 @@ class Authenticator(Protocol):
     scheme: str
     """Of the Authorization header (RFC 9110 11.1), in lower case; empty where none is wanted."""
 
-    def caller(self, given: Authorization | None) -> Caller:
-        """Who sent these credentials.
+    def caller(self, given: Authorization | None, address: str) -> Caller:
+        """Who sent these credentials from this address, as `sender_of` gives it.
 
         Raises `Unauthorized`, and where it cannot tell now `TooBusy` or `Unavailable`.
         """
@@ -84,7 +85,7 @@ class Anyone:
 
     scheme = ""
 
-    def caller(self, given: Authorization | None) -> Caller:  # noqa: ARG002
+    def caller(self, given: Authorization | None, address: str) -> Caller:  # noqa: ARG002
         return Caller(None, frozenset(Scope))
 
     def lacks(self, scope: Scope) -> dict[str, str]:  # noqa: ARG002
@@ -134,7 +135,7 @@ def install(
                 "a page of another origin may not administer; STOWGATE_CORS_ORIGINS lists those "
                 "that may"
             )
-        g.caller = caller = authenticator.caller(_credentials())
+        g.caller = caller = _caller(authenticator)
         if scope not in caller.scopes:
             raise Forbidden(
                 f"the caller lacks the scope {scope}, which this needs", authenticator.lacks(scope)
@@ -152,7 +153,7 @@ def install(
 def may(authenticator: Authenticator, scope: Scope) -> bool:
     """Whether whoever sent this request has the scope, at an endpoint that is for everybody."""
     try:
-        return scope in authenticator.caller(_credentials()).scopes
+        return scope in _caller(authenticator).scopes
     except Problem:
         return False
 
@@ -166,6 +167,10 @@ def _from_another_site(listed: Collection[str]) -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     return origin is not None and origin.partition("://")[2] != request.host
+
+
+def _caller(authenticator: Authenticator) -> Caller:
+    return authenticator.caller(_credentials(), sender_of(request.remote_addr))
 
 
 def _credentials() -> Authorization | None:
