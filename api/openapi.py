@@ -174,6 +174,7 @@ def _store(words: str) -> dict[str, Any]:
     stored = {
         "X-Payload-ID": _header("of what was stored", _GUID),
         "Link": _header('with rel="status": where to follow it', _TEXT),
+        "Idempotent-Replayed": _header("true: the first answer to this Idempotency-Key", _TEXT),
     }
     dataset = {
         JSON_TYPE: {"schema": {"$ref": "#/components/schemas/StoreResponse"}},

@@ -204,6 +204,7 @@ class StoreTransaction:
             )
         audit.about(payload_id=payload_id, answered_before=True)
         response = Response(first.body, first.status, content_type=first.content_type)
+        response.headers["Idempotent-Replayed"] = "true"
         return _with_links(response, payload_id, self._options.public_url)
 
 
