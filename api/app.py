@@ -13,9 +13,10 @@ from werkzeug.routing import MapAdapter, PathConverter
 from api import audit, problems
 from api.auth import guard
 from api.auth.guard import Authenticator, Scope
+from api.auth.own_hosts import OwnHosts
 from api.cors import Cors
 from api.openapi import openapi_document
-from api.paths import own_path
+from api.paths import routed_path
 from api.proxies import KnownProxies
 from api.status import status_blueprint
 from api.stow import StoreTransaction, stow_blueprint
@@ -23,7 +24,7 @@ from api.vae import vae_blueprint
 from shared.config import Network
 from shared.engines import Dependency
 from shared.events import InstancesStored
-from shared.health import health_blueprint
+from shared.health import Readiness, health_blueprint
 from shared.logs import where
 from shared.metrics import ApiMetrics
 from shared.records import Records
@@ -59,6 +60,7 @@ def create_app(
     *,
     store: StoreTransaction,
     authenticator: Authenticator,
+    own_hosts: OwnHosts | None,
     metrics_open: bool,
     vaes: VaeRegistry,
     records: Records,
@@ -67,17 +69,21 @@ def create_app(
     registry: CollectorRegistry,
     metrics: ApiMetrics,
     public_url: str | None,
-    path_prefix: str = "",
     trusted_proxies: int | Sequence[Network] = 0,
     cors_origins: Collection[str] = (),
 ) -> Flask:
     app = _App(__name__, static_folder=None)
     app.url_map.converters["path"] = _AnyPath
+    app.url_map.merge_slashes = False  # werkzeug would redirect
     problems.install(app)
     app.register_blueprint(stow_blueprint(store, public_url, metrics))
     app.register_blueprint(vae_blueprint(vaes, public_url))
     app.register_blueprint(status_blueprint(records, announce))
-    app.register_blueprint(health_blueprint(dependencies, registry))
+    app.register_blueprint(
+        health_blueprint(
+            Readiness(dependencies), registry, lambda: guard.may(authenticator, Scope.READ)
+        )
+    )
     scopes = SCOPES if metrics_open else {**SCOPES, "health.metrics": Scope.READ}
 
     document = openapi_document(
@@ -89,10 +95,10 @@ def create_app(
         return Response(document, content_type="application/json")
 
     # Behind the blueprints, whose own before_app_request comes first.
-    guard.install(app, authenticator, scopes, cors_origins)
+    guard.install(app, authenticator, scopes, cors_origins, own_hosts)
     audit.install(app)
 
-    app.wsgi_app = _OwnPath(app.wsgi_app, path_prefix)  # type: ignore[method-assign]
+    app.wsgi_app = _OwnPath(app.wsgi_app, public_url)  # type: ignore[method-assign]
     if cors_origins:
         app.wsgi_app = Cors(app.wsgi_app, cors_origins)  # type: ignore[method-assign]
     if not isinstance(trusted_proxies, int):
@@ -136,10 +142,11 @@ class _AnyPath(PathConverter):
 
 
 class _OwnPath:
-    def __init__(self, app: WsgiApp, prefix: str) -> None:
+    def __init__(self, app: WsgiApp, public_url: str | None) -> None:
         self._app = app
-        self._prefix = prefix
+        self._public_url = public_url
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        environ["PATH_INFO"] = own_path(environ["PATH_INFO"], self._prefix)
+        path: str = environ["PATH_INFO"]
+        environ["PATH_INFO"] = routed_path(path, environ.get("RAW_URI", path), self._public_url)
         return self._app(environ, start_response)

@@ -22,8 +22,8 @@ _PREFLIGHT = [
 
 _EXPOSED = (
     "Access-Control-Expose-Headers",
-    "Accept-Post, Allow, Link, Location, Retry-After, WWW-Authenticate, X-Correlation-ID, "
-    "X-Payload-ID",
+    "Accept-Post, Allow, Idempotent-Replayed, Link, Location, Retry-After, WWW-Authenticate, "
+    "X-Correlation-ID, X-Payload-ID",
 )
 
 

@@ -174,6 +174,7 @@ def _store(words: str) -> dict[str, Any]:
     stored = {
         "X-Payload-ID": _header("of what was stored", _GUID),
         "Link": _header('with rel="status": where to follow it', _TEXT),
+        "Idempotent-Replayed": _header("true: the first answer to this Idempotency-Key", _TEXT),
     }
     dataset = {
         JSON_TYPE: {"schema": {"$ref": "#/components/schemas/StoreResponse"}},
@@ -332,6 +333,29 @@ def _vae_paths(spec: APISpec) -> None:
     )
 
 
+_READINESS = {
+    "type": "object",
+    "required": ["status", "dependencies"],
+    "properties": {
+        "status": {"type": "string", "enum": ["ready", "degraded", "unready"]},
+        "dependencies": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["status"],
+                "properties": {
+                    "status": {"type": "string", "enum": ["ready", "down"]},
+                    "detail": {
+                        "type": "string",
+                        "description": "why it is down, for callers with the scope read only",
+                    },
+                },
+            },
+        },
+    },
+}
+
+
 def _status_paths(spec: APISpec) -> None:
     query = [
         {"name": "state", "schema": {"type": "string", "enum": [str(state) for state in State]}},
@@ -392,8 +416,8 @@ def _status_paths(spec: APISpec) -> None:
         operations={
             "get": {
                 "responses": {
-                    "200": _json("ready, or degraded by a broker that is down", state),
-                    "503": _json("unready", state),
+                    "200": _json("ready, or degraded by a broker that is down", _READINESS),
+                    "503": _json("unready", _READINESS),
                 }
             }
         },

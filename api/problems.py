@@ -62,6 +62,12 @@ class Conflict(Problem):
     status = HTTPStatus.CONFLICT
 
 
+class Misdirected(Problem):
+    """The request names a host that this service does not answer for (RFC 9110 15.5.20)."""
+
+    status = HTTPStatus.MISDIRECTED_REQUEST
+
+
 class Unprocessable(Problem):
     status = HTTPStatus.UNPROCESSABLE_ENTITY
 

@@ -16,12 +16,13 @@ from flask import Blueprint, Request, Response, g, request
 from api import audit, capabilities, store_response
 from api.addresses import address_of
 from api.announcements import Announcements
+from api.auth.guard import Caller
 from api.body import RequestBody
 from api.hourglass import Hourglass
 from api.idempotency import IdempotencyKeys, fingerprint
 from api.ingest import Ingest, Keyed, Receipt, Target
 from api.multipart import MalformedMultipart, MediaType, parse_media_type, read_parts
-from api.problems import BadRequest, TooBusy, Unprocessable, UnsupportedMediaType, bare
+from api.problems import BadRequest, Forbidden, TooBusy, Unprocessable, UnsupportedMediaType, bare
 from api.rates import Rates, sender_of
 from api.slots import Slots
 from api.upload import DICOM, ReceivedPart, Uploads
@@ -124,21 +125,42 @@ class StoreTransaction:
         body = _body(request, self._options, self._hourglass)
         per_minute = self._options.posts_per_minute
         _count(self._rates, sender_of(request.remote_addr), per_minute, "from this address")
-        target = Target(_checked_study(study), _checked_workflow(workflow), _vae(self._vaes, aet))
+        study, workflow = _checked_study(study), _checked_workflow(workflow)
         _check_codings(request)
-        if target.vae:
-            most = target.vae.max_requests_per_minute
-            _count(self._vae_rates, target.vae.name, most, f"for VAE {target.vae.name}")
+        vae = self._vaes.cached(aet) if aet else None
+        if vae:
+            self._admit(vae, workflow)
         _check_length(request)
-        if not request.content_length and not body.chunked:
+        is_empty = not request.content_length and not body.chunked
+        if is_empty and (vae or aet is None):
             return bare(HTTPStatus.NO_CONTENT)
         with self._slots.taken(body):
+            # In a slot, since a store that is silent keeps each who asks it waiting.
+            if aet is not None and vae is None:
+                vae = self._looked_up(aet)
+                self._admit(vae, workflow)
+            if is_empty:
+                return bare(HTTPStatus.NO_CONTENT)
             try:
-                return self._receive(body, target)
+                return self._receive(body, Target(study, workflow, vae))
             except MalformedMultipart as error:
                 if body.is_through and body.received_bytes == 0:
                     raise BadRequest(_BODY_LOST) from error
                 raise BadRequest(f"the multipart body is malformed: {error}") from error
+
+    def _looked_up(self, aet: str) -> Vae:
+        vae = self._vaes.by_ae_title(aet)
+        if vae is None:
+            raise BadRequest(
+                "there is no Virtual Application Entity with the AE title in the URL; "
+                "GET /config/vae lists those there are"
+            )
+        return vae
+
+    def _admit(self, vae: Vae, workflow: str | None) -> None:
+        _check_binding(g.caller, vae, workflow)
+        most = vae.max_requests_per_minute
+        _count(self._vae_rates, vae.name, most, f"for VAE {vae.name}")
 
     def _receive(self, body: RequestBody, target: Target) -> Response:
         key, keyed = request.headers.get("Idempotency-Key"), None
@@ -182,6 +204,7 @@ class StoreTransaction:
             )
         audit.about(payload_id=payload_id, answered_before=True)
         response = Response(first.body, first.status, content_type=first.content_type)
+        response.headers["Idempotent-Replayed"] = "true"
         return _with_links(response, payload_id, self._options.public_url)
 
 
@@ -307,16 +330,13 @@ def _checked_workflow(workflow: str | None) -> str | None:
     return workflow
 
 
-def _vae(vaes: VaeRegistry, aet: str | None) -> Vae | None:
-    if aet is None:
-        return None
-    vae = vaes.by_ae_title(aet)
-    if vae is None:
-        raise BadRequest(
-            "there is no Virtual Application Entity with the AE title in the URL; "
-            "GET /config/vae lists those there are"
+def _check_binding(caller: Caller, vae: Vae, workflow: str | None) -> None:
+    """The rest of what the guard asks, for which the VAE must be known."""
+    if workflow and not caller.may_open(vae.virtual_ae_title, workflow, vae.workflows):
+        raise Forbidden(
+            "the caller may name a workflow of this Virtual Application Entity, or one that it is "
+            "bound to; the workflow in the URL is neither"
         )
-    return vae
 
 
 def _parts(

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from api.announcements import Announcements
 from api.app import create_app
 from api.auth.authenticators import authenticator
+from api.auth.own_hosts import OwnHosts
 from api.confirmations import Confirmations
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest
@@ -88,6 +89,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     return create_app(
         store=store,
         authenticator=authenticator(settings),
+        own_hosts=OwnHosts(settings.public_url) if settings.is_for_this_machine else None,
         metrics_open=settings.metrics_open,
         vaes=vaes,
         records=records,
@@ -96,7 +98,6 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         registry=registry,
         metrics=metrics,
         public_url=settings.public_url,
-        path_prefix=settings.path_prefix,
         trusted_proxies=settings.trusted_proxies,
         cors_origins=settings.cors_origins or (),
     )

@@ -5,7 +5,7 @@ import re
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -34,10 +34,24 @@ _DETAIL = "00091001"
 @click.option("--study", metavar="UID", help="Study Instance UID that all should belong to.")
 @click.option("--workflow", metavar="ID", help="The workflow to open.")
 @click.option("--vae", metavar="AET", help="AE title of a Virtual Application Entity.")
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    show_default="made of the files' content",
+    help="The same files to the same URL are one request for 24 hours; with another key, such as "
+    "a UUID, they are another one.",
+)
 def send(
-    paths: tuple[Path, ...], api: Api, study: str | None, workflow: str | None, vae: str | None
+    paths: tuple[Path, ...],
+    api: Api,
+    study: str | None,
+    workflow: str | None,
+    vae: str | None,
+    idempotency_key: str | None,
 ) -> None:
     """Send DICOM files, and those in folders, as one request.
+
+    After a time-out or a lost connection send them again: what was stored is not opened twice.
 
     Exits with 0 when all were stored, 1 when some were not or could not be read, 2 when the request
     was unusable.
@@ -50,12 +64,22 @@ def send(
     files = list(search.size_bytes)
     if not files:
         raise Unusable("none of the paths holds a DICOM file")
-    body = _MultipartBody(search.size_bytes)
-    answer = _post(api, target, body)
-    outcome = _outcome(target, answer, files, body.copies)
+    if idempotency_key is not None and not re.fullmatch(r"[!-~]{1,255}", idempotency_key):
+        raise Unusable("--idempotency-key must be 1 to 255 visible ASCII characters")
+    digests = _digests(search.size_bytes)
+    key = idempotency_key or sha256(b"".join(digests)).hexdigest()
+    answer = _post(api, target, _MultipartBody(search.size_bytes), key)
+    copies = len(digests) - len(set(digests))
+    outcome = _outcome(target, answer, files, copies)
     _tell(outcome, len(files))
     if "X-Payload-ID" in answer.headers:
         click.echo(f"payload {answer.headers['X-Payload-ID']}")
+    if "Idempotent-Replayed" in answer.headers:
+        click.echo(
+            "these files were sent before, and this is the answer of that time: nothing new was "
+            "opened. To open another request for them, give another --idempotency-key",
+            err=True,
+        )
     is_some_missing = outcome.failures or outcome.unknown or search.unread
     sys.exit(_SOME_NOT if is_some_missing else _ALL_STORED)
 
@@ -157,8 +181,6 @@ class _MultipartBody:
 
     def __init__(self, size_bytes: dict[Path, int]) -> None:
         self.boundary = uuid4().hex
-        self.copies = 0
-        """How many of the files that were read are, byte for byte, another that was read before."""
         self._files = size_bytes
         self._head = f"--{self.boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         self._end = f"--{self.boundary}--\r\n".encode()
@@ -166,22 +188,34 @@ class _MultipartBody:
         self.size_bytes = framing_bytes + sum(self._files.values())
 
     def __iter__(self) -> Iterator[bytes]:
-        digests: set[bytes] = set()
         for file, size in self._files.items():
             yield self._head
-            digest = sha256()
-            with _opened(file) as content:
-                while size > 0:
-                    piece = content.read(min(size, 1 << 20))
-                    if not piece:
-                        raise Unusable(f"{file} became shorter while it was sent")
-                    size -= len(piece)
-                    digest.update(piece)
-                    yield piece
-            self.copies += digest.digest() in digests
-            digests.add(digest.digest())
+            yield from _pieces(file, size)
             yield b"\r\n"
         yield self._end
+
+
+def _digests(size_bytes: dict[Path, int]) -> list[bytes]:
+    """Of each file, read once before it is sent: the key goes in front of the body."""
+    digests = []
+    with _progress("reading", sum(size_bytes.values())) as advance:
+        for file, size in size_bytes.items():
+            digest = sha256()
+            for piece in _pieces(file, size):
+                digest.update(piece)
+                advance(len(piece))
+            digests.append(digest.digest())
+    return digests
+
+
+def _pieces(file: Path, size_bytes: int) -> Iterator[bytes]:
+    with _opened(file) as content:
+        while size_bytes > 0:
+            piece = content.read(min(size_bytes, 1 << 20))
+            if not piece:
+                raise Unusable(f"{file} became shorter while it was sent")
+            size_bytes -= len(piece)
+            yield piece
 
 
 @contextmanager
@@ -193,21 +227,35 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
         raise Unusable(f"{file} cannot be read: {error.strerror}") from error
 
 
-def _post(api: Api, target: str, body: _MultipartBody) -> urllib3.BaseHTTPResponse:
-    """Raises `Unusable` for a refusal."""
+@contextmanager
+def _progress(doing: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; what is yielded advances it by so many bytes."""
     console = Console(stderr=True)
-    columns = ("sending", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (doing, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total_bytes)
+        yield lambda count: progress.advance(task, count)
+
+
+def _post(api: Api, target: str, body: _MultipartBody, key: str) -> urllib3.BaseHTTPResponse:
+    """Raises `Unusable` for a refusal."""
+    with _progress("sending", body.size_bytes) as advance:
         headers = api.headers | {
             "Content-Type": (
                 f'multipart/related; type="application/dicom"; boundary="{body.boundary}"'
             ),
             "Content-Length": str(body.size_bytes),
             "Accept": "application/dicom+json",
+            "Idempotency-Key": key,
         }
         pool = api.pool(urllib3.Timeout(connect=10, read=300))
         try:
-            answer = pool.request("POST", target, body=_shown(body, progress), headers=headers)
+            answer = pool.request("POST", target, body=_shown(body, advance), headers=headers)
+        except (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ProtocolError) as error:
+            raise Unusable(
+                f"{target} did not answer ({type(error).__name__}), and may have stored the files: "
+                "run this again, which opens nothing twice"
+            ) from error
         except urllib3.exceptions.HTTPError as error:
             raise api.unreachable(target, error) from error
     if answer.status >= 400 and not (answer.status == HTTPStatus.CONFLICT and _is_dataset(answer)):
@@ -219,11 +267,10 @@ def _is_dataset(answer: urllib3.BaseHTTPResponse) -> bool:
     return "dicom+json" in answer.headers.get("Content-Type", "")
 
 
-def _shown(body: _MultipartBody, progress: Progress) -> Iterator[bytes]:
-    task = progress.add_task("", total=body.size_bytes)
+def _shown(body: _MultipartBody, advance: Callable[[int], None]) -> Iterator[bytes]:
     for piece in body:
         yield piece
-        progress.advance(task, len(piece))
+        advance(len(piece))
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,21 @@ _LEAST_CHARACTERS = 8
     help="What the user may do; may be repeated.",
 )
 @click.option(
-    "--vae", "aets", metavar="AET", multiple=True, help="An AE title to store to; may be repeated."
+    "--vae",
+    "vaes",
+    metavar="AET[/WORKFLOW]",
+    multiple=True,
+    help="An AE title to store to, for its own workflows, or with another one that the user may "
+    "name in the URL; may be repeated.",
 )
-def user(name: str, scopes: tuple[str, ...], aets: tuple[str, ...]) -> None:
+def user(name: str, scopes: tuple[str, ...], vaes: tuple[str, ...]) -> None:
     """Print the line of the user NAME for the file STOWGATE_USERS, with the password hashed.
 
     The password is asked for, or read from the standard input where that is not a terminal. Without
-    --vae the user may store to any.
+    --vae the user may store to any, and name any workflow.
     """
     try:
-        check_user(name, aets)
+        check_user(name, vaes)
     except Malformed as error:
         raise click.ClickException(str(error)) from error
     if sys.stdin.isatty():
@@ -40,4 +45,4 @@ def user(name: str, scopes: tuple[str, ...], aets: tuple[str, ...]) -> None:
         password = sys.stdin.readline().rstrip("\r\n")
     if len(password) < _LEAST_CHARACTERS:
         raise click.ClickException(f"the password must have {_LEAST_CHARACTERS} characters or more")
-    click.echo(user_line(name, map(Scope, dict.fromkeys(scopes)), password, aets))
+    click.echo(user_line(name, map(Scope, dict.fromkeys(scopes)), password, vaes))

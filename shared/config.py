@@ -52,7 +52,7 @@ _EMBEDDED_OPENINGS = 2
 _SPARE_THREADS = 2
 """Of an API process, so that health and status answer while uploads run."""
 
-_SPARE_THREADS_WITH_AUTH = 6
+_SPARE_THREADS_WITH_AUTH = 8
 """There, up to all but one of these wait for a password's hash, or for an issuer's keys."""
 
 
@@ -322,7 +322,8 @@ class Settings:
     allow_anyone: bool = setting(
         "false",
         _flag,
-        "`true` lets `STOWGATE_AUTH=none` serve on an address other than loopback",
+        "`true` lets `STOWGATE_AUTH=none` serve on an address other than loopback, and under any "
+        "host name",
     )
     metrics_open: bool = setting(
         "true", _flag, "`false` shows the API's `/metrics` to callers with the scope `read` only"
@@ -356,7 +357,8 @@ class Settings:
     jwt_vaes_claim: str = setting(
         "stowgate_vaes",
         _text,
-        "for `jwt`: claim with the AE titles that a caller may store to; without it, to all",
+        "for `jwt`: claim with what a caller is bound to: AE titles, or `AET/workflow`; without it "
+        "the caller may store to all",
     )
     client_user: str | None = setting(
         None, _text, "user name that `stowgate send` and the like give the API"
@@ -379,7 +381,7 @@ class Settings:
         "40",
         _whole(2, 256),
         "threads of each API process: for uploads, for those that wait for their turn, and two for "
-        "all else, or up to six where `STOWGATE_AUTH` asks who sends",
+        "all else, or up to eight where `STOWGATE_AUTH` asks who sends",
     )
     max_uploads: int | None = setting(
         None,
@@ -517,6 +519,11 @@ class Settings:
         """What a proxy may put in front of every path, as WSGI decodes one (PEP 3333); empty where
         there is none."""
         return unquote_to_bytes(urlsplit(self.public_url or "").path).decode("latin-1")
+
+    @property
+    def is_for_this_machine(self) -> bool:
+        """Whether a loopback address is all that keeps strangers out (see `guard_listen`)."""
+        return self.auth == "none" and not self.allow_anyone
 
     @property
     def spool(self) -> Path:
@@ -659,7 +666,7 @@ def load_settings() -> Settings:
 
 def guard_listen(settings: Settings) -> None:
     """Raises `BadSetting` where strangers could reach an API that asks nobody."""
-    if settings.auth == "none" and not (settings.allow_anyone or is_loopback(settings.listen.host)):
+    if settings.is_for_this_machine and not is_loopback(settings.listen.host):
         raise BadSetting(
             f"{_PREFIX}LISTEN is '{settings.listen}', which others can reach, and {_PREFIX}AUTH "
             f"lets everybody in: set {_PREFIX}AUTH to basic or jwt, or {_PREFIX}ALLOW_ANYONE to "

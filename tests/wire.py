@@ -13,7 +13,7 @@ def connect(service: Service) -> socket.socket:
 
 
 def head(request_line: str, *lines: str) -> bytes:
-    return "\r\n".join([request_line, "Host: stowgate", *lines, "", ""]).encode()
+    return "\r\n".join([request_line, "Host: localhost", *lines, "", ""]).encode()
 
 
 def read_answer(sock: socket.socket) -> tuple[int, bytes, bytes]:

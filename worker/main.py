@@ -13,11 +13,10 @@ from uuid import uuid4
 import structlog
 from flask import Flask
 from prometheus_client import CollectorRegistry
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from shared.config import Settings
 from shared.engines import Engines, open_engines
-from shared.health import health_blueprint
+from shared.health import Readiness, health_blueprint
 from shared.ids import PayloadIds
 from shared.listen import bind, url_of
 from shared.logs import where
@@ -27,6 +26,7 @@ from shared.records import Records
 from shared.threads import started_pool
 from worker.clearing import Clearing
 from worker.handler import Handler
+from worker.health_server import HealthServer
 from worker.leader import LeaderLease, Leadership, SoleLeader
 from worker.relay import Relay
 from worker.sweeper import Sweeper
@@ -189,29 +189,16 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     engines = open_engines(settings)
     worker = compose(settings, engines, registry)
     app = Flask(__name__, static_folder=None)
-    app.register_blueprint(health_blueprint(engines.dependencies(engines.consumer.ping), registry))
+    readiness = Readiness(engines.dependencies(engines.consumer.ping))
+    # Nobody is asked who they are here, so nobody is told more than states; the log has the rest.
+    app.register_blueprint(health_blueprint(readiness, registry, may_read=lambda: False))
     listener = bind(settings.worker_listen, "STOWGATE_WORKER_LISTEN")
-    server = make_server(
-        *settings.worker_listen,
-        app,
-        threaded=True,
-        request_handler=_QuietRequestHandler,
-        fd=listener.fileno(),
-    )
+    server = HealthServer(app, listener)
     engines.prepare()
     worker.start()
-    threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
+    threading.Thread(target=server.run, name="health", daemon=True).start()
     say(f"Stowgate's worker tells its health on {url_of(listener)}")
     signal.sigwait(stop_signals)
     _log.info("worker stopping")
     worker.stop()
     engines.close()
-    server.shutdown()
-
-
-class _QuietRequestHandler(WSGIRequestHandler):
-    # Of a connection that says nothing; each holds a thread.
-    timeout = 10.0
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Probes come every few seconds and say nothing that the metrics do not."""

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 from werkzeug.datastructures import Authorization
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from api.auth.guard import REALM, Caller, Scope
+from api.auth.guard import BINDING_RULE, REALM, Caller, Scope, is_binding
 from api.auth.watched_file import Malformed, WatchedFile
 from api.problems import TooBusy, Unauthorized
-from shared.ids import AE_TITLE, AE_TITLE_RULE, is_ae_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,10 +26,12 @@ if TYPE_CHECKING:
 # that every user, also one that does not exist, costs the same.
 _METHOD = "scrypt:32768:8:3"
 _AT_ONCE = 2
+_OWN_AT_ONCE = 1
 _NOBODY = f"{_METHOD}${'0' * 16}${'0' * 128}"
 
 _REMEMBERED = 1024
-_REMEMBERED_SECONDS = 60.0
+_REMEMBERED_SECONDS = 3600.0
+_SENDERS_KNOWN = 10_000
 
 _CHALLENGE = {"WWW-Authenticate": f'Basic realm="{REALM}", charset="UTF-8"'}
 
@@ -38,9 +39,9 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
 _LINE = re.compile(
     rf"(?P<name>{_NAME}):(?P<scopes>[a-z,]+):"
     rf"(?P<hash>{re.escape(_METHOD)}\$[A-Za-z0-9]+\$[0-9a-f]{{128}})"
-    rf"(?::(?P<vaes>{AE_TITLE}(?:,{AE_TITLE})*))?"
+    r"(?::(?P<vaes>[^:]+))?"
 )
-LINE_RULE = "name:scopes:hash[:AE titles], as `stowgate user` prints it"
+LINE_RULE = "name:scopes:hash[:bindings], as `stowgate user` prints it"
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,21 @@ class User:
     password_hash: str = field(repr=False)
 
 
-def check_user(name: str, aets: Iterable[str]) -> None:
-    """Raises `Malformed` for a name or an AE title that is none."""
+def check_user(name: str, vaes: Iterable[str]) -> None:
+    """Raises `Malformed` for a name or a binding that is none."""
     if not re.fullmatch(_NAME, name):
         raise Malformed(
             f"{name!r} is no user name: one is 1 to 64 of A-Z a-z 0-9 . _ @ - and begins with a "
             "letter or digit"
         )
-    for aet in aets:
-        if not is_ae_title(aet):
-            raise Malformed(f"{aet!r} is no AE title: {AE_TITLE_RULE}")
+    for binding in vaes:
+        if not is_binding(binding):
+            raise Malformed(f"{binding!r} is no binding: {BINDING_RULE}")
 
 
-def user_line(name: str, scopes: Iterable[Scope], password: str, aets: Iterable[str] = ()) -> str:
+def user_line(name: str, scopes: Iterable[Scope], password: str, vaes: Iterable[str] = ()) -> str:
     """The line of a user that `check_user` has let pass."""
-    fields = [name, ",".join(scopes), generate_password_hash(password, _METHOD), ",".join(aets)]
+    fields = [name, ",".join(scopes), generate_password_hash(password, _METHOD), ",".join(vaes)]
     return ":".join(filter(None, fields))
 
 
@@ -82,6 +83,8 @@ def parse_users(text: str) -> Mapping[str, User]:
         if found["name"] in users:
             raise Malformed(f"its line {number} is a second one of the same name")
         vaes = frozenset(found["vaes"].split(",")) if found["vaes"] else None
+        if not all(map(is_binding, vaes or ())):
+            raise Malformed(f"its line {number} has a binding that is none: {BINDING_RULE}")
         caller = Caller(found["name"], frozenset(map(Scope, scopes)), vaes)
         users[caller.name or ""] = User(caller, found["hash"])
     if not users:
@@ -89,11 +92,19 @@ def parse_users(text: str) -> Mapping[str, User]:
     return users
 
 
+_Sender = tuple[str, str]
+"""An address, and the user name that is given from there."""
+
+
 class BasicUsers:
     """Callers by user name and password.
 
-    A password that was right is remembered for a minute, as an HMAC under a key of this object.
-    `most_waiting` bounds the requests that wait for a hash, so that some threads stay free.
+    A password that was right is remembered, as an HMAC under a key of this object, until it was not
+    used for an hour.
+
+    `most_waiting` bounds the requests that wait for a hash, so that some threads stay free. A third
+    of these places is for senders whose last password was right, one for each at a time: so whoever
+    guesses cannot keep them waiting, unless by their own address and name.
     """
 
     scheme = "basic"
@@ -108,28 +119,34 @@ class BasicUsers:
         self._users = users
         self._clock = clock
         self._check = check
-        self._waiting = threading.BoundedSemaphore(most_waiting)
+        self._most_own_places = most_waiting // 3
+        self._waiting = threading.BoundedSemaphore(most_waiting - self._most_own_places)
         self._hashing = threading.BoundedSemaphore(_AT_ONCE)
+        self._own_hashing = threading.BoundedSemaphore(_OWN_AT_ONCE)
         self._key = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._verified: OrderedDict[bytes, tuple[User, float]] = OrderedDict()
+        self._known: OrderedDict[_Sender, None] = OrderedDict()
+        self._own_places: set[_Sender] = set()
 
-    def caller(self, given: Authorization | None) -> Caller:
+    def caller(self, given: Authorization | None, address: str) -> Caller:
         if given is None or given.type != self.scheme:
             raise Unauthorized("this needs a user name and a password (HTTP Basic)", _CHALLENGE)
         name, password = given.username or "", given.password or ""
+        sender = (address, name)
         user = self._users.content().get(name)
         mark = hmac.digest(self._key, f"{name}:{password}".encode(), hashlib.sha256)
         if user is not None and self._remembers(mark, user):
+            self._remember(mark, user, sender)
             return user.caller
-        with self._turn():
+        with self._turn(sender):
             # Another request may have brought the same while this one waited.
-            if user is not None and self._remembers(mark, user):
-                return user.caller
-            right = self._check(user.password_hash if user else _NOBODY, password)
+            right = user is not None and self._remembers(mark, user)
+            right = right or self._check(user.password_hash if user else _NOBODY, password)
         if user is None or not right:
+            self._forget(sender)
             raise Unauthorized("the user name or the password is wrong", _CHALLENGE)
-        self._remember(mark, user)
+        self._remember(mark, user, sender)
         return user.caller
 
     def lacks(self, scope: Scope) -> dict[str, str]:  # noqa: ARG002
@@ -139,7 +156,15 @@ class BasicUsers:
         pass
 
     @contextmanager
-    def _turn(self) -> "Iterator[None]":
+    def _turn(self, sender: _Sender) -> "Iterator[None]":
+        if self._takes_own_place(sender):
+            try:
+                with self._own_hashing:
+                    yield
+            finally:
+                with self._lock:
+                    self._own_places.remove(sender)
+            return
         if not self._waiting.acquire(blocking=False):
             raise TooBusy("too many passwords are being checked; send it again later")
         try:
@@ -148,15 +173,35 @@ class BasicUsers:
         finally:
             self._waiting.release()
 
+    def _takes_own_place(self, sender: _Sender) -> bool:
+        with self._lock:
+            has_one = (
+                sender in self._known
+                and sender not in self._own_places
+                and len(self._own_places) < self._most_own_places
+            )
+            if has_one:
+                self._own_places.add(sender)
+            return has_one
+
     def _remembers(self, mark: bytes, user: User) -> bool:
         with self._lock:
             known, until = self._verified.get(mark, (None, 0.0))
             # A line that changed since is another user.
             return known == user and self._clock() < until
 
-    def _remember(self, mark: bytes, user: User) -> None:
+    def _remember(self, mark: bytes, user: User, sender: _Sender) -> None:
         with self._lock:
             self._verified[mark] = (user, self._clock() + _REMEMBERED_SECONDS)
             self._verified.move_to_end(mark)
             if len(self._verified) > _REMEMBERED:
                 self._verified.popitem(last=False)
+            self._known[sender] = None
+            self._known.move_to_end(sender)
+            if len(self._known) > _SENDERS_KNOWN:
+                self._known.popitem(last=False)
+
+    def _forget(self, sender: _Sender) -> None:
+        """Who guesses in the place of a sender that is known is one that is not."""
+        with self._lock:
+            self._known.pop(sender, None)

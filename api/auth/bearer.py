@@ -33,7 +33,7 @@ _WORDS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
 
 @dataclass(frozen=True)
 class TokenRules:
-    """What a token must be; `vaes_claim` names the claim with the AE titles of its caller."""
+    """What a token must be; `vaes_claim` names the claim with the bindings of its caller."""
 
     issuer: str
     audience: str
@@ -49,7 +49,7 @@ class BearerTokens:
         self._keys = keys
         self._rules = rules
 
-    def caller(self, given: Authorization | None) -> Caller:
+    def caller(self, given: Authorization | None, address: str) -> Caller:  # noqa: ARG002
         if given is None or given.type != self.scheme or not given.token:
             raise Unauthorized(
                 "this needs a token (Authorization: Bearer)",
@@ -98,7 +98,7 @@ class BearerTokens:
         if self._rules.vaes_claim in claims:
             words = _words(claims[self._rules.vaes_claim])
             if words is None:
-                raise _invalid("AE titles must be a list of strings, or one with spaces between")
+                raise _invalid("bindings must be a list of strings, or one with spaces between")
             vaes = frozenset(words)
         return Caller(name, scopes, vaes)
 

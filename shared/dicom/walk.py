@@ -348,7 +348,7 @@ class Walk:
                 raise cut_value(tag, start, length, left, self._surroundings())
             if vr == "SQ":
                 is_declared = inside.is_explicit and not has_unknown_vr
-                layout = LITTLE_ENDIAN if has_unknown_vr else inside.layout
+                layout = self._layout_of_unknown_vr if has_unknown_vr else inside.layout
                 if is_declared or self._begins_with_item(value_start, length, layout):
                     return self._sequence(tag, length, value_start, has_unknown_vr)
                 vr = "UN"  # the dictionary has a sequence, and the file something else
@@ -451,7 +451,8 @@ class Walk:
     def _is_filled_with_items(self, tag: int, length: int, value_start: int) -> bool:
         if length == 0:
             return True
-        if not self._begins_with_item(value_start, length, LITTLE_ENDIAN):
+        layout = self._layout_of_unknown_vr
+        if not self._begins_with_item(value_start, length, layout):
             return False
         sequence = _Container(
             is_sequence=True,
@@ -460,7 +461,7 @@ class Walk:
             limit=value_start + length,
             is_delimited=False,
             is_explicit=False,
-            layout=LITTLE_ENDIAN,
+            layout=layout,
             creators=PrivateCreators(),
         )
         return self._try(sequence, value_start, [*self._around, self._inside]).error is None
@@ -472,11 +473,17 @@ class Walk:
                 f"{self._limits.nested_sequences} others, and no more are accepted"
             )
         step = Step(StepKind.SEQUENCE, tag, "SQ", depth=self._depth, start=self.position)
+        layout = self._layout_of_unknown_vr
         self._enter(tag, length, value_start, is_sequence=True)
         self._depth += 1
-        if has_unknown_vr:  # PS3.5 6.2.2: implicit VR little endian, whatever is around
-            self._inside = self._inside._replace(is_explicit=False, layout=LITTLE_ENDIAN)
+        if has_unknown_vr:
+            self._inside = self._inside._replace(is_explicit=False, layout=layout)
         return step
+
+    @property
+    def _layout_of_unknown_vr(self) -> Layout:
+        """PS3.5 6.2.2: a sequence of VR UN is in implicit VR little endian, whatever is around."""
+        return LITTLE_ENDIAN if self._inside.is_explicit else self._inside.layout
 
     def _begins_with_item(self, value_start: int, length: int, layout: Layout) -> bool:
         """Whether a value that is not declared to be a sequence is one, or empty."""

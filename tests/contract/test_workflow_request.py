@@ -363,7 +363,7 @@ def test_a_request_is_held_until_the_workflow_managers_queue_is_there_whatever_e
         with _workflow_manager_queue(broker_url, name, exchange_exists=True) as queue:
             payload = service.opened(payload_id)
             published = queue.take(payload_id)
-            assert ready() == (200, "ready", "up")
+            assert ready() == (200, "ready", "ready")
 
     assert payload["attempts"] >= 2
     assert payload["last_error"] is None

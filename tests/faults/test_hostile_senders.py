@@ -69,8 +69,8 @@ class Front:
 
     def begin_post(self, length: int) -> socket.socket:
         return self.connect(
-            "POST /dicomweb/studies HTTP/1.1\r\nHost: test\r\nContent-Type: application/dicom\r\n"
-            f"Content-Length: {length}\r\n\r\n"
+            "POST /dicomweb/studies HTTP/1.1\r\nHost: localhost\r\n"
+            f"Content-Type: application/dicom\r\nContent-Length: {length}\r\n\r\n"
         )
 
     def reconcile(self) -> Ledger:
@@ -189,7 +189,7 @@ def test_senders_that_never_finish_their_headers_keep_nobody_from_being_served(
 ) -> None:
     with ExitStack() as stack:
         for _ in range(3 * API_THREADS):
-            stack.enter_context(front.connect("POST /dicomweb/studies HTTP/1.1\r\nHost: te"))
+            stack.enter_context(front.connect("POST /dicomweb/studies HTTP/1.1\r\nHost: lo"))
 
         def served() -> bool:
             with suppress(requests.Timeout):

@@ -139,6 +139,47 @@ def test_while_the_store_is_silent_ready_and_status_say_so(site: Site) -> None:
     assert answers[0].json()["dependencies"]["object_store"]["status"] == "down"
 
 
+def test_while_the_store_is_silent_no_number_of_probes_keeps_others_waiting(site: Site) -> None:
+    """There are more of them than the API has threads."""
+    api, _ = site.pair()
+    assert api.ready()[0] == 200
+    api.store.black_hole()
+    with ThreadPoolExecutor(60) as probes:
+        answers = [probes.submit(api.ready) for _ in range(60)]
+        wait_for(lambda: sum(answer.done() for answer in answers) >= 59)
+        live = api.service.get("/health/live")
+        are_all_done = all(answer.done() for answer in answers)
+
+    api.store.heal()
+    assert live.status_code == 200
+    assert not are_all_done, "the one that looks waits longer than the others"
+    # Those that came meanwhile were told what was known last.
+    assert sorted(answer.result()[0] for answer in answers) == [200] * 59 + [503]
+
+
+def test_while_the_store_is_silent_senders_to_vaes_wait_in_slots_and_health_answers(
+    site: Site,
+) -> None:
+    """There are more of them than the API has threads."""
+    api, _ = site.pair()
+    api.store.black_hole()
+    dicom = "application/dicom"
+    with ThreadPoolExecutor(60) as senders:
+        answers = [
+            senders.submit(api.service.post, "/dicomweb/vae/NOBODY/studies", new_instance(), dicom)
+            for _ in range(60)
+        ]
+        wait_for(lambda: any(answer.done() for answer in answers))
+        live = api.service.get("/health/live")
+        answered = {answer.result().status_code for answer in answers if answer.done()}
+
+    api.store.heal()
+    assert live.status_code == 200
+    # Turned away before their body; those in the slots still wait for the store.
+    assert answered == {429}
+    assert {answer.result().status_code for answer in answers} <= {429, 503}
+
+
 def test_a_store_that_is_slow_only_costs_time(site: Site) -> None:
     api, worker = site.pair()
     for node in (api, worker):

@@ -176,7 +176,9 @@ def test_more_uploads_than_there_is_room_for_are_429(tmp_path: Path) -> None:
 
 def test_a_public_url_is_the_base_of_every_link(tmp_path: Path) -> None:
     public = "https://pacs.example/stowgate"
-    with running("run", tmp_path, STOWGATE_PUBLIC_URL=f"{public}/") as service:
+    with running(
+        "run", tmp_path, STOWGATE_PUBLIC_URL=f"{public}/", STOWGATE_ALLOW_ANYONE="true"
+    ) as service:
         one = new_instance()
         answer = service.post("/dicomweb/studies", one, "application/dicom", Host="evil.example")
         several = service.post(

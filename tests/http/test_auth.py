@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -92,7 +93,7 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "# who may\n\n"
         + user_line("all", list(Scope), PASSWORD)
         + "\n"
-        + user_line("bound", [Scope.STORE], PASSWORD, ["AE-1", "AE-2"])
+        + user_line("bound", [Scope.STORE], PASSWORD, ["AE-1", "AE-2", "AE-3/w-9"])
         + "\n"
     )
     return file
@@ -292,24 +293,65 @@ def test_a_scope_without_the_prefix_is_none_of_this_service(by_token: Service, k
     assert asking(by_token)("GET", "/payloads", headers=bearer(token)).status_code == 403
 
 
-def test_a_caller_that_is_bound_stores_to_its_vaes_only(by_token: Service, key: Key) -> None:
-    ask = asking(by_token)
+@pytest.fixture(scope="module")
+def bound_vaes(by_token: Service, key: Key) -> None:
     admin = bearer(key.token(scope="stowgate:admin"))
-    for title in ("MINE", "OTHER"):
-        ask("POST", "/config/vae", json={"virtualAeTitle": title}, headers=admin)
-    token = key.token(scope="stowgate:store stowgate:read", stowgate_vaes=["MINE"])
-    dicom = {"Content-Type": "application/dicom", **bearer(token)}
+    for vae in (
+        {"virtualAeTitle": "MINE", "workflows": ["w-1", "w-2"]},
+        {"virtualAeTitle": "ROUTED"},
+        {"virtualAeTitle": "OTHER", "workflows": ["w-1"]},
+    ):
+        made = asking(by_token)("POST", "/config/vae", json=vae, headers=admin)
+        assert made.status_code == 201
 
-    def status(path: str) -> int:
-        return ask("POST", path, data=new_instance(), headers=dicom).status_code
 
-    assert status("/dicomweb/vae/MINE/studies") == 200
-    assert status("/dicomweb/vae/MINE/w-1/studies/") == 200
-    assert status("/dicomweb/vae/OTHER/studies") == 403
-    assert status("/dicomweb/studies") == 403
-    assert status("/dicomweb/MINE/studies") == 403
+@pytest.mark.usefixtures("bound_vaes")
+@pytest.mark.parametrize(
+    ("bindings", "path", "status"),
+    [
+        (["MINE"], "/dicomweb/vae/MINE/studies", 200),
+        (["MINE"], "/dicomweb/vae/MINE/w-1/studies/", 200),
+        (["MINE"], "/dicomweb//vae//MINE//w-2//studies", 200),
+        (["MINE"], "/dicomweb/vae/MINE/w-9/studies", 403),
+        (["MINE"], "/dicomweb/vae/MINE/W-1/studies", 403),
+        (["MINE"], "/dicomweb/vae/OTHER/studies", 403),
+        (["MINE"], "/dicomweb/vae/OTHER/w-1/studies", 403),
+        (["MINE"], "/dicomweb/studies", 403),
+        (["MINE"], "/dicomweb/w-1/studies", 403),
+        (["MINE"], "/dicomweb/MINE/studies", 403),
+        (["ROUTED"], "/dicomweb/vae/ROUTED/studies", 200),
+        (["ROUTED"], "/dicomweb/vae/ROUTED/w-1/studies", 403),
+        (["MINE/w-9"], "/dicomweb/vae/MINE/w-9/studies", 200),
+        (["MINE/w-9"], "/dicomweb/vae/MINE/w-1/studies", 403),
+        (["MINE/w-9"], "/dicomweb/vae/MINE/studies", 403),
+        (["MINE/None"], "/dicomweb/vae/MINE/studies", 403),
+        (["None/w-1", "None"], "/dicomweb/w-1/studies", 403),
+        (["MINE/w-9"], "/dicomweb/w-9/studies", 403),
+        (["MINE/w-9"], "/dicomweb/vae/OTHER/w-9/studies", 403),
+        ("MINE ROUTED/w-9", "/dicomweb/vae/MINE/w-1/studies", 200),
+        ("MINE ROUTED/w-9", "/dicomweb/vae/ROUTED/w-9/studies", 200),
+        ("MINE ROUTED/w-9", "/dicomweb/vae/MINE/w-9/studies", 403),
+        (None, "/dicomweb/vae/MINE/w-9/studies", 200),
+    ],
+)
+def test_a_caller_that_is_bound_stores_to_its_vaes_and_opens_their_workflows_only(
+    by_token: Service, key: Key, bindings: Any, path: str, status: int
+) -> None:
+    claims = {} if bindings is None else {"stowgate_vaes": bindings}
+    token = key.token(scope="stowgate:store stowgate:read", **claims)
+    instance = new_instance()
+
+    answer = asking(by_token)(
+        "POST",
+        path,
+        data=instance,
+        headers={"Content-Type": "application/dicom", **bearer(token)},
+    )
+
+    assert answer.status_code == status
+    assert len(by_token.payloads_with(instance)) == (status == 200)
     # Reading is not narrowed.
-    assert ask("GET", "/payloads", headers=bearer(token)).status_code == 200
+    assert asking(by_token)("GET", "/payloads", headers=bearer(token)).status_code == 200
 
 
 @pytest.mark.parametrize("claim", [[], ""])
@@ -402,6 +444,8 @@ def test_a_wrong_name_and_a_wrong_password_get_the_same_words(
         ("/dicomweb/vae/AE-3/studies", 403),
         ("/dicomweb/studies", 403),
         ("/dicomweb/vae/AE-2/studies", 400),  # there is none of that title
+        ("/dicomweb/vae/AE-3/w-9/studies", 400),
+        ("/dicomweb/vae/AE-3/w-8/studies", 403),
     ],
 )
 def test_a_user_that_is_bound_stores_to_its_vaes_only(
@@ -590,3 +634,28 @@ def test_a_token_made_by_hand_without_a_key_is_refused(by_token: Service) -> Non
 
     assert connection.getresponse().status == 401
     connection.close()
+
+
+def test_only_who_may_read_is_told_why_it_is_not_ready(tmp_path: Path, users: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as unused:
+        port = unused.getsockname()[1]
+    settings = {
+        "STOWGATE_AUTH": "basic",
+        "STOWGATE_USERS": str(users),
+        "STOWGATE_BROKER": f"amqp://guest:guest@127.0.0.1:{port}/a-virtual-host",
+    }
+    with running("api", tmp_path, **settings) as service:
+        ask = asking(service)
+        strangers = [
+            ask("GET", "/health/ready"),
+            ask("GET", "/health/ready", auth=("all", "wrong")),
+            ask("GET", "/health/ready", auth=("bound", PASSWORD)),
+            ask("GET", "/health/ready", headers=bearer("x")),
+        ]
+        reader = ask("GET", "/health/ready", auth=("all", PASSWORD))
+
+    for answer in strangers:
+        assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+        assert answer.json()["dependencies"]["broker"] == {"status": "down"}
+        assert str(port) not in answer.text
+    assert str(port) in reader.json()["dependencies"]["broker"]["detail"]

@@ -42,7 +42,7 @@ def _run(*arguments: str, words: str = "", **settings: str) -> "subprocess.Compl
 
 def test_a_user_that_the_command_made_may_enter(tmp_path: Path) -> None:
     made = _run(
-        *("user", "archive", "--scope", "store", "--scope", "read", "--vae", "AE-9"),
+        *("user", "archive", "--scope", "store", "--scope", "read", "--vae", "AE-9/w-9"),
         words=f"{PASSWORD}\n",
     )
     assert made.returncode == 0, made.stderr
@@ -82,7 +82,8 @@ def test_a_user_that_cannot_be_is_refused_in_words(
     ("arguments", "broken"),
     [
         (["a b"], "'a b' is no user name: one is 1 to 64 of A-Z a-z 0-9 . _ @ - and begins"),
-        (["a", "--vae", "AE 1"], "'AE 1' is no AE title: an AE title is 1 to 15 of A-Z"),
+        (["a", "--vae", "AE 1"], "'AE 1' is no binding: a binding is an AE title, or one with /"),
+        (["a", "--vae", "AE-1/"], "'AE-1/' is no binding: a binding is an AE title"),
     ],
 )
 def test_a_user_is_told_which_rule_is_broken_before_a_password_is_read(

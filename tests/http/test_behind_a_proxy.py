@@ -29,6 +29,8 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         tmp_path_factory.mktemp("behind"),
         STOWGATE_PUBLIC_URL=PUBLIC_URL,
         STOWGATE_TRUSTED_PROXIES="127.0.0.1, fd00::/64",
+        # Also to a Host that is not its own.
+        STOWGATE_ALLOW_ANYONE="true",
         # Longer than the body of a request that is no upload may take.
         STOWGATE_IDLE_SECONDS="7",
     ) as service:
@@ -146,6 +148,52 @@ def test_an_upload_has_the_time_of_an_upload_however_its_path_is_written(
         )
 
         assert read_answer(sock)[0] == 408
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//config/vae",
+        "///config/vae",
+        "/config//vae",
+        "/config/vae/",
+        "/%63onfig/vae",
+        "/config%2Fvae",
+        "/./config/vae",
+        "/x/../config/vae",
+        "/dicomweb/../config/vae",
+        "/dicomweb/%2e%2e/config/vae",
+        "/dicomweb//config/vae",
+        "//health/ready",
+        "/metrics/",
+        "//openapi.json",
+        "http://localhost//config/vae",
+        f"/{PREFIX}/config/vae",
+        f"{PREFIX}//config/vae",
+        "/site/%73tow/config/vae",
+        "/site%2Fstow/config/vae",
+    ],
+)
+def test_a_path_that_a_rule_of_a_proxy_may_not_know_again_is_not_served(
+    behind: Service, path: str
+) -> None:
+    with connect(behind) as sock:
+        sock.sendall(head(f"GET {path} HTTP/1.1"))
+
+        # Below /dicomweb it may be one to store to, which answers no GET.
+        assert read_answer(sock)[0] in (404, 405)
+
+
+@pytest.mark.parametrize(
+    "target", ["/config/vae", f"{PREFIX}/config/vae?x=//", f"http://localhost{PREFIX}/config/vae"]
+)
+def test_a_path_is_served_as_it_is_documented_with_and_without_the_prefix(
+    behind: Service, target: str
+) -> None:
+    with connect(behind) as sock:
+        sock.sendall(head(f"GET {target} HTTP/1.1"))
+
+        assert read_answer(sock)[0] == 200
 
 
 def test_what_is_served_is_no_path_prefix(behind: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,8 @@ def test_the_same_key_again_gets_the_first_answers_bytes_and_opens_nothing(
 
     assert first.status_code == again.status_code == 202
     assert again.content == first.content
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert "Idempotent-Replayed" not in first.headers
     for header in ("X-Payload-ID", "Link", "Content-Type"):
         assert again.headers[header] == first.headers[header]
     assert _payloads(stowgate) == before

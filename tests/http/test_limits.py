@@ -56,7 +56,7 @@ def _sending(service: Service, sent: bytes) -> Iterator[socket.socket]:
 
 
 def _head(*fields: str, path: str = "/dicomweb/studies") -> bytes:
-    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: stowgate", *fields, "", ""]).encode()
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *fields, "", ""]).encode()
 
 
 def _chunks(*pieces: bytes) -> bytes:

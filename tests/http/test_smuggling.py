@@ -12,7 +12,7 @@ from instances import multipart, new_instance
 from service import Service, running
 from wire import connect, everything, head, read_answer, statuses
 
-SMUGGLED = b"GET /health/live HTTP/1.1\r\nHost: stowgate\r\n\r\n"
+SMUGGLED = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = "POST /dicomweb/studies HTTP/1.1"
 TYPE = "Content-Type: application/dicom"
 CHUNKED = "Transfer-Encoding: chunked"

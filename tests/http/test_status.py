@@ -140,10 +140,10 @@ def test_health_is_live_and_ready_with_every_dependency(stowgate: Service) -> No
     assert ready.json() == {
         "status": "ready",
         "dependencies": {
-            "object_store": {"status": "up"},
-            "free_space": {"status": "up"},
-            "broker": {"status": "up"},
-            "workflow_manager_queue": {"status": "up"},
+            "object_store": {"status": "ready"},
+            "free_space": {"status": "ready"},
+            "broker": {"status": "ready"},
+            "workflow_manager_queue": {"status": "ready"},
         },
     }
 

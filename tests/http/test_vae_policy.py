@@ -87,7 +87,7 @@ def test_an_instance_larger_than_a_vae_accepts_is_413_while_it_arrives(stowgate:
     place = urlsplit(stowgate.url)
     with socket.create_connection((place.hostname, place.port), 30) as sock:
         sock.sendall(
-            f"POST /dicomweb/vae/{title}/studies HTTP/1.1\r\nHost: stowgate\r\n"
+            f"POST /dicomweb/vae/{title}/studies HTTP/1.1\r\nHost: localhost\r\n"
             f"Content-Type: application/dicom\r\nContent-Length: {4 << 20}\r\n\r\n".encode()
             + bytes(2 << 20)
         )

@@ -226,3 +226,36 @@ def test_without_the_setting_a_page_stores_nothing(
 ) -> None:
     assert visit(site.origin, _snippet(stowgate.url), STORE_TWO) == REFUSED
     assert not stowgate.payloads_with(site.files["0.dcm"])
+
+
+WITHOUT_PREFLIGHT = """
+export default async () => {
+  const image = await (await fetch("/0.dcm")).arrayBuffer();
+  const types = [
+    "",
+    "text/plain",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=x",
+    'multipart/related; type="application/dicom"; boundary=x',
+    "application/dicom",
+  ];
+  for (const type of types) {
+    const request = { method: "POST", mode: "no-cors", body: new Blob([image], { type }) };
+    await fetch("ADDRESS/dicomweb/studies", request);
+    navigator.sendBeacon("ADDRESS/dicomweb/studies", request.body);
+  }
+  return "sent";
+};
+"""
+
+
+def test_what_a_page_sends_without_a_preflight_is_stored_for_no_origin(
+    visit: Visit, site: Site, stowgate: Service
+) -> None:
+    refused = stowgate.metric("stowgate_posts_total", status="415")
+
+    script = WITHOUT_PREFLIGHT.replace("ADDRESS", stowgate.url)
+
+    assert visit(site.other_origin, "", script) == "sent"
+    assert stowgate.metric("stowgate_posts_total", status="415") >= refused + 6
+    assert not stowgate.payloads_with(site.files["0.dcm"])

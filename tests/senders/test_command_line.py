@@ -133,3 +133,13 @@ def test_the_snippet_for_stowgate_send_stores_the_image_and_the_series(
     told = _pasted(snippet("stowgate send", "sh", url=stowgate.url), desk)
 
     assert told.startswith("stored 4 of 4 files\n")
+
+
+def test_the_snippet_for_stowgate_send_with_a_key_sends_the_series_once_more(
+    stowgate: Service, desk: Path
+) -> None:
+    first = _pasted(f"stowgate send series --url {stowgate.url}", desk)
+    told = _pasted(snippet("stowgate send", "sh", 2, url=stowgate.url), desk)
+
+    assert told.startswith("stored 3 of 3 files\n")
+    assert told != first

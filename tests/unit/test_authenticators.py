@@ -3,8 +3,9 @@
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ OTHER_PASSWORD = "battery-horse-correct"
 
 @pytest.fixture(scope="module")
 def line() -> str:
-    return user_line("archive", [Scope.STORE, Scope.READ], PASSWORD, ["AE-1", "AE-2"])
+    return user_line("archive", [Scope.STORE, Scope.READ], PASSWORD, ["AE-1", "AE-2/w-9"])
 
 
 def test_every_endpoint_has_been_given_a_scope(
@@ -73,7 +74,7 @@ def test_a_line_is_a_caller_with_scopes_and_vaes(line: str) -> None:
     users = parse_users(f"# archives\n\n{line}\n")
 
     assert users["archive"].caller == Caller(
-        "archive", frozenset({Scope.STORE, Scope.READ}), frozenset({"AE-1", "AE-2"})
+        "archive", frozenset({Scope.STORE, Scope.READ}), frozenset({"AE-1", "AE-2/w-9"})
     )
     assert PASSWORD not in line
 
@@ -91,7 +92,10 @@ def test_two_lines_of_one_password_differ(line: str) -> None:
         (lambda line: line.replace(":32768:", ":2:"), "line 1 is not"),
         (lambda line: line.replace("store,read", "store,everything"), "line 1 has a scope"),
         (lambda line: line.replace("store,read", ""), "line 1 is not"),
-        (lambda line: line.replace("AE-1", "A E"), "line 1 is not"),
+        (lambda line: line.replace("AE-1", "A E"), "line 1 has a binding that is none"),
+        (lambda line: line.replace("/w-9", "/"), "line 1 has a binding that is none"),
+        (lambda line: line.replace("/w-9", "/vae"), "line 1 has a binding that is none"),
+        (lambda line: line.replace("/w-9", "/w-9/x"), "line 1 has a binding that is none"),
         (lambda line: f"{line}:", "line 1 is not"),
         (lambda line: line[:60], "line 1 is not"),
         (lambda line: f"{line}\n{line}", "line 2 is a second one"),
@@ -106,21 +110,21 @@ def test_a_bad_line_is_named_by_its_number(line: str, spoil: Any, words: str) ->
 
 
 class Hashes:
-    """Counts the hashes, and holds them back when told to; what is a hash it does not decide."""
+    """Counts the hashes, and holds those of guesses back; what is a hash it does not decide."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
         self.at_once = 0
         self.most_at_once = 0
-        self.go = threading.Event()
-        self.go.set()
+        self.guesses_go_on = threading.Event()
         self._lock = threading.Lock()
 
     def check(self, password_hash: str, password: str) -> bool:
         with self._lock:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
-        self.go.wait(30)
+        if password == "guess":
+            self.guesses_go_on.wait(60)
         with self._lock:
             self.at_once -= 1
             self.done.append(password_hash)
@@ -140,30 +144,35 @@ def users_of(tmp_path: Path, *lines: str) -> WatchedFile[Mapping[str, User]]:
     return WatchedFile(file, parse_users, "STOWGATE_USERS")
 
 
+WARD, ELSEWHERE = "10.0.0.7", "198.51.100.7"
+HOUR = 3600.0
+
+
 def given(name: str, password: str) -> Authorization:
     return Authorization("basic", {"username": name, "password": password})
 
 
-def test_a_right_password_is_hashed_once_a_minute(tmp_path: Path, line: str) -> None:
+def test_a_right_password_is_not_hashed_again_while_it_is_used(tmp_path: Path, line: str) -> None:
     hashes, clock = Hashes(), Clock()
     users = BasicUsers(users_of(tmp_path, line), 4, clock, hashes.check)
 
     for _ in range(5):
-        assert users.caller(given("archive", PASSWORD)).name == "archive"
+        assert users.caller(given("archive", PASSWORD), WARD).name == "archive"
+        clock.now += HOUR - 1
     assert len(hashes.done) == 1
-    clock.now = 61.0
-    users.caller(given("archive", PASSWORD))
+    clock.now += 2
+    users.caller(given("archive", PASSWORD), WARD)
     assert len(hashes.done) == 2
 
 
 def test_a_wrong_password_is_never_remembered(tmp_path: Path, line: str) -> None:
     hashes = Hashes()
     users = BasicUsers(users_of(tmp_path, line), 4, check=hashes.check)
-    users.caller(given("archive", PASSWORD))
+    users.caller(given("archive", PASSWORD), WARD)
 
     for _ in range(3):
         with pytest.raises(Unauthorized):
-            users.caller(given("archive", OTHER_PASSWORD))
+            users.caller(given("archive", OTHER_PASSWORD), WARD)
     assert len(hashes.done) == 4
 
 
@@ -173,7 +182,7 @@ def test_an_unknown_user_costs_a_hash_of_the_same_method(tmp_path: Path, line: s
 
     for name in ("archive", "nobody"):
         with pytest.raises(Unauthorized):
-            users.caller(given(name, OTHER_PASSWORD))
+            users.caller(given(name, OTHER_PASSWORD), WARD)
 
     known, unknown = (password_hash.split("$") for password_hash in hashes.done)
     assert known[0] == unknown[0]
@@ -183,50 +192,115 @@ def test_an_unknown_user_costs_a_hash_of_the_same_method(tmp_path: Path, line: s
 def test_a_user_whose_line_changed_is_not_remembered(tmp_path: Path, line: str) -> None:
     file = users_of(tmp_path, line)
     users = BasicUsers(file, 4)
-    users.caller(given("archive", PASSWORD))
+    users.caller(given("archive", PASSWORD), WARD)
 
     users_of(tmp_path, user_line("archive", [Scope.READ], OTHER_PASSWORD))
 
     with pytest.raises(Unauthorized):
-        users.caller(given("archive", PASSWORD))
-    assert users.caller(given("archive", OTHER_PASSWORD)).scopes == {Scope.READ}
+        users.caller(given("archive", PASSWORD), WARD)
+    assert users.caller(given("archive", OTHER_PASSWORD), WARD).scopes == {Scope.READ}
 
 
-def test_a_flood_of_passwords_is_bounded_and_those_known_pass_by_it(
-    tmp_path: Path, line: str
-) -> None:
-    hashes = Hashes()
-    users = BasicUsers(users_of(tmp_path, line), 4, check=hashes.check)
-    users.caller(given("archive", PASSWORD))
-    hashes.go.clear()
+GUESSES_WAITING = 5
 
-    def attempt(number: int) -> type[Exception]:
+
+class Ward:
+    """Users `archive` and `viewer`, who entered a while ago and are hashed again by now."""
+
+    def __init__(self, tmp_path: Path, line: str) -> None:
+        self.hashes, self._clock = Hashes(), Clock()
+        lines = [line, line.replace("archive", "viewer", 1)]
+        self.users = BasicUsers(users_of(tmp_path, *lines), 7, self._clock, self.hashes.check)
+        for name in ("archive", "viewer"):
+            self.enter(name)
+        self._clock.now += HOUR + 1
+        self.hashes.done.clear()
+
+    def enter(self, name: str) -> str | None:
+        return self.users.caller(given(name, PASSWORD), WARD).name
+
+    def guess(self, name: str, address: str) -> type[Exception]:
         with pytest.raises((Unauthorized, TooBusy)) as caught:
-            users.caller(given("archive", f"guess {number}"))
+            self.users.caller(given(name, "guess"), address)
         return caught.type
 
-    with ThreadPoolExecutor(12) as attackers:
-        attempts = [attackers.submit(attempt, number) for number in range(12)]
-        wait_for(lambda: sum(done.done() for done in attempts) == 8)
-        assert users.caller(given("archive", PASSWORD)).name == "archive"
-        hashes.go.set()
-        outcomes = [done.result() for done in attempts]
+    @contextmanager
+    def guessers(self, address: str, count: int = 12) -> Iterator[list[type[Exception]]]:
+        """Of the name `archive`, those with a place until the block ends; then their outcomes."""
+        outcomes: list[type[Exception]] = []
+        with ThreadPoolExecutor(count) as pool:
+            guesses = [pool.submit(self.guess, "archive", address) for _ in range(count)]
+            try:
+                wait_for(lambda: sum(done.done() for done in guesses) == count - GUESSES_WAITING)
+                yield outcomes
+            finally:
+                self.hashes.guesses_go_on.set()
+            outcomes += [guess.result() for guess in guesses]
 
-    assert (outcomes.count(TooBusy), outcomes.count(Unauthorized)) == (8, 4)
-    assert hashes.most_at_once == 2
+
+@pytest.fixture
+def ward(tmp_path: Path, line: str) -> Ward:
+    return Ward(tmp_path, line)
+
+
+def test_a_flood_of_guesses_is_bounded_in_places_and_in_hashes_at_a_time(ward: Ward) -> None:
+    with ward.guessers(ELSEWHERE) as outcomes:
+        pass
+
+    assert (outcomes.count(TooBusy), outcomes.count(Unauthorized)) == (7, GUESSES_WAITING)
+    assert ward.hashes.most_at_once == 2
+
+
+def test_guessers_elsewhere_do_not_keep_a_sender_waiting_that_was_right_before(ward: Ward) -> None:
+    with ward.guessers(ELSEWHERE):
+        for name in ("archive", "viewer", "archive"):
+            assert ward.enter(name) == name
+
+
+def test_who_guesses_at_the_address_of_others_keeps_only_the_names_guessed_from_waiting(
+    ward: Ward,
+) -> None:
+    ward.hashes.guesses_go_on.set()
+    assert ward.guess("archive", WARD) is Unauthorized
+    ward.hashes.guesses_go_on.clear()
+
+    with ward.guessers(WARD):
+        assert ward.enter("viewer") == "viewer"
+        with pytest.raises(TooBusy):
+            ward.enter("archive")
+
+
+def test_one_sender_has_one_place_of_its_own_at_a_time(ward: Ward) -> None:
+    with ThreadPoolExecutor(1) as pool, ward.guessers(ELSEWHERE):
+        guess = pool.submit(ward.guess, "viewer", WARD)
+        wait_for(lambda: ward.hashes.at_once == 3)
+
+        with pytest.raises(TooBusy):
+            ward.enter("viewer")
+    assert guess.result() is Unauthorized
+
+
+def test_a_name_that_was_never_right_has_no_place_of_its_own_whether_it_is_one_or_not(
+    ward: Ward,
+) -> None:
+    with ward.guessers(ELSEWHERE):
+        for name in ("archive", "nobody"):
+            with pytest.raises(TooBusy):
+                ward.users.caller(given(name, PASSWORD), "203.0.113.9")
 
 
 def test_what_is_remembered_is_bounded(tmp_path: Path, line: str) -> None:
     hashes = Hashes()
     hashes.check = lambda *_: bool(hashes.done.append("") or True)  # type: ignore[method-assign]
     users = BasicUsers(users_of(tmp_path, line), 4, check=hashes.check)
-    for number in range(2000):
-        users.caller(given("archive", f"right {number}"))
+    for number in range(12_000):
+        users.caller(given("archive", f"right {number}"), f"2001:db8::{number:x}")
 
-    users.caller(given("archive", "right 1999"))
-    assert len(hashes.done) == 2000
-    users.caller(given("archive", "right 0"))
-    assert len(hashes.done) == 2001
+    assert (len(users._verified), len(users._known)) == (1024, 10_000)
+    users.caller(given("archive", "right 11999"), WARD)
+    assert len(hashes.done) == 12_000
+    users.caller(given("archive", "right 0"), WARD)
+    assert len(hashes.done) == 12_001
 
 
 RSA = rsa.generate_private_key(65537, 2048)

@@ -397,6 +397,18 @@ def test_text_under_the_tag_of_a_sequence_is_accepted_without_vrs() -> None:
     assert is_refused(file_with(element(0x00081140, "SQ", b"no sequence here")))
 
 
+def test_unknown_sequences_in_big_endian_items_without_vrs_are_big_endian() -> None:
+    first = struct.pack(">HH2sH", 0x0008, 0x0005, b"CS", 0)
+    inner = struct.pack(">HHL", 0xFFFE, 0xE000, 10) + struct.pack(">HHL", 0x0008, 0x0060, 2) + b"CT"
+    unknown = struct.pack(">HHL", 0x0009, 0x1001, UNDEFINED) + inner
+    unknown += struct.pack(">HHL", 0xFFFE, 0xE0DD, 0)
+    nested = struct.pack(">HHL", 0xFFFE, 0xE000, len(unknown)) + unknown
+    sequence = struct.pack(">HH2sHL", 0x0008, 0x1140, b"SQ", 0, len(nested)) + nested
+    result = described(file_with(first + sequence, BIG_ENDIAN))
+    inside = result["00081140"]["Value"][0]["00091001"]
+    assert inside["Value"] == [{"00080060": {"vr": "CS", "Value": ["CT"]}}]
+
+
 def test_big_endian_items_without_vrs_are_big_endian() -> None:
     first = struct.pack(">HH2sH", 0x0008, 0x0005, b"CS", 0)
     nested = struct.pack(">HHL", 0xFFFE, 0xE000, 10) + struct.pack(">HHL", 0x0008, 0x0060, 2)

@@ -44,6 +44,9 @@ def test_the_sender_is_the_first_that_is_no_known_proxy(
         ("/site/dicomweb/studies", "/site/dicomweb/studies"),
         ("/site/stowaway/studies", "/site/stowaway/studies"),
         ("/dicomweb/site/stow/studies", "/dicomweb/site/stow/studies"),
+        ("/site/stow/config/vae", "/config/vae"),
+        ("/site/stow//config/vae/", "//config/vae/"),
+        ("//site/stow/config/vae", "//site/stow/config/vae"),
     ],
 )
 def test_a_prefix_is_taken_away_where_a_path_begins_with_it(path: str, own: str) -> None:

@@ -80,6 +80,40 @@ def test_a_vae_that_another_replica_added_can_be_used_at_once(bench: Bench) -> N
     assert bench.here.by_ae_title("BRAIN") == brain
 
 
+def test_a_registry_that_did_not_change_is_decoded_once_however_many_unknown_titles_are_asked_for(
+    bench: Bench,
+) -> None:
+    bench.here.add(LUNG)
+    decoded = bench.here.all()["lung"]
+
+    for _ in range(3):
+        assert bench.here.by_ae_title("NOBODY") is None
+        bench.now += 60
+        assert bench.here.by_ae_title("LUNG") is decoded
+        assert bench.here.all()["lung"] is decoded
+
+
+def test_what_can_be_no_ae_title_is_not_looked_up(bench: Bench) -> None:
+    bench.here.add(LUNG)
+    reads = bench.store.reads
+
+    assert bench.here.by_ae_title("x" * 16) is None
+    assert bench.store.reads == reads
+
+
+def test_a_change_by_another_replica_is_seen_after_many_unknown_titles(bench: Bench) -> None:
+    bench.here.add(LUNG)
+    assert bench.here.by_ae_title("BRAIN") is None
+    bench.there.add(replace(LUNG, name="brain", virtual_ae_title="BRAIN"))
+    assert bench.here.by_ae_title("BRAIN") is not None
+    bench.there.remove("brain")
+    bench.there.remove("lung")
+
+    assert bench.here.by_ae_title("NOBODY") is None
+    assert bench.here.by_ae_title("BRAIN") is None
+    assert dict(bench.here.all()) == {}
+
+
 def test_what_a_replica_changed_itself_holds_there_at_once(bench: Bench) -> None:
     bench.here.add(LUNG)
     bench.here.by_ae_title("LUNG")

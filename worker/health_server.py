@@ -1,0 +1,60 @@
+"""The server of the worker's health and metrics: waitress, for any number of connections."""
+
+import logging
+import resource
+import socket
+from wsgiref.types import WSGIApplication
+
+from waitress.adjustments import Adjustments
+from waitress.server import TcpWSGIServer
+
+_THREADS = 4
+_IDLE_SECONDS = 10
+
+# Nothing here has a body, and waitress keeps one on disk before it calls the application.
+_HEAD_BYTES = 16 << 10
+_BODY_BYTES = 1 << 10
+
+
+class HealthServer(TcpWSGIServer):  # type: ignore[misc]
+    """Serves `app` on a listening socket, with a few threads however many connections there are.
+
+    An idle connection costs no thread. Of more connections than it may have open, the one that was
+    idle for the longest makes room, so that nobody keeps a probe out.
+    """
+
+    def __init__(self, app: WSGIApplication, listener: socket.socket) -> None:
+        self._most_connections = _most_connections()
+        # A line for each request that waits for a thread would let anyone fill the log.
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+        super().__init__(
+            app,
+            _sock=listener,
+            bind_socket=False,
+            sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
+            adj=Adjustments(
+                sockets=[listener],
+                threads=_THREADS,
+                # Two of these are its own; one is accepted before another makes room.
+                connection_limit=self._most_connections + 3,
+                asyncore_use_poll=True,
+                channel_timeout=_IDLE_SECONDS,
+                cleanup_interval=_IDLE_SECONDS // 2,
+                max_request_header_size=_HEAD_BYTES,
+                max_request_body_size=_BODY_BYTES,
+                ident=None,
+            ),
+        )
+
+    def handle_accept(self) -> None:
+        super().handle_accept()
+        if len(self.active_channels) > self._most_connections:
+            idle = [c for c in self.active_channels.values() if not c.requests]
+            if idle:
+                min(idle, key=lambda channel: channel.last_activity).handle_close()
+
+
+def _most_connections() -> int:
+    """Half of the open files that this process may have is left for its engines."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1000 if files == resource.RLIM_INFINITY else min(1000, files // 2)
