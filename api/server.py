@@ -22,11 +22,12 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.http import errors, message
 from gunicorn.http.body import LengthReader
-from gunicorn.util import unquote_to_wsgi_str
+from gunicorn.util import split_request_uri, unquote_to_wsgi_str
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from api.hourglass import Hourglass, Receiving
 from api.paths import own_path
+from api.slots import EXTENSION, Slots
 from shared.logs import where
 
 _HEAD_SECONDS = 5.0
@@ -93,9 +94,12 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     `on_exit` is called in a worker process when it ends, and `on_child_exit` with its process id
     in the parent after that. A request line of more than `request_line_bytes` is answered with 414,
-    and a head, that line included, of more than `head_bytes` with 431. With `tls` it speaks HTTPS
-    and nothing else. `path_prefix` may stand in front of every path.
+    and a head, that line included, of more than `head_bytes` with 431. An upload waits for one of
+    the application's slots for at most `upload_wait_seconds`. With `tls` it speaks HTTPS and
+    nothing else. `path_prefix` may stand in front of every path.
     """
+
+    slots: Slots
 
     def __init__(
         self,
@@ -106,6 +110,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         threads: int,
         request_line_bytes: int,
         head_bytes: int,
+        upload_wait_seconds: float,
         tls: ssl.SSLContext | None,
         path_prefix: str,
         on_exit: Callable[[], None],
@@ -113,6 +118,7 @@ class Server(BaseApplication):  # type: ignore[misc]
     ) -> None:
         self.request_line_bytes = request_line_bytes
         self.head_bytes = head_bytes
+        self.upload_wait_seconds = upload_wait_seconds
         self.tls = tls
         self.path_prefix = path_prefix
         self._make_app = make_app
@@ -141,7 +147,9 @@ class Server(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-        return _closing_unread(self._make_app())
+        app = self._make_app()
+        self.slots = app.extensions[EXTENSION]
+        return _adapted(app)
 
     def run(self) -> None:
         _Parent(self).run()
@@ -174,18 +182,20 @@ def _most_connections() -> int:
     return 1000 if files == resource.RLIM_INFINITY else min(1000, files // 2)
 
 
-def _closing_unread(
+def _adapted(
     app: Callable[[dict[str, Any], Any], Iterable[bytes]],
 ) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-    """An answer to a request whose body was not read to its end says `Connection: close`.
+    """The application is told when the head of a request was whole, before any wait for a slot.
 
-    The server reads on behind the answer, not before it: a proxy gives up on a peer that takes the
-    body and then hangs up, and tells the sender to try again instead. And in place of 100 Continue
-    nobody knows whether the body comes at all.
+    An answer to a request whose body was not read to its end says `Connection: close`. The server
+    reads on behind the answer, not before it: a proxy gives up on a peer that takes the body and
+    then hangs up, and tells the sender to try again instead. And in place of 100 Continue nobody
+    knows whether the body comes at all.
     """
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = environ["wsgi.input"]
+        environ["stowgate.head_at"] = body.head_at
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             if body.unread:
@@ -226,7 +236,13 @@ def _has_decrypted(sock: socket.socket) -> bool:
     return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
 
-class _LengthBody:
+class _Received:
+    """`head_at` is when the head before the body was whole, by the monotonic clock."""
+
+    head_at = 0.0
+
+
+class _LengthBody(_Received):
     """A body of known length. gunicorn's own copies all of it twice more on its way.
 
     Once reading `failed`, nobody knows where the next request on the connection begins.
@@ -264,10 +280,15 @@ class _LengthBody:
         return data[:size]
 
 
-class _ChunkedBody:
-    """A body that tells its end itself (RFC 9112 7.1), as gunicorn reads it."""
+class _ChunkedBody(_Received):
+    """A body that tells its end itself (RFC 9112 7.1), as gunicorn reads it.
 
-    def __init__(self, body: Any) -> None:
+    Its trailers are held to the limit of a head: gunicorn's own would let them grow to a hundred
+    times that.
+    """
+
+    def __init__(self, body: Any, head_bytes: int) -> None:
+        body.reader.limit_trailer_section = head_bytes
         self._body = body
         self.unread = True
 
@@ -281,7 +302,7 @@ class _ChunkedBody:
         return bool(self._body.failed)
 
 
-class _AroundBody:
+class _AroundBody(_Received):
     """A body with something done around each read of it."""
 
     def __init__(self, body: "_Body") -> None:
@@ -347,8 +368,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     request's head never comes, and waits on its main loop for peers that do not close, so that a
     few connections keep everyone out. Here both wait in the poller of the main loop, which costs
     a file descriptor each: a head until it is whole, and a connection behind its last answer until
-    its peer closes. So does a TLS handshake. All methods run on the main loop except `handle` and
-    what it calls; none of them waits.
+    its peer closes. So does a TLS handshake. An upload waits for a slot without a thread too, and
+    nothing more of it is read. All methods run on the main loop except `handle` and what it calls;
+    none of them waits.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -356,6 +378,10 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._hourglass = Hourglass()
         # Until when each connection may stay in the poller, by the monotonic clock.
         self._ends: dict[TConn, float] = {}
+        # Uploads without a slot, in the order in which they came, and until when each waits for one
+        # by that clock. The others have the rest of the connections.
+        self._waiting: dict[TConn, float] = {}
+        self._most_waiting = self.worker_connections // 2
 
     def init_signals(self) -> None:
         """A terminal that closes tells this process too, which has requests to finish."""
@@ -503,8 +529,36 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self._close(conn)
             return
         del self._ends[conn]
-        conn.body_end = time.monotonic() + _SMALL_BODY_SECONDS
-        super().enqueue_req(conn)
+        conn.head_at = time.monotonic()
+        if self._is_upload(conn) and len(self._waiting) < self._most_waiting:
+            self._waiting[conn] = conn.head_at + self.app.upload_wait_seconds
+            self._begin_uploads()
+        else:
+            super().enqueue_req(conn)
+
+    def _is_upload(self, conn: TConn) -> bool:
+        """By the request line. One that is malformed is no upload, and will be refused."""
+        head: bytes = conn.parser.unreader.buf.getvalue()[: self.app.request_line_bytes]
+        method, _, rest = head.decode("latin-1").partition(" ")
+        try:
+            path = split_request_uri(rest.partition(" ")[0]).path
+        except ValueError:
+            return False
+        return method == "POST" and self._own_path(path).startswith(_UPLOADS)
+
+    def _own_path(self, path: str) -> str:
+        return own_path(unquote_to_wsgi_str(path), self.app.path_prefix)
+
+    def _begin_uploads(self) -> None:
+        """Serve those that get a slot now, and those that have waited for long enough: without a
+        slot, the application refuses them."""
+        slots, now = self.app.slots, time.monotonic()
+        for conn, end in list(self._waiting.items()):
+            if not slots.take(conn.sock) and end > now:
+                break
+            del self._waiting[conn]
+            super().enqueue_req(conn)
+        slots.waiting(len(self._waiting))
 
     def handle(self, conn: TConn) -> bool:
         """Refuses a head that is too long, which gunicorn would go on reading."""
@@ -524,14 +578,17 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         conn.sock.settimeout(_SOCKET_SECONDS)
         if self.app.tls is not None:
             req.scheme = "https"
-        path = own_path(unquote_to_wsgi_str(req.path), self.app.path_prefix)
-        known = isinstance(req.body.reader, LengthReader)
-        req.body = _LengthBody(req.body.reader) if known else _ChunkedBody(req.body)
-        if not path.startswith(_UPLOADS):
-            req.body = _SmallBody(req.body, conn.sock, self._hourglass, conn.body_end)
+        if isinstance(req.body.reader, LengthReader):
+            req.body = _LengthBody(req.body.reader)
+        else:
+            req.body = _ChunkedBody(req.body, self.app.head_bytes)
+        if not self._own_path(req.path).startswith(_UPLOADS):
+            end = conn.head_at + _SMALL_BODY_SECONDS
+            req.body = _SmallBody(req.body, conn.sock, self._hourglass, end)
         if req._expected_100_continue:
             req._expected_100_continue = False
             req.body = _ExpectedBody(req.body, conn.sock)
+        req.body.head_at = conn.head_at
         try:
             return bool(super().handle_request(req, conn))
         except (TimeoutError, ssl.SSLError):
@@ -585,12 +642,14 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             client.sendall(head.encode() + body)
 
     def finish_request(self, conn: TConn, fs: "Future[bool]") -> None:
+        self.app.slots.give_back(conn.sock)
         if fs.cancelled() or fs.exception() or not fs.result():
             self._linger(conn)
         elif _has_decrypted(conn.sock):
             self.enqueue_req(conn)
         else:
             super().finish_request(conn, fs)
+        self._begin_uploads()
 
     def _linger(self, conn: TConn) -> None:
         """Read on and forget, so that a sender in the middle of sending gets to see the answer.
@@ -635,9 +694,11 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         now = time.monotonic()
         for conn in [conn for conn, end in self._ends.items() if end < now]:
             self._close(conn)
+        self._begin_uploads()
 
     def _cap_keepalive(self, deadline: float) -> None:
         """gunicorn calls this when it stops, for connections that have no request under way."""
         super()._cap_keepalive(deadline)
-        for conn, end in self._ends.items():
-            self._ends[conn] = min(end, deadline)
+        for ends in (self._ends, self._waiting):
+            for conn, end in ends.items():
+                ends[conn] = min(end, deadline)

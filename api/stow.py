@@ -44,9 +44,6 @@ _FORMS = (
 
 _PIECE_BYTES = 1 << 20
 
-# With a sender that stalls, while others would be turned away.
-_PATIENCE_SECONDS = 5.0
-
 # Clients that send a generator a second time send one that is used up.
 _BODY_LOST = (
     "the chunked body is empty: it was probably lost when the request was sent again; send it anew"
@@ -58,17 +55,13 @@ _KEYED_PIECE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class StowOptions:
-    """Of each process: `concurrent_uploads` are received at a time, `waiting_uploads` more wait for
-    their turn, each for `wait_seconds` at most, and `posts_per_minute`, unless 0, are taken from
-    one sender; the rest are turned away."""
+    """`posts_per_minute`, unless 0, are taken from one sender by each process; the rest are turned
+    away."""
 
     body_bytes: int
     part_header_bytes: int
     idle_seconds: float
     upload_seconds: float
-    concurrent_uploads: int
-    waiting_uploads: int
-    wait_seconds: float
     posts_per_minute: int
     public_url: str | None
 
@@ -98,8 +91,8 @@ class StoreTransaction:
         vaes: VaeRegistry,
         records: Records,
         keys: IdempotencyKeys,
+        slots: Slots,
         options: StowOptions,
-        metrics: ApiMetrics,
     ) -> None:
         self._ingest = ingest
         self._uploads = uploads
@@ -108,13 +101,7 @@ class StoreTransaction:
         self._records = records
         self._keys = keys
         self._options = options
-        self._slots = Slots(
-            options.concurrent_uploads,
-            options.waiting_uploads,
-            wait_seconds=options.wait_seconds,
-            patience_seconds=_PATIENCE_SECONDS,
-            metrics=metrics,
-        )
+        self._slots = slots
         self._hourglass = Hourglass()
         self._rates, self._vae_rates = Rates(), Rates()
 
@@ -132,7 +119,7 @@ class StoreTransaction:
         _check_length(request)
         if not request.content_length and not body.chunked:
             return bare(HTTPStatus.NO_CONTENT)
-        with self._slots.taken(body):
+        with self._slots.receiving(request.environ.get("gunicorn.socket"), body):
             try:
                 return self._receive(body, target)
             except MalformedMultipart as error:
@@ -197,7 +184,7 @@ def stow_blueprint(
             return
         given = request.headers.get("X-Correlation-ID", "")
         g.correlation_id = given.lower() if is_guid(given) else str(uuid4())
-        g.started = time.monotonic()
+        g.started = request.environ.get("stowgate.head_at", time.monotonic())
         structlog.contextvars.bind_contextvars(correlation_id=g.correlation_id)
 
     @blueprint.after_request

@@ -10,6 +10,7 @@ from api.app import create_app
 from api.auth.authenticators import authenticator
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest
+from api.slots import EXTENSION, Slots
 from api.stow import StoreTransaction, StowOptions
 from api.upload import Limits, Uploads
 from shared.config import Settings
@@ -26,6 +27,9 @@ _ANNOUNCERS = 4
 
 # What they have in hand is in memory, so there are no more than keep a store busy.
 _PUTTERS = 8
+
+# With a sender that stalls, while others wait for its slot.
+_PATIENCE_SECONDS = 5.0
 
 
 def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -> Flask:
@@ -51,6 +55,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     )
     announcers = None if settings.broker == "memory" else started_pool(_ANNOUNCERS, "announce")
     vaes = VaeRegistry(engines.state)
+    slots = Slots(settings.concurrent_uploads, patience_seconds=_PATIENCE_SECONDS, metrics=metrics)
     store = StoreTransaction(
         ingest=Ingest(uploads=uploads, records=records, metrics=metrics, mint=payload_ids.mint),
         uploads=uploads,
@@ -63,20 +68,17 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             payload_ids.mint,
             lease=timedelta(seconds=settings.lease_seconds),
         ),
+        slots=slots,
         options=StowOptions(
             body_bytes=settings.max_body_bytes,
             part_header_bytes=settings.max_part_header_bytes,
             idle_seconds=settings.idle_seconds,
             upload_seconds=settings.max_upload_seconds,
-            concurrent_uploads=settings.concurrent_uploads,
-            waiting_uploads=settings.waiting_uploads,
-            wait_seconds=settings.upload_wait_seconds,
             posts_per_minute=settings.rate_per_sender,
             public_url=settings.public_url,
         ),
-        metrics=metrics,
     )
-    return create_app(
+    app = create_app(
         store=store,
         authenticator=authenticator(settings),
         metrics_open=settings.metrics_open,
@@ -91,3 +93,5 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         trusted_proxies=settings.trusted_proxies,
         cors_origins=settings.cors_origins or (),
     )
+    app.extensions[EXTENSION] = slots
+    return app

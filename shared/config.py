@@ -367,8 +367,9 @@ class Settings:
     api_threads: int = setting(
         "40",
         _whole(2, 256),
-        "threads of each API process: for uploads, for those that wait for their turn, and two for "
-        "all else, or up to six where `STOWGATE_AUTH` asks who sends",
+        "threads of each API process: one for each upload that it takes at a time, and at least "
+        "two for all else, or up to six where `STOWGATE_AUTH` asks who sends; uploads that wait "
+        "for their turn need none",
     )
     max_uploads: int | None = setting(
         None,
@@ -379,8 +380,9 @@ class Settings:
     upload_wait_seconds: int = setting(
         "10",
         _whole(0, 60),
-        "longest wait of an upload for its turn; above it 429, and at once where no thread is left "
-        "to wait in",
+        "longest wait of an upload for its turn; above it 429, and at once where as many wait "
+        "already as half of the connections that a process takes (500, or a quarter of its open "
+        "files)",
     )
     rate_per_sender: int = setting(
         "0",
@@ -513,11 +515,6 @@ class Settings:
     def openings(self) -> int:
         """Payloads that a worker opens at a time."""
         return self.worker_threads or (_EMBEDDED_OPENINGS if self.broker == "memory" else _OPENINGS)
-
-    @property
-    def waiting_uploads(self) -> int:
-        """Per API process."""
-        return self._most_uploads - self.concurrent_uploads
 
     @property
     def most_waiting_to_enter(self) -> int:

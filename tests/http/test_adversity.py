@@ -150,7 +150,9 @@ def test_what_cannot_be_handed_over_is_counted_until_it_can(tmp_path: Path) -> N
 
 
 def test_more_uploads_than_there_is_room_for_are_429(tmp_path: Path) -> None:
-    with running("run", tmp_path, STOWGATE_API_THREADS="3") as service:
+    with running(
+        "run", tmp_path, STOWGATE_MAX_UPLOADS="1", STOWGATE_UPLOAD_WAIT_SECONDS="0"
+    ) as service:
 
         def in_progress() -> bool:
             return "stowgate_uploads_in_progress 1.0" in service.get("/metrics").text
