@@ -43,9 +43,9 @@ _UPLOADS = "/dicomweb/"
 # Of a peer that takes its answer; the body of an upload has limits of its own.
 _SOCKET_SECONDS = 10.0
 
-# What is read and forgotten behind the last answer on a connection.
-_LINGER_BYTES = 64 << 20
-_LINGER_SECONDS = 5.0
+# Behind the last answer on a connection a peer has to send so much in so long, or it is hung up on.
+_LINGER_BYTES = 64 << 10
+_LINGER_SECONDS = 10.0
 
 _PIECE_BYTES = 64 << 10
 
@@ -95,8 +95,8 @@ class Server(BaseApplication):  # type: ignore[misc]
     `on_exit` is called in a worker process when it ends, and `on_child_exit` with its process id
     in the parent after that. A request line of more than `request_line_bytes` is answered with 414,
     and a head, that line included, of more than `head_bytes` with 431. An upload waits for one of
-    the application's slots for at most `upload_wait_seconds`. With `tls` it speaks HTTPS and
-    nothing else. `path_prefix` may stand in front of every path.
+    the application's slots for at most `upload_wait_seconds`, and may take `upload_seconds`. With
+    `tls` it speaks HTTPS and nothing else. `path_prefix` may stand in front of every path.
     """
 
     slots: Slots
@@ -111,6 +111,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         request_line_bytes: int,
         head_bytes: int,
         upload_wait_seconds: float,
+        upload_seconds: float,
         tls: ssl.SSLContext | None,
         path_prefix: str,
         on_exit: Callable[[], None],
@@ -119,6 +120,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         self.request_line_bytes = request_line_bytes
         self.head_bytes = head_bytes
         self.upload_wait_seconds = upload_wait_seconds
+        self.upload_seconds = upload_seconds
         self.tls = tls
         self.path_prefix = path_prefix
         self._make_app = make_app
@@ -655,9 +657,12 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         """Read on and forget, so that a sender in the middle of sending gets to see the answer.
 
         A connection closed with unread data on it is reset, and the answer lost (RFC 9112 9.6).
+        Some senders, `HttpURLConnection` of Java among them, look for an answer only when they have
+        sent everything, however much that is. So one that goes on sending is read from for as long
+        as its upload might have taken; one that pauses or trickles is hung up on.
         """
-        self._ends[conn] = time.monotonic() + _LINGER_SECONDS
-        conn.linger_bytes = _LINGER_BYTES
+        conn.linger_end = time.monotonic() + self.app.upload_seconds
+        self._linger_on(conn)
         try:
             conn.sock.setblocking(False)
             if isinstance(conn.sock, ssl.SSLSocket):
@@ -677,8 +682,14 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         except OSError:
             received = 0
         conn.linger_bytes -= received
-        if not received or conn.linger_bytes < 0:
+        if not received:
             self._close(conn)
+        elif conn.linger_bytes <= 0:
+            self._linger_on(conn)
+
+    def _linger_on(self, conn: TConn) -> None:
+        conn.linger_bytes = _LINGER_BYTES
+        self._ends[conn] = min(time.monotonic() + _LINGER_SECONDS, conn.linger_end)
 
     def _close(self, conn: TConn) -> None:
         """End a connection that waits in the poller, which may have an event for it still."""

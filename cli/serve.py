@@ -162,6 +162,7 @@ def _server_of(settings: Settings) -> partial[Server]:
         request_line_bytes=settings.max_request_line_bytes,
         head_bytes=settings.max_head_bytes,
         upload_wait_seconds=settings.upload_wait_seconds,
+        upload_seconds=settings.max_upload_seconds,
         tls=server_context(settings),
         path_prefix=settings.path_prefix,
     )

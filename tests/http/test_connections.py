@@ -262,6 +262,41 @@ def test_a_sender_sees_the_refusal_of_a_large_body_it_is_sending(service: Servic
     assert answer.status_code == 404
 
 
+LARGE_BYTES = 96 << 20
+
+
+def test_a_sender_that_reads_no_answer_before_it_has_sent_everything_gets_the_refusal(
+    service: Service,
+) -> None:
+    """As `HttpURLConnection` of Java does."""
+    sent = head(
+        "POST /dicomweb/studies HTTP/1.1",
+        "Content-Type: text/plain",
+        f"Content-Length: {LARGE_BYTES}",
+    )
+    with connect(service) as sock:
+        sock.sendall(sent)
+        for _ in range(LARGE_BYTES >> 20):
+            sock.sendall(bytes(1 << 20))
+
+        assert read_answer(sock)[0] == 415
+
+
+def test_a_sender_that_trickles_behind_its_refusal_is_hung_up_on(service: Service) -> None:
+    with connect(service) as sock:
+        sock.sendall(UPLOAD_OF_TEXT)
+        assert read_answer(sock)[0] == 415
+
+        def hung_up() -> bool:
+            try:
+                sock.sendall(b"x")
+            except OSError:
+                return True
+            return False
+
+        wait_for(hung_up)
+
+
 def open_connections(service: Service) -> int:
     """That have come to the service and that it holds, in its own process or a child."""
     port = urlsplit(service.url).port
