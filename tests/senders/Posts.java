@@ -1,9 +1,10 @@
+import java.io.BufferedReader;
 import java.io.ByteArrayInputStream;
 import java.io.IOException;
 import java.io.InputStream;
-import java.io.OutputStream;
-import java.io.BufferedReader;
 import java.io.InputStreamReader;
+import java.io.OutputStream;
+import java.io.UncheckedIOException;
 import java.net.HttpURLConnection;
 import java.net.URI;
 import java.net.http.HttpClient;
@@ -19,12 +20,12 @@ import javax.net.ssl.SSLContext;
 import javax.net.ssl.TrustManagerFactory;
 
 /**
- * Posts zeros with the two HTTP clients that every JDK has. Reads lines of client, framing, bytes,
- * Content-Type and URL, with a tab between, and writes for each the status and the body of the
- * answer, or why there was none. Its argument, if any, is the certificate of an authority.
+ * Posts with the two HTTP clients that every JDK since 11 has. Reads lines of client, framing, body
+ * (a file, or a number of zeros), Content-Type and URL, with a tab between, and writes for each the
+ * status and the body of the answer, or why there was none. Its argument, if any, is the certificate
+ * of an authority.
  */
 public class Posts {
-    private static final byte[] PIECE = new byte[1 << 16];
 
     public static void main(String[] arguments) throws Exception {
         SSLContext tls = arguments.length > 0 ? trusting(Path.of(arguments[0])) : SSLContext.getDefault();
@@ -33,12 +34,12 @@ public class Posts {
         BufferedReader lines = new BufferedReader(new InputStreamReader(System.in));
         for (String line = lines.readLine(); line != null; line = lines.readLine()) {
             String[] post = line.split("\t");
-            long size = Long.parseLong(post[2]);
+            Body body = new Body(post[2]);
             String told;
             try {
                 told = post[0].equals("HttpURLConnection")
-                    ? byConnection(post[1], size, post[3], URI.create(post[4]))
-                    : byClient(client, post[1], size, post[3], URI.create(post[4]));
+                    ? byConnection(post[1], body, post[3], URI.create(post[4]))
+                    : byClient(client, post[1], body, post[3], URI.create(post[4]));
             } catch (IOException error) {
                 told = "no answer: " + error;
             }
@@ -46,33 +47,32 @@ public class Posts {
         }
     }
 
-    private static String byConnection(String framing, long size, String type, URI url) throws IOException {
+    private static String byConnection(String framing, Body body, String type, URI url)
+            throws IOException {
         HttpURLConnection post = (HttpURLConnection) url.toURL().openConnection();
         post.setRequestMethod("POST");
         post.setDoOutput(true);
         post.setRequestProperty("Content-Type", type);
-        switch (framing) {
-            case "length" -> post.setFixedLengthStreamingMode(size);
-            case "chunks" -> post.setChunkedStreamingMode(PIECE.length);
-            default -> { }  // it collects the body first
-        }
-        try (OutputStream body = post.getOutputStream()) {
-            for (long sent = 0; sent < size; sent += PIECE.length) {
-                body.write(PIECE, 0, (int) Math.min(PIECE.length, size - sent));
-            }
+        if (framing.equals("length")) {
+            post.setFixedLengthStreamingMode(body.size);
+        } else if (framing.equals("chunks")) {
+            post.setChunkedStreamingMode(1 << 16);
+        }  // else it collects the body first
+        try (InputStream from = body.open(); OutputStream to = post.getOutputStream()) {
+            from.transferTo(to);
         }
         int status = post.getResponseCode();
         InputStream said = status < 400 ? post.getInputStream() : post.getErrorStream();
         return status + " " + (said == null ? "" : new String(said.readAllBytes()));
     }
 
-    private static String byClient(HttpClient client, String framing, long size, String type, URI url)
+    private static String byClient(HttpClient client, String framing, Body body, String type, URI url)
             throws IOException, InterruptedException {
-        HttpRequest.BodyPublisher body = HttpRequest.BodyPublishers.ofInputStream(() -> new Zeros(size));
+        HttpRequest.BodyPublisher publisher = HttpRequest.BodyPublishers.ofInputStream(body::open);
         if (framing.equals("length")) {
-            body = HttpRequest.BodyPublishers.fromPublisher(body, size);
+            publisher = HttpRequest.BodyPublishers.fromPublisher(publisher, body.size);
         }
-        HttpRequest post = HttpRequest.newBuilder(url).header("Content-Type", type).POST(body).build();
+        HttpRequest post = HttpRequest.newBuilder(url).header("Content-Type", type).POST(publisher).build();
         HttpResponse<String> answer = client.send(post, HttpResponse.BodyHandlers.ofString());
         return answer.statusCode() + " " + answer.body();
     }
@@ -88,6 +88,24 @@ public class Posts {
         SSLContext tls = SSLContext.getInstance("TLS");
         tls.init(null, trust.getTrustManagers(), null);
         return tls;
+    }
+
+    private static class Body {
+        final long size;
+        private final Path file;
+
+        Body(String given) throws IOException {
+            file = given.matches("[0-9]+") ? null : Path.of(given);
+            size = file == null ? Long.parseLong(given) : Files.size(file);
+        }
+
+        InputStream open() {
+            try {
+                return file == null ? new Zeros(size) : Files.newInputStream(file);
+            } catch (IOException error) {
+                throw new UncheckedIOException(error);
+            }
+        }
     }
 
     private static class Zeros extends InputStream {
