@@ -131,6 +131,8 @@ class Server(BaseApplication):  # type: ignore[misc]
             "threads": threads,
             "worker_connections": _most_connections(),
             "limit_request_line": request_line_bytes,
+            # One field may be as long as the head, which is held to its limit before it is parsed.
+            "limit_request_field_size": head_bytes,
             "keepalive": 30,
             "graceful_timeout": 30,
             # The beat of the process's main thread, which no request runs on.

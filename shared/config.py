@@ -404,8 +404,8 @@ class Settings:
     max_head_bytes: int = setting(
         "32768",
         _whole(1024, 1 << 20),
-        "largest head of a request, the request line and all header fields; above it, and above "
-        "100 fields or 8190 bytes in one, 431",
+        "largest head of a request, the request line and all header fields, of which one may take "
+        "all, such as a token of 200 groups; above it, and above 100 fields, 431",
     )
     max_body_bytes: int = setting(
         "68719476736", _whole(1), "largest request body; above it 413 (64 GiB)"

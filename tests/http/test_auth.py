@@ -286,6 +286,17 @@ def test_a_token_within_the_leeway_or_in_another_spelling_is_taken(
     assert asking(by_token)("GET", "/payloads", headers=bearer(token)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "group",
+    ["00000000-0000-0000-0000-{:012}", "CN=CT Operators {:04},OU=Radiology,DC=hospital,DC=example"],
+)
+def test_a_token_of_200_groups_is_taken(by_token: Service, key: Key, group: str) -> None:
+    groups = [group.format(number) for number in range(200)]
+    token = key.token(scope="stowgate:read", groups=groups)
+
+    assert asking(by_token)("GET", "/payloads", headers=bearer(token)).status_code == 200
+
+
 def test_a_scope_without_the_prefix_is_none_of_this_service(by_token: Service, key: Key) -> None:
     token = key.token(scope="read store admin", roles=["admin", "read"])
 

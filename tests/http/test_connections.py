@@ -372,7 +372,7 @@ MARK = "DOE^JOHN"
         pytest.param(head("GET / HTTP/1.1", f"X-A: x\r\n {MARK}"), 400, "folded", id="folded"),
         pytest.param(head(f"GET /{MARK * 600} HTTP/1.1"), 414, "too long", id="long-line"),
         pytest.param(
-            head("GET / HTTP/1.1", f"X-A: {MARK * 1100}"), 431, "header fields", id="long-field"
+            head("GET / HTTP/1.1", f"X-A: {MARK * 9000}"), 431, "header fields", id="long-field"
         ),
         pytest.param(
             head("GET / HTTP/1.1", *[f"X-{n}: {MARK}" for n in range(200)]),
