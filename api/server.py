@@ -94,7 +94,8 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     `on_exit` is called in a worker process when it ends, and `on_child_exit` with its process id
     in the parent after that. A request line of more than `request_line_bytes` is answered with 414,
-    and a head, that line included, of more than `head_bytes` with 431. An upload waits for one of
+    and a head, that line included, of more than `head_bytes` with 431. A connection that idles for
+    `keep_alive_seconds` is closed. An upload waits for one of
     the application's slots for at most `upload_wait_seconds`, and may take `upload_seconds`. With
     `tls` it speaks HTTPS and nothing else. `path_prefix` may stand in front of every path.
     """
@@ -110,6 +111,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         threads: int,
         request_line_bytes: int,
         head_bytes: int,
+        keep_alive_seconds: int,
         upload_wait_seconds: float,
         upload_seconds: float,
         tls: ssl.SSLContext | None,
@@ -133,7 +135,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "limit_request_line": request_line_bytes,
             # One field may be as long as the head, which is held to its limit before it is parsed.
             "limit_request_field_size": head_bytes,
-            "keepalive": 30,
+            "keepalive": keep_alive_seconds,
             "graceful_timeout": 30,
             # The beat of the process's main thread, which no request runs on.
             "timeout": 60,

@@ -161,6 +161,7 @@ def _server_of(settings: Settings) -> partial[Server]:
         threads=settings.api_threads,
         request_line_bytes=settings.max_request_line_bytes,
         head_bytes=settings.max_head_bytes,
+        keep_alive_seconds=settings.keep_alive_seconds,
         upload_wait_seconds=settings.upload_wait_seconds,
         upload_seconds=settings.max_upload_seconds,
         tls=server_context(settings),

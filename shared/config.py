@@ -396,6 +396,12 @@ class Settings:
         "proxies whose X-Forwarded-For tells who sends: addresses or networks with commas between, "
         "or their number where nobody can get past them",
     )
+    keep_alive_seconds: int = setting(
+        "65",
+        _whole(1, 86400),
+        "how long an idle connection is kept; longer than a load balancer in front keeps it, see "
+        "[docs/load-balancers.md](docs/load-balancers.md)",
+    )
     max_request_line_bytes: int = setting(
         "4094",
         _whole(256, 8190),
