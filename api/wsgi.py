@@ -92,6 +92,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         path_prefix=settings.path_prefix,
         trusted_proxies=settings.trusted_proxies,
         cors_origins=settings.cors_origins or (),
+        cors_headers=settings.cors_headers or (),
     )
     app.extensions[EXTENSION] = slots
     return app

@@ -186,6 +186,16 @@ def _origins(text: str) -> tuple[str, ...]:
     return given
 
 
+def _header_names(text: str) -> tuple[str, ...]:
+    """RFC 9110 5.1, but for `*`, which would let a page send any."""
+    given = tuple(word.strip() for word in text.split(","))
+    if not all(re.fullmatch(r"[A-Za-z0-9!#$%&'+.^_`|~-]+", name) for name in given):
+        raise ValueError(
+            "names of header fields, with commas between, such as traceparent,baggage,sentry-trace"
+        )
+    return given
+
+
 def _proxies(text: str) -> int | tuple[Network, ...]:
     if re.fullmatch(r"[0-9]|1[0-6]", text):
         return int(text)
@@ -321,6 +331,12 @@ class Settings:
         _origins,
         "origins whose pages may call this API from a browser, such as `https://viewer.example`, "
         "with commas between",
+    )
+    cors_headers: tuple[str, ...] | None = setting(
+        None,
+        _header_names,
+        "further request headers that such a page may send, with commas between, such as "
+        "`traceparent,tracestate,baggage,sentry-trace`",
     )
     users: Path | None = setting(
         None, _path, "for `basic`: file of the users, a line of `stowgate user` each"
