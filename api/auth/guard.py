@@ -127,6 +127,10 @@ def _from_another_site(listed: Collection[str]) -> bool:
 
 
 def _credentials() -> Authorization | None:
+    """A user and a password that are not UTF-8 are given as none of `Authorization`'s."""
     given = request.headers.get("Authorization", "")
     # werkzeug fails on others.
-    return Authorization.from_header(given) if given.isascii() else None
+    found = Authorization.from_header(given) if given.isascii() else None
+    if found is None and given.lower().startswith("basic "):
+        return Authorization("basic", {})
+    return found

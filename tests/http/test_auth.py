@@ -407,6 +407,21 @@ def test_a_wrong_name_and_a_wrong_password_get_the_same_words(
     assert answer.json()["detail"] == "the user name or the password is wrong"
 
 
+@pytest.mark.parametrize("given", ["all:p\xe4ssw\xf6rter", "\xe4ll:password"])
+def test_a_password_in_latin_1_is_told_that_the_character_set_may_be_why(
+    by_password: Service, given: str
+) -> None:
+    credentials = base64.b64encode(given.encode("latin-1")).decode()
+
+    answer = asking(by_password)(
+        "GET", "/payloads", headers={"Authorization": f"Basic {credentials}"}
+    )
+
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == 'Basic realm="stowgate", charset="UTF-8"'
+    assert "character set, such as Latin-1" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
