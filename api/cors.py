@@ -15,8 +15,8 @@ _HEADERS = ("Accept", "Authorization", "Content-Type", "Idempotency-Key", "X-Cor
 
 _EXPOSED = (
     "Access-Control-Expose-Headers",
-    "Accept-Post, Allow, Link, Location, Retry-After, WWW-Authenticate, X-Correlation-ID, "
-    "X-Payload-ID",
+    "Accept-Encoding, Accept-Post, Allow, Link, Location, Retry-After, WWW-Authenticate, "
+    "X-Correlation-ID, X-Payload-ID",
 )
 
 

@@ -42,6 +42,8 @@ _FORMS = (
     "/vae/<aet>/<path:workflow>/studies",
 )
 
+_JSON_TYPES = (store_response.JSON_TYPE, "application/json")
+
 _PIECE_BYTES = 1 << 20
 
 # Clients that send a generator a second time send one that is used up.
@@ -56,7 +58,7 @@ _KEYED_PIECE_BYTES = 1 << 16
 @dataclass(frozen=True)
 class StowOptions:
     """`posts_per_minute`, unless 0, are taken from one sender by each process; the rest are turned
-    away."""
+    away. `archive_url` is where instances can be retrieved from."""
 
     body_bytes: int
     part_header_bytes: int
@@ -64,6 +66,7 @@ class StowOptions:
     upload_seconds: float
     posts_per_minute: int
     public_url: str | None
+    archive_url: str | None
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class StoreTransaction:
             stored=len(receipt.stored),
             failed=len(receipt.failed),
         )
-        status, content_type, text = _rendered(receipt, self._options.public_url)
+        status, content_type, text = _rendered(receipt, self._options.archive_url)
         response = Response(text, status, content_type=content_type)
         if receipt.payload_id is not None:
             # Behind the answer, as the worker that wakes may want the same cores.
@@ -157,7 +160,7 @@ class StoreTransaction:
         return _with_links(response, receipt.payload_id, self._options.public_url)
 
     def _first_answer(self, receipt: Receipt, body_fingerprint: str) -> FirstAnswer:
-        status, content_type, text = _rendered(receipt, self._options.public_url)
+        status, content_type, text = _rendered(receipt, self._options.archive_url)
         return FirstAnswer(body_fingerprint, status, content_type, text.decode())
 
     def _again(self, payload_id: str, digests: Iterable[str]) -> Response:
@@ -267,9 +270,12 @@ def _count(rates: Rates, name: str, per_minute: int | None, words: str) -> None:
 def _check_codings(request: Request) -> None:
     """Nothing is ever inflated: a few bytes could become any number."""
     coding = request.headers.get("Content-Encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        # RFC 9110 15.5.16: it is the coding that is at fault, and this one would do.
+        raise UnsupportedMediaType("a Content-Encoding", {"Accept-Encoding": "identity"})
     transfer_coding = request.headers.get("Transfer-Encoding", "").strip().lower()
-    if coding not in ("", "identity") or transfer_coding not in ("", "identity", "chunked"):
-        raise UnsupportedMediaType("a coding of the body other than identity or chunked")
+    if transfer_coding not in ("", "identity", "chunked"):
+        raise UnsupportedMediaType("a Transfer-Encoding other than chunked")
 
 
 def _check_length(request: Request) -> None:
@@ -329,13 +335,9 @@ def _only_part(part: _OnlyPart) -> Iterator[ReceivedPart]:
         raise BadRequest(_BODY_LOST)
 
 
-def _rendered(receipt: Receipt, public_url: str | None) -> tuple[int, str, bytes]:
+def _rendered(receipt: Receipt, archive_url: str | None) -> tuple[int, str, bytes]:
     """Status, media type and body."""
-    dataset = store_response.dataset(
-        receipt.stored,
-        receipt.failed,
-        store_response.retrieve_url(public_url, receipt.stored),
-    )
+    dataset = store_response.dataset(receipt.stored, receipt.failed, archive_url)
     status = store_response.status(receipt.stored, receipt.failed)
     if _wants_xml(request):
         return status, store_response.XML_TYPE, store_response.to_xml(dataset)
@@ -350,8 +352,11 @@ def _with_links(response: Response, payload_id: str | None, public_url: str | No
 
 
 def _wants_xml(request: Request) -> bool:
-    """Only a client that names XML and nothing else gets it."""
-    accepted = {
-        parse_media_type(kind).type for kind, quality in request.accept_mimetypes if quality > 0
-    }
-    return accepted == {store_response.XML_TYPE}
+    """Only a client that names it, and likes it better than JSON (RFC 9110 12.5.1)."""
+    qualities: dict[str, float] = {}
+    for kind, quality in request.accept_mimetypes:
+        named = parse_media_type(kind).type
+        qualities[named] = max(quality, qualities.get(named, 0))
+    any_other = qualities.get("application/*", qualities.get("*/*", 0))
+    json = max(qualities.get(kind, any_other) for kind in _JSON_TYPES)
+    return qualities.get(store_response.XML_TYPE, 0) > json

@@ -76,6 +76,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             upload_seconds=settings.max_upload_seconds,
             posts_per_minute=settings.rate_per_sender,
             public_url=settings.public_url,
+            archive_url=settings.retrieve_url,
         ),
     )
     app = create_app(

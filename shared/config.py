@@ -300,8 +300,14 @@ class Settings:
     public_url: str | None = setting(
         None,
         http_url,
-        "base of RetrieveURL and of links; without it links are relative. Its path may stand in "
-        "front of every path that is asked for",
+        "base of links; without it they are relative. Its path may stand in front of every path "
+        "that is asked for",
+    )
+    retrieve_url: str | None = setting(
+        None,
+        http_url,
+        "base URL, in front of `/studies`, of the archive that instances can be retrieved from, as "
+        "answers tell senders in RetrieveURL; without it that is empty",
     )
     tls_certificate: Path | None = setting(
         None,

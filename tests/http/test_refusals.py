@@ -287,6 +287,8 @@ def test_another_media_type_or_coding_is_415_without_body(
     assert answer.status_code == 415
     assert answer.content == b""
     assert "Content-Type" not in answer.headers
+    coded = "Content-Encoding" in headers
+    assert answer.headers.get("Accept-Encoding") == ("identity" if coded else None)
     assert answer.headers["X-Correlation-ID"]
     assert answer.headers["Accept-Post"] == (
         'application/dicom, multipart/related; type="application/dicom"'
