@@ -95,9 +95,9 @@ class Server(BaseApplication):  # type: ignore[misc]
     `on_exit` is called in a worker process when it ends, and `on_child_exit` with its process id
     in the parent after that. A request line of more than `request_line_bytes` is answered with 414,
     and a head, that line included, of more than `head_bytes` with 431. A connection that idles for
-    `keep_alive_seconds` is closed. An upload waits for one of
-    the application's slots for at most `upload_wait_seconds`, and may take `upload_seconds`. With
-    `tls` it speaks HTTPS and nothing else. `path_prefix` may stand in front of every path.
+    `keep_alive_seconds` is closed. An upload waits for one of the application's slots for at most
+    `upload_wait_seconds`, and may take `upload_seconds`. With `tls` it speaks HTTPS and nothing
+    else. `path_prefix` may stand in front of every path.
     """
 
     slots: Slots

@@ -85,8 +85,11 @@ class Slots:
 
     def _one_gave_way(self) -> bool:
         """Its thread ends in a moment; its slot is free at once."""
-        receiving = [(place, upload) for place, upload in self._uploads.items() if upload]
-        stalled = [(upload.stalled_seconds(), place, upload) for place, upload in receiving]
+        stalled = [
+            (upload.stalled_seconds(), connection, upload)
+            for connection, upload in self._uploads.items()
+            if upload is not None
+        ]
         seconds, connection, upload = max(stalled, key=itemgetter(0), default=(0.0, None, None))
         if upload is None or seconds < self._patience_seconds:
             return False

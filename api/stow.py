@@ -271,7 +271,7 @@ def _check_codings(request: Request) -> None:
     """Nothing is ever inflated: a few bytes could become any number."""
     coding = request.headers.get("Content-Encoding", "").strip().lower()
     if coding not in ("", "identity"):
-        # RFC 9110 15.5.16: it is the coding that is at fault, and this one would do.
+        # RFC 9110 15.5.16: it names the coding that would be accepted.
         raise UnsupportedMediaType("a Content-Encoding", {"Accept-Encoding": "identity"})
     transfer_coding = request.headers.get("Transfer-Encoding", "").strip().lower()
     if transfer_coding not in ("", "identity", "chunked"):
@@ -352,7 +352,7 @@ def _with_links(response: Response, payload_id: str | None, public_url: str | No
 
 
 def _wants_xml(request: Request) -> bool:
-    """Only a client that names it, and likes it better than JSON (RFC 9110 12.5.1)."""
+    """Only a client that names XML and prefers it to JSON gets it (RFC 9110 12.5.1)."""
     qualities: dict[str, float] = {}
     for kind, quality in request.accept_mimetypes:
         named = parse_media_type(kind).type

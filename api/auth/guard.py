@@ -127,7 +127,7 @@ def _from_another_site(listed: Collection[str]) -> bool:
 
 
 def _credentials() -> Authorization | None:
-    """A user and a password that are not UTF-8 are given as none of `Authorization`'s."""
+    """Basic credentials that cannot be decoded have neither a user name nor a password."""
     given = request.headers.get("Authorization", "")
     # werkzeug fails on others.
     found = Authorization.from_header(given) if given.isascii() else None
