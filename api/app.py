@@ -71,6 +71,7 @@ def create_app(
     public_url: str | None,
     trusted_proxies: int | Sequence[Network] = 0,
     cors_origins: Collection[str] = (),
+    cors_headers: Collection[str] = (),
 ) -> Flask:
     app = _App(__name__, static_folder=None)
     app.url_map.converters["path"] = _AnyPath
@@ -100,7 +101,9 @@ def create_app(
 
     app.wsgi_app = _OwnPath(app.wsgi_app, public_url)  # type: ignore[method-assign]
     if cors_origins:
-        app.wsgi_app = Cors(app.wsgi_app, cors_origins)  # type: ignore[method-assign]
+        app.wsgi_app = Cors(  # type: ignore[method-assign]
+            app.wsgi_app, cors_origins, cors_headers
+        )
     if not isinstance(trusted_proxies, int):
         app.wsgi_app = KnownProxies(app.wsgi_app, trusted_proxies)  # type: ignore[method-assign]
     elif trusted_proxies:

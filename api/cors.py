@@ -11,18 +11,12 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 _VARY = ("Vary", "Origin")
 
-_PREFLIGHT = [
-    ("Access-Control-Allow-Methods", "DELETE, GET, POST, PUT"),
-    (
-        "Access-Control-Allow-Headers",
-        "Accept, Authorization, Content-Type, Idempotency-Key, X-Correlation-ID",
-    ),
-    ("Access-Control-Max-Age", "600"),
-]
+_HEADERS = ("Accept", "Authorization", "Content-Type", "Idempotency-Key", "X-Correlation-ID")
 
 _EXPOSED = (
     "Access-Control-Expose-Headers",
-    "Accept-Post, Allow, Idempotent-Replayed, Link, Location, Retry-After, WWW-Authenticate, "
+    "Accept-Encoding, Accept-Post, Allow, Idempotent-Replayed, Link, Location, Retry-After, "
+    "WWW-Authenticate, "
     "X-Correlation-ID, X-Payload-ID",
 )
 
@@ -32,12 +26,20 @@ class Cors:
 
     A preflight is answered whatever its path: where there is nothing, the page gets to read the
     404. Cookies and the browser's own passwords stay out, as `Access-Control-Allow-Credentials` is
-    never sent; a page gives its `Authorization` itself.
+    never sent; a page gives its `Authorization` itself. It may send `headers` beside those that the
+    API reads.
     """
 
-    def __init__(self, app: WSGIApplication, origins: Collection[str]) -> None:
+    def __init__(
+        self, app: WSGIApplication, origins: Collection[str], headers: Collection[str] = ()
+    ) -> None:
         self._app = app
         self._origins = origins
+        self._preflight = [
+            ("Access-Control-Allow-Methods", "DELETE, GET, POST, PUT"),
+            ("Access-Control-Allow-Headers", ", ".join([*_HEADERS, *headers])),
+            ("Access-Control-Max-Age", "600"),
+        ]
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         origin = environ.get("HTTP_ORIGIN", "")
@@ -49,7 +51,7 @@ class Cors:
             and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
         )
         if is_preflight:
-            start_response("204 No Content", [*allowed, *_PREFLIGHT])
+            start_response("204 No Content", [*allowed, *self._preflight])
             return []
         return self._app(environ, _adding(start_response, [*allowed, _EXPOSED]))
 

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 MAX_BOUNDARY_CHARACTERS = 200
 MAX_PREAMBLE_BYTES = 1 << 20
 MAX_PART_HEADER_BYTES = 16 << 10
 MAX_TRANSPORT_PADDING_BYTES = 256
+MAX_TEXT_BEHIND_BYTES = 4 << 10
 
 # A value without quotes reaches to the next semicolon, so that `type=application/dicom`, which is
 # not a token in the sense of RFC 2045 5.1 but is sent all the same, comes out whole.
@@ -88,9 +89,15 @@ def read_parts(
 
     What the caller leaves unread of a part is skipped when it asks for the next one. A boundary
     counts only after CR LF or at the very beginning, and only with nothing behind it on its line
-    but `--` and up to 256 bytes of transport padding: everything else is data. The stream is
-    asked for `chunk_bytes` at a time; whatever the body, the reader holds about twice that, the
-    chunk it hands out included. The headers of a part are at most `header_bytes` long.
+    but `--` and up to 256 bytes of transport padding: everything else is data. The closing one
+    may end in any of CR, LF and NUL, and behind that may stand anything but an instance or
+    another delimiter. With other bytes directly behind it, it counts if the body ends within
+    4 KiB and no delimiter comes in between; so what only resembles it in the middle of an instance
+    stays data.
+
+    The stream is asked for `chunk_bytes` at a time; whatever the body, the reader holds about
+    twice that, the chunk it hands out included. The headers of a part are at most `header_bytes`
+    long.
 
     Raises `MalformedMultipart`, and whatever the stream raises. The body was complete only if
     the iteration came to its own end.
@@ -129,6 +136,19 @@ class _Dropped:
         self._tail = (self._tail + chunk[-overlap:])[-overlap:]
 
 
+class _Delimiter(NamedTuple):
+    """From its CR LF to the end of its transport padding, as places in the window.
+
+    One that is not certain may be data, depending on what comes. If nothing does, it is a closing
+    delimiter, or none.
+    """
+
+    start: int
+    end: int
+    is_closing: bool
+    is_certain: bool
+
+
 class _Body:
     """A window over the stream, and the place in it up to which everything was handed out."""
 
@@ -148,11 +168,12 @@ class _Body:
         self._chunk_bytes = chunk_bytes
         self._header_bytes = header_bytes
         self._delimiter = b"\r\n--" + boundary.encode("latin-1")
-        # A match without `line_end` is cut off by the end of the window: more is needed to decide.
+        # With `cut` it is the end of the window that keeps it from being one of the others.
+        padding = rb"[ \t]{0,%d}+" % MAX_TRANSPORT_PADDING_BYTES
         self._delimiter_line = re.compile(
             re.escape(self._delimiter)
-            + rb"(?:(?P<close>--)?+[ \t]{0,%d}+(?:(?P<line_end>\r\n)|(?P<half>\r)?\Z)|-\Z)"
-            % MAX_TRANSPORT_PADDING_BYTES
+            + rb"(?:(?P<open>%b(?=\r\n))|(?P<close>--%b(?=[\r\n\0]))|(?P<cut>(?:-|%b\r?)\Z))"
+            % (padding, padding, padding)
         )
         # The beginning of the body serves a delimiter as the beginning of a line.
         self._window = b"\r\n"
@@ -207,47 +228,65 @@ class _Body:
 
     def read_data(self) -> bytes:
         """The next bytes before the coming delimiter; none once that is reached, and passed."""
-        while True:
-            window, start = self._window, self._position
-            # The CR LF that ends the headers may be the one that begins the delimiter.
-            search_from = max(start - 2, 0)
-            candidate = window.find(self._delimiter, search_from)
-            # find is several times as fast, but called for each of many look-alikes it is not.
-            line = self._delimiter_line.search(window, candidate) if candidate >= 0 else None
-            data_end = line.start() if line else self._unfinished_delimiter(search_from)
-            if data_end > start:
-                self._position = data_end
-                return window[start:data_end]
-            if line and line["line_end"]:
-                self._position = line.end() - 2
-                self.is_closed = line["close"] is not None
-                return b""
-            would_close = line is not None and line["close"] and not line["half"]
-            del window, line  # or the old window would live on beside the new one
-            if not self._read_more(keep_from=data_end):
-                if would_close:
-                    self.is_closed = True
-                    return b""
-                raise MalformedMultipart(
-                    f"the closing delimiter is missing: the body ended inside part "
-                    f"{self.part_number}"
-                    if self.part_number
-                    else "no delimiter in the body: no line, ended by CR LF, is '--' and the "
-                    "boundary given in Content-Type"
-                )
+        data = self._read_to_delimiter()
+        if data is None:
+            raise MalformedMultipart(
+                f"the closing delimiter is missing: the body ended inside part {self.part_number}"
+                if self.part_number
+                else "no delimiter in the body: no line, ended by CR LF, is '--' and the "
+                "boundary given in Content-Type"
+            )
+        return data
 
     def skip_epilogue(self) -> None:
         dropped = _Dropped("behind the closing delimiter")
-        dropped.look_at(self._window[self._position :])
-        self._window = b""
-        while chunk := self._stream.read(self._chunk_bytes):
-            dropped.look_at(chunk)
+        while data := self._read_to_delimiter():
+            dropped.look_at(data)
+        if data is not None:
+            raise MalformedMultipart(
+                "another delimiter stands behind the closing delimiter, which has '--' behind the "
+                "boundary and may follow the last part only"
+            )
 
-    def _unfinished_delimiter(self, search_from: int) -> int:
-        """Where the window ends in the beginning of a delimiter; its length if it does not."""
+    def _read_to_delimiter(self) -> bytes | None:
+        """As `read_data`; None where the stream ends first."""
+        while True:
+            window, start = self._window, self._position
+            # The CR LF that ends the headers may be the one that begins the delimiter.
+            found = self._find_delimiter(max(start - 2, 0))
+            data_end = found.start if found else len(window)
+            if data_end > start:
+                self._position = data_end
+                return window[start:data_end]
+            if found and found.is_certain:
+                self._position, self.is_closed = found.end, found.is_closing
+                return b""
+            del window  # or the old window would live on beside the new one
+            if not self._read_more(keep_from=data_end):
+                if not found or not found.is_closing:
+                    return None
+                self._position, self.is_closed = found.end - data_end, True
+                return b""
+
+    def _find_delimiter(self, search_from: int) -> "_Delimiter | None":
+        """The next one in the window, or what may turn out to be one."""
         window = self._window
+        candidate = window.find(self._delimiter, search_from)
+        # find is several times as fast, but called for each of many look-alikes it is not.
+        line = self._delimiter_line.search(window, candidate) if candidate >= 0 else None
+        if line and line["cut"] is None:
+            return _Delimiter(*line.span(), is_closing=line["close"] is not None, is_certain=True)
+        # Of several with text behind them only the last can be the closing one.
+        closing = self._delimiter + b"--"
+        start = window.rfind(closing, max(search_from, len(window) - MAX_TEXT_BEHIND_BYTES))
+        if start >= 0:
+            return _Delimiter(start, start + len(closing), is_closing=True, is_certain=False)
+        if line:
+            return _Delimiter(*line.span(), is_closing=False, is_certain=False)
         start = window.rfind(b"\r", max(search_from, len(window) - len(self._delimiter) + 1))
-        return start if start >= 0 and self._delimiter.startswith(window[start:]) else len(window)
+        if start >= 0 and self._delimiter.startswith(window[start:]):
+            return _Delimiter(start, len(window), is_closing=False, is_certain=False)
+        return None
 
     def _read_more(self, keep_from: int) -> bool:
         """Drop the window before `keep_from`, and add to it; False at the end of the stream."""

@@ -200,7 +200,9 @@ def _store(words: str) -> dict[str, Any]:
         "413": _problem("over a limit, or the VAE's"),
         "422": _problem("this Idempotency-Key was used for another body"),
         "415": {
-            "description": "unsupported media type or Content-Encoding",
+            "description": (
+                "unsupported media type, or Content-Encoding; then Accept-Encoding says identity"
+            ),
             "headers": _ACCEPT_POST,
         },
         "500": _problem("an error of this service; nothing was acknowledged"),

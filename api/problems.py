@@ -126,8 +126,9 @@ def bare(status: HTTPStatus) -> Response:
 def _render(problem: Problem) -> Response:
     _log.info("request refused", status=int(problem.status), detail=problem.detail)
     if isinstance(problem, UnsupportedMediaType):
-        return bare(problem.status)
-    response = problem_response(problem.status, problem.detail)
+        response = bare(problem.status)
+    else:
+        response = problem_response(problem.status, problem.detail)
     response.headers.update(problem.headers)
     if problem.may_retry:
         response.headers["Retry-After"] = str(problem.retry_after_seconds)

@@ -22,11 +22,12 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.http import errors, message
 from gunicorn.http.body import LengthReader
-from gunicorn.util import unquote_to_wsgi_str
+from gunicorn.util import split_request_uri, unquote_to_wsgi_str
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from api.hourglass import Hourglass, Receiving
 from api.paths import own_path
+from api.slots import EXTENSION, Slots
 from shared.logs import where
 
 _HEAD_SECONDS = 5.0
@@ -42,9 +43,9 @@ _UPLOADS = "/dicomweb/"
 # Of a peer that takes its answer; the body of an upload has limits of its own.
 _SOCKET_SECONDS = 10.0
 
-# What is read and forgotten behind the last answer on a connection.
-_LINGER_BYTES = 64 << 20
-_LINGER_SECONDS = 5.0
+# Behind the last answer on a connection a peer has to send so much in so long, or it is hung up on.
+_LINGER_BYTES = 64 << 10
+_LINGER_SECONDS = 10.0
 
 _PIECE_BYTES = 64 << 10
 
@@ -92,13 +93,17 @@ class Server(BaseApplication):  # type: ignore[misc]
     """Serves what `make_app` returns, which is called in each worker process after its fork.
 
     A request line of more than `request_line_bytes` is answered with 414, and a head, that line
-    included, of more than `head_bytes` with 431. With `tls` it speaks HTTPS and nothing else.
-    `path_prefix` may stand in front of every path.
+    included, of more than `head_bytes` with 431. A connection that idles for `keep_alive_seconds`
+    is closed. An upload waits for one of the application's slots for at most
+    `upload_wait_seconds`, and may take `upload_seconds`. With `tls` it speaks HTTPS and nothing
+    else. `path_prefix` may stand in front of every path.
 
     A stop takes `stop_seconds` at most, of which requests under way have `requests_end_seconds`.
     `on_stop` is called in a worker process when a stop begins, and must not wait; `on_exit` when
     its requests have ended; and `on_child_exit` with its process id in the parent after that.
     """
+
+    slots: Slots
 
     def __init__(
         self,
@@ -109,6 +114,9 @@ class Server(BaseApplication):  # type: ignore[misc]
         threads: int,
         request_line_bytes: int,
         head_bytes: int,
+        keep_alive_seconds: int,
+        upload_wait_seconds: float,
+        upload_seconds: float,
         tls: ssl.SSLContext | None,
         path_prefix: str,
         stop_seconds: int,
@@ -119,6 +127,8 @@ class Server(BaseApplication):  # type: ignore[misc]
     ) -> None:
         self.request_line_bytes = request_line_bytes
         self.head_bytes = head_bytes
+        self.upload_wait_seconds = upload_wait_seconds
+        self.upload_seconds = upload_seconds
         self.tls = tls
         self.path_prefix = path_prefix
         self.stop_seconds = stop_seconds
@@ -131,7 +141,9 @@ class Server(BaseApplication):  # type: ignore[misc]
             "threads": threads,
             "worker_connections": _most_connections(),
             "limit_request_line": request_line_bytes,
-            "keepalive": 30,
+            # One field may be as long as the head, which is held to its limit before it is parsed.
+            "limit_request_field_size": head_bytes,
+            "keepalive": keep_alive_seconds,
             "graceful_timeout": int(requests_end_seconds),
             # The beat of the process's main thread, which no request runs on.
             "timeout": 60,
@@ -149,7 +161,9 @@ class Server(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-        return _closing_unread(self._make_app())
+        app = self._make_app()
+        self.slots = app.extensions[EXTENSION]
+        return _adapted(app)
 
     def run(self) -> None:
         _Parent(self).run()
@@ -188,18 +202,20 @@ def _most_connections() -> int:
     return 1000 if files == resource.RLIM_INFINITY else min(1000, files // 2)
 
 
-def _closing_unread(
+def _adapted(
     app: Callable[[dict[str, Any], Any], Iterable[bytes]],
 ) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-    """An answer to a request whose body was not read to its end says `Connection: close`.
+    """The application is told when the head of a request was whole, before any wait for a slot.
 
-    The server reads on behind the answer, not before it: a proxy gives up on a peer that takes the
-    body and then hangs up, and tells the sender to try again instead. And in place of 100 Continue
-    nobody knows whether the body comes at all.
+    An answer to a request whose body was not read to its end says `Connection: close`. The server
+    reads on behind the answer, not before it: a proxy gives up on a peer that takes the body and
+    then hangs up, and tells the sender to try again instead. And in place of 100 Continue nobody
+    knows whether the body comes at all.
     """
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = environ["wsgi.input"]
+        environ["stowgate.head_at"] = body.head_at
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             if body.unread:
@@ -240,7 +256,13 @@ def _has_decrypted(sock: socket.socket) -> bool:
     return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
 
-class _LengthBody:
+class _Received:
+    """`head_at` is when the head before the body was whole, by the monotonic clock."""
+
+    head_at = 0.0
+
+
+class _LengthBody(_Received):
     """A body of known length. gunicorn's own copies all of it twice more on its way.
 
     Once reading `failed`, nobody knows where the next request on the connection begins.
@@ -278,10 +300,15 @@ class _LengthBody:
         return data[:size]
 
 
-class _ChunkedBody:
-    """A body that tells its end itself (RFC 9112 7.1), as gunicorn reads it."""
+class _ChunkedBody(_Received):
+    """A body that tells its end itself (RFC 9112 7.1), as gunicorn reads it.
 
-    def __init__(self, body: Any) -> None:
+    Its trailers are held to the limit of a head: gunicorn's own would let them grow to a hundred
+    times that.
+    """
+
+    def __init__(self, body: Any, head_bytes: int) -> None:
+        body.reader.limit_trailer_section = head_bytes
         self._body = body
         self.unread = True
 
@@ -295,7 +322,7 @@ class _ChunkedBody:
         return bool(self._body.failed)
 
 
-class _AroundBody:
+class _AroundBody(_Received):
     """A body with something done around each read of it."""
 
     def __init__(self, body: "_Body") -> None:
@@ -361,8 +388,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     request's head never comes, and waits on its main loop for peers that do not close, so that a
     few connections keep everyone out. Here both wait in the poller of the main loop, which costs
     a file descriptor each: a head until it is whole, and a connection behind its last answer until
-    its peer closes. So does a TLS handshake. All methods run on the main loop except `handle` and
-    what it calls; none of them waits.
+    its peer closes. So does a TLS handshake. An upload waits for a slot without a thread too, and
+    nothing more of it is read. All methods run on the main loop except `handle` and what it calls;
+    none of them waits.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -372,6 +400,10 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._ends: dict[TConn, float] = {}
         # Those with a thread.
         self._served: set[TConn] = set()
+        # Uploads without a slot, in the order in which they came, and until when each waits for one
+        # by that clock. The others have the rest of the connections.
+        self._waiting: dict[TConn, float] = {}
+        self._most_waiting = self.worker_connections // 2
 
     def run(self) -> None:
         try:
@@ -527,8 +559,36 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self._close(conn)
             return
         del self._ends[conn]
-        conn.body_end = time.monotonic() + _SMALL_BODY_SECONDS
-        super().enqueue_req(conn)
+        conn.head_at = time.monotonic()
+        if self._is_upload(conn) and len(self._waiting) < self._most_waiting:
+            self._waiting[conn] = conn.head_at + self.app.upload_wait_seconds
+            self._begin_uploads()
+        else:
+            super().enqueue_req(conn)
+
+    def _is_upload(self, conn: TConn) -> bool:
+        """By the request line. One that is malformed is no upload, and will be refused."""
+        head: bytes = conn.parser.unreader.buf.getvalue()[: self.app.request_line_bytes]
+        method, _, rest = head.decode("latin-1").partition(" ")
+        try:
+            path = split_request_uri(rest.partition(" ")[0]).path
+        except ValueError:
+            return False
+        return method == "POST" and self._own_path(path).startswith(_UPLOADS)
+
+    def _own_path(self, path: str) -> str:
+        return own_path(unquote_to_wsgi_str(path), self.app.path_prefix)
+
+    def _begin_uploads(self) -> None:
+        """Serve those that get a slot now, and those that have waited for long enough: without a
+        slot, the application refuses them."""
+        slots, now = self.app.slots, time.monotonic()
+        for conn, end in list(self._waiting.items()):
+            if not slots.take(conn.sock) and end > now:
+                break
+            del self._waiting[conn]
+            super().enqueue_req(conn)
+        slots.waiting(len(self._waiting))
 
     def handle(self, conn: TConn) -> bool:
         """Refuses a head that is too long, which gunicorn would go on reading."""
@@ -552,14 +612,17 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         conn.sock.settimeout(_SOCKET_SECONDS)
         if self.app.tls is not None:
             req.scheme = "https"
-        path = own_path(unquote_to_wsgi_str(req.path), self.app.path_prefix)
-        known = isinstance(req.body.reader, LengthReader)
-        req.body = _LengthBody(req.body.reader) if known else _ChunkedBody(req.body)
-        if not path.startswith(_UPLOADS):
-            req.body = _SmallBody(req.body, conn.sock, self._hourglass, conn.body_end)
+        if isinstance(req.body.reader, LengthReader):
+            req.body = _LengthBody(req.body.reader)
+        else:
+            req.body = _ChunkedBody(req.body, self.app.head_bytes)
+        if not self._own_path(req.path).startswith(_UPLOADS):
+            end = conn.head_at + _SMALL_BODY_SECONDS
+            req.body = _SmallBody(req.body, conn.sock, self._hourglass, end)
         if req._expected_100_continue:
             req._expected_100_continue = False
             req.body = _ExpectedBody(req.body, conn.sock)
+        req.body.head_at = conn.head_at
         try:
             return bool(super().handle_request(req, conn))
         except (TimeoutError, ssl.SSLError):
@@ -613,20 +676,25 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             client.sendall(head.encode() + body)
 
     def finish_request(self, conn: TConn, fs: "Future[bool]") -> None:
+        self.app.slots.give_back(conn.sock)
         if fs.cancelled() or fs.exception() or not fs.result():
             self._linger(conn)
         elif _has_decrypted(conn.sock):
             self.enqueue_req(conn)
         else:
             super().finish_request(conn, fs)
+        self._begin_uploads()
 
     def _linger(self, conn: TConn) -> None:
         """Read on and forget, so that a sender in the middle of sending gets to see the answer.
 
         A connection closed with unread data on it is reset, and the answer lost (RFC 9112 9.6).
+        Some senders, `HttpURLConnection` of Java among them, look for an answer only when they have
+        sent everything, however much that is. So one that goes on sending is read from for as long
+        as its upload might have taken; one that pauses or trickles is hung up on.
         """
-        self._ends[conn] = time.monotonic() + _LINGER_SECONDS
-        conn.linger_bytes = _LINGER_BYTES
+        conn.linger_end = time.monotonic() + self.app.upload_seconds
+        self._linger_on(conn)
         try:
             conn.sock.setblocking(False)
             if isinstance(conn.sock, ssl.SSLSocket):
@@ -646,8 +714,14 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         except OSError:
             received = 0
         conn.linger_bytes -= received
-        if not received or conn.linger_bytes < 0:
+        if not received:
             self._close(conn)
+        elif conn.linger_bytes <= 0:
+            self._linger_on(conn)
+
+    def _linger_on(self, conn: TConn) -> None:
+        conn.linger_bytes = _LINGER_BYTES
+        self._ends[conn] = min(time.monotonic() + _LINGER_SECONDS, conn.linger_end)
 
     def _close(self, conn: TConn) -> None:
         """End a connection that waits in the poller, which may have an event for it still."""
@@ -663,10 +737,12 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         now = time.monotonic()
         for conn in [conn for conn, end in self._ends.items() if end < now]:
             self._close(conn)
+        self._begin_uploads()
 
     def _cap_keepalive(self, deadline: float) -> None:
         """gunicorn calls this when it stops, for connections that have no request under way."""
         self.app.on_stop()
         super()._cap_keepalive(deadline)
-        for conn, end in self._ends.items():
-            self._ends[conn] = min(end, deadline)
+        for ends in (self._ends, self._waiting):
+            for conn, end in ends.items():
+                ends[conn] = min(end, deadline)

@@ -1,16 +1,19 @@
-"""How many uploads are received at a time, which wait for that, and which one gives way."""
+"""How many uploads are received at a time, and which one gives way."""
 
 import threading
-import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from operator import itemgetter
+from typing import TYPE_CHECKING, Protocol
 
 from api.problems import TooBusy
-from shared.metrics import ApiMetrics
 
-_LOOK_SECONDS = 0.5
+if TYPE_CHECKING:
+    # The server is imported before prometheus_client may be.
+    from shared.metrics import ApiMetrics
+
+EXTENSION = "stowgate-slots"
+"""Where the Flask application has its slots, for the server, among its `extensions`."""
 
 
 class Receiving(Protocol):
@@ -24,79 +27,72 @@ class Receiving(Protocol):
 
 
 class Slots:
-    """For `most` uploads at a time. Safe between threads.
+    """For `most` uploads at a time, each known by its connection. Safe between threads.
 
-    Up to `most_waiting` more wait for their turn, in the order in which they came, each for
-    `wait_seconds` at most; all others are turned away at once.
+    The server takes a slot for an upload before it gives it a thread, and gives it back when that
+    is done; until one is free the upload waits without a thread (`api/server.py`).
 
     When all slots are taken, the upload whose sender has stalled for the longest gives way, if that
     is for longer than `patience_seconds`. So senders that stall keep nobody out for long, while
     there is room they have the time that they need, and one that is only slow never gives way.
     """
 
-    def __init__(
-        self,
-        most: int,
-        most_waiting: int,
-        *,
-        wait_seconds: float,
-        patience_seconds: float,
-        metrics: ApiMetrics,
-    ) -> None:
+    def __init__(self, most: int, *, patience_seconds: float, metrics: "ApiMetrics") -> None:
         self._most = most
-        self._most_waiting = most_waiting
-        self._wait_seconds = wait_seconds
         self._patience_seconds = patience_seconds
         self._metrics = metrics
-        self._changed = threading.Condition()
-        self._uploads: set[Receiving] = set()
-        self._waiting: deque[Receiving] = deque()
+        self._lock = threading.Lock()
+        # None before the body of the upload is read, and behind it.
+        self._uploads: dict[Hashable, Receiving | None] = {}
+
+    def take(self, connection: Hashable) -> bool:
+        """Whether it has a slot now. It never waits."""
+        with self._lock:
+            if len(self._uploads) >= self._most and not self._one_gave_way():
+                return False
+            self._uploads[connection] = None
+            return True
+
+    def give_back(self, connection: Hashable) -> None:
+        """Nothing happens where it has no slot, or none any more."""
+        with self._lock:
+            self._uploads.pop(connection, None)
+
+    def waiting(self, count: int) -> None:
+        """So many uploads wait for a slot now."""
+        self._metrics.uploads_waiting.set(count)
 
     @contextmanager
-    def taken(self, upload: Receiving) -> Iterator[None]:
-        """Raises `TooBusy`."""
-        with self._changed:
-            if self._waiting or not self._has_room():
-                with self._metrics.uploads_waiting.track_inprogress():
-                    self._wait(upload)
-            self._uploads.add(upload)
+    def receiving(self, connection: Hashable, upload: Receiving) -> Iterator[None]:
+        """From now on `upload` may have to give way. Raises `TooBusy` without a slot."""
+        if not self._set(connection, upload):
+            raise TooBusy(
+                "the uploads in progress are as many as are taken at a time "
+                f"({self._most}); send it again later"
+            )
         try:
             with self._metrics.uploads.track_inprogress():
                 yield
         finally:
-            with self._changed:
-                self._uploads.discard(upload)
-                self._changed.notify_all()
+            self._set(connection, None)
 
-    def _wait(self, upload: Receiving) -> None:
-        if len(self._waiting) >= self._most_waiting:
-            raise self._too_busy()
-        end = time.monotonic() + self._wait_seconds
-        self._waiting.append(upload)
-        try:
-            while self._waiting[0] is not upload or not self._has_room():
-                left_seconds = end - time.monotonic()
-                if left_seconds <= 0:
-                    raise self._too_busy()
-                self._changed.wait(min(left_seconds, _LOOK_SECONDS))
-        finally:
-            self._waiting.remove(upload)
-            self._changed.notify_all()
+    def _set(self, connection: Hashable, upload: Receiving | None) -> bool:
+        with self._lock:
+            has_slot = connection in self._uploads
+            if has_slot:
+                self._uploads[connection] = upload
+            return has_slot
 
-    def _has_room(self) -> bool:
-        """Made by the upload that gives way, where there is none; its thread ends in a moment."""
-        if len(self._uploads) < self._most:
-            return True
-        stalled = {upload: upload.stalled_seconds() for upload in self._uploads}
-        slowest = max(stalled, key=lambda upload: stalled[upload])
-        if stalled[slowest] < self._patience_seconds:
+    def _one_gave_way(self) -> bool:
+        """Its thread ends in a moment; its slot is free at once."""
+        stalled = [
+            (upload.stalled_seconds(), connection, upload)
+            for connection, upload in self._uploads.items()
+            if upload is not None
+        ]
+        seconds, connection, upload = max(stalled, key=itemgetter(0), default=(0.0, None, None))
+        if upload is None or seconds < self._patience_seconds:
             return False
-        self._uploads.discard(slowest)
-        slowest.cut()
+        del self._uploads[connection]
+        upload.cut()
         return True
-
-    def _too_busy(self) -> TooBusy:
-        return TooBusy(
-            f"the uploads in progress are as many as are taken at a time ({self._most}); "
-            "send it again later"
-        )

@@ -1,4 +1,4 @@
-"""The answer of the Store transaction: PS3.18 10.5.3 and Annex I.2 (Store Instances Response)."""
+"""The answer of the Store transaction: PS3.18 10.5.3 and Annex I (Store Instances Response)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +38,7 @@ class Stored:
     sop_class_uid: str
     sop_instance_uid: str
     study_uid: str
+    series_uid: str
     warning: WarningReason | None = None
 
 
@@ -70,7 +71,8 @@ _Dataset = dict[str, _Element]
 
 
 def _element(vr: str, *values: Any) -> _Element:
-    return {"vr": vr, "Value": list(values)}
+    """One that has no value has no `Value` either (PS3.18 F.2.5)."""
+    return {"vr": vr, "Value": list(values)} if values else {"vr": vr}
 
 
 def _detail(words: str) -> _Dataset:
@@ -82,8 +84,13 @@ def _references(sop_class_uid: str, sop_instance_uid: str) -> _Dataset:
     return {"00081150": _element("UI", sop_class_uid), "00081155": _element("UI", sop_instance_uid)}
 
 
-def _stored_item(instance: Stored) -> _Dataset:
+def _stored_item(instance: Stored, archive_url: str | None) -> _Dataset:
     item = _references(instance.sop_class_uid, instance.sop_instance_uid)
+    item["00081190"] = _element("UR")
+    if archive_url is not None:
+        series = f"studies/{instance.study_uid}/series/{instance.series_uid}"
+        url = f"{archive_url}/{series}/instances/{instance.sop_instance_uid}"
+        item["00081190"] = _element("UR", url)
     if instance.warning is not None:
         item["00081196"] = _element("US", int(instance.warning))
         item |= _detail("stored, but its Study Instance UID is not the one in the URL")
@@ -99,30 +106,32 @@ def _failed_item(failure: Failed) -> _Dataset:
 
 
 def dataset(
-    stored: Sequence[Stored], failed: Sequence[Failed], retrieve_url: str | None
+    stored: Sequence[Stored], failed: Sequence[Failed], archive_url: str | None
 ) -> _Dataset:
-    """The response as the DICOM JSON Model (PS3.18 Annex F) has it, in ascending order of tags."""
+    """The response as the DICOM JSON Model (PS3.18 Annex F) has it, in ascending order of tags.
+
+    `archive_url` is the base URL, in front of /studies, of what instances are retrieved from.
+    """
     known = [f for f in failed if f.sop_class_uid and f.sop_instance_uid]
     other = [f for f in failed if not (f.sop_class_uid and f.sop_instance_uid)]
-    response: _Dataset = {}
-    if retrieve_url and stored:
-        response["00081190"] = _element("UR", retrieve_url)
+    response: _Dataset = {"00081190": _studies_url(stored, archive_url)}
     if known:
         response["00081198"] = _element("SQ", *map(_failed_item, known))
     if stored:
-        response["00081199"] = _element("SQ", *map(_stored_item, stored))
+        items = [_stored_item(instance, archive_url) for instance in stored]
+        response["00081199"] = _element("SQ", *items)
     if other:
         response["0008119A"] = _element("SQ", *map(_failed_item, other))
     return response
 
 
-def retrieve_url(base_url: str | None, stored: Sequence[Stored]) -> str | None:
-    """That of the study, or of all studies where the request brought several."""
-    if base_url is None:
-        return None
+def _studies_url(stored: Sequence[Stored], archive_url: str | None) -> _Element:
+    """That of the study; where the request brought several, the archive's own."""
     studies = {instance.study_uid for instance in stored}
-    study = f"/{studies.pop()}" if len(studies) == 1 else ""
-    return f"{base_url}/dicomweb/studies{study}"
+    if archive_url is None or not studies:
+        return _element("UR")
+    path = f"/studies/{studies.pop()}" if len(studies) == 1 else ""
+    return _element("UR", f"{archive_url}{path}")
 
 
 def to_json(response: _Dataset) -> bytes:
@@ -151,7 +160,7 @@ def _append(parent: ElementTree.Element, response: _Dataset) -> None:
         else:
             attributes["keyword"] = keyword_for_tag(int(tag, 16))
         attribute = ElementTree.SubElement(parent, "DicomAttribute", attributes)
-        for number, value in enumerate(element["Value"], start=1):
+        for number, value in enumerate(element.get("Value", []), start=1):
             if element["vr"] == "SQ":
                 _append(ElementTree.SubElement(attribute, "Item", number=str(number)), value)
             else:

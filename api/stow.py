@@ -43,10 +43,9 @@ _FORMS = (
     "/vae/<aet>/<path:workflow>/studies",
 )
 
-_PIECE_BYTES = 1 << 20
+_JSON_TYPES = (store_response.JSON_TYPE, "application/json")
 
-# With a sender that stalls, while others would be turned away.
-_PATIENCE_SECONDS = 5.0
+_PIECE_BYTES = 1 << 20
 
 # Clients that send a generator a second time send one that is used up.
 _BODY_LOST = (
@@ -59,19 +58,16 @@ _KEYED_PIECE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class StowOptions:
-    """Of each process: `concurrent_uploads` are received at a time, `waiting_uploads` more wait for
-    their turn, each for `wait_seconds` at most, and `posts_per_minute`, unless 0, are taken from
-    one sender; the rest are turned away."""
+    """`posts_per_minute`, unless 0, are taken from one sender by each process; the rest are turned
+    away. `archive_url` is where instances can be retrieved from."""
 
     body_bytes: int
     part_header_bytes: int
     idle_seconds: float
     upload_seconds: float
-    concurrent_uploads: int
-    waiting_uploads: int
-    wait_seconds: float
     posts_per_minute: int
     public_url: str | None
+    archive_url: str | None
 
 
 @dataclass(frozen=True)
@@ -99,8 +95,8 @@ class StoreTransaction:
         vaes: VaeRegistry,
         records: Records,
         keys: IdempotencyKeys,
+        slots: Slots,
         options: StowOptions,
-        metrics: ApiMetrics,
     ) -> None:
         self._ingest = ingest
         self._uploads = uploads
@@ -109,13 +105,7 @@ class StoreTransaction:
         self._records = records
         self._keys = keys
         self._options = options
-        self._slots = Slots(
-            options.concurrent_uploads,
-            options.waiting_uploads,
-            wait_seconds=options.wait_seconds,
-            patience_seconds=_PATIENCE_SECONDS,
-            metrics=metrics,
-        )
+        self._slots = slots
         self._hourglass = Hourglass()
         self._rates, self._vae_rates = Rates(), Rates()
 
@@ -134,7 +124,7 @@ class StoreTransaction:
         is_empty = not request.content_length and not body.chunked
         if is_empty and (vae or aet is None):
             return bare(HTTPStatus.NO_CONTENT)
-        with self._slots.taken(body):
+        with self._slots.receiving(request.environ.get("gunicorn.socket"), body):
             # In a slot, since a store that is silent keeps each who asks it waiting.
             if aet is not None and vae is None:
                 vae = self._looked_up(aet)
@@ -182,7 +172,7 @@ class StoreTransaction:
             stored=len(receipt.stored),
             failed=len(receipt.failed),
         )
-        status, content_type, text = _rendered(receipt, self._options.public_url)
+        status, content_type, text = _rendered(receipt, self._options.archive_url)
         response = Response(text, status, content_type=content_type)
         if receipt.payload_id is not None:
             # Behind the answer, as the worker that wakes may want the same cores.
@@ -192,7 +182,7 @@ class StoreTransaction:
         return _with_links(response, receipt.payload_id, self._options.public_url)
 
     def _first_answer(self, receipt: Receipt, body_fingerprint: str) -> FirstAnswer:
-        status, content_type, text = _rendered(receipt, self._options.public_url)
+        status, content_type, text = _rendered(receipt, self._options.archive_url)
         return FirstAnswer(body_fingerprint, status, content_type, text.decode())
 
     def _again(self, payload_id: str, digests: Iterable[str]) -> Response:
@@ -220,7 +210,7 @@ def stow_blueprint(
             return
         given = request.headers.get("X-Correlation-ID", "")
         g.correlation_id = given.lower() if is_guid(given) else str(uuid4())
-        g.started = time.monotonic()
+        g.started = request.environ.get("stowgate.head_at", time.monotonic())
         structlog.contextvars.bind_contextvars(correlation_id=g.correlation_id)
 
     @blueprint.after_request
@@ -303,9 +293,12 @@ def _count(rates: Rates, name: str, per_minute: int | None, words: str) -> None:
 def _check_codings(request: Request) -> None:
     """Nothing is ever inflated: a few bytes could become any number."""
     coding = request.headers.get("Content-Encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        # RFC 9110 15.5.16: it names the coding that would be accepted.
+        raise UnsupportedMediaType("a Content-Encoding", {"Accept-Encoding": "identity"})
     transfer_coding = request.headers.get("Transfer-Encoding", "").strip().lower()
-    if coding not in ("", "identity") or transfer_coding not in ("", "identity", "chunked"):
-        raise UnsupportedMediaType("a coding of the body other than identity or chunked")
+    if transfer_coding not in ("", "identity", "chunked"):
+        raise UnsupportedMediaType("a Transfer-Encoding other than chunked")
 
 
 def _check_length(request: Request) -> None:
@@ -362,13 +355,9 @@ def _only_part(part: _OnlyPart) -> Iterator[ReceivedPart]:
         raise BadRequest(_BODY_LOST)
 
 
-def _rendered(receipt: Receipt, public_url: str | None) -> tuple[int, str, bytes]:
+def _rendered(receipt: Receipt, archive_url: str | None) -> tuple[int, str, bytes]:
     """Status, media type and body."""
-    dataset = store_response.dataset(
-        receipt.stored,
-        receipt.failed,
-        store_response.retrieve_url(public_url, receipt.stored),
-    )
+    dataset = store_response.dataset(receipt.stored, receipt.failed, archive_url)
     status = store_response.status(receipt.stored, receipt.failed)
     if _wants_xml(request):
         return status, store_response.XML_TYPE, store_response.to_xml(dataset)
@@ -383,8 +372,11 @@ def _with_links(response: Response, payload_id: str | None, public_url: str | No
 
 
 def _wants_xml(request: Request) -> bool:
-    """Only a client that names XML and nothing else gets it."""
-    accepted = {
-        parse_media_type(kind).type for kind, quality in request.accept_mimetypes if quality > 0
-    }
-    return accepted == {store_response.XML_TYPE}
+    """Only a client that names XML and prefers it to JSON gets it (RFC 9110 12.5.1)."""
+    qualities: dict[str, float] = {}
+    for kind, quality in request.accept_mimetypes:
+        named = parse_media_type(kind).type
+        qualities[named] = max(quality, qualities.get(named, 0))
+    any_other = qualities.get("application/*", qualities.get("*/*", 0))
+    json = max(qualities.get(kind, any_other) for kind in _JSON_TYPES)
+    return qualities.get(store_response.XML_TYPE, 0) > json

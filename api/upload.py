@@ -342,6 +342,7 @@ class Upload:
                 instance.sop_class_uid,
                 instance.sop_instance_uid,
                 instance.study_uid,
+                instance.series_uid,
                 None
                 if study_uid in (None, instance.study_uid)
                 else WarningReason.DATASET_DOES_NOT_MATCH_SOP_CLASS,

@@ -12,6 +12,7 @@ from api.auth.own_hosts import OwnHosts
 from api.confirmations import Confirmations
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest
+from api.slots import EXTENSION, Slots
 from api.stow import StoreTransaction, StowOptions
 from api.upload import Limits, Uploads
 from shared.config import Settings
@@ -28,6 +29,9 @@ _ANNOUNCERS = 4
 
 # What they have in hand is in memory, so there are no more than keep a store busy.
 _PUTTERS = 8
+
+# With a sender that stalls, while others wait for its slot.
+_PATIENCE_SECONDS = 5.0
 
 
 def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -> Flask:
@@ -55,6 +59,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     confirmations = Confirmations(engines.sweep_cursor.confirm)
     confirmations.start()
     vaes = VaeRegistry(engines.state)
+    slots = Slots(settings.concurrent_uploads, patience_seconds=_PATIENCE_SECONDS, metrics=metrics)
     store = StoreTransaction(
         ingest=Ingest(
             uploads=uploads,
@@ -73,20 +78,18 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             payload_ids.mint,
             lease=timedelta(seconds=settings.lease_seconds),
         ),
+        slots=slots,
         options=StowOptions(
             body_bytes=settings.max_body_bytes,
             part_header_bytes=settings.max_part_header_bytes,
             idle_seconds=settings.idle_seconds,
             upload_seconds=settings.max_upload_seconds,
-            concurrent_uploads=settings.concurrent_uploads,
-            waiting_uploads=settings.waiting_uploads,
-            wait_seconds=settings.upload_wait_seconds,
             posts_per_minute=settings.rate_per_sender,
             public_url=settings.public_url,
+            archive_url=settings.retrieve_url,
         ),
-        metrics=metrics,
     )
-    return create_app(
+    app = create_app(
         store=store,
         authenticator=authenticator(settings),
         own_hosts=OwnHosts(settings.public_url) if settings.is_for_this_machine else None,
@@ -100,4 +103,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         public_url=settings.public_url,
         trusted_proxies=settings.trusted_proxies,
         cors_origins=settings.cors_origins or (),
+        cors_headers=settings.cors_headers or (),
     )
+    app.extensions[EXTENSION] = slots
+    return app

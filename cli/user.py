@@ -45,4 +45,10 @@ def user(name: str, scopes: tuple[str, ...], vaes: tuple[str, ...]) -> None:
         password = sys.stdin.readline().rstrip("\r\n")
     if len(password) < _LEAST_CHARACTERS:
         raise click.ClickException(f"the password must have {_LEAST_CHARACTERS} characters or more")
+    if not password.isascii():
+        click.echo(
+            "Warning: the password has characters other than ASCII. Some clients send them in "
+            "another character set than UTF-8, and are then refused with 401.",
+            err=True,
+        )
     click.echo(user_line(name, map(Scope, dict.fromkeys(scopes)), password, vaes))

@@ -190,6 +190,16 @@ def _origins(text: str) -> tuple[str, ...]:
     return given
 
 
+def _header_names(text: str) -> tuple[str, ...]:
+    """RFC 9110 5.1, but for `*`, which would let a page send any."""
+    given = tuple(word.strip() for word in text.split(","))
+    if not all(re.fullmatch(r"[A-Za-z0-9!#$%&'+.^_`|~-]+", name) for name in given):
+        raise ValueError(
+            "names of header fields, with commas between, such as traceparent,baggage,sentry-trace"
+        )
+    return given
+
+
 def _proxies(text: str) -> int | tuple[Network, ...]:
     if re.fullmatch(r"[0-9]|1[0-6]", text):
         return int(text)
@@ -301,8 +311,14 @@ class Settings:
     public_url: str | None = setting(
         None,
         http_url,
-        "base of RetrieveURL and of links; without it links are relative. Its path may stand in "
-        "front of every path that is asked for",
+        "base of links; without it they are relative. Its path may stand in front of every path "
+        "that is asked for",
+    )
+    retrieve_url: str | None = setting(
+        None,
+        http_url,
+        "base URL, in front of `/studies`, of the archive that instances can be retrieved from, as "
+        "answers tell senders in RetrieveURL; without it that is empty",
     )
     tls_certificate: Path | None = setting(
         None,
@@ -333,6 +349,12 @@ class Settings:
         _origins,
         "origins whose pages may call this API from a browser, such as `https://viewer.example`, "
         "with commas between",
+    )
+    cors_headers: tuple[str, ...] | None = setting(
+        None,
+        _header_names,
+        "further request headers that such a page may send, with commas between, such as "
+        "`traceparent,tracestate,baggage,sentry-trace`",
     )
     users: Path | None = setting(
         None, _path, "for `basic`: file of the users, a line of `stowgate user` each"
@@ -380,8 +402,9 @@ class Settings:
     api_threads: int = setting(
         "40",
         _whole(2, 256),
-        "threads of each API process: for uploads, for those that wait for their turn, and two for "
-        "all else, or up to eight where `STOWGATE_AUTH` asks who sends",
+        "threads of each API process: one for each upload that it takes at a time, and at least "
+        "two for all else, or up to eight where `STOWGATE_AUTH` asks who sends; uploads that wait "
+        "for their turn need none",
     )
     max_uploads: int | None = setting(
         None,
@@ -392,8 +415,9 @@ class Settings:
     upload_wait_seconds: int = setting(
         "10",
         _whole(0, 60),
-        "longest wait of an upload for its turn; above it 429, and at once where no thread is left "
-        "to wait in",
+        "longest wait of an upload for its turn; above it 429, and at once where as many wait "
+        "already as half of the connections that a process takes (500, or a quarter of its open "
+        "files)",
     )
     rate_per_sender: int = setting(
         "0",
@@ -407,6 +431,12 @@ class Settings:
         "proxies whose X-Forwarded-For tells who sends: addresses or networks with commas between, "
         "or their number where nobody can get past them",
     )
+    keep_alive_seconds: int = setting(
+        "65",
+        _whole(1, 86400),
+        "how long an idle connection is kept; longer than a load balancer in front keeps it, see "
+        "[docs/load-balancers.md](docs/load-balancers.md)",
+    )
     max_request_line_bytes: int = setting(
         "4094",
         _whole(256, 8190),
@@ -415,8 +445,8 @@ class Settings:
     max_head_bytes: int = setting(
         "32768",
         _whole(1024, 1 << 20),
-        "largest head of a request, the request line and all header fields; above it, and above "
-        "100 fields or 8190 bytes in one, 431",
+        "largest head of a request, the request line and all header fields, of which one may take "
+        "all, such as a token of 200 groups; above it, and above 100 fields, 431",
     )
     max_body_bytes: int = setting(
         "68719476736", _whole(1), "largest request body; above it 413 (64 GiB)"
@@ -558,11 +588,6 @@ class Settings:
     def routines_end_seconds(self) -> float:
         """Of a stop, what the relay and its like have to end in after that."""
         return 0.2 * self.stop_seconds
-
-    @property
-    def waiting_uploads(self) -> int:
-        """Per API process."""
-        return self._most_uploads - self.concurrent_uploads
 
     @property
     def most_waiting_to_enter(self) -> int:

@@ -132,6 +132,13 @@ class BasicUsers:
     def caller(self, given: Authorization | None, address: str) -> Caller:
         if given is None or given.type != self.scheme:
             raise Unauthorized("this needs a user name and a password (HTTP Basic)", _CHALLENGE)
+        if given.username is None:
+            raise Unauthorized(
+                "the user name and the password cannot be read: they must be UTF-8 (RFC 7617), and "
+                "the client may have sent them in another character set, such as Latin-1; a "
+                "password of ASCII characters is the same in all",
+                _CHALLENGE,
+            )
         name, password = given.username or "", given.password or ""
         sender = (address, name)
         user = self._users.content().get(name)

@@ -174,6 +174,10 @@ def _caller(authenticator: Authenticator) -> Caller:
 
 
 def _credentials() -> Authorization | None:
+    """Basic credentials that cannot be decoded have neither a user name nor a password."""
     given = request.headers.get("Authorization", "")
     # werkzeug fails on others.
-    return Authorization.from_header(given) if given.isascii() else None
+    found = Authorization.from_header(given) if given.isascii() else None
+    if found is None and given.lower().startswith("basic "):
+        return Authorization("basic", {})
+    return found

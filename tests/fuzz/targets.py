@@ -271,6 +271,7 @@ class Multipart:
                 line + b"\r\n\r\n",
                 line + b"\r\nX: y\r\n\r\n",
                 line + b"--",
+                line + b"--\0",
                 line + b" \t\r\n",
             ),
             *(b"\r\n", b"\r", b"\n", b"--", b"\r\n\r\n", b" ", b":", line[:-1], line + b" " * 257),
@@ -313,7 +314,7 @@ def _boundary_and_body(data: bytes) -> tuple[str, bytes]:
 
 def _delimiter_lines(boundary: str) -> list[bytes]:
     line = b"\r\n--" + boundary.encode("latin-1")
-    return [line + b"\r\n", line + b"--\r\n"]
+    return [line + b"\r\n", *(line + b"--" + end for end in (b"\r", b"\n", b"\0"))]
 
 
 def _parts(stream: Any, boundary: str, chunk_bytes: int) -> list[Any] | None:

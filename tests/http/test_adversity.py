@@ -150,7 +150,9 @@ def test_what_cannot_be_handed_over_is_counted_until_it_can(tmp_path: Path) -> N
 
 
 def test_more_uploads_than_there_is_room_for_are_429(tmp_path: Path) -> None:
-    with running("run", tmp_path, STOWGATE_API_THREADS="3") as service:
+    with running(
+        "run", tmp_path, STOWGATE_MAX_UPLOADS="1", STOWGATE_UPLOAD_WAIT_SECONDS="0"
+    ) as service:
 
         def in_progress() -> bool:
             return "stowgate_uploads_in_progress 1.0" in service.get("/metrics").text
@@ -181,12 +183,7 @@ def test_a_public_url_is_the_base_of_every_link(tmp_path: Path) -> None:
     ) as service:
         one = new_instance()
         answer = service.post("/dicomweb/studies", one, "application/dicom", Host="evil.example")
-        several = service.post(
-            "/dicomweb/studies", *multipart(one, new_instance(StudyInstanceUID="1.2.3"))
-        )
 
-    study = answer.json()["00081190"]["Value"][0]
-    assert study.startswith(f"{public}/dicomweb/studies/1.")
-    assert several.json()["00081190"] == {"vr": "UR", "Value": [f"{public}/dicomweb/studies"]}
+    assert public not in answer.text
     payload_id = answer.headers["X-Payload-ID"]
     assert answer.headers["Link"] == f'<{public}/payloads/{payload_id}>; rel="status"'

@@ -287,6 +287,17 @@ def test_a_token_within_the_leeway_or_in_another_spelling_is_taken(
     assert asking(by_token)("GET", "/payloads", headers=bearer(token)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "group",
+    ["00000000-0000-0000-0000-{:012}", "CN=CT Operators {:04},OU=Radiology,DC=hospital,DC=example"],
+)
+def test_a_token_of_200_groups_is_taken(by_token: Service, key: Key, group: str) -> None:
+    groups = [group.format(number) for number in range(200)]
+    token = key.token(scope="stowgate:read", groups=groups)
+
+    assert asking(by_token)("GET", "/payloads", headers=bearer(token)).status_code == 200
+
+
 def test_a_scope_without_the_prefix_is_none_of_this_service(by_token: Service, key: Key) -> None:
     token = key.token(scope="read store admin", roles=["admin", "read"])
 
@@ -436,6 +447,21 @@ def test_a_wrong_name_and_a_wrong_password_get_the_same_words(
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == 'Basic realm="stowgate", charset="UTF-8"'
     assert answer.json()["detail"] == "the user name or the password is wrong"
+
+
+@pytest.mark.parametrize("given", ["all:p\xe4ssw\xf6rter", "\xe4ll:password"])
+def test_a_password_in_latin_1_is_told_that_the_character_set_may_be_why(
+    by_password: Service, given: str
+) -> None:
+    credentials = base64.b64encode(given.encode("latin-1")).decode()
+
+    answer = asking(by_password)(
+        "GET", "/payloads", headers={"Authorization": f"Basic {credentials}"}
+    )
+
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == 'Basic realm="stowgate", charset="UTF-8"'
+    assert "character set, such as Latin-1" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,21 @@ def test_a_user_that_cannot_be_is_refused_in_words(
     assert password not in made.stderr
 
 
+def test_a_user_is_warned_of_a_password_that_not_every_client_can_send(tmp_path: Path) -> None:
+    password = "p\u00e4ssw\u00f6rter"
+    made = _run("user", "archive", "--scope", "read", words=f"{password}\n")
+
+    assert made.returncode == 0
+    (line,) = made.stderr.splitlines()
+    assert line.startswith("Warning: the password has characters other than ASCII.")
+    assert password not in made.stderr
+    file = tmp_path / "users"
+    file.write_text(made.stdout)
+    with running("api", tmp_path, STOWGATE_AUTH="basic", STOWGATE_USERS=str(file)) as api:
+        me = ("archive", password.encode())
+        assert requests.get(f"{api.url}/payloads", auth=me, timeout=60).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("arguments", "broken"),
     [

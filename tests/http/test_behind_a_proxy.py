@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from answering import Answering, serving
-from instances import new_instance, uid
+from instances import new_instance
 from service import Service, running
 from wire import connect, head, read_answer
 
@@ -123,9 +123,8 @@ def test_urls_are_those_of_the_setting_and_never_of_a_header(behind: Service) ->
         f"{behind.url}/config/vae", json={"virtualAeTitle": "BEHIND"}, headers=lies, timeout=30
     )
 
-    study = uid(instance, "StudyInstanceUID")
-    retrieve_url = f"{PUBLIC_URL}/dicomweb/studies/{study}"
-    assert stored.json()["00081190"]["Value"] == [retrieve_url]
+    payload_id = stored.headers["X-Payload-ID"]
+    assert stored.headers["Link"] == f'<{PUBLIC_URL}/payloads/{payload_id}>; rel="status"'
     assert created.headers["Location"] == f"{PUBLIC_URL}/config/vae/BEHIND"
     for answer in (stored, created):
         assert "evil" not in str(answer.headers) + answer.text

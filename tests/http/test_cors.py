@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -83,6 +84,17 @@ def test_a_preflight_passes_without_credentials_whatever_the_path(
     }
     assert "Access-Control-Allow-Credentials" not in answer.headers
     assert "Origin" in words(answer, "Vary")
+
+
+def test_a_page_may_send_further_headers_that_are_listed(tmp_path: Path) -> None:
+    settings = {"STOWGATE_CORS_ORIGINS": PAGE, "STOWGATE_CORS_HEADERS": "traceparent, sentry-trace"}
+    with running("run", tmp_path, **settings) as service:
+        answer = preflight(service, "/dicomweb/studies", PAGE)
+
+    assert words(answer, "Access-Control-Allow-Headers") == {
+        *("Accept", "Authorization", "Content-Type", "Idempotency-Key", "X-Correlation-ID"),
+        *("traceparent", "sentry-trace"),
+    }
 
 
 def test_options_that_is_no_preflight_passes_nobody(guarded: Service) -> None:

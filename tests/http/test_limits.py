@@ -153,6 +153,22 @@ def test_what_is_over_a_limit_is_refused_before_its_end(
     assert _kept(narrow) == before
 
 
+def test_one_header_field_may_be_as_long_as_the_head(narrow: Service) -> None:
+    head = _head(DICOM, "Content-Length: 0", "X-A: ")
+
+    with _sending(narrow, head.replace(b"X-A: ", b"X-A: " + b"a" * (2000 - len(head)))) as sock:
+        assert sock.recv(65536).startswith(b"HTTP/1.1 204 ")
+
+
+def test_trailers_behind_a_body_in_chunks_may_be_as_long_as_a_head(narrow: Service) -> None:
+    chunked = _head(DICOM, CHUNKED) + _chunks(new_instance())
+    for size_bytes, status in ((1900, b"200"), (3000, b"400")):
+        with _sending(narrow, chunked + b"0\r\nX-A: " + b"a" * size_bytes) as sock:
+            if status == b"200":
+                sock.sendall(b"\r\n\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 " + status)
+
+
 def _nested(depth: int) -> bytes:
     ds = pydicom.Dataset()
     for _ in range(depth):

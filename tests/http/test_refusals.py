@@ -166,6 +166,20 @@ def test_a_sender_that_stalls_is_cut_off_with_408(stowgate: Service) -> None:
     assert b"too slowly between its bytes 0 and 39206" in answer
 
 
+def test_a_sender_that_goes_on_after_it_was_cut_off_gets_to_see_why(stowgate: Service) -> None:
+    address = urlsplit(stowgate.url)
+    with socket.create_connection((address.hostname or "", address.port or 0), 30) as connection:
+        connection.sendall(
+            f"POST /dicomweb/studies HTTP/1.1\r\nHost: {address.netloc}\r\n"
+            f"Content-Type: application/dicom\r\nContent-Length: {MAX_BODY_BYTES}\r\n\r\n".encode()
+        )
+        select.select([connection], [], [], 30)
+        for _ in range(MAX_BODY_BYTES // 100_000):
+            connection.sendall(bytes(100_000))
+
+        assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
+
+
 def test_a_sender_that_trickles_is_cut_off_with_408(stowgate: Service) -> None:
     address = urlsplit(stowgate.url)
     with socket.create_connection((address.hostname or "", address.port or 0), 30) as connection:
@@ -287,6 +301,8 @@ def test_another_media_type_or_coding_is_415_without_body(
     assert answer.status_code == 415
     assert answer.content == b""
     assert "Content-Type" not in answer.headers
+    coded = "Content-Encoding" in headers
+    assert answer.headers.get("Accept-Encoding") == ("identity" if coded else None)
     assert answer.headers["X-Correlation-ID"]
     assert answer.headers["Accept-Post"] == (
         'application/dicom, multipart/related; type="application/dicom"'

@@ -1,9 +1,12 @@
-"""Senders that stall or trickle while all uploads that are taken at a time are theirs."""
+"""Uploads that wait for their turn, and senders that stall or trickle while all slots are taken."""
 
+import os
 import re
+import resource
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -13,7 +16,7 @@ import pytest
 import requests
 from instances import new_instance
 from service import Service, running, wait_for
-from wire import connect, everything, head, statuses
+from wire import connect, everything, head, read_answer, statuses
 
 DICOM = "application/dicom"
 BEGUN = head(
@@ -146,20 +149,16 @@ def test_senders_wait_for_their_turn_and_get_it_in_their_order(tmp_path: Path) -
             tmp_path,
             STOWGATE_MAX_UPLOADS="1",
             STOWGATE_UPLOAD_WAIT_SECONDS="60",
-            STOWGATE_API_THREADS="5",
+            STOWGATE_IDLE_SECONDS="3600",
         ) as service,
         ExitStack() as connections,
     ):
-        first, second, third, fourth = (
-            connections.enter_context(connect(service)) for _ in range(4)
-        )
+        first, second, third = (connections.enter_context(connect(service)) for _ in range(3))
         first.sendall(head("POST /dicomweb/studies HTTP/1.1", *lines))
         wait_for(lambda: _in_progress(service, 1))
         for waiting, count in ((second, 1), (third, 2)):
             waiting.sendall(head("POST /dicomweb/studies HTTP/1.1", *lines) + instance)
             wait_for(lambda count=count: _waiting(service, count))
-        fourth.sendall(head("POST /dicomweb/studies HTTP/1.1", *lines))
-        assert statuses(everything(fourth)) == [429]
 
         first.sendall(instance)
 
@@ -170,3 +169,119 @@ def test_senders_wait_for_their_turn_and_get_it_in_their_order(tmp_path: Path) -
             payload_ids.append(found[1])
         newest_first = [p["payload_id"] for p in service.get("/payloads").json()["payloads"]]
         assert newest_first == payload_ids[::-1]
+
+
+@pytest.mark.parametrize("threads", ["4", "40"])
+def test_of_a_burst_of_200_small_uploads_none_is_turned_away(tmp_path: Path, threads: str) -> None:
+    instances = [new_instance() for _ in range(200)]
+    all_there = threading.Barrier(200)
+    with (
+        running(
+            "run", tmp_path, STOWGATE_API_THREADS=threads, STOWGATE_UPLOAD_WAIT_SECONDS="60"
+        ) as service,
+        ThreadPoolExecutor(200) as senders,
+    ):
+
+        def send(instance: bytes) -> int:
+            all_there.wait()
+            return service.post("/dicomweb/studies", instance, DICOM).status_code
+
+        assert Counter(senders.map(send, instances)) == {200: 200}
+
+
+BEGUN_AND_SENT = ("Content-Length: 4", f"Content-Type: {DICOM}")
+
+
+def _threads(service: Service) -> int:
+    return sum(len(os.listdir(f"/proc/{pid}/task")) for pid in service.process_ids())
+
+
+def test_uploads_that_wait_cost_no_thread_and_others_are_served(tmp_path: Path) -> None:
+    with (
+        running(
+            "run", tmp_path, STOWGATE_MAX_UPLOADS="1", STOWGATE_UPLOAD_WAIT_SECONDS="60"
+        ) as service,
+        ExitStack() as connections,
+    ):
+        first = connections.enter_context(connect(service))
+        first.sendall(head("POST /dicomweb/studies HTTP/1.1", *BEGUN_AND_SENT))
+        wait_for(lambda: _in_progress(service, 1))
+        before = _threads(service)
+        waiting = [connections.enter_context(connect(service)) for _ in range(100)]
+        for sock in waiting:
+            sock.sendall(head("POST /dicomweb/studies HTTP/1.1", *BEGUN_AND_SENT) + b"none")
+
+        wait_for(lambda: _waiting(service, 100))
+        # One for each request that was asked for beside them, at most.
+        assert _threads(service) <= before + 5
+        assert service.get("/health/ready").status_code == 200
+
+        first.sendall(b"none")
+        assert {read_answer(sock)[0] for sock in (first, *waiting)} == {409}
+
+
+def test_an_upload_whose_turn_does_not_come_is_429_and_says_when_to_come_again(
+    tmp_path: Path,
+) -> None:
+    with (
+        running(
+            "run", tmp_path, STOWGATE_MAX_UPLOADS="1", STOWGATE_UPLOAD_WAIT_SECONDS="1"
+        ) as service,
+        connect(service) as first,
+        connect(service) as second,
+    ):
+        first.sendall(head("POST /dicomweb/studies HTTP/1.1", *BEGUN_AND_SENT))
+        wait_for(lambda: _in_progress(service, 1))
+        second.sendall(head("POST /dicomweb/studies HTTP/1.1", *BEGUN_AND_SENT))
+        wait_for(lambda: _waiting(service, 1))
+
+        status, answer_head, _ = read_answer(second)
+
+        assert status == 429
+        assert re.search(rb"Retry-After: [1-9]", answer_head)
+        assert service.metric("stowgate_uploads_waiting") == 0
+        first.sendall(b"none")
+        assert read_answer(first)[0] == 409
+
+
+def test_beyond_half_of_the_connections_uploads_are_turned_away_at_once(tmp_path: Path) -> None:
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, files[1]))
+    settings = {"STOWGATE_MAX_UPLOADS": "1", "STOWGATE_UPLOAD_WAIT_SECONDS": "60"}
+    with ExitStack() as started:
+        try:
+            service = started.enter_context(
+                running("run", tmp_path, **settings, STOWGATE_IDLE_SECONDS="3600")
+            )
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, files)
+        stalled = started.enter_context(connect(service))
+        stalled.sendall(BEGUN)
+        wait_for(lambda: _in_progress(service, 1))
+        # Of the 128 connections that there may be with so few files.
+        for _ in range(64):
+            started.enter_context(connect(service)).sendall(BEGUN)
+        wait_for(lambda: _waiting(service, 64))
+
+        assert _status(service) == 429
+        assert service.get("/health/live").status_code == 200
+
+
+def test_an_upload_that_waits_when_the_service_stops_is_answered(tmp_path: Path) -> None:
+    with (
+        running(
+            "run", tmp_path, STOWGATE_MAX_UPLOADS="1", STOWGATE_UPLOAD_WAIT_SECONDS="60"
+        ) as service,
+        connect(service) as first,
+        connect(service) as second,
+    ):
+        first.sendall(head("POST /dicomweb/studies HTTP/1.1", *BEGUN_AND_SENT))
+        wait_for(lambda: _in_progress(service, 1))
+        second.sendall(head("POST /dicomweb/studies HTTP/1.1", *BEGUN_AND_SENT))
+        wait_for(lambda: _waiting(service, 1))
+
+        service.process.terminate()
+
+        assert read_answer(second)[0] == 429
+        first.sendall(b"none")
+        assert read_answer(first)[0] == 409

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from uuid import uuid4
 
 import pydicom
@@ -11,7 +12,7 @@ import pytest
 import requests
 from instances import multipart, new_instance, real_file, uid
 from pydicom.uid import generate_uid
-from service import Service
+from service import Service, running
 
 STUDY = uid(real_file(), "StudyInstanceUID")
 NATIVE = "{http://dicom.nema.org/PS3.19/models/NativeDICOM}"
@@ -72,7 +73,7 @@ def test_the_answer_lists_what_is_stored_in_request_order(stowgate: Service) -> 
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "application/dicom+json"
     dataset = answer.json()
-    assert set(dataset) == {"00081199"}
+    assert set(dataset) == {"00081190", "00081199"}
     items = pydicom.Dataset.from_json(dataset).ReferencedSOPSequence
     assert [item.ReferencedSOPInstanceUID for item in items] == [
         uid(instance, "SOPInstanceUID") for instance in instances
@@ -243,11 +244,24 @@ def test_a_correlation_id_that_is_no_guid_is_replaced(stowgate: Service, given: 
         ("application/dicom+json", "application/dicom+json"),
         ("*/*", "application/dicom+json"),
         ("application/dicom+xml, application/dicom+json", "application/dicom+json"),
+        ("application/dicom+xml;q=1, application/dicom+json;q=0.5", "application/dicom+xml"),
+        ("application/dicom+json;q=0.8, application/dicom+xml", "application/dicom+xml"),
+        ("application/dicom+xml, application/json;q=0.9, */*;q=0.1", "application/dicom+xml"),
+        ("application/dicom+xml, */*;q=0.5", "application/dicom+xml"),
+        ("application/dicom+xml, text/html", "application/dicom+xml"),
+        ("application/dicom+xml;q=0.5, application/dicom+json;q=0.5", "application/dicom+json"),
+        ("application/dicom+xml;q=0.5, application/dicom+json", "application/dicom+json"),
+        ("application/dicom+xml;q=0.5, application/json", "application/dicom+json"),
+        ("application/dicom+xml, */*", "application/dicom+json"),
+        ("application/dicom+xml;q=0.9, application/*", "application/dicom+json"),
+        ("application/dicom+xml;q=0", "application/dicom+json"),
+        ("application/dicom+json;q=0, */*", "application/dicom+json"),
+        ("", "application/dicom+json"),
         ("image/png", "application/dicom+json"),
         ("text/html;q=0.1, nonsense", "application/dicom+json"),
     ],
 )
-def test_xml_is_for_those_who_ask_for_nothing_else_and_nobody_gets_406(
+def test_xml_is_for_those_who_name_it_and_prefer_it_and_nobody_gets_406(
     stowgate: Service, accept: str, content_type: str
 ) -> None:
     answer = stowgate.post("/dicomweb/studies", new_instance(), "application/dicom", Accept=accept)
@@ -268,7 +282,7 @@ def test_the_xml_answer_is_the_native_dicom_model_of_the_json_one(stowgate: Serv
     root = ET.fromstring(answer.content)
     assert root.tag == f"{NATIVE}NativeDicomModel"
     sequences = {element.get("tag"): element for element in root}
-    assert list(sequences) == ["00081199", "0008119A"]
+    assert list(sequences) == ["00081190", "00081199", "0008119A"]
     referenced = sequences["00081199"]
     assert (referenced.get("vr"), referenced.get("keyword")) == ("SQ", "ReferencedSOPSequence")
     items = referenced.findall(f"{NATIVE}Item")
@@ -281,8 +295,93 @@ def test_the_xml_answer_is_the_native_dicom_model_of_the_json_one(stowgate: Serv
     assert values == {
         "ReferencedSOPClassUID": uid(instances[1], "SOPClassUID"),
         "ReferencedSOPInstanceUID": uid(instances[1], "SOPInstanceUID"),
+        "RetrieveURL": None,
         "WarningReason": str(0xB007),
     }
     reason = sequences["0008119A"].find(f".//{NATIVE}DicomAttribute[@keyword='FailureReason']")
     assert reason is not None
     assert reason.findtext(f"{NATIVE}Value") == str(0xC000)
+
+
+# RetrieveURL: PS3.18 Table I.1-1
+
+ARCHIVE = "https://archive.example/dicom-web"
+EMPTY = {"vr": "UR"}
+
+
+@pytest.fixture(scope="module")
+def beside_an_archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(
+        "run",
+        tmp_path_factory.mktemp("archive"),
+        STOWGATE_PUBLIC_URL="https://stowgate.example",
+        STOWGATE_RETRIEVE_URL=f"{ARCHIVE}/",
+    ) as service:
+        yield service
+
+
+def _url_of(instance: bytes) -> str:
+    study, series, sop = (
+        uid(instance, f"{level}InstanceUID") for level in ("Study", "Series", "SOP")
+    )
+    return f"{ARCHIVE}/studies/{study}/series/{series}/instances/{sop}"
+
+
+def test_without_an_archive_a_retrieve_url_is_there_and_empty(stowgate: Service) -> None:
+    stored = stowgate.post("/dicomweb/studies", *multipart(new_instance(), new_instance())).json()
+    refused = stowgate.post("/dicomweb/studies", b"no DICOM", "application/dicom").json()
+
+    assert stored["00081190"] == refused["00081190"] == EMPTY
+    assert [item["00081190"] for item in stored["00081199"]["Value"]] == [EMPTY, EMPTY]
+
+
+def test_a_retrieve_url_is_that_of_the_archive(beside_an_archive: Service) -> None:
+    instances = [new_instance(), new_instance()]
+    lies = {"Host": "stowgate.example", "X-Forwarded-Host": "evil.example"}
+    body, content_type = multipart(*instances)
+
+    answer = beside_an_archive.post("/dicomweb/studies", body, content_type, **lies)
+
+    dataset = answer.json()
+    assert dataset["00081190"] == {"vr": "UR", "Value": [f"{ARCHIVE}/studies/{STUDY}"]}
+    assert [item["00081190"] for item in dataset["00081199"]["Value"]] == [
+        {"vr": "UR", "Value": [_url_of(instance)]} for instance in instances
+    ]
+    assert pydicom.Dataset.from_json(dataset).RetrieveURL == f"{ARCHIVE}/studies/{STUDY}"
+
+
+def test_of_several_studies_the_retrieve_url_is_the_archive_s_own(
+    beside_an_archive: Service,
+) -> None:
+    instances = [new_instance(), new_instance(StudyInstanceUID=generate_uid()), b"no DICOM"]
+    body, content_type = multipart(*instances)
+
+    dataset = beside_an_archive.post("/dicomweb/studies", body, content_type).json()
+
+    assert dataset["00081190"] == {"vr": "UR", "Value": [ARCHIVE]}
+    urls = [item["00081190"]["Value"] for item in dataset["00081199"]["Value"]]
+    assert urls == [[_url_of(instance)] for instance in instances[:2]]
+    assert "00081190" not in dataset["0008119A"]["Value"][0]
+
+
+def test_where_nothing_was_stored_there_is_nothing_to_retrieve(beside_an_archive: Service) -> None:
+    answer = beside_an_archive.post("/dicomweb/studies", b"no DICOM", "application/dicom")
+
+    assert answer.status_code == 409
+    assert answer.json()["00081190"] == EMPTY
+
+
+def test_a_retrieve_url_is_in_the_xml_answer_too(beside_an_archive: Service) -> None:
+    instance = new_instance()
+
+    answer = beside_an_archive.post(
+        "/dicomweb/studies", instance, "application/dicom", Accept="application/dicom+xml"
+    )
+
+    found = ET.fromstring(answer.content).iter(f"{NATIVE}DicomAttribute")
+    urls = [e for e in found if (e.get("tag"), e.get("vr")) == ("00081190", "UR")]
+    assert [e.get("keyword") for e in urls] == ["RetrieveURL", "RetrieveURL"]
+    assert [e.findtext(f"{NATIVE}Value") for e in urls] == [
+        f"{ARCHIVE}/studies/{STUDY}",
+        _url_of(instance),
+    ]

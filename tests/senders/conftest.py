@@ -77,3 +77,13 @@ def chromium() -> Path:
 @pytest.fixture(scope="session")
 def orthanc() -> Path:
     return had_by_one_of("Orthanc", orthanc_on_this_machine, orthanc_from_debian)
+
+
+@pytest.fixture(scope="session")
+def java() -> Path:
+    """Of a JDK, which runs a source file."""
+    return had_by_one_of(
+        "java",
+        lambda: on_this_machine("javac").with_name("java"),
+        lambda: from_debian("default-jdk-headless", "javac").with_name("java"),
+    )

@@ -128,6 +128,7 @@ def open_to_pages(
         "run",
         folder,
         STOWGATE_CORS_ORIGINS=site.origin,
+        STOWGATE_CORS_HEADERS="traceparent,sentry-trace,baggage",
         STOWGATE_AUTH="jwt",
         STOWGATE_JWT_KEYS=str(folder / "issuer.pem"),
         STOWGATE_JWT_ISSUER=ISSUER,
@@ -153,6 +154,9 @@ const headers = {
   ...dicom,
   ...token,
   "Idempotency-Key": "once",
+  "sentry-trace": "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-1",
+  baggage: "sentry-environment=production",
+  traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
   "X-Correlation-ID": "6f1d1a4e-7a3c-4b7e-9c39-0d5c4b5a2f11",
 };
 

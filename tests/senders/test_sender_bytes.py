@@ -130,6 +130,14 @@ SENDERS = {
             "Referer: https://viewer.example/\r\nAccept-Encoding: gzip, deflate, br\r\n"
         ),
     ),
+    "dicomweb-client (npm) before 0.11": Sender(
+        f'multipart/related; {TYPE}; boundary="{GUID}"',
+        GUID,
+        begins="\r\n",
+        # As long as a closing delimiter, for each data set but the last.
+        ends="\0" * len(f"\r\n--{GUID}--"),
+        headers="Accept: */*\r\nOrigin: https://viewer.example\r\n",
+    ),
     "Orthanc": Sender(
         f"multipart/related; {TYPE}; boundary={GUID}",
         GUID,

@@ -1,66 +1,84 @@
-"""Who is next where uploads wait for their turn."""
+"""Who has a slot, and who gives way."""
 
-import threading
-from contextlib import ExitStack
-from itertools import count
-
+import pytest
 from prometheus_client import CollectorRegistry
-from service import wait_for
 
+from api.problems import TooBusy
 from api.slots import Slots
 from shared.metrics import ApiMetrics
 
-PATIENCE_SECONDS = 100.0
+PATIENCE_SECONDS = 5.0
 
 
 class Upload:
-    was_cut = False
+    def __init__(self, stalled_seconds: float = 0.0) -> None:
+        self.was_cut = False
+        self._stalled_seconds = stalled_seconds
 
     def stalled_seconds(self) -> float:
-        return 0.0
+        return self._stalled_seconds
 
     def cut(self) -> None:
         self.was_cut = True
 
 
-class GivesWay(Upload):
-    """At once to whoever asks, but to that one thread only when it has asked some more times."""
-
-    def __init__(self) -> None:
-        self.late_for: threading.Thread | None = None
-        self._asked = count()
-
-    def stalled_seconds(self) -> float:
-        late = threading.current_thread() is self.late_for and next(self._asked) < 4
-        return 0.0 if self.late_for is None or late else PATIENCE_SECONDS
+@pytest.fixture
+def slots() -> Slots:
+    metrics = ApiMetrics(CollectorRegistry())
+    return Slots(2, patience_seconds=PATIENCE_SECONDS, metrics=metrics)
 
 
-def test_who_came_first_gets_the_room_although_another_could_have_seen_it_sooner() -> None:
-    registry = CollectorRegistry()
-    slots = Slots(
-        1,
-        2,
-        wait_seconds=60,
-        patience_seconds=PATIENCE_SECONDS,
-        metrics=ApiMetrics(registry),
-    )
-    stalled, turns = GivesWay(), list[str]()
+def test_there_are_so_many_slots_and_one_that_is_given_back_is_free(slots: Slots) -> None:
+    assert [slots.take(name) for name in "abc"] == [True, True, False]
 
-    def upload(name: str) -> None:
-        with slots.taken(Upload()):
-            turns.append(name)
+    slots.give_back("a")
 
-    first, second = (
-        threading.Thread(target=upload, args=[name], daemon=True) for name in ("first", "second")
-    )
-    with ExitStack() as holding:
-        holding.enter_context(slots.taken(stalled))
-        first.start()
-        wait_for(lambda: registry.get_sample_value("stowgate_uploads_waiting") == 1)
-        stalled.late_for = first
-        second.start()
-        for thread in (first, second):
-            thread.join(60)
+    assert [slots.take(name) for name in "cd"] == [True, False]
 
-    assert turns == ["first", "second"]
-    assert stalled.was_cut
+
+def test_an_upload_without_a_slot_is_refused_and_takes_none(slots: Slots) -> None:
+    slots.take("a")
+
+    with pytest.raises(TooBusy), slots.receiving("b", Upload()):
+        pass
+
+    assert slots.take("b")
+
+
+def test_the_one_that_has_stalled_for_the_longest_gives_way(slots: Slots) -> None:
+    long, longest = Upload(PATIENCE_SECONDS), Upload(2 * PATIENCE_SECONDS)
+    slots.take("a")
+    slots.take("b")
+    with slots.receiving("a", long), slots.receiving("b", longest):
+        assert slots.take("c")
+
+        assert (long.was_cut, longest.was_cut) == (False, True)
+
+
+def test_one_that_has_not_stalled_for_long_keeps_its_slot(slots: Slots) -> None:
+    uploads = Upload(0.9 * PATIENCE_SECONDS), Upload()
+    slots.take("a")
+    slots.take("b")
+    with slots.receiving("a", uploads[0]), slots.receiving("b", uploads[1]):
+        assert not slots.take("c")
+
+    assert not any(upload.was_cut for upload in uploads)
+
+
+def test_one_that_is_being_answered_keeps_its_slot(slots: Slots) -> None:
+    slots.take("a")
+    slots.take("b")
+    with slots.receiving("a", Upload(2 * PATIENCE_SECONDS)):
+        pass
+
+    assert not slots.take("c")
+
+
+def test_one_that_gave_way_gives_nothing_back(slots: Slots) -> None:
+    slots.take("a")
+    slots.take("b")
+    with slots.receiving("a", Upload(PATIENCE_SECONDS)):
+        assert slots.take("c")
+    slots.give_back("a")
+
+    assert not slots.take("d")
