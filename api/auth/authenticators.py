@@ -12,10 +12,10 @@ from shared.config import Settings
 
 def authenticator(settings: Settings) -> Authenticator:
     """Raises `BadSetting` where a file that it needs is unusable; an issuer is asked later."""
-    most_waiting = settings.most_waiting_to_enter
+    most_waiting, uploads = settings.most_waiting_to_enter, settings.concurrent_uploads
     if settings.auth == "basic":
         users = WatchedFile(Path(settings.users or ""), parse_users, "STOWGATE_USERS")
-        return BasicUsers(users, most_waiting)
+        return BasicUsers(users, most_waiting, most_joining=uploads)
     if settings.auth == "jwt":
         rules = TokenRules(
             issuer=settings.jwt_issuer or "",
@@ -24,7 +24,7 @@ def authenticator(settings: Settings) -> Authenticator:
             leeway_seconds=settings.jwt_leeway_seconds,
             vaes_claim=settings.jwt_vaes_claim,
         )
-        return BearerTokens(_keys(settings.jwt_keys or "", most_waiting), rules)
+        return BearerTokens(_keys(settings.jwt_keys or "", most_waiting + uploads), rules)
     return Anyone()
 
 

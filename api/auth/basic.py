@@ -35,6 +35,8 @@ _SENDERS_KNOWN = 10_000
 
 _CHALLENGE = {"WWW-Authenticate": f'Basic realm="{REALM}", charset="UTF-8"'}
 
+_TOO_MANY = "too many passwords are being checked; send it again later"
+
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
 _LINE = re.compile(
     rf"(?P<name>{_NAME}):(?P<scopes>[a-z,]+):"
@@ -96,15 +98,27 @@ _Sender = tuple[str, str]
 """An address, and the user name that is given from there."""
 
 
+@dataclass
+class _Check:
+    """One name and password that are being checked, for all requests that give these."""
+
+    user: User | None
+    is_done: threading.Event = field(default_factory=threading.Event)
+    is_right: bool | None = None
+    """None while it is not known, and where there was no place to find out."""
+
+
 class BasicUsers:
     """Callers by user name and password.
 
     A password that was right is remembered, as an HMAC under a key of this object, until it was not
     used for an hour.
 
-    `most_waiting` bounds the requests that wait for a hash, so that some threads stay free. A third
-    of these places is for senders whose last password was right, one for each at a time: so whoever
-    guesses cannot keep them waiting, unless by their own address and name.
+    `most_waiting` bounds the passwords that wait for a hash, so that some threads stay free. A
+    third of these places is for senders whose last password was right, one for each at a time: so
+    whoever guesses cannot keep them waiting, unless by their own address and name. Up to
+    `most_joining` requests more wait for a check of the same name and password that is under way:
+    senders come in bursts.
     """
 
     scheme = "basic"
@@ -113,6 +127,7 @@ class BasicUsers:
         self,
         users: WatchedFile[Mapping[str, User]],
         most_waiting: int,
+        most_joining: int,
         clock: Callable[[], float] = time.monotonic,
         check: Callable[[str, str], bool] = check_password_hash,
     ) -> None:
@@ -128,6 +143,8 @@ class BasicUsers:
         self._verified: OrderedDict[bytes, tuple[User, float]] = OrderedDict()
         self._known: OrderedDict[_Sender, None] = OrderedDict()
         self._own_places: set[_Sender] = set()
+        self._joining = threading.BoundedSemaphore(most_joining)
+        self._checks: dict[bytes, _Check] = {}
 
     def caller(self, given: Authorization | None, address: str) -> Caller:
         if given is None or given.type != self.scheme:
@@ -146,11 +163,7 @@ class BasicUsers:
         if user is not None and self._remembers(mark, user):
             self._remember(mark, user, sender)
             return user.caller
-        with self._turn(sender):
-            # Another request may have brought the same while this one waited.
-            right = user is not None and self._remembers(mark, user)
-            right = right or self._check(user.password_hash if user else _NOBODY, password)
-        if user is None or not right:
+        if not self._is_right(mark, user, password, sender) or user is None:
             self._forget(sender)
             raise Unauthorized("the user name or the password is wrong", _CHALLENGE)
         self._remember(mark, user, sender)
@@ -161,6 +174,40 @@ class BasicUsers:
 
     def ping(self) -> None:
         pass
+
+    def _is_right(self, mark: bytes, user: User | None, password: str, sender: _Sender) -> bool:
+        """Raises `TooBusy`."""
+        with self._lock:
+            check = self._checks.get(mark)
+            # A line that changed since is another user.
+            is_first = check is None or check.user != user
+            if check is None or is_first:
+                check = self._checks[mark] = _Check(user)
+        if not is_first:
+            return self._joined(check)
+        try:
+            with self._turn(sender):
+                # It may have been checked just before this began.
+                check.is_right = (user is not None and self._remembers(mark, user)) or self._check(
+                    user.password_hash if user else _NOBODY, password
+                )
+        finally:
+            with self._lock:
+                if self._checks.get(mark) is check:
+                    del self._checks[mark]
+            check.is_done.set()
+        return check.is_right
+
+    def _joined(self, check: _Check) -> bool:
+        if not self._joining.acquire(blocking=False):
+            raise TooBusy(_TOO_MANY)
+        try:
+            check.is_done.wait()
+        finally:
+            self._joining.release()
+        if check.is_right is None:
+            raise TooBusy(_TOO_MANY)
+        return check.is_right
 
     @contextmanager
     def _turn(self, sender: _Sender) -> "Iterator[None]":
@@ -173,7 +220,7 @@ class BasicUsers:
                     self._own_places.remove(sender)
             return
         if not self._waiting.acquire(blocking=False):
-            raise TooBusy("too many passwords are being checked; send it again later")
+            raise TooBusy(_TOO_MANY)
         try:
             with self._hashing:
                 yield

@@ -18,6 +18,9 @@ from instances import new_instance
 from service import Service, running, wait_for
 from wire import connect, everything, head, read_answer, statuses
 
+from api.auth.basic import user_line
+from api.auth.guard import Scope
+
 DICOM = "application/dicom"
 BEGUN = head(
     "POST /dicomweb/studies HTTP/1.1", f"Content-Type: {DICOM}", "Content-Length: 10000000"
@@ -187,6 +190,37 @@ def test_of_a_burst_of_200_small_uploads_none_is_turned_away(tmp_path: Path, thr
             return service.post("/dicomweb/studies", instance, DICOM).status_code
 
         assert Counter(senders.map(send, instances)) == {200: 200}
+
+
+def test_of_a_burst_with_one_password_none_is_turned_away_though_nobody_came_before(
+    tmp_path: Path,
+) -> None:
+    users = tmp_path / "users"
+    users.write_text(user_line("page", [Scope.STORE], "correct-horse-battery"))
+    instances = [new_instance() for _ in range(100)]
+    all_there = threading.Barrier(100)
+    with (
+        running(
+            "run",
+            tmp_path,
+            STOWGATE_AUTH="basic",
+            STOWGATE_USERS=str(users),
+            STOWGATE_UPLOAD_WAIT_SECONDS="60",
+        ) as service,
+        ThreadPoolExecutor(100) as senders,
+    ):
+
+        def send(instance: bytes) -> int:
+            all_there.wait()
+            return requests.post(
+                f"{service.url}/dicomweb/studies",
+                data=instance,
+                headers={"Content-Type": DICOM},
+                auth=("page", "correct-horse-battery"),
+                timeout=120,
+            ).status_code
+
+        assert Counter(senders.map(send, instances)) == {200: 100}
 
 
 BEGUN_AND_SENT = ("Content-Length: 4", f"Content-Type: {DICOM}")

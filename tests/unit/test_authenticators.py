@@ -3,9 +3,11 @@
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from shared.config import load_settings
 from shared.engines import open_engines
 
 PASSWORD = "correct-horse-battery"
+JOINING = 6
 OTHER_PASSWORD = "battery-horse-correct"
 
 
@@ -116,15 +119,16 @@ class Hashes:
         self.done: list[str] = []
         self.at_once = 0
         self.most_at_once = 0
-        self.guesses_go_on = threading.Event()
+        self.guesses_go_on, self.rights_go_on = threading.Event(), threading.Event()
+        self.rights_go_on.set()
         self._lock = threading.Lock()
 
     def check(self, password_hash: str, password: str) -> bool:
         with self._lock:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
-        if password == "guess":
-            self.guesses_go_on.wait(60)
+        is_guess = password.startswith("guess")
+        (self.guesses_go_on if is_guess else self.rights_go_on).wait(60)
         with self._lock:
             self.at_once -= 1
             self.done.append(password_hash)
@@ -154,7 +158,7 @@ def given(name: str, password: str) -> Authorization:
 
 def test_a_right_password_is_not_hashed_again_while_it_is_used(tmp_path: Path, line: str) -> None:
     hashes, clock = Hashes(), Clock()
-    users = BasicUsers(users_of(tmp_path, line), 4, clock, hashes.check)
+    users = BasicUsers(users_of(tmp_path, line), 4, JOINING, clock, hashes.check)
 
     for _ in range(5):
         assert users.caller(given("archive", PASSWORD), WARD).name == "archive"
@@ -167,7 +171,7 @@ def test_a_right_password_is_not_hashed_again_while_it_is_used(tmp_path: Path, l
 
 def test_a_wrong_password_is_never_remembered(tmp_path: Path, line: str) -> None:
     hashes = Hashes()
-    users = BasicUsers(users_of(tmp_path, line), 4, check=hashes.check)
+    users = BasicUsers(users_of(tmp_path, line), 4, JOINING, check=hashes.check)
     users.caller(given("archive", PASSWORD), WARD)
 
     for _ in range(3):
@@ -178,7 +182,7 @@ def test_a_wrong_password_is_never_remembered(tmp_path: Path, line: str) -> None
 
 def test_an_unknown_user_costs_a_hash_of_the_same_method(tmp_path: Path, line: str) -> None:
     hashes = Hashes()
-    users = BasicUsers(users_of(tmp_path, line), 4, check=hashes.check)
+    users = BasicUsers(users_of(tmp_path, line), 4, JOINING, check=hashes.check)
 
     for name in ("archive", "nobody"):
         with pytest.raises(Unauthorized):
@@ -191,7 +195,7 @@ def test_an_unknown_user_costs_a_hash_of_the_same_method(tmp_path: Path, line: s
 
 def test_a_user_whose_line_changed_is_not_remembered(tmp_path: Path, line: str) -> None:
     file = users_of(tmp_path, line)
-    users = BasicUsers(file, 4)
+    users = BasicUsers(file, 4, JOINING)
     users.caller(given("archive", PASSWORD), WARD)
 
     users_of(tmp_path, user_line("archive", [Scope.READ], OTHER_PASSWORD))
@@ -209,8 +213,11 @@ class Ward:
 
     def __init__(self, tmp_path: Path, line: str) -> None:
         self.hashes, self._clock = Hashes(), Clock()
+        self._guesses = count()
         lines = [line, line.replace("archive", "viewer", 1)]
-        self.users = BasicUsers(users_of(tmp_path, *lines), 7, self._clock, self.hashes.check)
+        self.users = BasicUsers(
+            users_of(tmp_path, *lines), 7, JOINING, self._clock, self.hashes.check
+        )
         for name in ("archive", "viewer"):
             self.enter(name)
         self._clock.now += HOUR + 1
@@ -221,17 +228,17 @@ class Ward:
 
     def guess(self, name: str, address: str) -> type[Exception]:
         with pytest.raises((Unauthorized, TooBusy)) as caught:
-            self.users.caller(given(name, "guess"), address)
+            self.users.caller(given(name, f"guess {next(self._guesses)}"), address)
         return caught.type
 
     @contextmanager
-    def guessers(self, address: str, count: int = 12) -> Iterator[list[type[Exception]]]:
+    def guessers(self, address: str, guessers: int = 12) -> Iterator[list[type[Exception]]]:
         """Of the name `archive`, those with a place until the block ends; then their outcomes."""
         outcomes: list[type[Exception]] = []
-        with ThreadPoolExecutor(count) as pool:
-            guesses = [pool.submit(self.guess, "archive", address) for _ in range(count)]
+        with ThreadPoolExecutor(guessers) as pool:
+            guesses = [pool.submit(self.guess, "archive", address) for _ in range(guessers)]
             try:
-                wait_for(lambda: sum(done.done() for done in guesses) == count - GUESSES_WAITING)
+                wait_for(lambda: sum(done.done() for done in guesses) == guessers - GUESSES_WAITING)
                 yield outcomes
             finally:
                 self.hashes.guesses_go_on.set()
@@ -249,6 +256,30 @@ def test_a_flood_of_guesses_is_bounded_in_places_and_in_hashes_at_a_time(ward: W
 
     assert (outcomes.count(TooBusy), outcomes.count(Unauthorized)) == (7, GUESSES_WAITING)
     assert ward.hashes.most_at_once == 2
+
+
+def test_of_a_burst_with_one_password_it_is_checked_once(ward: Ward) -> None:
+    """As when the uploads of a page come all at once, and nobody came before."""
+    ward.hashes.rights_go_on.clear()
+    with ThreadPoolExecutor(JOINING + 3) as pool:
+        burst = [pool.submit(ward.enter, "archive") for _ in range(JOINING + 3)]
+        wait_for(lambda: sum(done.done() for done in burst) == 2)
+        ward.hashes.rights_go_on.set()
+        outcomes = Counter(type(done.exception()) for done in burst)
+
+    assert outcomes == {type(None): JOINING + 1, TooBusy: 2}
+    assert len(ward.hashes.done) == 1
+
+
+def test_a_burst_with_one_wrong_password_is_refused_by_one_check(ward: Ward) -> None:
+    def wrong() -> None:
+        ward.users.caller(given("archive", "guess"), ELSEWHERE)
+
+    with ThreadPoolExecutor(JOINING + 1) as pool:
+        burst = [pool.submit(wrong) for _ in range(JOINING + 1)]
+        wait_for(lambda: ward.hashes.at_once == 1)
+        ward.hashes.guesses_go_on.set()
+        assert {type(done.exception()) for done in burst} == {Unauthorized}
 
 
 def test_guessers_elsewhere_do_not_keep_a_sender_waiting_that_was_right_before(ward: Ward) -> None:
@@ -292,7 +323,7 @@ def test_a_name_that_was_never_right_has_no_place_of_its_own_whether_it_is_one_o
 def test_what_is_remembered_is_bounded(tmp_path: Path, line: str) -> None:
     hashes = Hashes()
     hashes.check = lambda *_: bool(hashes.done.append("") or True)  # type: ignore[method-assign]
-    users = BasicUsers(users_of(tmp_path, line), 4, check=hashes.check)
+    users = BasicUsers(users_of(tmp_path, line), 4, JOINING, check=hashes.check)
     for number in range(12_000):
         users.caller(given("archive", f"right {number}"), f"2001:db8::{number:x}")
 
