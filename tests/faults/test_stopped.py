@@ -20,7 +20,7 @@ def stalled_upload(node: Node) -> Iterator[None]:
     url = urlsplit(node.service.url)
     with socket.create_connection((url.hostname or "", url.port or 80)) as sock:
         sock.sendall(
-            b"POST /dicomweb/studies HTTP/1.1\r\nHost: stowgate\r\n"
+            b"POST /dicomweb/studies HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/dicom\r\nContent-Length: 100000\r\n\r\nDICM"
         )
         wait_for(lambda: node.metric("stowgate_uploads_in_progress") == 1)
