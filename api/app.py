@@ -10,25 +10,25 @@ from prometheus_client import CollectorRegistry
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter, PathConverter
 
-from api import audit, problems
-from api.auth import guard
+from api.auth import audit, guard
 from api.auth.guard import Authenticator, Scope
 from api.auth.own_hosts import OwnHosts
-from api.cors import Cors
+from api.http import problems
+from api.http.cors import Cors
+from api.http.paths import routed_path
+from api.http.proxies import KnownProxies
 from api.openapi import openapi_document
-from api.paths import routed_path
-from api.proxies import KnownProxies
-from api.status import status_blueprint
-from api.stow import StoreTransaction, stow_blueprint
-from api.vae import vae_blueprint
-from shared.config import Network
-from shared.engines import Dependency
+from api.payloads import status_blueprint
+from api.stow.view import StoreTransaction, stow_blueprint
+from api.vae.registry import VaeRegistry
+from api.vae.views import vae_blueprint
 from shared.events import InstancesStored
-from shared.health import Readiness, health_blueprint
-from shared.logs import where
-from shared.metrics import ApiMetrics
 from shared.records import Records
-from shared.vae import VaeRegistry
+from shared.runtime.backends import Dependency
+from shared.runtime.health import Readiness, health_blueprint
+from shared.runtime.logs import where
+from shared.runtime.metrics import ApiMetrics
+from shared.settings.loader import Network
 
 _log = structlog.get_logger()
 

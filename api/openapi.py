@@ -10,13 +10,13 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema, fields
 
 from api.auth.guard import Scope
-from api.capabilities import CONTENT_TYPE as WADL_TYPE
-from api.status import LISTED, PayloadSchema
-from api.store_response import JSON_TYPE, XML_TYPE
-from api.vae import CHANGE_SCHEMA
+from api.payloads import LISTED, PayloadSchema
+from api.stow.capabilities import CONTENT_TYPE as WADL_TYPE
+from api.stow.response import JSON_TYPE, XML_TYPE
+from api.vae.registry import AE_TITLE_SHAPE, UID_SHAPE, WORKFLOW_ID_SHAPE, VaeSchema
+from api.vae.views import CHANGE_SCHEMA
 from shared.records import MOST_LISTED, State
 from shared.time import UtcDateTime
-from shared.vae import AE_TITLE_SHAPE, UID_SHAPE, WORKFLOW_ID_SHAPE, VaeSchema
 
 _TEXT = {"type": "string"}
 _GUID = {"type": "string", "format": "uuid"}

@@ -17,16 +17,16 @@ from loads import END, PART_HEAD
 from prometheus_client import CollectorRegistry
 from subjects import RAW_THREADS
 
-from shared.adapters.minio_store import MinioObjectStore
-from shared.config import load_settings
+from shared.adapters.s3.store import MinioObjectStore
 from shared.dicom.identity import identify
 from shared.dicom.structure import check_structure
-from shared.engines import open_engines
 from shared.events import InstancesStored
 from shared.ids import PayloadIds
-from shared.logs import configure_logs
 from shared.ports import ObjectStore
 from shared.records import IngestRecord, Records, StoredInstance
+from shared.runtime.backends import open_engines
+from shared.runtime.logs import configure_logs
+from shared.settings.loader import load_settings
 from shared.time import utc_now
 from worker.main import compose
 

@@ -12,9 +12,14 @@ from uuid import uuid4
 import click
 
 from api.auth.authenticators import authenticator
-from api.tls import server_context
-from cli.http import check_client_ca
-from shared.config import (
+from api.server.tls import server_context
+from cli.client import check_client_ca
+from shared.errors import StowgateError, VersionConflict
+from shared.ports import ObjectStore
+from shared.runtime.backends import Engines, open_engines
+from shared.runtime.listen import bind
+from shared.runtime.logs import configure_logs
+from shared.settings.loader import (
     Address,
     BadSetting,
     Settings,
@@ -22,11 +27,6 @@ from shared.config import (
     load_settings,
     unknown_variables,
 )
-from shared.engines import Engines, open_engines
-from shared.errors import StowgateError, VersionConflict
-from shared.listen import bind
-from shared.logs import configure_logs
-from shared.ports import ObjectStore
 
 
 class _Wrong(Exception):

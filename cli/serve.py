@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING
 import click
 import structlog
 
-from api.server import Server
-from api.tls import server_context
-from shared.config import (
+from api.server.arbiter import Server
+from api.server.tls import server_context
+from shared.runtime.backends import Engines, open_engines
+from shared.runtime.listen import bind, url_of
+from shared.runtime.logs import configure_logs
+from shared.settings.loader import (
     METRICS_FOLDER,
     BadSetting,
     Settings,
@@ -26,9 +29,6 @@ from shared.config import (
     load_settings,
     unknown_variables,
 )
-from shared.engines import Engines, open_engines
-from shared.listen import bind, url_of
-from shared.logs import configure_logs
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -57,12 +57,12 @@ def run() -> None:
     def make_app() -> "Flask":
         from prometheus_client import CollectorRegistry
 
-        import api.wsgi
+        import api.main
         import worker.main
 
         registry = CollectorRegistry()
         engines = open_engines(settings)
-        app = api.wsgi.compose(settings, engines, registry)
+        app = api.main.compose(settings, engines, registry)
         opener = worker.main.compose(settings, engines, registry)
         engines.prepare()
         opener.start()
@@ -107,12 +107,12 @@ def api() -> None:
     def make_app() -> "Flask":
         from prometheus_client import CollectorRegistry
 
-        import api.wsgi
+        import api.main
 
         engines = open_engines(settings)
         engines.prepare()
         opened.append(engines)
-        return api.wsgi.compose(settings, engines, CollectorRegistry())
+        return api.main.compose(settings, engines, CollectorRegistry())
 
     def on_exit() -> None:
         for engines in opened:

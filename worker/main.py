@@ -14,20 +14,20 @@ import structlog
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
-from shared.config import Settings
-from shared.engines import Engines, open_engines
-from shared.health import Readiness, health_blueprint
 from shared.ids import PayloadIds
-from shared.listen import bind, url_of
-from shared.logs import where
-from shared.metrics import WorkerMetrics
 from shared.ports import EventConsumer
 from shared.records import Records
-from shared.threads import started_pool
-from worker.clearing import Clearing
+from shared.runtime.backends import Engines, open_engines
+from shared.runtime.health import Readiness, health_blueprint
+from shared.runtime.listen import bind, url_of
+from shared.runtime.logs import where
+from shared.runtime.metrics import WorkerMetrics
+from shared.runtime.threads import started_pool
+from shared.settings.loader import Settings
 from worker.handler import Handler
 from worker.health_server import HealthServer
 from worker.leader import LeaderLease, Leadership, SoleLeader
+from worker.pending_cleanup import Clearing
 from worker.relay import Relay
 from worker.sweeper import Sweeper
 from worker.workflow_manager import WorkflowManager

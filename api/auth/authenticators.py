@@ -7,7 +7,7 @@ from api.auth.bearer import BearerTokens, TokenRules
 from api.auth.guard import Anyone, Authenticator
 from api.auth.issuer_keys import FetchedKeys, FileKeys, IssuerKeys, parse_keys
 from api.auth.watched_file import WatchedFile
-from shared.config import Settings
+from shared.settings.loader import Settings
 
 
 def authenticator(settings: Settings) -> Authenticator:

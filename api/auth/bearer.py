@@ -9,7 +9,7 @@ from werkzeug.datastructures import Authorization
 
 from api.auth.guard import REALM, Caller, Scope
 from api.auth.issuer_keys import IssuerKeys
-from api.problems import Unauthorized
+from api.http.problems import Unauthorized
 
 SCOPE_PREFIX = "stowgate:"
 """Is in front of a scope in a token, since an `admin` of some other service is none of this one."""

@@ -36,8 +36,8 @@ from minio.objectlockconfig import DAYS, ObjectLockConfig
 from records_made import record
 from service import wait_for
 
-from shared.adapters.folder import FolderObjectStore
-from shared.adapters.minio_store import MinioObjectStore
+from shared.adapters.folder.store import FolderObjectStore
+from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import (
     ObjectMissing,
     StoreFull,
@@ -560,7 +560,7 @@ def child(code: str, *arguments: str) -> "subprocess.Popen[str]":
 PUT_HALF = """
 import io, sys
 from pathlib import Path
-from shared.adapters.folder import FolderObjectStore
+from shared.adapters.folder.store import FolderObjectStore
 
 class Half(io.RawIOBase):
     left = 4
@@ -611,7 +611,7 @@ COUNT_UP = """
 import sys
 from pathlib import Path
 sys.path[:0] = ["tests", "tests/contract"]
-from shared.adapters.folder import FolderObjectStore
+from shared.adapters.folder.store import FolderObjectStore
 from test_object_store import count_up
 count_up(FolderObjectStore(Path(sys.argv[1])), 50)
 """

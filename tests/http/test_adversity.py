@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 from service import running, wait_for
 from structlog.testing import capture_logs
 
-from api.wsgi import compose
-from shared.config import load_settings
-from shared.engines import open_engines
+from api.main import compose
+from shared.runtime.backends import open_engines
+from shared.settings.loader import load_settings
 
 
 def test_a_store_that_fills_up_keeps_what_it_has_and_names_what_it_has_not(

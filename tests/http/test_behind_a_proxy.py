@@ -13,7 +13,7 @@ from instances import new_instance
 from service import Service, running
 from wire import connect, head, read_answer
 
-from shared.config import BadSetting, load_settings
+from shared.settings.loader import BadSetting, load_settings
 
 PREFIX = "/site/stow"
 PUBLIC_URL = f"https://pacs.example{PREFIX}"

@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from service import Service, running, wait_for
 
-from api.wsgi import compose
-from shared.config import load_settings
-from shared.engines import open_engines
+from api.main import compose
+from shared.runtime.backends import open_engines
+from shared.settings.loader import load_settings
 
 POSTS = "stowgate_posts_total"
 INSTANCES = "stowgate_instances_total"
