@@ -367,7 +367,7 @@ def with_one_kept(
                 raise OSError(errno.EPERM, os.strerror(errno.EPERM))
             unlink(path)
 
-        monkeypatch.setattr("shared.adapters.folder.os.unlink", refuse)
+        monkeypatch.setattr("shared.adapters.folder.store.os.unlink", refuse)
         yield store
         return
     endpoint, bucket = map(request.getfixturevalue, ("object_store_endpoint", "bucket"))
@@ -1127,7 +1127,7 @@ def test_minio_ends_a_conditional_write_that_is_refused_again_and_again(
     status: int,
     code: str,
 ) -> None:
-    monkeypatch.setattr("shared.adapters.minio_store._TRY_AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr("shared.adapters.s3.store._TRY_AGAIN_SECONDS", 0.5)
     with (
         through(object_store_endpoint, bucket, refuse(status, code)) as store,
         pytest.raises(StoreUnavailable, match=code),

@@ -366,7 +366,7 @@ def test_a_record_whose_name_is_on_no_disk_yet_is_not_taken_for_one(
     def broken(_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("shared.adapters.folder.sync_folder", broken)
+    monkeypatch.setattr("shared.adapters.folder.store.sync_folder", broken)
 
     with pytest.raises(kind):
         records.add(added)
@@ -380,8 +380,8 @@ def test_a_record_on_no_disk_that_cannot_be_removed_is_not_acknowledged(
     def broken(path: object) -> None:
         raise OSError(errno.EIO, f"{path}")
 
-    monkeypatch.setattr("shared.adapters.folder.sync_folder", broken)
-    monkeypatch.setattr("shared.adapters.folder.os.unlink", broken)
+    monkeypatch.setattr("shared.adapters.folder.store.sync_folder", broken)
+    monkeypatch.setattr("shared.adapters.folder.store.os.unlink", broken)
 
     with pytest.raises(StoreRefused, match="cannot be removed again"):
         records.add(record())

@@ -73,7 +73,7 @@ def test_what_a_store_that_is_away_did_not_remove_is_removed_when_it_is_back(
 def test_of_what_a_store_that_is_away_did_not_remove_a_bounded_number_is_kept(
     store: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.clearing._MOST", 2)
+    monkeypatch.setattr("worker.pending_cleanup._MOST", 2)
     clearing = Clearing(store)
     clearing.add(["pending/a", "pending/b", "pending/c"])
     store.away = True

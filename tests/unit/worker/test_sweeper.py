@@ -222,7 +222,7 @@ def kept_by_the_disk(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         unlink(path)
 
-    monkeypatch.setattr("shared.adapters.folder.os.unlink", refuse)
+    monkeypatch.setattr("shared.adapters.folder.store.os.unlink", refuse)
     return words
 
 

@@ -39,7 +39,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(tmp_path)
-    monkeypatch.setattr("shared.vae.time", SimpleNamespace(monotonic=lambda: made.now))
+    monkeypatch.setattr("api.vae.registry.time", SimpleNamespace(monotonic=lambda: made.now))
     return made
 
 

@@ -114,7 +114,7 @@ def test_while_nothing_recent_is_known_others_are_not_told_that_it_is_ready(
 def test_those_that_ask_together_at_first_are_all_told_what_one_of_them_finds(
     engine: Engine, askers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.health._WAIT_SECONDS", 60.0)
+    monkeypatch.setattr("shared.runtime.health._WAIT_SECONDS", 60.0)
     probe = Probe(engine)
     engine.silent = True
     asking = [askers.submit(probe.ready) for _ in range(5)]
