@@ -28,7 +28,7 @@ from shared.runtime.backends import Dependency
 from shared.runtime.health import Readiness, health_blueprint
 from shared.runtime.logs import where
 from shared.runtime.metrics import ApiMetrics
-from shared.settings.loader import Network
+from shared.settings.parsers import Network
 
 _log = structlog.get_logger()
 

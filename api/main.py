@@ -9,6 +9,7 @@ from api.admission.concurrency import EXTENSION, Slots
 from api.app import create_app
 from api.auth.authenticators import authenticator
 from api.auth.own_hosts import OwnHosts
+from api.settings import ApiSettings
 from api.stow.announcements import Announcements
 from api.stow.confirmations import Confirmations
 from api.stow.idempotency import IdempotencyKeys
@@ -16,13 +17,11 @@ from api.stow.ingest import Ingest
 from api.stow.upload import Limits, Uploads
 from api.stow.view import StoreTransaction, StowOptions
 from api.vae.registry import VaeRegistry
-from shared.dicom.limits import StructureLimits
 from shared.ids import PayloadIds
 from shared.records import Records
-from shared.runtime.backends import Engines
+from shared.runtime.backends import Backends
 from shared.runtime.metrics import ApiMetrics
 from shared.runtime.threads import started_pool
-from shared.settings.loader import Settings
 
 # They wait for the broker, whose deadline bounds how long.
 _ANNOUNCERS = 4
@@ -34,12 +33,12 @@ _PUTTERS = 8
 _PATIENCE_SECONDS = 5.0
 
 
-def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -> Flask:
+def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegistry) -> Flask:
     metrics = ApiMetrics(registry)
-    records = Records(engines.state)
+    records = Records(backends.state)
     payload_ids = PayloadIds(settings.state_bucket)
     uploads = Uploads(
-        engines.instances,
+        backends.instances,
         started_pool(_PUTTERS, "put"),
         settings.spool,
         Limits(
@@ -48,17 +47,13 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             spool_memory_bytes=settings.spool_memory_bytes,
             min_free_bytes=settings.min_free_bytes,
             upload=timedelta(seconds=settings.max_upload_seconds),
-            structure=StructureLimits(
-                nested_sequences=settings.max_nested_sequences,
-                elements=settings.max_elements,
-                metadata_bytes=settings.max_metadata_bytes,
-            ),
+            structure=settings.structure_limits,
         ),
     )
     announcers = None if settings.broker == "memory" else started_pool(_ANNOUNCERS, "announce")
-    confirmations = Confirmations(engines.sweep_cursor.confirm)
+    confirmations = Confirmations(backends.sweep_cursor.confirm)
     confirmations.start()
-    vaes = VaeRegistry(engines.state)
+    vaes = VaeRegistry(backends.state)
     slots = Slots(settings.concurrent_uploads, patience_seconds=_PATIENCE_SECONDS, metrics=metrics)
     store = StoreTransaction(
         ingest=Ingest(
@@ -69,11 +64,11 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             mint=payload_ids.mint,
         ),
         uploads=uploads,
-        announcements=Announcements(engines.announce, announcers, metrics),
+        announcements=Announcements(backends.announce, announcers, metrics),
         vaes=vaes,
         records=records,
         keys=IdempotencyKeys(
-            engines.state,
+            backends.state,
             records,
             payload_ids.mint,
             lease=timedelta(seconds=settings.lease_seconds),
@@ -96,8 +91,8 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         metrics_open=settings.metrics_open,
         vaes=vaes,
         records=records,
-        announce=engines.announce,
-        dependencies=engines.dependencies(engines.publisher.ping),
+        announce=backends.announce,
+        dependencies=backends.dependencies(backends.publisher.ping),
         registry=registry,
         metrics=metrics,
         public_url=settings.public_url,

@@ -17,14 +17,9 @@ from urllib.parse import quote
 import click
 import urllib3
 
-from shared.settings.loader import (
-    BadSetting,
-    Settings,
-    http_url,
-    load_settings,
-    unknown_variables,
-    without_password,
-)
+from cli.settings import ALL_SETTINGS, ClientSettings
+from shared.settings.loader import BadSetting, load, unknown_variables
+from shared.settings.parsers import http_url, without_password
 
 UNUSABLE = 2
 
@@ -124,10 +119,10 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
     def with_options(
         *args: Any, url: str | None, user: str | None, token_file: Path | None, **options: Any
     ) -> None:
-        for sentence in unknown_variables(os.environ):
+        for sentence in unknown_variables(os.environ, ALL_SETTINGS):
             click.echo(f"Warning: {sentence}", err=True)
         try:
-            command(*args, api=_api(load_settings(), url, user, token_file), **options)
+            command(*args, api=_api(load(ClientSettings), url, user, token_file), **options)
         except BadSetting as error:
             raise Unusable(str(error)) from error
         except KeyboardInterrupt as error:
@@ -136,7 +131,9 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
-def _api(settings: Settings, url: str | None, user: str | None, token_file: Path | None) -> Api:
+def _api(
+    settings: ClientSettings, url: str | None, user: str | None, token_file: Path | None
+) -> Api:
     if url is None:
         url = settings.public_url or f"{settings.scheme}://{settings.listen}"
     else:
@@ -155,7 +152,9 @@ def checked_url(text: str, name: str) -> str:
         raise Unusable(f"{name} is {shown!r}, but must be {error}") from None
 
 
-def _credentials(settings: Settings, user: str | None, token_file: Path | None) -> dict[str, str]:
+def _credentials(
+    settings: ClientSettings, user: str | None, token_file: Path | None
+) -> dict[str, str]:
     """What was given as an option wins over a variable, and a token over a user."""
     if user and token_file:
         raise click.UsageError("give --user or --token-file, not both")
@@ -182,7 +181,7 @@ def _asked_password() -> str:
     return password
 
 
-def check_client_ca(settings: Settings) -> None:
+def check_client_ca(settings: ClientSettings) -> None:
     """Raises `BadSetting`."""
     if settings.client_ca is None:
         return

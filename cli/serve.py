@@ -11,29 +11,28 @@ import tempfile
 import threading
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 import structlog
 
 from api.server.arbiter import Server
 from api.server.tls import server_context
-from shared.runtime.backends import Engines, open_engines
+from api.settings import ApiSettings, guard_listen
+from cli.settings import ALL_SETTINGS
+from shared.runtime.backends import Backends, open_backends
 from shared.runtime.listen import bind, url_of
 from shared.runtime.logs import configure_logs
-from shared.settings.loader import (
-    METRICS_FOLDER,
-    BadSetting,
-    Settings,
-    guard_listen,
-    load_settings,
-    unknown_variables,
-)
+from shared.settings.loader import BadSetting, load, unknown_variables
+from shared.settings.services import METRICS_FOLDER, CommonSettings
+from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from flask import Flask
 
     from worker.main import Worker
+
+_Section = TypeVar("_Section", bound=CommonSettings)
 
 _M_ARENA_MAX = -8
 
@@ -48,11 +47,11 @@ _COLLECT_AFTER_OBJECTS = 20_000
 @click.command(short_help="Run API and worker in one process.")
 def run() -> None:
     """Run API and worker in one process: all that is needed on one machine."""
-    settings = _start_api()
+    settings, of_worker = _start_api(), load(WorkerSettings)
     server = _server_of(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     _say_where(settings, url_of(listener, settings.scheme))
-    embedded: list[tuple[Worker, Engines]] = []
+    embedded: list[tuple[Worker, Backends]] = []
 
     def make_app() -> "Flask":
         from prometheus_client import CollectorRegistry
@@ -61,12 +60,16 @@ def run() -> None:
         import worker.main
 
         registry = CollectorRegistry()
-        engines = open_engines(settings)
-        app = api.main.compose(settings, engines, registry)
-        opener = worker.main.compose(settings, engines, registry)
-        engines.prepare()
+        backends = open_backends(
+            settings,
+            store_threads=settings.api_threads + of_worker.openings,
+            openings=of_worker.openings,
+        )
+        app = api.main.compose(settings, backends, registry)
+        opener = worker.main.compose(of_worker, backends, registry)
+        backends.prepare()
         opener.start()
-        embedded.append((opener, engines))
+        embedded.append((opener, backends))
         return app
 
     stopping: list[threading.Thread] = []
@@ -83,8 +86,8 @@ def run() -> None:
             on_stop()
         for thread in stopping:
             thread.join()
-        for _, engines in embedded:
-            engines.close()
+        for _, backends in embedded:
+            backends.close()
 
     server(listener, make_app, processes=1, on_stop=on_stop, on_exit=on_exit).run()
 
@@ -102,21 +105,21 @@ def api() -> None:
             "until the relay of a worker on the same object store finds it; give both a RabbitMQ, "
             "or start stowgate run instead"
         )
-    opened: list[Engines] = []
+    opened: list[Backends] = []
 
     def make_app() -> "Flask":
         from prometheus_client import CollectorRegistry
 
         import api.main
 
-        engines = open_engines(settings)
-        engines.prepare()
-        opened.append(engines)
-        return api.main.compose(settings, engines, CollectorRegistry())
+        backends = open_backends(settings, store_threads=settings.api_threads)
+        backends.prepare()
+        opened.append(backends)
+        return api.main.compose(settings, backends, CollectorRegistry())
 
     def on_exit() -> None:
-        for engines in opened:
-            engines.close()
+        for backends in opened:
+            backends.close()
 
     def on_child_exit(process_id: int) -> None:
         if METRICS_FOLDER in os.environ:
@@ -143,7 +146,7 @@ def worker() -> None:
     """Run the worker alone; any number may run on one store and broker."""
     import worker.main
 
-    worker.main.run(_start(), click.echo)
+    worker.main.run(_start(WorkerSettings), click.echo)
 
 
 def _memory() -> str | None:
@@ -151,10 +154,10 @@ def _memory() -> str | None:
     return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK | os.X_OK) else None
 
 
-def _start_api() -> Settings:
+def _start_api() -> ApiSettings:
     from api.auth.authenticators import authenticator
 
-    settings = _start()
+    settings = _start(ApiSettings)
     guard_listen(settings)
     try:
         settings.spool.mkdir(parents=True, exist_ok=True)
@@ -168,7 +171,7 @@ def _start_api() -> Settings:
     return settings
 
 
-def _server_of(settings: Settings) -> partial[Server]:
+def _server_of(settings: ApiSettings) -> partial[Server]:
     """Raises `BadSetting` for a certificate or key that will not do."""
     return partial(
         Server,
@@ -185,13 +188,13 @@ def _server_of(settings: Settings) -> partial[Server]:
     )
 
 
-def _start() -> Settings:
+def _start(section: type[_Section]) -> _Section:
     _share_heaps()
     gc.set_threshold(_COLLECT_AFTER_OBJECTS)
-    settings = load_settings()
+    settings = load(section)
     configure_logs(settings.log)
     log = structlog.get_logger()
-    for sentence in unknown_variables(os.environ):
+    for sentence in unknown_variables(os.environ, ALL_SETTINGS):
         log.warning(sentence)
     return settings
 
@@ -206,7 +209,7 @@ def _share_heaps() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
-def _say_where(settings: Settings, url: str) -> None:
+def _say_where(settings: ApiSettings, url: str) -> None:
     rows = [("send DICOM to", f"{settings.public_url or url}/dicomweb/studies")]
     if settings.object_store == "folder":
         rows.append(("objects", str(settings.data / settings.bucket)))

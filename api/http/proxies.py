@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from api.http.client_address import address_of
-from shared.settings.loader import Network
+from shared.settings.parsers import Network
 
 
 class KnownProxies:

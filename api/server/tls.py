@@ -3,10 +3,11 @@
 import ssl
 from pathlib import Path
 
-from shared.settings.loader import BadSetting, Settings
+from api.settings import ApiSettings
+from shared.settings.loader import BadSetting
 
 
-def server_context(settings: Settings) -> ssl.SSLContext | None:
+def server_context(settings: ApiSettings) -> ssl.SSLContext | None:
     """None where the API is to speak plain HTTP. Raises `BadSetting` for files that will not do."""
     certificate, key = settings.tls_certificate, settings.tls_key
     if certificate is None or key is None:

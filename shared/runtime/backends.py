@@ -17,7 +17,7 @@ from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import BrokerUnavailable, StowgateError
 from shared.ids import PayloadIds
 from shared.ports import EventConsumer, EventPublisher, Message, ObjectStore, Publication
-from shared.settings.loader import Settings
+from shared.settings.services import CommonSettings
 from shared.sweep_cursor import CursorUnreadable, SweepCursor
 
 _log = structlog.get_logger()
@@ -44,7 +44,7 @@ class Dependency:
 
 
 @dataclass(frozen=True)
-class Engines:
+class Backends:
     """`instances` is the payloads' bucket, `state` that of records and registry. `publisher`
     takes our own events, which go to `queue`, and `requests` those for the Workflow Manager, which
     may be large and keep no event waiting."""
@@ -110,27 +110,32 @@ class Engines:
         self.requests.close()
 
 
-def open_engines(settings: Settings) -> Engines:
-    """Connects to nothing yet."""
+def open_backends(settings: CommonSettings, *, store_threads: int, openings: int = 1) -> Backends:
+    """Connects to nothing yet.
+
+    `store_threads` use the store at a time, and `openings` payloads are opened at a time.
+    """
     queue = _instances_stored(settings.event_exchange)
-    instances, state = (_store(settings, name) for name in (settings.bucket, settings.state_bucket))
+    instances, state = (
+        _store(settings, name, store_threads) for name in (settings.bucket, settings.state_bucket)
+    )
     sweep_cursor = SweepCursor(
         state=state, instances=instances, payload_ids=PayloadIds(settings.state_bucket)
     )
     if settings.broker == "memory":
         broker = MemoryBroker(queue)
-        return Engines(
+        return Backends(
             instances=instances,
             state=state,
             sweep_cursor=sweep_cursor,
             queue=queue,
             publisher=broker.publisher(),
             consumer=broker.consumer(
-                queue, concurrency=settings.openings, close_seconds=settings.hand_back_seconds
+                queue, concurrency=openings, close_seconds=settings.hand_back_seconds
             ),
             requests=FolderEventPublisher(settings.workflow_requests),
         )
-    return Engines(
+    return Backends(
         instances=instances,
         state=state,
         sweep_cursor=sweep_cursor,
@@ -144,7 +149,7 @@ def open_engines(settings: Settings) -> Engines:
         consumer=RabbitEventConsumer(
             settings.broker,
             queue=queue,
-            concurrency=settings.openings,
+            concurrency=openings,
             answer_seconds=settings.broker_confirm_seconds,
             close_seconds=settings.hand_back_seconds,
         ),
@@ -158,7 +163,7 @@ def open_engines(settings: Settings) -> Engines:
     )
 
 
-def _store(settings: Settings, bucket: str) -> ObjectStore:
+def _store(settings: CommonSettings, bucket: str, threads: int) -> ObjectStore:
     if settings.object_store == "folder":
         return FolderObjectStore(settings.data / bucket, min_free_bytes=settings.min_free_bytes)
     return MinioObjectStore.connect(
@@ -167,5 +172,5 @@ def _store(settings: Settings, bucket: str) -> ObjectStore:
         secret_key=settings.object_store_secret_key or "",
         region=settings.object_store_region,
         bucket=bucket,
-        threads=settings.api_threads + settings.openings,
+        threads=threads,
     )

@@ -3,7 +3,8 @@
 import errno
 import socket
 
-from shared.settings.loader import Address, BadSetting
+from shared.settings.loader import BadSetting
+from shared.settings.parsers import Address
 
 
 def bind(address: Address, variable: str) -> socket.socket:

@@ -14,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import Service, running, wait_for
 
 from api.main import compose
-from shared.runtime.backends import open_engines
-from shared.settings.loader import load_settings
+from api.settings import ApiSettings
+from shared.runtime.backends import open_backends
+from shared.settings.loader import load
 
 POSTS = "stowgate_posts_total"
 INSTANCES = "stowgate_instances_total"
@@ -185,8 +186,8 @@ def test_the_openapi_document_is_valid_and_describes_exactly_what_is_served(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("STOWGATE_DATA", str(tmp_path))
-    settings = load_settings()
-    app = compose(settings, open_engines(settings), CollectorRegistry())
+    settings = load(ApiSettings)
+    app = compose(settings, open_backends(settings, store_threads=4), CollectorRegistry())
 
     document = app.test_client().get("/openapi.json").json
 

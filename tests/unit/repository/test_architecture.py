@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from api.settings import ApiSettings, UrlSettings
+from cli.settings import ClientSettings
 from shared.settings.loader import declared
+from shared.settings.services import CommonSettings
+from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 MAY_IMPORT = {
@@ -44,12 +48,24 @@ def test_only_adapters_import_the_engines_libraries() -> None:
                 assert not _imports(path) & {"minio", "pika"}, path
 
 
-def test_the_readme_lists_every_setting_with_its_default_and_what_it_is_for() -> None:
-    rows = re.findall(
-        r"^\| `(STOWGATE_\w+)` \| (?:`([^`]*)`|none) \| (.*) \|$",
-        (ROOT / "README.md").read_text(),
-        re.M,
-    )
-    assert rows == [
-        (setting.variable, setting.default or "", setting.doc) for setting in declared()
+READERS = {
+    "Both services": (CommonSettings,),
+    "API": (ApiSettings, CommonSettings),
+    "Worker": (WorkerSettings, CommonSettings),
+    "Commands": (ClientSettings, UrlSettings),
+}
+"""Of each table in the README the section that it lists, without those that others list."""
+
+
+@pytest.mark.parametrize("heading", READERS)
+def test_the_readme_lists_the_settings_of_each_reader(heading: str) -> None:
+    section, *others = READERS[heading]
+    listed_elsewhere = {setting for other in others for setting in declared(other)}
+
+    table = (ROOT / "README.md").read_text().split(f"### {heading}\n")[1].partition("\n#")[0]
+
+    assert re.findall(r"^\| `(STOWGATE_\w+)` \| (?:`([^`]*)`|none) \| (.*) \|$", table, re.M) == [
+        (setting.variable, setting.default or "", setting.doc)
+        for setting in declared(section)
+        if setting not in listed_elsewhere
     ]

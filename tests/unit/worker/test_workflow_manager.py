@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from records_made import record
 
+from api.settings import MAX_PARTS
 from shared.records import StoredInstance
-from shared.settings.loader import MOST_PARTS
 from worker.routing import resolve
 from worker.workflow_manager import WorkflowManager
 
@@ -22,7 +22,7 @@ def test_no_request_of_as_many_parts_as_may_be_set_is_too_large_for_a_broker_by_
     workflow = "w" * 128
     workflows = (workflow,) * (LARGEST_VAE_BYTES // len(f'"{workflow}",'))
     largest = replace(
-        record(*[instance] * MOST_PARTS),
+        record(*[instance] * MAX_PARTS),
         source="v6-0123456789ab",
         destination="D" * 15,
         vae_workflows=workflows,

@@ -34,8 +34,9 @@ from api.auth.issuer_keys import FetchedKeys, parse_jwk_set, parse_keys
 from api.auth.watched_file import Malformed, WatchedFile
 from api.http.problems import TooBusy, Unauthorized, Unavailable
 from api.http.problems import install as install_problems
-from shared.runtime.backends import open_engines
-from shared.settings.loader import load_settings
+from api.settings import ApiSettings
+from shared.runtime.backends import open_backends
+from shared.settings.loader import load
 
 PASSWORD = "correct-horse-battery"
 JOINING = 6
@@ -53,12 +54,12 @@ def test_every_endpoint_has_been_given_a_scope(
     for name in [name for name in os.environ if name.startswith("STOWGATE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("STOWGATE_DATA", str(tmp_path))
-    settings = load_settings()
-    engines = open_engines(settings)
+    settings = load(ApiSettings)
+    backends = open_backends(settings, store_threads=4)
 
-    app = api.main.compose(settings, engines, CollectorRegistry())
+    app = api.main.compose(settings, backends, CollectorRegistry())
 
-    engines.close()
+    backends.close()
     assert {rule.endpoint for rule in app.url_map.iter_rules()} == set(SCOPES)
 
 

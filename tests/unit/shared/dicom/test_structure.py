@@ -28,11 +28,11 @@ from encoded import (
 )
 
 from shared.dicom.limits import (
+    HIGHEST,
     MAX_ELEMENTS,
     MAX_FILE_META_BYTES,
     MAX_INFLATED_BYTES,
     MAX_NESTED_SEQUENCES,
-    MOST,
     StructureLimits,
 )
 from shared.dicom.metadata import metadata_json
@@ -712,6 +712,6 @@ def test_the_limit_of_nesting_can_be_set_lower() -> None:
 
 def test_what_the_highest_limits_accept_can_be_described() -> None:
     dataset = element(0x00200011, "IS", b"1 ") * (MAX_ELEMENTS + 1)
-    for whole in (file_with(dataset), nested_sequences(MOST.nested_sequences)):
-        check_structure(whole, limits=MOST)
+    for whole in (file_with(dataset), nested_sequences(HIGHEST.nested_sequences)):
+        check_structure(whole, limits=HIGHEST)
         assert metadata_json(whole)

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from shared.runtime.listen import bind
-from shared.settings.loader import Address
+from shared.settings.parsers import Address
 
 
 def _has_ipv6() -> bool:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from shared.settings.loader import (
-    Address,
-    BadSetting,
-    guard_listen,
-    load_settings,
-    unknown_variables,
-)
+from api.settings import ApiSettings, UrlSettings, guard_listen
+from cli.settings import ALL_SETTINGS, ClientSettings
+from shared.settings.loader import BadSetting, SettingsSection, declared, load, unknown_variables
+from shared.settings.parsers import Address
+from shared.settings.services import CommonSettings
+from worker.settings import WorkerSettings
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +21,35 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def _reader_of(variable: str) -> type[SettingsSection]:
+    """A section that reads it."""
+    return next(s for s in ALL_SETTINGS if variable in {d.variable for d in declared(s)})
+
+
+@pytest.mark.parametrize("section", [WorkerSettings, ClientSettings])
+def test_a_process_does_not_fail_on_a_setting_that_it_does_not_read(
+    section: type[SettingsSection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOWGATE_AUTH", "basic")
+    monkeypatch.setenv("STOWGATE_MAX_PARTS", "many")
+    with pytest.raises(BadSetting):
+        load(ApiSettings)
+
+    load(section)
+
+
+def test_each_setting_is_declared_once() -> None:
+    own = [
+        name
+        for section in (CommonSettings, UrlSettings, *ALL_SETTINGS)
+        for name in vars(section).get("__annotations__", {})
+    ]
+
+    assert len(own) == len(set(own))
+
+
 def test_without_any_variable_it_is_the_embedded_run() -> None:
-    settings = load_settings()
+    settings = load(ApiSettings)
 
     assert (settings.object_store, settings.broker) == ("folder", "memory")
     assert settings.listen == Address("127.0.0.1", 8080)
@@ -99,7 +125,7 @@ def test_a_bad_value_is_one_line_with_variable_value_and_what_is_right(
     monkeypatch.setenv(variable, value)
 
     with pytest.raises(BadSetting) as caught:
-        load_settings()
+        load(_reader_of(variable))
 
     line = str(caught.value)
     # Who put a password into a URL does not find it in a log.
@@ -114,7 +140,7 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(
     monkeypatch.setenv("STOWGATE_OBJECT_STORE_ACCESS_KEY", "geheim\u00e4")
 
     with pytest.raises(BadSetting, match=r"ACCESS_KEY is \(a secret\).*visible ASCII") as caught:
-        load_settings()
+        load(ApiSettings)
 
     assert "geheim" not in str(caught.value)
 
@@ -127,7 +153,7 @@ def test_a_bad_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, value: st
     monkeypatch.setenv("STOWGATE_BROKER", value)
 
     with pytest.raises(BadSetting, match="STOWGATE_BROKER is \\(a secret\\)") as caught:
-        load_settings()
+        load(ApiSettings)
 
     assert "secret@" not in str(caught.value)
     assert "amqp://user:password@host:port/vhost" in str(caught.value)
@@ -137,7 +163,7 @@ def test_an_s3_store_needs_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOWGATE_OBJECT_STORE", "http://127.0.0.1:9000")
 
     with pytest.raises(BadSetting, match="STOWGATE_OBJECT_STORE_SECRET_KEY"):
-        load_settings()
+        load(ApiSettings)
 
 
 @pytest.mark.parametrize(
@@ -158,26 +184,26 @@ def test_an_api_that_asks_nobody_is_for_loopback(
 ) -> None:
     monkeypatch.setenv("STOWGATE_LISTEN", address)
     with pytest.raises(BadSetting, match="STOWGATE_AUTH") if is_refused else nullcontext():
-        guard_listen(load_settings())
+        guard_listen(load(ApiSettings))
 
     monkeypatch.setenv("STOWGATE_ALLOW_ANYONE", "true")
-    guard_listen(load_settings())
+    guard_listen(load(ApiSettings))
     monkeypatch.setenv("STOWGATE_ALLOW_ANYONE", "false")
     monkeypatch.setenv("STOWGATE_AUTH", "basic")
     monkeypatch.setenv("STOWGATE_USERS", "users")
-    guard_listen(load_settings())
+    guard_listen(load(ApiSettings))
 
 
 def test_algorithms_are_a_list_with_commas_between(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOWGATE_JWT_ALGORITHMS", "RS256, ES256")
 
-    assert load_settings().jwt_algorithms == ("RS256", "ES256")
+    assert load(ApiSettings).jwt_algorithms == ("RS256", "ES256")
 
 
 def test_a_path_prefix_is_as_wsgi_decodes_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOWGATE_PUBLIC_URL", "https://pacs.example/the%20site/")
 
-    assert load_settings().path_prefix == "/the site"
+    assert load(ApiSettings).path_prefix == "/the site"
 
 
 def test_a_value_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -185,7 +211,7 @@ def test_a_value_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
     secret.write_text("amqp://user:password@host:5672/vhost\n")
     monkeypatch.setenv("STOWGATE_BROKER_FILE", str(secret))
 
-    assert load_settings().broker == "amqp://user:password@host:5672/vhost"
+    assert load(ApiSettings).broker == "amqp://user:password@host:5672/vhost"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +220,7 @@ def test_a_value_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ("missing", "No such file or directory"),
         ("", "Is a directory"),
         ("text/in", "Not a directory"),
-        ("text", "it is no UTF-8"),
+        ("text", "it is not UTF-8"),
     ],
 )
 def test_a_file_that_cannot_be_read_stops_the_start(
@@ -205,7 +231,7 @@ def test_a_file_that_cannot_be_read_stops_the_start(
     monkeypatch.setenv("STOWGATE_LISTEN_FILE", path)
 
     with pytest.raises(BadSetting) as caught:
-        load_settings()
+        load(ApiSettings)
 
     assert str(caught.value) == (
         f"STOWGATE_LISTEN_FILE is {path!r}, but must name a file that can be read: {why}"
@@ -218,7 +244,7 @@ def test_what_was_given_for_a_secret_s_file_is_not_repeated(
     monkeypatch.setenv("STOWGATE_OBJECT_STORE_SECRET_KEY_FILE", "hidden-word")
 
     with pytest.raises(BadSetting, match="SECRET_KEY_FILE must name a file") as caught:
-        load_settings()
+        load(ApiSettings)
 
     assert "hidden-word" not in str(caught.value)
 
@@ -226,7 +252,7 @@ def test_what_was_given_for_a_secret_s_file_is_not_repeated(
 def test_an_ipv6_address_is_taken_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOWGATE_LISTEN", "[::1]:8080")
 
-    address = load_settings().listen
+    address = load(ApiSettings).listen
 
     assert address == Address("::1", 8080)
     assert str(address) == "[::1]:8080"
@@ -241,13 +267,13 @@ def test_an_unknown_variable_is_named_with_the_nearest_known_one() -> None:
         "PATH": "x",
     }
 
-    (sentence,) = unknown_variables(environ)
+    (sentence,) = unknown_variables(environ, ALL_SETTINGS)
 
     assert "STOWGATE_BUKET" in sentence
     assert "STOWGATE_BUCKET" in sentence
 
 
 def test_an_unknown_variable_that_is_like_no_other_is_named_alone() -> None:
-    (sentence,) = unknown_variables({"STOWGATE_BOGUS": "x"})
+    (sentence,) = unknown_variables({"STOWGATE_BOGUS": "x"}, ALL_SETTINGS)
 
     assert sentence == "STOWGATE_BOGUS is set, but no setting has that name"

@@ -1,0 +1,1 @@
+RESERVED = frozenset({"dicomweb", "payloads", "config", "health", "metrics", "openapi.json"})
