@@ -6,7 +6,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-from flask import Blueprint, jsonify, request
+from flask import jsonify, request
 from flask.typing import ResponseReturnValue
 from marshmallow import Schema, fields
 
@@ -41,10 +41,11 @@ _PAYLOAD = PayloadSchema()
 LISTED = PayloadSchema(exclude=["workflow_request"])
 
 
-def status_blueprint(records: Records, announce: Callable[[InstancesStored], None]) -> Blueprint:
-    blueprint = Blueprint("status", __name__, url_prefix="/payloads")
+def payload_views(
+    records: Records, announce: Callable[[InstancesStored], None]
+) -> dict[str, Callable[..., ResponseReturnValue]]:
+    """By their endpoints."""
 
-    @blueprint.get("/<payload_id>")
     def show(payload_id: str) -> ResponseReturnValue:
         return jsonify(_PAYLOAD.dump(find(payload_id).record))
 
@@ -57,7 +58,6 @@ def status_blueprint(records: Records, announce: Callable[[InstancesStored], Non
             )
         return held
 
-    @blueprint.post("/<payload_id>/replay")
     def replay(payload_id: str) -> ResponseReturnValue:
         held = find(payload_id)
         if held.record.state is not State.FAILED:
@@ -71,12 +71,11 @@ def status_blueprint(records: Records, announce: Callable[[InstancesStored], Non
             announce(InstancesStored(record.payload_id, record.correlation_id))
         return jsonify(_PAYLOAD.dump(record)), HTTPStatus.ACCEPTED
 
-    @blueprint.get("")
     def newest() -> ResponseReturnValue:
         page, cursor = records.newest(_state(), _limit(), _cursor())
         return jsonify({"payloads": list(map(_dump_listed, page)), "next": cursor})
 
-    return blueprint
+    return {"payloads.show": show, "payloads.replay": replay, "payloads.newest": newest}
 
 
 def _dump_listed(record: IngestRecord) -> Any:

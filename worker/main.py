@@ -18,7 +18,7 @@ from shared.ids import PayloadIds
 from shared.ports import EventConsumer
 from shared.records import Records
 from shared.runtime.backends import Backends, open_backends
-from shared.runtime.health import Readiness, health_blueprint
+from shared.runtime.health import Readiness, health_views
 from shared.runtime.listen import bind, url_of
 from shared.runtime.logs import where
 from shared.runtime.metrics import WorkerMetrics
@@ -38,6 +38,12 @@ _log = structlog.get_logger()
 _CLEARING_SECONDS = 0.1
 # Of all payloads together, or more where more are opened at a time.
 _SIDECARS_AT_ONCE = 4
+
+_HEALTH = {
+    "/health/live": "health.live",
+    "/health/ready": "health.ready",
+    "/metrics": "health.metrics",
+}
 
 _STOP_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
 
@@ -191,7 +197,9 @@ def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
     app = Flask(__name__, static_folder=None)
     readiness = Readiness(backends.dependencies(backends.consumer.ping))
     # Nobody is asked who they are here, so nobody is told more than states; the log has the rest.
-    app.register_blueprint(health_blueprint(readiness, registry, may_read=lambda: False))
+    views = health_views(readiness, registry, may_read=lambda: False)
+    for path, endpoint in _HEALTH.items():
+        app.add_url_rule(path, view_func=views[endpoint])
     listener = bind(settings.worker_listen, "STOWGATE_WORKER_LISTEN")
     server = HealthServer(app, listener)
     backends.prepare()

@@ -11,17 +11,10 @@ import structlog
 from flask import Flask, Response, g, request
 
 from api.http.client_address import address_of
+from api.routes import ACTS
 from shared.ids import is_ae_title, is_guid
 
 _log = structlog.get_logger("audit")
-
-_ACTS = {
-    "stow.store": "store",
-    "status.replay": "replay payload",
-    "vae.add": "create VAE",
-    "vae.update": "change VAE",
-    "vae.remove": "remove VAE",
-}
 
 
 def about(**subject: str | int | None) -> None:
@@ -34,7 +27,7 @@ def install(app: Flask) -> None:
 
     @app.after_request
     def write(response: Response) -> Response:
-        act = None if request.method == "OPTIONS" else _ACTS.get(request.endpoint or "")
+        act = None if request.method == "OPTIONS" else ACTS.get(request.endpoint or "")
         if act or "kept_out" in g:
             caller = g.get("caller")
             _log.info(

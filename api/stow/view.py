@@ -1,9 +1,8 @@
 """The Store transaction over HTTP: parse the request, call the use case, render (PS3.18 10.5)."""
 
 import math
-import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -11,7 +10,7 @@ from http import HTTPStatus
 from uuid import uuid4
 
 import structlog
-from flask import Blueprint, Request, Response, g, request
+from flask import Flask, Request, Response, g, request
 
 from api.admission.body import RequestBody
 from api.admission.concurrency import Slots
@@ -28,6 +27,7 @@ from api.http.problems import (
     UnsupportedMediaType,
     bare,
 )
+from api.routes import STORE_PATHS, STORE_SERVICE, template
 from api.stow import capabilities
 from api.stow import response as store_response
 from api.stow.announcements import Announcements
@@ -43,14 +43,7 @@ from shared.runtime.metrics import ApiMetrics
 
 MULTIPART = "multipart/related"
 
-TAKEN = (DICOM, f'{MULTIPART}; type="{DICOM}"')
-
-_FORMS = (
-    "/studies",
-    "/<path:workflow>/studies",
-    "/vae/<aet>/studies",
-    "/vae/<aet>/<path:workflow>/studies",
-)
+ACCEPTED = (DICOM, f'{MULTIPART}; type="{DICOM}"')
 
 _JSON_TYPES = (store_response.JSON_TYPE, "application/json")
 
@@ -207,61 +200,55 @@ class StoreTransaction:
         return _with_links(response, payload_id, self._options.public_url)
 
 
-def stow_blueprint(
-    transaction: StoreTransaction, public_url: str | None, metrics: ApiMetrics
-) -> Blueprint:
-    blueprint = Blueprint("stow", __name__, url_prefix="/dicomweb")
+def stow_views(
+    transaction: StoreTransaction, public_url: str | None
+) -> dict[str, Callable[..., Response]]:
+    """By their endpoints."""
+    paths = [template(rule).removeprefix(f"{STORE_SERVICE}/") for rule in STORE_PATHS]
+    described = capabilities.capabilities(f"{public_url or ''}{STORE_SERVICE}", paths, ACCEPTED)
 
-    # An app's hooks come before a blueprint's: who is refused entry is answered like others.
-    @blueprint.before_app_request
+    def allowed(**_: str) -> Response:
+        response = bare(HTTPStatus.NO_CONTENT)
+        response.headers["Allow"] = "OPTIONS, POST"
+        response.headers["Accept-Post"] = ", ".join(ACCEPTED)
+        return response
+
+    def describe() -> Response:
+        response = Response(described, content_type=capabilities.CONTENT_TYPE)
+        response.headers["Allow"] = "OPTIONS"
+        return response
+
+    return {"stow.store": transaction.store, "stow.allowed": allowed, "stow.describe": describe}
+
+
+def correlate(app: Flask, metrics: ApiMetrics) -> None:
+    """Give each request of the Store transaction its correlation id, also one that is refused by
+    a hook that is installed after this."""
+
+    @app.before_request
     def begin() -> None:
-        if request.blueprint != blueprint.name:
+        if request.blueprint != "stow":
             return
         given = request.headers.get("X-Correlation-ID", "")
         g.correlation_id = given.lower() if is_guid(given) else str(uuid4())
         g.started = request.environ.get("stowgate.head_at", time.monotonic())
         structlog.contextvars.bind_contextvars(correlation_id=g.correlation_id)
 
-    @blueprint.after_request
+    @app.after_request
     def end(response: Response) -> Response:
+        if request.blueprint != "stow":
+            return response
         response.headers["X-Correlation-ID"] = g.correlation_id
         if response.status_code == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
-            response.headers["Accept-Post"] = ", ".join(TAKEN)
+            response.headers["Accept-Post"] = ", ".join(ACCEPTED)
         if request.method == "POST":
             metrics.posts.labels(str(response.status_code)).inc()
             metrics.post_seconds.observe(time.monotonic() - g.started)
         return response
 
-    @blueprint.teardown_request
+    @app.teardown_request
     def forget(_: BaseException | None) -> None:
         structlog.contextvars.clear_contextvars()
-
-    def allowed(**_: str) -> Response:
-        response = bare(HTTPStatus.NO_CONTENT)
-        response.headers["Allow"] = "OPTIONS, POST"
-        response.headers["Accept-Post"] = ", ".join(TAKEN)
-        return response
-
-    paths = [path for form in _FORMS for path in (form, f"{form}/<path:study>")]
-    described = capabilities.capabilities(
-        f"{public_url or ''}{blueprint.url_prefix}",
-        [re.sub(r"<(?:path:)?(\w+)>", r"{\1}", path).lstrip("/") for path in paths],
-        TAKEN,
-    )
-
-    @blueprint.route("", methods=["OPTIONS"])
-    def describe() -> Response:
-        response = Response(described, content_type=capabilities.CONTENT_TYPE)
-        response.headers["Allow"] = "OPTIONS"
-        return response
-
-    for path in paths:
-        # Two rules, as anyone may ask what is allowed.
-        for view, method in ((transaction.store, "POST"), (allowed, "OPTIONS")):
-            blueprint.add_url_rule(
-                path, view_func=view, methods=[method], provide_automatic_options=False
-            )
-    return blueprint
 
 
 def source_of(address: str | None) -> str:

@@ -1,11 +1,12 @@
 """Administration of Virtual Application Entities: `config/vae` of the Informatics Gateway."""
 
+from collections.abc import Callable
 from http import HTTPStatus
 from threading import BoundedSemaphore
 from typing import Any
 
 import orjson
-from flask import Blueprint, g, jsonify, request, url_for
+from flask import g, jsonify, request, url_for
 from flask.typing import ResponseReturnValue
 from marshmallow import Schema, ValidationError
 
@@ -34,27 +35,25 @@ _NOT_WHOLE = "the body did not arrive whole, or not in time; send it again"
 _PLUG_INS = "plug-ins"
 
 
-def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
-    blueprint = Blueprint("vae", __name__, url_prefix="/config/vae")
+def vae_views(
+    vaes: VaeRegistry, public_url: str | None
+) -> dict[str, Callable[..., ResponseReturnValue]]:
+    """By their endpoints."""
     receiving = BoundedSemaphore(_BODIES_AT_ONCE)
 
-    @blueprint.get("")
     def list_all() -> ResponseReturnValue:
         return jsonify(_SCHEMA.dump(vaes.all().values(), many=True))
 
-    @blueprint.get(f"/{_PLUG_INS}")
     def plug_ins() -> ResponseReturnValue:
         """Input plug-ins by name; Stowgate changes nothing in what it is sent and has none."""
         return jsonify({})
 
-    @blueprint.get("/<name>")
     def show(name: str) -> ResponseReturnValue:
         vae = vaes.all().get(name)
         if vae is None:
             raise NoSuchThing(f"there is no VAE of that name; GET {url_for('.list_all')} lists all")
         return jsonify(_SCHEMA.dump(vae))
 
-    @blueprint.post("")
     def add() -> ResponseReturnValue:
         given = _load(_SCHEMA, receiving)
         name = given.get("name") or given["virtual_ae_title"]
@@ -76,7 +75,6 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
         location = (public_url or "") + url_for(".show", name=vae.name)
         return jsonify(_SCHEMA.dump(vae)), HTTPStatus.CREATED, {"Location": location}
 
-    @blueprint.put("")
     def update() -> ResponseReturnValue:
         given = _load(CHANGE_SCHEMA, receiving)
         if "name" not in given:
@@ -93,14 +91,20 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
             raise NoSuchThing(str(error)) from error
         return jsonify(_SCHEMA.dump(vae))
 
-    @blueprint.delete("/<name>")
     def remove(name: str) -> ResponseReturnValue:
         try:
             return jsonify(_SCHEMA.dump(vaes.remove(name)))
         except VaeMissing as error:
             raise NoSuchThing("there is no VAE of that name") from error
 
-    return blueprint
+    return {
+        "vae.list_all": list_all,
+        "vae.plug_ins": plug_ins,
+        "vae.show": show,
+        "vae.add": add,
+        "vae.update": update,
+        "vae.remove": remove,
+    }
 
 
 def _load(schema: Schema, receiving: BoundedSemaphore) -> dict[str, Any]:

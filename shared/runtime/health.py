@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 import structlog
-from flask import Blueprint, Response
+from flask import Response
 from flask.typing import ResponseReturnValue
 from prometheus_client import CollectorRegistry
 
@@ -85,18 +85,18 @@ class Readiness:
         return Report(self._clock(), faults)
 
 
-def health_blueprint(
+def health_views(
     readiness: Readiness, registry: CollectorRegistry, may_read: Callable[[], bool]
-) -> Blueprint:
-    """Only a caller that `may_read` is told why a dependency is down, as the reasons name
-    addresses, buckets and folders."""
-    blueprint = Blueprint("health", __name__)
+) -> dict[str, Callable[[], ResponseReturnValue]]:
+    """The views by endpoint.
 
-    @blueprint.get("/health/live")
+    Only a caller that `may_read` is told why a dependency is down, as the reasons name addresses,
+    buckets and folders.
+    """
+
     def live() -> ResponseReturnValue:
         return {"status": "live"}
 
-    @blueprint.get("/health/ready")
     def ready() -> ResponseReturnValue:
         report = readiness.check()
         faults = report.faults if report else {}
@@ -114,11 +114,10 @@ def health_blueprint(
             {"Age": str(readiness.age_seconds(report))},
         )
 
-    @blueprint.get("/metrics")
     def metrics() -> Response:
         return Response(exposition(registry), content_type=CONTENT_TYPE)
 
-    return blueprint
+    return {"health.live": live, "health.ready": ready, "health.metrics": metrics}
 
 
 def _fault(dependency: Dependency) -> str | None:

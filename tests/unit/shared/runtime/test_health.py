@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from shared.errors import StoreUnavailable
 from shared.runtime.backends import Dependency
-from shared.runtime.health import Readiness, health_blueprint
+from shared.runtime.health import Readiness, health_views
 
 STORE = "http://10.0.0.7:9000/monaideploy: cannot reach the bucket"
 
@@ -46,9 +46,8 @@ class Probe:
         }
         readiness = Readiness(dependencies, lambda: self.now)
         self._app = Flask(__name__, static_folder=None)
-        self._app.register_blueprint(
-            health_blueprint(readiness, CollectorRegistry(), lambda: may_read)
-        )
+        views = health_views(readiness, CollectorRegistry(), lambda: may_read)
+        self._app.add_url_rule("/health/ready", view_func=views["health.ready"])
 
     def ready(self) -> tuple[int, Mapping[str, Any], str]:
         answer = self._app.test_client().get("/health/ready")
