@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter, PathConverter
 
+from api.admission.watchdog import Watchdog
 from api.auth import audit, guard
 from api.auth.guard import Authenticator
 from api.auth.own_hosts import OwnHosts
@@ -40,6 +41,7 @@ def create_app(
     *,
     store: StoreTransaction,
     authenticator: Authenticator,
+    watchdog: Watchdog,
     own_hosts: OwnHosts | None,
     metrics_open: bool,
     vaes: VaeRegistry,
@@ -61,7 +63,7 @@ def create_app(
     document = openapi_document(public_url, authenticator.scheme, scopes)
     views = {
         **stow_views(store, public_url),
-        **vae_views(vaes, public_url),
+        **vae_views(vaes, public_url, watchdog),
         **payload_views(records, announce),
         **health_views(
             Readiness(dependencies), registry, lambda: guard.may(authenticator, Scope.READ)

@@ -5,7 +5,8 @@ from datetime import timedelta
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
-from api.admission.concurrency import EXTENSION, Slots
+from api.admission.concurrency import EXTENSION, Admission, UploadLimiter
+from api.admission.watchdog import Watchdog
 from api.app import create_app
 from api.auth.authenticators import authenticator
 from api.auth.own_hosts import OwnHosts
@@ -54,7 +55,12 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
     confirmations = Confirmations(backends.sweep_cursor.confirm)
     confirmations.start()
     vaes = VaeRegistry(backends.state)
-    slots = Slots(settings.concurrent_uploads, patience_seconds=_PATIENCE_SECONDS, metrics=metrics)
+    admission = Admission(
+        UploadLimiter(
+            settings.concurrent_uploads, patience_seconds=_PATIENCE_SECONDS, metrics=metrics
+        ),
+        Watchdog(),
+    )
     store = StoreTransaction(
         ingest=Ingest(
             uploads=uploads,
@@ -73,7 +79,7 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
             payload_ids.mint,
             lease=timedelta(seconds=settings.lease_seconds),
         ),
-        slots=slots,
+        admission=admission,
         options=StowOptions(
             body_bytes=settings.max_body_bytes,
             part_header_bytes=settings.max_part_header_bytes,
@@ -87,6 +93,7 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
     app = create_app(
         store=store,
         authenticator=authenticator(settings),
+        watchdog=admission.watchdog,
         own_hosts=OwnHosts(settings.public_url) if settings.is_for_this_machine else None,
         metrics_open=settings.metrics_open,
         vaes=vaes,
@@ -100,5 +107,5 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
         cors_origins=settings.cors_origins or (),
         cors_headers=settings.cors_headers or (),
     )
-    app.extensions[EXTENSION] = slots
+    app.extensions[EXTENSION] = admission
     return app

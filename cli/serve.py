@@ -10,7 +10,6 @@ import os
 import tempfile
 import threading
 from contextlib import ExitStack, suppress
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -48,7 +47,7 @@ _COLLECT_AFTER_OBJECTS = 20_000
 def run() -> None:
     """Run API and worker in one process: all that is needed on one machine."""
     settings, of_worker = _start_api(), load(WorkerSettings)
-    server = _server_of(settings)
+    tls = server_context(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     _say_where(settings, url_of(listener, settings.scheme))
     embedded: list[tuple[Worker, Backends]] = []
@@ -89,14 +88,16 @@ def run() -> None:
         for _, backends in embedded:
             backends.close()
 
-    server(listener, make_app, processes=1, on_stop=on_stop, on_exit=on_exit).run()
+    Server(
+        settings, listener, make_app, processes=1, tls=tls, on_stop=on_stop, on_exit=on_exit
+    ).run()
 
 
 @click.command(short_help="Run the API alone.")
 def api() -> None:
     """Run the HTTP front end alone; any number may run on one store and broker."""
     settings = _start_api()
-    server = _server_of(settings)
+    tls = server_context(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     click.echo(f"Stowgate's API listens on {url_of(listener, settings.scheme)}")
     if settings.broker == "memory":
@@ -131,10 +132,12 @@ def api() -> None:
         if settings.api_processes > 1:
             folder = tempfile.TemporaryDirectory(prefix="stowgate-metrics-", dir=_memory())
             os.environ[METRICS_FOLDER] = stack.enter_context(folder)
-        server(
+        Server(
+            settings,
             listener,
             make_app,
             processes=settings.api_processes,
+            tls=tls,
             on_stop=lambda: None,
             on_exit=on_exit,
             on_child_exit=on_child_exit,
@@ -169,23 +172,6 @@ def _start_api() -> ApiSettings:
     # Each process has its own; this one is made to find a bad file before there are processes.
     authenticator(settings)
     return settings
-
-
-def _server_of(settings: ApiSettings) -> partial[Server]:
-    """Raises `BadSetting` for a certificate or key that will not do."""
-    return partial(
-        Server,
-        threads=settings.api_threads,
-        request_line_bytes=settings.max_request_line_bytes,
-        head_bytes=settings.max_head_bytes,
-        keep_alive_seconds=settings.keep_alive_seconds,
-        upload_wait_seconds=settings.upload_wait_seconds,
-        upload_seconds=settings.max_upload_seconds,
-        tls=server_context(settings),
-        path_prefix=settings.path_prefix,
-        stop_seconds=settings.stop_seconds,
-        requests_end_seconds=settings.uploads_end_seconds,
-    )
 
 
 def _start(section: type[_Section]) -> _Section:

@@ -4,10 +4,11 @@ import socket
 import time
 from typing import NamedTuple, Protocol
 
+from flask import Request
 from gunicorn.http.errors import ParseException
 
 from api.admission.arrivals import arrivals
-from api.admission.watchdog import Hourglass, Receiving
+from api.admission.watchdog import Receiving, Watchdog
 from api.http.problems import BadRequest, SenderTooSlow, TooLarge
 
 # Less is next to nothing: an instance of half a megabyte would take two minutes.
@@ -29,8 +30,8 @@ class RequestBody:
     """Reads at most `limit_bytes` of `stream`.
 
     `content_length` is None for a chunked body (RFC 9112 7.1), whose end the server tells.
-    A sender that sends nothing for `idle_seconds`, less than a piece in four times that, or for
-    longer than `upload_seconds` in all, is cut off.
+    A sender that sends nothing for `idle_seconds`, less than a piece in four times that, or that is
+    not through by `end`, by the monotonic clock, is cut off.
 
     Raises `BadRequest` when the body ends early or its chunks are malformed, `TooLarge` beyond
     the limit, and `SenderTooSlow`.
@@ -44,16 +45,16 @@ class RequestBody:
         limit_bytes: int,
         sock: socket.socket | None,
         idle_seconds: float,
-        upload_seconds: float,
-        hourglass: Hourglass,
+        end: float,
+        watchdog: Watchdog,
     ) -> None:
         self._stream = stream
         self._content_length = content_length
         self._limit_bytes = limit_bytes
         self._sock = sock
         self._piece_seconds = 4 * idle_seconds
-        self._end = time.monotonic() + upload_seconds
-        self._hourglass = hourglass
+        self._end = end
+        self._watchdog = watchdog
         self._ended = False
         self._cut = False
         self.received_bytes = 0
@@ -62,6 +63,28 @@ class RequestBody:
         if sock is not None:
             self._receiving = Receiving(sock)
             sock.settimeout(idle_seconds)
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        *,
+        limit_bytes: int,
+        idle_seconds: float,
+        max_seconds: float,
+        watchdog: Watchdog,
+    ) -> "RequestBody":
+        """The body of `request`, whose time begins when its head was complete."""
+        chunked = "chunked" in request.headers.get("Transfer-Encoding", "").lower()
+        return cls(
+            request.environ["wsgi.input"],
+            None if chunked else request.content_length or 0,
+            limit_bytes=limit_bytes,
+            sock=request.environ.get("gunicorn.socket"),
+            idle_seconds=idle_seconds,
+            end=request.environ.get("stowgate.head_at", time.monotonic()) + max_seconds,
+            watchdog=watchdog,
+        )
 
     @property
     def chunked(self) -> bool:
@@ -87,7 +110,7 @@ class RequestBody:
         now = time.monotonic()
         came = arrivals(self._sock) if self._sock is not None else None
         self._awaited = _Awaited(now, came.received_bytes) if came else None
-        self._hourglass.turn(self, min(self._end, now + self._piece_seconds))
+        self._watchdog.watch(self, min(self._end, now + self._piece_seconds))
         try:
             data = self._stream.read(size)
         except TimeoutError as error:
@@ -100,7 +123,7 @@ class RequestBody:
                 "again"
             ) from error
         finally:
-            self._hourglass.stop(self)
+            self._watchdog.stop(self)
             self._awaited = None
         if self._cut:
             raise self._too_slow(size)

@@ -3,17 +3,19 @@
 import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
+from api.admission.watchdog import Watchdog
 from api.http.problems import TooBusy
 
 if TYPE_CHECKING:
     # The server is imported before prometheus_client may be.
     from shared.runtime.metrics import ApiMetrics
 
-EXTENSION = "stowgate-slots"
-"""Where the Flask application has its slots, for the server, among its `extensions`."""
+EXTENSION = "stowgate-admission"
+"""Where the Flask application has its `Admission`, for the server, among its `extensions`."""
 
 
 class Receiving(Protocol):
@@ -26,11 +28,11 @@ class Receiving(Protocol):
         """End it with 408; for another thread."""
 
 
-class Slots:
+class UploadLimiter:
     """For `most` uploads at a time, each known by its connection. Safe between threads.
 
     The server takes a slot for an upload before it gives it a thread, and gives it back when that
-    is done; until one is free the upload waits without a thread (`api/server/arbiter.py`).
+    is done; until one is free the upload waits without a thread (`api/server/worker.py`).
 
     When all slots are taken, the upload whose sender has stalled for the longest gives way, if that
     is for longer than `patience_seconds`. So senders that stall keep nobody out for long, while
@@ -45,7 +47,7 @@ class Slots:
         # None before the body of the upload is read, and behind it.
         self._uploads: dict[Hashable, Receiving | None] = {}
 
-    def take(self, connection: Hashable) -> bool:
+    def acquire(self, connection: Hashable) -> bool:
         """Whether it has a slot now. It never waits."""
         with self._lock:
             if len(self._uploads) >= self._most and not self._one_gave_way():
@@ -53,7 +55,7 @@ class Slots:
             self._uploads[connection] = None
             return True
 
-    def give_back(self, connection: Hashable) -> None:
+    def release(self, connection: Hashable) -> None:
         """Nothing happens where it has no slot, or none any more."""
         with self._lock:
             self._uploads.pop(connection, None)
@@ -96,3 +98,11 @@ class Slots:
         del self._uploads[connection]
         upload.cut()
         return True
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What the server and the application share."""
+
+    limiter: UploadLimiter
+    watchdog: Watchdog

@@ -12,7 +12,7 @@ class Cuttable(Protocol):
 
 
 class Receiving:
-    """What comes on `sock`, for the hourglass.
+    """What comes on `sock`, for the watchdog.
 
     Whoever reads from it is woken with an end, and can still send an answer. A read that goes on
     for `grace_seconds` all the same ends with the connection: OpenSSL returns from none while a
@@ -35,7 +35,7 @@ class Receiving:
             socket.socket.shutdown(self._sock, how)
 
 
-class Hourglass:
+class Watchdog:
     """Ends reads that take too long, of any number of senders, from a thread of its own.
 
     A socket's time-out starts anew with every byte, so it does not end a sender that trickles.
@@ -47,11 +47,11 @@ class Hourglass:
         self._lock = threading.Lock()
         self._running = False
 
-    def turn(self, sender: Cuttable, end: float) -> None:
+    def watch(self, sender: Cuttable, end: float) -> None:
         """`sender` is to be through before `end`, by the monotonic clock."""
         with self._lock:
             if not self._running:
-                threading.Thread(target=self._run, name="hourglass", daemon=True).start()
+                threading.Thread(target=self._run, name="watchdog", daemon=True).start()
                 self._running = True
             self._ends[sender] = end
 

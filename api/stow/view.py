@@ -13,9 +13,8 @@ import structlog
 from flask import Flask, Request, Response, g, request
 
 from api.admission.body import RequestBody
-from api.admission.concurrency import Slots
+from api.admission.concurrency import Admission
 from api.admission.rate_limits import Rates, sender_of
-from api.admission.watchdog import Hourglass
 from api.auth import audit
 from api.auth.guard import Caller
 from api.http.client_address import address_of
@@ -97,7 +96,7 @@ class StoreTransaction:
         vaes: VaeRegistry,
         records: Records,
         keys: IdempotencyKeys,
-        slots: Slots,
+        admission: Admission,
         options: StowOptions,
     ) -> None:
         self._ingest = ingest
@@ -107,14 +106,19 @@ class StoreTransaction:
         self._records = records
         self._keys = keys
         self._options = options
-        self._slots = slots
-        self._hourglass = Hourglass()
+        self._admission = admission
         self._rates, self._vae_rates = Rates(), Rates()
 
     def store(
         self, study: str | None = None, workflow: str | None = None, aet: str | None = None
     ) -> Response:
-        body = _body(request, self._options, self._hourglass)
+        body = RequestBody.of(
+            request,
+            limit_bytes=self._options.body_bytes,
+            idle_seconds=self._options.idle_seconds,
+            max_seconds=self._options.upload_seconds,
+            watchdog=self._admission.watchdog,
+        )
         per_minute = self._options.posts_per_minute
         _count(self._rates, sender_of(request.remote_addr), per_minute, "from this address")
         study, workflow = _checked_study(study), _checked_workflow(workflow)
@@ -126,7 +130,7 @@ class StoreTransaction:
         is_empty = not request.content_length and not body.chunked
         if is_empty and (vae or aet is None):
             return bare(HTTPStatus.NO_CONTENT)
-        with self._slots.receiving(request.environ.get("gunicorn.socket"), body):
+        with self._admission.limiter.receiving(request.environ.get("gunicorn.socket"), body):
             # In a slot, since a store that is silent keeps each who asks it waiting.
             if aet is not None and vae is None:
                 vae = self._looked_up(aet)
@@ -261,19 +265,6 @@ def source_of(address: str | None) -> str:
         return "unknown"
     text = str(ip)
     return text if len(text) <= 15 else f"v6-{sha256(ip.packed).hexdigest()[:12]}"
-
-
-def _body(request: Request, options: StowOptions, hourglass: Hourglass) -> RequestBody:
-    chunked = "chunked" in request.headers.get("Transfer-Encoding", "").lower()
-    return RequestBody(
-        request.environ["wsgi.input"],
-        None if chunked else request.content_length or 0,
-        limit_bytes=options.body_bytes,
-        sock=request.environ.get("gunicorn.socket"),
-        idle_seconds=options.idle_seconds,
-        upload_seconds=options.upload_seconds,
-        hourglass=hourglass,
-    )
 
 
 def _count(rates: Rates, name: str, per_minute: int | None, words: str) -> None:

@@ -1,6 +1,7 @@
 """Administration of Virtual Application Entities: `config/vae` of the Informatics Gateway."""
 
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from threading import BoundedSemaphore
 from typing import Any
@@ -10,8 +11,10 @@ from flask import g, jsonify, request, url_for
 from flask.typing import ResponseReturnValue
 from marshmallow import Schema, ValidationError
 
+from api.admission.body import RequestBody
+from api.admission.watchdog import Watchdog
 from api.auth import audit
-from api.http.problems import BadRequest, Conflict, NoSuchThing, TooBusy, TooLarge
+from api.http.problems import BadRequest, Conflict, NoSuchThing, TooBusy
 from api.vae.registry import Vae, VaeMissing, VaeRegistry, VaeSchema, VaeTaken
 from shared.time import utc_now
 
@@ -23,20 +26,21 @@ _LISTS = ("workflows", "plug_in_assemblies")
 _ACCEPTED = ("accepted_sop_classes", "accepted_transfer_syntaxes", "accepted_modalities")
 _COUNTS = ("max_instance_bytes", "max_requests_per_minute")
 
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
+
+_BODY_SECONDS = 5.0
 
 # A body that stalls holds a thread for some seconds, and there are others to serve.
 _BODIES_AT_ONCE = 2
 _BODY_WAIT_SECONDS = 0.25
 _NO_OBJECT = "the body must be a JSON object that describes a VAE"
-_NOT_WHOLE = "the body did not arrive whole, or not in time; send it again"
 
 # A VAE of this name could not be shown.
 _PLUG_INS = "plug-ins"
 
 
 def vae_views(
-    vaes: VaeRegistry, public_url: str | None
+    vaes: VaeRegistry, public_url: str | None, watchdog: Watchdog
 ) -> dict[str, Callable[..., ResponseReturnValue]]:
     """By their endpoints."""
     receiving = BoundedSemaphore(_BODIES_AT_ONCE)
@@ -55,7 +59,7 @@ def vae_views(
         return jsonify(_SCHEMA.dump(vae))
 
     def add() -> ResponseReturnValue:
-        given = _load(_SCHEMA, receiving)
+        given = _load(_SCHEMA, receiving, watchdog)
         name = given.get("name") or given["virtual_ae_title"]
         if name == _PLUG_INS:
             raise BadRequest(f"name: {_PLUG_INS} is the name of the list of plug-ins")
@@ -76,7 +80,7 @@ def vae_views(
         return jsonify(_SCHEMA.dump(vae)), HTTPStatus.CREATED, {"Location": location}
 
     def update() -> ResponseReturnValue:
-        given = _load(CHANGE_SCHEMA, receiving)
+        given = _load(CHANGE_SCHEMA, receiving, watchdog)
         if "name" not in given:
             raise BadRequest("name: the VAE to change must be named in the body")
         audit.about(vae=given["name"])
@@ -107,16 +111,9 @@ def vae_views(
     }
 
 
-def _load(schema: Schema, receiving: BoundedSemaphore) -> dict[str, Any]:
-    if (request.content_length or 0) > _MOST_BYTES:
-        raise _too_large()
-    body = _received(receiving)
-    if len(body) > _MOST_BYTES:
-        raise _too_large()
-    if len(body) < (request.content_length or 0):
-        raise BadRequest(_NOT_WHOLE)
+def _load(schema: Schema, receiving: BoundedSemaphore, watchdog: Watchdog) -> dict[str, Any]:
     try:
-        described = orjson.loads(body)
+        described = orjson.loads(_received(receiving, watchdog))
     except orjson.JSONDecodeError as error:
         raise BadRequest(_NO_OBJECT) from error
     if not isinstance(described, dict):
@@ -129,22 +126,22 @@ def _load(schema: Schema, receiving: BoundedSemaphore) -> dict[str, Any]:
     return given
 
 
-def _received(receiving: BoundedSemaphore) -> bytes:
+def _received(receiving: BoundedSemaphore, watchdog: Watchdog) -> bytes:
+    body = RequestBody.of(
+        request,
+        limit_bytes=_MAX_BYTES,
+        idle_seconds=_BODY_SECONDS,
+        max_seconds=_BODY_SECONDS,
+        watchdog=watchdog,
+    )
     if not receiving.acquire(timeout=_BODY_WAIT_SECONDS):
         raise TooBusy(
             "the bodies of other requests are being received, and are slow; send it again"
         )
     try:
-        body: bytes = request.environ["wsgi.input"].read(_MOST_BYTES + 1)
-        return body
-    except OSError as error:
-        raise BadRequest(_NOT_WHOLE) from error
+        return b"".join(iter(partial(body.read, _MAX_BYTES), b""))
     finally:
         receiving.release()
-
-
-def _too_large() -> TooLarge:
-    return TooLarge(f"the body is over the limit of {_MOST_BYTES} bytes for a VAE")
 
 
 def _changeable(given: dict[str, Any]) -> dict[str, Any]:

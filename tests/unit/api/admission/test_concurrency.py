@@ -1,9 +1,9 @@
-"""Who has a slot, and who gives way."""
+"""Concurrent uploads: which one waits, and which one is cut."""
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from api.admission.concurrency import Slots
+from api.admission.concurrency import UploadLimiter
 from api.http.problems import TooBusy
 from shared.runtime.metrics import ApiMetrics
 
@@ -23,62 +23,62 @@ class Upload:
 
 
 @pytest.fixture
-def slots() -> Slots:
+def limiter() -> UploadLimiter:
     metrics = ApiMetrics(CollectorRegistry())
-    return Slots(2, patience_seconds=PATIENCE_SECONDS, metrics=metrics)
+    return UploadLimiter(2, patience_seconds=PATIENCE_SECONDS, metrics=metrics)
 
 
-def test_there_are_so_many_slots_and_one_that_is_given_back_is_free(slots: Slots) -> None:
-    assert [slots.take(name) for name in "abc"] == [True, True, False]
+def test_a_slot_that_is_released_is_free_again(limiter: UploadLimiter) -> None:
+    assert [limiter.acquire(name) for name in "abc"] == [True, True, False]
 
-    slots.give_back("a")
+    limiter.release("a")
 
-    assert [slots.take(name) for name in "cd"] == [True, False]
+    assert [limiter.acquire(name) for name in "cd"] == [True, False]
 
 
-def test_an_upload_without_a_slot_is_refused_and_takes_none(slots: Slots) -> None:
-    slots.take("a")
+def test_an_upload_without_a_slot_is_refused(limiter: UploadLimiter) -> None:
+    limiter.acquire("a")
 
-    with pytest.raises(TooBusy), slots.receiving("b", Upload()):
+    with pytest.raises(TooBusy), limiter.receiving("b", Upload()):
         pass
 
-    assert slots.take("b")
+    assert limiter.acquire("b")
 
 
-def test_the_one_that_has_stalled_for_the_longest_gives_way(slots: Slots) -> None:
+def test_the_upload_that_has_stalled_longest_is_cut_for_a_new_one(limiter: UploadLimiter) -> None:
     long, longest = Upload(PATIENCE_SECONDS), Upload(2 * PATIENCE_SECONDS)
-    slots.take("a")
-    slots.take("b")
-    with slots.receiving("a", long), slots.receiving("b", longest):
-        assert slots.take("c")
+    limiter.acquire("a")
+    limiter.acquire("b")
+    with limiter.receiving("a", long), limiter.receiving("b", longest):
+        assert limiter.acquire("c")
 
         assert (long.was_cut, longest.was_cut) == (False, True)
 
 
-def test_one_that_has_not_stalled_for_long_keeps_its_slot(slots: Slots) -> None:
+def test_an_upload_that_has_not_stalled_for_long_keeps_its_slot(limiter: UploadLimiter) -> None:
     uploads = Upload(0.9 * PATIENCE_SECONDS), Upload()
-    slots.take("a")
-    slots.take("b")
-    with slots.receiving("a", uploads[0]), slots.receiving("b", uploads[1]):
-        assert not slots.take("c")
+    limiter.acquire("a")
+    limiter.acquire("b")
+    with limiter.receiving("a", uploads[0]), limiter.receiving("b", uploads[1]):
+        assert not limiter.acquire("c")
 
     assert not any(upload.was_cut for upload in uploads)
 
 
-def test_one_that_is_being_answered_keeps_its_slot(slots: Slots) -> None:
-    slots.take("a")
-    slots.take("b")
-    with slots.receiving("a", Upload(2 * PATIENCE_SECONDS)):
+def test_an_upload_that_is_being_answered_keeps_its_slot(limiter: UploadLimiter) -> None:
+    limiter.acquire("a")
+    limiter.acquire("b")
+    with limiter.receiving("a", Upload(2 * PATIENCE_SECONDS)):
         pass
 
-    assert not slots.take("c")
+    assert not limiter.acquire("c")
 
 
-def test_one_that_gave_way_gives_nothing_back(slots: Slots) -> None:
-    slots.take("a")
-    slots.take("b")
-    with slots.receiving("a", Upload(PATIENCE_SECONDS)):
-        assert slots.take("c")
-    slots.give_back("a")
+def test_an_upload_that_was_cut_releases_no_slot_of_another(limiter: UploadLimiter) -> None:
+    limiter.acquire("a")
+    limiter.acquire("b")
+    with limiter.receiving("a", Upload(PATIENCE_SECONDS)):
+        assert limiter.acquire("c")
+    limiter.release("a")
 
-    assert not slots.take("d")
+    assert not limiter.acquire("d")
