@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pydicom
 from pydicom.data import get_testdata_file
-from pydicom.uid import generate_uid
+from pydicom.uid import UID, generate_uid
 
 _BOUNDARY = "stowgate-bench-7e0c1f6a"
 PART_HEAD = f"\r\n--{_BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
@@ -93,7 +93,7 @@ def template(pixel_bytes: int) -> Template:
     if frames > 1:
         ds.NumberOfFrames = frames
     ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid()
-    mark = "2.25." + "9" * (_UID_CHARACTERS - 5)
+    mark = UID("2.25." + "9" * (_UID_CHARACTERS - 5))
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = mark
     # Behind the pixels it has trailing padding, which is no business of a benchmark.
     del ds[0xFFFCFFFC]

@@ -45,13 +45,13 @@ class Pair:
 
     service: Service
     store: "FolderOfPayloads | BucketOfPayloads"
-    requests: "FolderOfRequests | QueueOfRequests"
+    workflow_requests: "FolderOfRequests | QueueOfRequests"
 
     def published(self, answer: requests.Response) -> Published:
         assert answer.status_code in (200, 202), answer.text
         payload_id = answer.headers["X-Payload-ID"]
         self.service.opened(payload_id)
-        return self.requests.take(payload_id)
+        return self.workflow_requests.take(payload_id)
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def test_the_empty_chunked_body_that_dicomweb_client_sends_again_is_400(narrow: 
 
     assert answers[0].status_code == 429
     assert answers[-1].request.headers["Transfer-Encoding"] == "chunked"
+    assert refused.value.response is not None
     assert refused.value.response.status_code == 400
     assert "sent again" in refused.value.response.json()["detail"]
     assert _payloads(narrow) == before
@@ -302,8 +303,9 @@ def test_of_curl_that_gives_up_in_the_middle_nothing_is_left(curl: Path, stowgat
 
     done = subprocess.run(
         [
-            *[curl, *["-sS", "--limit-rate", "100k", "--max-time", "2", "--data-binary", "@-"]],
-            *[*_header(MULTIPART), stowgate.url + STUDIES],
+            *(curl, "-sS", "--limit-rate", "100k", "--max-time", "2", "--data-binary", "@-"),
+            *_header(MULTIPART),
+            stowgate.url + STUDIES,
         ],
         input=body,
         capture_output=True,
@@ -343,21 +345,10 @@ def test_a_whole_request_that_curl_sends_again_after_a_time_out_is_a_request_of_
     with _standing_still(stowgate) as go_on:
         sending = subprocess.Popen(
             [
-                *[
-                    curl,
-                    *[
-                        "-sS",
-                        "--retry",
-                        "3",
-                        "--max-time",
-                        "2",
-                        "--data-binary",
-                        "@image.dcm",
-                        "-o",
-                        "answer",
-                    ],
-                ],
-                *["-w", "%{http_code}", *_header(DICOM), stowgate.url + STUDIES],
+                *(curl, "-sS", "--retry", "3", "--max-time", "2"),
+                *("--data-binary", "@image.dcm", "-o", "answer", "-w", "%{http_code}"),
+                *_header(DICOM),
+                stowgate.url + STUDIES,
             ],
             cwd=desk,
             stdout=subprocess.PIPE,

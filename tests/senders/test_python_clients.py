@@ -117,6 +117,7 @@ def test_dicomweb_client_raises_a_409_that_carries_the_dataset(stowgate: Service
     with pytest.raises(requests.HTTPError) as refused:
         client.store_instances(_datasets(new_instance(StudyInstanceUID="")))
 
+    assert refused.value.response is not None
     assert refused.value.response.status_code == 409
     dataset = pydicom.Dataset.from_json(refused.value.response.json())
     assert dataset.FailedSOPSequence[0].FailureReason == 0xA900

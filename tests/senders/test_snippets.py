@@ -10,7 +10,7 @@ from snippets import PAGE, snippets
 
 def _run_here() -> set[tuple[object, ...]]:
     """Section, language and number of every call of `snippet` in this folder."""
-    run = set()
+    run: set[tuple[object, ...]] = set()
     for path in Path(__file__).parent.glob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "snippet":
