@@ -27,11 +27,11 @@ from mutations import damage_bytes
 
 from api.stow.multipart import MalformedMultipart, parse_media_type, read_parts
 from shared import events, records
-from shared.dicom.header import is_like_a_vr
+from shared.dicom.header import looks_like_vr
 from shared.dicom.identity import Identity, identify
 from shared.dicom.left_out import LeftOut
 from shared.dicom.limits import DEFAULT
-from shared.dicom.metadata import _seen_elements, metadata_json
+from shared.dicom.metadata import _element_cache, metadata_json
 from shared.dicom.part10 import open_dataset
 from shared.dicom.refusal import InstanceRefused
 from shared.dicom.structure import check_structure, first_structure
@@ -103,7 +103,7 @@ class Instances:
             raise Finding("the sidecar has other UIDs")
         if metadata_json(data) != result.sidecar:
             raise Finding("the sidecar of the file with what is left out is another one")
-        _seen_elements.cache_clear()
+        _element_cache.cache_clear()
         if metadata_json(data) != result.sidecar:
             raise Finding("the sidecar was another one for what was seen in other files")
         stored = records.StoredInstance(*ours, size_bytes=len(data), sha256="")
@@ -167,7 +167,7 @@ def _is_guessed_by_pydicom(data: bytes) -> bool:
         sequences: list[bool] = []
         begin, is_explicit = dataset.start, walk.encoding[0]
         while True:
-            if not is_explicit and is_like_a_vr(bytes(view[begin + 4 : begin + 6])):
+            if not is_explicit and looks_like_vr(bytes(view[begin + 4 : begin + 6])):
                 return True
             step = walk.step()
             if step is None:

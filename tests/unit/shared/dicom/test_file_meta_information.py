@@ -14,7 +14,7 @@ from encoded import (
 )
 
 from shared.dicom.metadata import metadata_json
-from shared.dicom.refusal import NotUnderstood, TransferSyntaxNotAccepted
+from shared.dicom.refusal import NotUnderstood, TransferSyntaxNotSupported
 from shared.dicom.structure import Structure, check_structure
 from shared.dicom.uids import SOP_INSTANCE_UID
 
@@ -54,7 +54,7 @@ def test_file_meta_information_in_implicit_vr_is_accepted() -> None:
 def test_a_private_transfer_syntax_is_named_also_in_implicit_file_meta_information() -> None:
     for is_implicit in (True, False):
         meta = group(GE_PRIVATE_IMPLICIT_BIG_ENDIAN, is_implicit=is_implicit)
-        with pytest.raises(TransferSyntaxNotAccepted, match=r"1\.2\.840\.113619\.5\.2"):
+        with pytest.raises(TransferSyntaxNotSupported, match=r"1\.2\.840\.113619\.5\.2"):
             check_structure(PREAMBLE + meta + IMPLICIT_INSTANCE)
 
 

@@ -94,10 +94,10 @@ def test_all_missing_uids_are_named() -> None:
     [
         (b"1." * 40 + b"1", "has more than 64 characters"),
         (b"1" * 1024, "has more than 64 characters"),
-        (b"../../etc/passwd", "is no UID: it must be numbers with dots between them"),
-        (b"1.2.\xff", "is no UID: it must be numbers with dots between them"),
-        (b" 1.2", "is no UID: it must be numbers with dots between them"),
-        (b"1.2\\1.3", "has several values, and may only have one"),
+        (b"../../etc/passwd", "is not a valid UID: it must be numbers separated by dots"),
+        (b"1.2.\xff", "is not a valid UID: it must be numbers separated by dots"),
+        (b" 1.2", "is not a valid UID: it must be numbers separated by dots"),
+        (b"1.2\\1.3", "has several values; only one is allowed"),
     ],
 )
 def test_an_illegal_uid_is_named_but_never_told(tag: int, value: bytes, reason: str) -> None:

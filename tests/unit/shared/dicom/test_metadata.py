@@ -17,7 +17,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from shared.dicom.identity import identify
-from shared.dicom.metadata import _seen_elements, metadata_json
+from shared.dicom.metadata import _element_cache, metadata_json
 from shared.dicom.refusal import InstanceRefused, NotUnderstood
 from shared.dicom.structure import check_structure
 
@@ -139,7 +139,7 @@ def test_a_file_without_its_bulk_ranges_is_described_alike(path: Path) -> None:
 
 
 def _of_the_first_instance_ever(data: bytes) -> bytes:
-    _seen_elements.cache_clear()
+    _element_cache.cache_clear()
     return metadata_json(data)
 
 
@@ -175,11 +175,11 @@ def test_an_element_seen_in_one_character_set_is_read_anew_in_another() -> None:
 
 
 def test_any_number_of_elements_may_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.dicom.metadata._MOST_SEEN_ELEMENTS", 2)
+    monkeypatch.setattr("shared.dicom.metadata._MAX_CACHED_ELEMENTS", 2)
     numbers = [explicit(0x00200013, "IS", f"{number} ".encode()) for number in range(1, 9)]
     file = part10(*(explicit(0x00081140, "SQ", item(number)) for number in numbers))
     assert described(file)["00081140"]["Value"] == [{"00200013": {"vr": "IS", "Value": [8]}}]
-    assert 0 < len(_seen_elements((True, "<"), ("iso8859",))) <= 2
+    assert 0 < len(_element_cache((True, "<"), ("iso8859",))) <= 2
 
 
 def test_a_private_element_seen_with_one_owner_is_read_anew_with_another() -> None:
