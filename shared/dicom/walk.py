@@ -120,17 +120,12 @@ class Walk:
         is_complete: bool = True,
         is_explicit: bool | None = None,
     ) -> None:
-        """Start at the beginning of the data set.
+        """Start at the beginning of the data set, and raise what `step` raises.
 
         Args:
-            dataset: The encoded data set.
-            limits: The limits on nesting.
             is_complete: If False, more bytes will follow, and a data set whose encoding depends on
                 them is refused.
             is_explicit: The encoding that an earlier walk detected.
-
-        Raises:
-            NotUnderstood, CheckLimitExceeded: as for `step`.
         """
         self._limits = limits
         self._view = dataset.view
