@@ -327,7 +327,7 @@ class Walk:
 
         if tag >> 16 == GROUP_OF_ITEMS:
             return self._item_delimitation(tag)
-        if tag >> 16 == 0:  # a command set's (PS3.7 6.3), or padding
+        if tag >> 16 == 0:  # a command set (PS3.7 6.3), or padding
             if tag == 0 and self._is_padding(start):
                 return None
             raise NotUnderstood(
