@@ -214,19 +214,19 @@ class ApiSettings(UrlSettings, CommonSettings):
     )
     max_nested_sequences: int = setting(
         str(MAX_NESTED_SEQUENCES),
-        whole_number(1, HIGHEST.nested_sequences),
+        whole_number(1, HIGHEST.max_nested_sequences),
         "deepest nesting of sequences in an instance; above it that instance fails with C000",
     )
     max_elements: int = setting(
         str(MAX_ELEMENTS),
-        whole_number(1000, HIGHEST.elements),
+        whole_number(1000, HIGHEST.max_elements),
         "most data elements and sequence items of an instance that its metadata sidecar describes; "
         "an instance with more is stored and described in part. A worker may need 1 kB of memory "
         "for each",
     )
     max_metadata_bytes: int = setting(
         str(MAX_METADATA_BYTES),
-        whole_number(1 << 16, HIGHEST.metadata_bytes),
+        whole_number(1 << 16, HIGHEST.max_metadata_bytes),
         "most bytes of an instance, apart from pixel data and other bulk values, that its metadata "
         "sidecar describes; an instance with more is stored and described in part. A worker needs "
         "a multiple of this in memory (64 MiB)",
@@ -255,9 +255,9 @@ class ApiSettings(UrlSettings, CommonSettings):
     @property
     def structure_limits(self) -> StructureLimits:
         return StructureLimits(
-            nested_sequences=self.max_nested_sequences,
-            elements=self.max_elements,
-            metadata_bytes=self.max_metadata_bytes,
+            max_nested_sequences=self.max_nested_sequences,
+            max_elements=self.max_elements,
+            max_metadata_bytes=self.max_metadata_bytes,
         )
 
     @property

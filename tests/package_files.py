@@ -27,9 +27,9 @@ DISAGREEMENTS = {
     "pydicom/test_files/rtplan_truncated.dcm": "the file has 711 left",
     "pydicom/test_files/dicomdirtests/DICOMDIR-nooffset": "the file has 224 left",
     # pydicom gives no element at all, and says nothing: the end of the fragments is missing.
-    "data_store/emri_small_jpeg_2k_lossless_too_short.dcm": "without its delimitation item",
+    "data_store/emri_small_jpeg_2k_lossless_too_short.dcm": "without its delimitation Item",
     # pydicom guesses; a receiver must not (PS3.10 7.1 has it required).
     "pydicom/test_files/meta_missing_tsyntax.dcm": "TransferSyntaxUID (0002,0010) is missing",
     # pydicom gives any text as a UID; this one has hexadecimal digests, which PS3.5 9.1 rules out.
-    "data_store/bad_sequence.dcm": "is no UID",
+    "data_store/bad_sequence.dcm": "is not a valid UID",
 }

@@ -17,7 +17,7 @@ import orjson
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, pre_load, validate
 
 from shared import versions
-from shared.dicom.uids import CODE_STRING, UID, UID_MAX_CHARACTERS, is_code_string, is_uid
+from shared.dicom.uids import CODE_STRING, MAX_UID_CHARACTERS, UID, is_code_string, is_uid
 from shared.errors import ObjectMissing, Permanent, StowgateError, VersionConflict
 from shared.ids import (
     AE_TITLE,
@@ -41,7 +41,7 @@ _MODALITY_RULE = "a modality is 1 to 16 of A-Z 0-9 _ and spaces, none of those a
 Shape = dict[str, Any]
 AE_TITLE_SHAPE: Shape = {"pattern": f"^{AE_TITLE}$"}
 WORKFLOW_ID_SHAPE: Shape = {"pattern": f"^{WORKFLOW_ID}$"}
-UID_SHAPE: Shape = {"pattern": f"^{UID}$", "maxLength": UID_MAX_CHARACTERS}
+UID_SHAPE: Shape = {"pattern": f"^{UID}$", "maxLength": MAX_UID_CHARACTERS}
 
 
 @dataclass(frozen=True)

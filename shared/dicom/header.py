@@ -1,4 +1,4 @@
-"""The header of one data element: its tag, VR and length (PS3.5 7.1, 7.5)."""
+"""The header of one data element: tag, VR and length (PS3.5 7.1, 7.5)."""
 
 import struct
 from functools import lru_cache
@@ -16,14 +16,14 @@ VRS_OF_SHORT_LENGTH = {
         *("SL", "SS", "ST", "TM", "UI", "UL", "US"),
     )
 }
-# PS3.5 Table 7.1-1: two reserved bytes and a 32-bit length follow these.
+# PS3.5 Table 7.1-1: two reserved bytes and a 32-bit length follow these VRs.
 VRS_OF_LONG_LENGTH = {
     vr.encode(): vr
     for vr in ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
 }
 
-# PS3.5 Table 6.2-1: binary numbers, with their format characters of `struct`.
-NUMBERS = {
+# PS3.5 Table 6.2-1: VRs of binary numbers, with the format characters of `struct`.
+NUMBER_FORMATS = {
     "FL": "f",
     "FD": "d",
     "SL": "i",
@@ -43,7 +43,7 @@ UNDEFINED_LENGTH = 0xFFFFFFFF
 
 
 class Layout(NamedTuple):
-    """PS3.5 7.1.2 and 7.1.3: how a header is laid out, in one byte order."""
+    """Hold the layout of a header in one byte order (PS3.5 7.1.2 and 7.1.3)."""
 
     byte_order: str
     explicit_header: struct.Struct
@@ -67,14 +67,14 @@ LITTLE_ENDIAN, BIG_ENDIAN = (
 
 
 def tag_name(tag: int) -> str:
-    """A tag in words for the sender.
+    """Format a tag for an error message.
 
-    One that the data dictionary does not have is not repeated: behind a wrong length, what stands
-    where a tag should be may be the text of a value.
+    A tag that is not in the data dictionary is never printed: after a wrong length, its bytes may
+    be the text of a value.
     """
     if _is_known(tag):
         return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
-    return "a private element" if tag & 0x10000 else "an element of no dictionary"
+    return "a private data element" if tag & 0x10000 else "an unknown data element"
 
 
 def _is_known(tag: int) -> bool:
@@ -89,11 +89,15 @@ def _is_known(tag: int) -> bool:
 def read_explicit_header(
     view: memoryview, start: int, limit: int, layout: Layout
 ) -> tuple[int, str, int, int] | None:
-    """Tag, VR, length and where the value begins, by PS3.5 7.1.2; None where the header is cut.
+    """Read the header at `start`, in explicit VR (PS3.5 7.1.2).
 
-    The VR is "" where there is none: with items and zero bytes. Raises `NotUnderstood` where there
-    is none of the standard's: readers differ in how long its length field is, and so in what
-    follows.
+    Returns:
+        Tag, VR, length and start of the value, all in bytes; None if the header is truncated. The
+        VR is "" for Items, delimitation Items and zero bytes.
+
+    Raises:
+        NotUnderstood: the VR is missing or not in the standard. Readers disagree on the size of its
+            length field, and so on everything that follows.
     """
     if limit - start < 8:
         return None
@@ -102,10 +106,10 @@ def read_explicit_header(
     vr = VRS_OF_SHORT_LENGTH.get(vr_bytes)
     if vr is not None:
         return tag, vr, length, start + 8
-    if not is_like_a_vr(vr_bytes):
+    if not looks_like_vr(vr_bytes):
         if group == GROUP_OF_ITEMS or tag == 0:
             return tag, "", 0, start + 8
-        raise NotUnderstood(f"{tag_name(tag)} at byte {start} has no VR where one must be")
+        raise NotUnderstood(f"{tag_name(tag)} at byte {start} has no VR; explicit VR requires one")
     vr = VRS_OF_LONG_LENGTH.get(vr_bytes)
     if vr is None:
         raise NotUnderstood(f"{tag_name(tag)} at byte {start} has a VR that is not in the standard")
@@ -116,47 +120,46 @@ def read_explicit_header(
 
 
 def is_vr(vr_bytes: bytes) -> bool:
-    """Whether these are a VR of the standard (PS3.5 6.2)."""
+    """Return whether the standard defines this VR (PS3.5 6.2)."""
     return vr_bytes in VRS_OF_SHORT_LENGTH or vr_bytes in VRS_OF_LONG_LENGTH
 
 
-def is_like_a_vr(vr_bytes: bytes) -> bool:
-    """Whether these are two upper-case letters (PS3.5 6.2)."""
+def looks_like_vr(vr_bytes: bytes) -> bool:
+    """Return whether these are two upper-case letters (PS3.5 6.2)."""
     return vr_bytes.isalpha() and vr_bytes.isupper()
 
 
 @lru_cache(maxsize=8192)
 def dictionary_vr(tag: int) -> str:
-    """The VR of PS3.6 6 where the file has none; "UN" where it is not known."""
+    """Return the VR of a tag in the data dictionary (PS3.6 6), or "UN"."""
     if tag & 0xFFFF == 0:
         return "UL"  # Group Length, PS3.5 7.2
     if tag & 0x10000:
-        # PS3.5 7.8.1: private, and a private creator if in these sixteen rows
+        # PS3.5 7.8.1: elements 0010 to 00FF of an odd group are private creators.
         return "LO" if 0x10 <= tag & 0xFFFF <= 0xFF else "UN"
     try:
         vr = dictionary_VR(tag)
     except KeyError:
         return "UN"
-    # PS3.5 A.1: Pixel Data and its like are OW without a VR. LUT Data may also be US.
+    # PS3.5 A.1: under implicit VR, Pixel Data and similar elements are OW. LUT Data may also be US.
     return vr if len(vr) == 2 or vr == "US or SS" else "OW"
 
 
 def is_private_creator(tag: int) -> bool:
-    """Whether (gggg,00bb) reserves the elements (gggg,bb00) to (gggg,bbFF) (PS3.5 7.8.1)."""
+    """Return whether (gggg,00bb) reserves (gggg,bb00) to (gggg,bbFF) (PS3.5 7.8.1)."""
     return bool(tag & 0x10000) and 0x10 <= tag & 0xFFFF <= 0xFF
 
 
-def cut_header(start: int, limit: int, surroundings: str) -> NotUnderstood:
+def truncated_header(start: int, limit: int, enclosing: str) -> NotUnderstood:
     return NotUnderstood(
-        f"a header that begins at byte {start} is cut: {surroundings} has {limit - start} bytes "
-        "left"
+        f"the header at byte {start} is truncated: {enclosing} has {limit - start} bytes left"
     )
 
 
-def cut_value(
-    tag: int, start: int, length: int, left_bytes: int, surroundings: str
+def truncated_value(
+    tag: int, start: int, length: int, left_bytes: int, enclosing: str
 ) -> NotUnderstood:
     needs = f"it needs {length} bytes and " if _is_known(tag) else ""
     return NotUnderstood(
-        f"{tag_name(tag)} at byte {start} is cut: {needs}{surroundings} has {left_bytes} left"
+        f"{tag_name(tag)} at byte {start} is truncated: {needs}{enclosing} has {left_bytes} left"
     )

@@ -1,4 +1,4 @@
-"""Which instance a file holds: the UIDs that name it, and that keys are made of (PS3.3 C.12.1)."""
+"""The identity of an instance: the UIDs in its storage key (PS3.3 C.12.1)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from shared.dicom.header import tag_name
 from shared.dicom.refusal import AttributesMissing, NotUnderstood
 from shared.dicom.structure import Structure
 from shared.dicom.uids import (
+    MAX_UID_CHARACTERS,
     MODALITY,
     SERIES_INSTANCE_UID,
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
     STUDY_INSTANCE_UID,
-    UID_MAX_CHARACTERS,
     is_code_string,
     is_uid,
     sop_uids,
@@ -29,7 +29,7 @@ _KEYWORDS: Mapping[int, str] = {
 
 @dataclass(frozen=True)
 class Identity:
-    """Five legal UIDs: safe as parts of a key, a header or a log line."""
+    """Identify an instance by five valid UIDs, safe in a key, a header or a log line."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -39,10 +39,12 @@ class Identity:
 
 
 def identify(structure: Structure) -> Identity:
-    """Read the identity that every composite instance has.
+    """Read the UIDs that every composite instance has.
 
-    Raises `AttributesMissing` naming all that are missing or empty, and `NotUnderstood` for a value
-    that is no UID. The value itself is never told: it could be anything.
+    Raises:
+        AttributesMissing: names every attribute that is missing or empty.
+        NotUnderstood: names every value that is not a valid UID, but never contains the value,
+            which could be any text.
     """
     uids = {tag: uid_text(structure.values.get(tag, b"")) for tag in _KEYWORDS}
     sop_class_uid, sop_instance_uid = sop_uids(structure.values, SOP_CLASS_UID, SOP_INSTANCE_UID)
@@ -52,9 +54,9 @@ def identify(structure: Structure) -> Identity:
         raise AttributesMissing(
             f"missing or empty: {', '.join(missing)}", sop_class_uid, sop_instance_uid
         )
-    illegal = [f"{_name(tag)} {_why_illegal(uid)}" for tag, uid in uids.items() if not is_uid(uid)]
-    if illegal:
-        raise NotUnderstood("; ".join(illegal), sop_class_uid, sop_instance_uid)
+    invalid = [f"{_name(tag)} {_why_invalid(uid)}" for tag, uid in uids.items() if not is_uid(uid)]
+    if invalid:
+        raise NotUnderstood("; ".join(invalid), sop_class_uid, sop_instance_uid)
     return Identity(
         sop_class_uid=uids[SOP_CLASS_UID],
         sop_instance_uid=uids[SOP_INSTANCE_UID],
@@ -65,7 +67,10 @@ def identify(structure: Structure) -> Identity:
 
 
 def modality(structure: Structure) -> str | None:
-    """Modality (0008,0060), where it has one value that is legal; that may still be any text."""
+    """Return Modality (0008,0060) if it is one valid CS value, else None.
+
+    The value need not be a Defined Term.
+    """
     text = structure.values.get(MODALITY, b"").decode("latin-1").strip("\0 ")
     return text if is_code_string(text) else None
 
@@ -74,9 +79,9 @@ def _name(tag: int) -> str:
     return f"{_KEYWORDS[tag]} {tag_name(tag)}"
 
 
-def _why_illegal(uid: str) -> str:
+def _why_invalid(uid: str) -> str:
     if "\\" in uid:
-        return "has several values, and may only have one"
-    if len(uid) > UID_MAX_CHARACTERS:
-        return f"has more than {UID_MAX_CHARACTERS} characters"
-    return "is no UID: it must be numbers with dots between them"
+        return "has several values; only one is allowed"
+    if len(uid) > MAX_UID_CHARACTERS:
+        return f"has more than {MAX_UID_CHARACTERS} characters"
+    return "is not a valid UID: it must be numbers separated by dots"

@@ -1,83 +1,85 @@
-"""How much of anything an instance may have: what is checked, and what the sidecar describes of it.
+"""Limits on the size of an instance, for the structure check and for the metadata sidecar.
 
-What is over a limit of the check is not stored, as it would cost more time or memory than any real
-object is worth. What is over a limit of the description is stored, and described in part.
+An instance over a limit of the check is refused: it would cost more time or memory than any real
+object is worth. An instance over a limit of the sidecar is stored, and described in part.
 """
 
 from dataclasses import dataclass
 
 MAX_NESTED_SEQUENCES = 64
-"""Sequences within sequences. Structured reports, the deepest in practice, stay well below; others
-will read the file with pydicom, which overflows Python's stack at about 200."""
+"""Sequences within Sequences. Structured reports nest deepest in practice, and stay well below.
+pydicom, which other readers of the file use, overflows Python's stack at about 200."""
 
 MAX_CHECKED_ELEMENTS = 2_000_000
-"""Data elements and sequence items, nested ones included. A segmentation of 12,000 frames has some
-300,000, which are walked in about a second; this many in some five to ten."""
+"""Data elements and Items, nested ones included. A segmentation of 12,000 frames has some 300,000,
+which the check reads in about a second; the maximum takes five to ten seconds."""
 
 MAX_RETRIED_ELEMENTS = MAX_CHECKED_ELEMENTS
-"""Elements, items and fragments that are walked once more, to find out how they are encoded."""
+"""Data elements, Items and fragments that are read a second time to detect their encoding."""
 
 MAX_FRAGMENTS = 2_000_000
-"""Fragments of encapsulated pixel data. Each frame has at least one (PS3.5 A.4), and whole slides
-have some hundreds of thousands of frames; this many are walked in about a second."""
+"""Fragments of encapsulated pixel data. Each frame has at least one (PS3.5 A.4), and whole slide
+images have some hundreds of thousands of frames. The check reads the maximum in about a second."""
 
 MAX_INFLATED_BYTES = 256 * 1024 * 1024
-"""A deflated data set, inflated, and the file that it comes in. Deflate shrinks up to 1000:1, so a
-megabyte could otherwise become a gigabyte of scratch space; real objects in this transfer syntax
-stay far below."""
+"""A deflated data set after inflation, and the file that contains it. Deflate compresses up to
+1000:1, so a megabyte could otherwise fill a gigabyte of scratch space. Real objects in this
+transfer syntax stay far below."""
 
 MAX_FILE_META_BYTES = 16 * 1024 * 1024
 """The file meta information. The worker reads all of it; in practice it has some hundred bytes."""
 
 MAX_ELEMENTS = 200_000
-"""Data elements and sequence items that are described. The worker may need 1 kB for each."""
+"""Data elements and Items in the sidecar. The worker may need 1 kB for each."""
 
 MAX_METADATA_BYTES = 64 * 1024 * 1024
-"""Bytes of the file that are described. The sidecar is made of them in memory; the waveforms of a
-day, the largest that is of use in practice, are well below."""
+"""Bytes of the file that the sidecar describes. The worker builds the sidecar in memory. The
+largest useful content in practice, the waveforms of a day, stays well below."""
 
 MAX_VALUE_BYTES = 16 * 1024 * 1024
-"""One value that is described. Text takes up to four times as much in memory, and once more as
+"""One value in the sidecar. Text takes up to four times its size in memory, and once more as
 JSON."""
 
 MAX_VALUES = 2_000_000
-"""Values in the metadata sidecar, all elements together. As Python objects each takes far more
-memory than its bytes in the file, up to some 200 bytes for a name; the elements that would have
-more are given by their VR alone. The contours of a large structure set, the most in practice, have
-about this many."""
+"""Values in the sidecar, all data elements together. As a Python object a value takes far more
+memory than in the file, up to some 200 bytes for a name. A data element beyond the limit has a VR
+and no value. The contours of a large structure set, the most in practice, have about this many."""
 
 MAX_DESCRIBED_SEQUENCES = 20
-"""Sequences within sequences that are described. The Workflow Manager's JSON reader refuses more
-than 64 levels, and so the whole payload: a sequence makes three, and a name in it four."""
+"""Sequences within Sequences in the sidecar. The Workflow Manager's JSON reader refuses a payload
+with more than 64 levels: a Sequence takes three of them, and a name within it four."""
 
 MAX_LEFT_OUT = 1000
-"""Ranges of a file that the worker does not read. What is behind the last is not described."""
+"""Byte ranges of a file that the worker skips. The sidecar describes nothing after the last one."""
 
 MAX_WITHOUT_VALUE = 64
-"""Top-level elements that are given by their VR alone, as they are too large to be described. Each
-is in the ingest record."""
+"""Top-level data elements that are too large to describe, and have a VR and no value. The ingest
+record lists each of them."""
 
-KEPT_VALUE_BYTES = 1024
-"""How much is kept of a value that holds a UID: far more than a UID has, whatever its length field
+MAX_KEPT_VALUE_BYTES = 1024
+"""Bytes that are kept of a UID's value: far more than a valid UID has, whatever its length field
 says."""
 
 
 @dataclass(frozen=True)
 class StructureLimits:
-    """Those limits that an operator sets: `nested_sequences` of what is stored, and `elements` and
-    `metadata_bytes` of what is described."""
+    """Hold the limits that an operator sets.
 
-    nested_sequences: int = MAX_NESTED_SEQUENCES
-    elements: int = MAX_ELEMENTS
-    metadata_bytes: int = MAX_METADATA_BYTES
+    `max_nested_sequences` applies to the structure check, `max_elements` and `max_metadata_bytes`
+    to the metadata sidecar.
+    """
+
+    max_nested_sequences: int = MAX_NESTED_SEQUENCES
+    max_elements: int = MAX_ELEMENTS
+    max_metadata_bytes: int = MAX_METADATA_BYTES
 
 
 DEFAULT = StructureLimits()
 
 HIGHEST = StructureLimits(
-    nested_sequences=MAX_NESTED_SEQUENCES,
-    elements=1_000_000,
-    metadata_bytes=256 * 1024 * 1024,
+    max_nested_sequences=MAX_NESTED_SEQUENCES,
+    max_elements=1_000_000,
+    max_metadata_bytes=256 * 1024 * 1024,
 )
-"""As far as they can be set. Sidecars are made within these, so that a worker can describe whatever
-an API of other settings accepted."""
+"""The upper bounds of the settings. Workers build sidecars within these, so that each can describe
+whatever an API with other settings accepted."""

@@ -1,8 +1,8 @@
 """The metadata sidecar: a data set in the DICOM JSON Model (PS3.18 F), for the Workflow Manager.
 
-Made by the walk of the structure check and not by pydicom's reader, so that whatever was accepted
-can be described: pydicom's recurses, raises for some odd values, and warns of others in words that
-hold them. Its data dictionaries and character set tables are used.
+The walk of the structure check reads the data set, so that every accepted instance can be
+described. pydicom's reader recurses, raises for some invalid values, and logs others in warnings.
+Only its data dictionaries and character set tables are used.
 """
 
 import base64
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from shared.dicom.character_sets import DEFAULT_CODECS, codecs_of, texts
-from shared.dicom.header import NUMBERS
+from shared.dicom.header import NUMBER_FORMATS
 from shared.dicom.left_out import BULK_VRS, NOTHING_LEFT_OUT, LeftOut, Range
 from shared.dicom.limits import HIGHEST, MAX_DESCRIBED_SEQUENCES, MAX_VALUE_BYTES, MAX_VALUES
 from shared.dicom.part10 import EncodedDataset, open_dataset
@@ -30,40 +30,44 @@ JsonObject: TypeAlias = dict[str, Any]
 
 _PIXEL_REPRESENTATION = 0x00280103
 
-# PS3.5 Table 6.2-1: words that depend on the byte order, with their type codes of `array`.
+# PS3.5 Table 6.2-1: VRs of words that depend on the byte order, with the type codes of `array`.
 _WORDS: Mapping[str, str] = {"OW": "H", "OF": "I", "OL": "I", "OD": "Q", "OV": "Q"}
 
 # PS3.5 Table 6.2-1, DS and IS
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([Ee][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
-_SEEN_ELEMENT_BYTES = 72
-_MOST_SEEN_ELEMENTS = 4096
-_JSON_INTEGERS = range(-(2**63), 2**64)  # as far as orjson goes
-# IEEE 754 binary32: any decimal of 6 digits survives it, and 9 digits tell all apart.
-_FLOAT32_DIGITS, _FLOAT32_MAX_DIGITS = 6, 9
+_MAX_CACHED_ELEMENT_BYTES = 72
+_MAX_CACHED_ELEMENTS = 4096
+_JSON_INTEGERS = range(-(2**63), 2**64)  # the range of orjson
+# IEEE 754 binary32 preserves every decimal of 6 digits; 9 digits distinguish all its numbers.
+_MIN_FLOAT32_DIGITS, _MAX_FLOAT32_DIGITS = 6, 9
 _FLOAT32_MIN_NORMAL, _FLOAT32_MIN = 2.0**-126, 2.0**-149
 _FLOAT32 = struct.Struct("<f")
-_EXACT_INTEGERS = 2.0**53  # up to which each is a floating-point number of its own
+_MAX_EXACT_INTEGER = 2.0**53  # binary64 represents every smaller integer exactly
 
 
 def metadata_json(part10: bytes, left_out: LeftOut = NOTHING_LEFT_OUT) -> bytes:
-    """One Part 10 file's data set as one JSON object, not indented, elements ascending by tag.
+    """Describe the data set of a Part 10 file as one JSON object, compact and ascending by tag.
 
-    `part10` is a file that `check_structure` accepted, without the ranges that are left out of it;
-    a deflated one is whole. Left out are also group 0002, group lengths, and top-level elements of
-    a VR in `BULK_VRS`. An odd value never raises: a number that does not parse stays the string it
-    is. An element is given by its VR alone where its bytes do not fit the VR or are more than
-    `MAX_VALUE_BYTES`, or where it has more values than are left of `MAX_VALUES`; so is a sequence
-    within more than `MAX_DESCRIBED_SEQUENCES`.
+    The object omits group 0002, group lengths, and top-level data elements of a VR in `BULK_VRS`.
+    An invalid value never raises: a number that cannot be parsed stays a string. A data element has
+    a VR and no value if its bytes do not fit the VR or exceed `MAX_VALUE_BYTES`, if its values
+    exceed the rest of `MAX_VALUES`, or if it is a Sequence within `MAX_DESCRIBED_SEQUENCES` others.
 
-    Raises `NotUnderstood` for what `check_structure` would not have accepted.
+    Args:
+        part10: A file that `check_structure` accepted, without the ranges of `left_out`. A deflated
+            file is complete.
+        left_out: The result of `check_structure`.
+
+    Raises:
+        NotUnderstood: `check_structure` would not have accepted the file.
     """
     with open_dataset(part10, {}, tempfile.TemporaryFile) as dataset:
         if left_out.is_inflated:
             dataset = _without(dataset, left_out.ranges)
         top = _described_elements(dataset, left_out.is_explicit)
     for tag, vr in left_out.without_value:
-        top.put(tag, {"vr": top.settled(vr)})
+        top.put(tag, {"vr": top.resolved_vr(vr)})
     top.sort()
     return orjson.dumps(top.elements)
 
@@ -77,11 +81,11 @@ def _without(dataset: EncodedDataset, ranges: Sequence[Range]) -> EncodedDataset
 
 def _described_elements(dataset: EncodedDataset, is_explicit: bool | None) -> "_Item":
     walk = Walk(dataset, HIGHEST, is_explicit=is_explicit)
-    top = _Item(_ValuesLeft(MAX_VALUES), walk.encoding)
+    top = _Item(_ValueBudget(MAX_VALUES), walk.encoding)
     items = [top]
     sequences: list[JsonObject] = []
     while True:
-        items[-1].add_seen(walk.known_elements(items[-1].seen, _SEEN_ELEMENT_BYTES))
+        items[-1].add_cached(walk.cached_elements(items[-1].cache, _MAX_CACHED_ELEMENT_BYTES))
         step = walk.step()
         if step is None:
             return top
@@ -103,30 +107,31 @@ def _described_elements(dataset: EncodedDataset, is_explicit: bool | None) -> "_
             sequences.pop()
 
 
-class _SeenElement(NamedTuple):
-    """A key of an item in the sidecar, what is there, and what `_value_count` says of it."""
+class _CachedElement(NamedTuple):
+    """Hold a data element of the sidecar: its tag, its JSON, and its `_value_count`."""
 
     tag: str
     element: JsonObject
     value_count: int
 
 
-# Of the instances of a series, and mostly of a site, most elements are alike. Nobody changes one.
+# The instances of a series, and mostly of a site, share most data elements. Entries are never
+# modified.
 @lru_cache(maxsize=4)
-def _seen_elements(
+def _element_cache(
     _encoding: tuple[bool, str], _codecs: tuple[str, ...]
-) -> dict[bytes, _SeenElement]:
-    """Those of earlier instances in the same encoding and character sets, as they are encoded."""
+) -> dict[bytes, _CachedElement]:
+    """Return the cache for one encoding and character set, keyed by encoded data element."""
     return {}
 
 
 @dataclass
-class _ValuesLeft:
-    """How many more values the sidecar may have; an element that has more of them gets none."""
+class _ValueBudget:
+    """Count the values that the sidecar has room for."""
 
     count: int
 
-    def take(self, count: int) -> bool:
+    def spend(self, count: int) -> bool:
         if count > self.count:
             return False
         self.count -= count
@@ -135,23 +140,23 @@ class _ValuesLeft:
 
 @dataclass
 class _Item:
-    """A data set or an item while it is built, with what its elements' values depend on."""
+    """Build a data set or an Item, with the context that its values depend on."""
 
-    values_left: _ValuesLeft
+    value_budget: _ValueBudget
     encoding: tuple[bool, str]
     elements: JsonObject = field(default_factory=dict)
     codecs: tuple[str, ...] = DEFAULT_CODECS
     has_signed_pixels: bool = False
     is_top_level: bool = True
-    seen: dict[bytes, _SeenElement] = field(init=False)
+    cache: dict[bytes, _CachedElement] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.seen = _seen_elements(self.encoding, self.codecs)
+        self.cache = _element_cache(self.encoding, self.codecs)
 
     def nested(self, encoding: tuple[bool, str]) -> "_Item":
-        """An item of a sequence in this one; PS3.5 7.5.3 and A.1 say what it inherits."""
+        """Return a nested Item, which inherits context from this one (PS3.5 7.5.3 and A.1)."""
         return _Item(
-            self.values_left,
+            self.value_budget,
             encoding,
             codecs=self.codecs,
             has_signed_pixels=self.has_signed_pixels,
@@ -161,59 +166,59 @@ class _Item:
     def put(self, tag: str, element: JsonObject) -> None:
         self.elements[tag] = element
 
-    def settled(self, vr: str) -> str:
-        """The VR where the data dictionary gives a choice (PS3.3 C.7.6.3)."""
+    def resolved_vr(self, vr: str) -> str:
+        """Resolve a VR of which the data dictionary has two (PS3.3 C.7.6.3)."""
         if vr == "US or SS":
             return "SS" if self.has_signed_pixels else "US"
         return vr
 
     def sort(self) -> None:
-        """PS3.5 7.1 has elements ascending, but not every file."""
+        """PS3.5 7.1 requires ascending tags, but not every file has them."""
         in_order = sorted(self.elements)
         if in_order != list(self.elements):
             unsorted = self.elements.copy()
             self.elements.clear()
             self.elements.update((tag, unsorted[tag]) for tag in in_order)
 
-    def add_seen(self, seen: Sequence[_SeenElement]) -> None:
-        for tag, element, value_count in seen:
-            fits = self.values_left.take(value_count)
+    def add_cached(self, cached: Sequence[_CachedElement]) -> None:
+        for tag, element, value_count in cached:
+            fits = self.value_budget.spend(value_count)
             self.elements[tag] = element if fits else {"vr": element["vr"]}
 
     def add(self, step: Step, walk: Walk) -> None:
-        """Add an element, and to `seen` if it would be the same wherever it stands."""
-        tag, vr = step.tag, self.settled(step.vr)
+        """Add a data element, and cache it if it has the same meaning in any data set."""
+        tag, vr = step.tag, self.resolved_vr(step.vr)
         if tag & 0xFFFF == 0 or tag >> 16 == 2:  # Group Length, PS3.5 7.2; PS3.10 7.1
             return
         if self.is_top_level and vr in BULK_VRS:
             return
         value = walk.value(step)
         value_count = _value_count(vr, value)
-        fits = len(value) <= MAX_VALUE_BYTES and self.values_left.take(value_count)
+        fits = len(value) <= MAX_VALUE_BYTES and self.value_budget.spend(value_count)
         element = _element(vr, value, step.byte_order, self.codecs) if fits else {"vr": vr}
         self.put(f"{tag:08X}", element)
 
         if tag == SPECIFIC_CHARACTER_SET:
             self.codecs = codecs_of(value)
-            self.seen = _seen_elements(self.encoding, self.codecs)
+            self.cache = _element_cache(self.encoding, self.codecs)
         elif tag == _PIXEL_REPRESENTATION:
             self.has_signed_pixels = element.get("Value") == [1]
         elif (
             fits
-            and step.end - step.start <= _SEEN_ELEMENT_BYTES
+            and step.end - step.start <= _MAX_CACHED_ELEMENT_BYTES
             and vr not in BULK_VRS
-            and walk.is_the_same_elsewhere(step)
+            and walk.is_cacheable(step)
         ):
-            if len(self.seen) >= _MOST_SEEN_ELEMENTS:
-                self.seen.clear()
-            self.seen[walk.encoded(step)] = _SeenElement(f"{tag:08X}", element, value_count)
+            if len(self.cache) >= _MAX_CACHED_ELEMENTS:
+                self.cache.clear()
+            self.cache[walk.encoded(step)] = _CachedElement(f"{tag:08X}", element, value_count)
 
 
 def _value_count(vr: str, value: bytes) -> int:
-    """At most how many objects the value becomes: numbers, texts, or runs of a character set."""
+    """Return the maximum number of Python objects for a value: numbers, texts or text runs."""
     if vr in BULK_VRS:
         return 1
-    size_bytes = 4 if vr == "AT" else struct.calcsize("=" + NUMBERS[vr]) if vr in NUMBERS else 0
+    size_bytes = 4 if vr == "AT" else struct.calcsize("=" + NUMBER_FORMATS.get(vr, ""))
     if size_bytes:
         return len(value) // size_bytes
     return 1 + value.count(b"\\") + value.count(b"\x1b")
@@ -225,12 +230,12 @@ def _element(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> J
     if vr in BULK_VRS:
         return {"vr": vr, "InlineBinary": _base64(vr, value, byte_order)}
     values = _values(vr, value, byte_order, codecs)
-    # PS3.18 F.2.5: no value is no "Value", and one of several that is empty is null.
+    # PS3.18 F.2.5: an empty data element has no "Value"; one empty value of several is null.
     return {"vr": vr, "Value": values} if values not in ([], [None]) else {"vr": vr}
 
 
 def _base64(vr: str, value: bytes, byte_order: str) -> str:
-    """PS3.18 F.2.7, in little endian, as JSON names no transfer syntax."""
+    """PS3.18 F.2.7, always in little endian, because JSON has no transfer syntax."""
     if byte_order == ">" and vr in _WORDS:
         words = array(_WORDS[vr])
         if len(value) % words.itemsize == 0:
@@ -241,8 +246,8 @@ def _base64(vr: str, value: bytes, byte_order: str) -> str:
 
 
 def _values(vr: str, value: bytes, byte_order: str, codecs: Sequence[str]) -> list[Any]:
-    """PS3.18 Table F.2.3-1; [] where the bytes do not fit the VR."""
-    number_format = NUMBERS.get(vr)
+    """Return values by PS3.18 Table F.2.3-1; [] if the bytes do not fit the VR."""
+    number_format = NUMBER_FORMATS.get(vr)
     if number_format is not None:
         return _numbers(number_format, value, byte_order)
     if vr == "AT":
@@ -276,36 +281,36 @@ def _numbers(number_format: str, value: bytes, byte_order: str) -> list[Any]:
 
 
 def _json_number(number: float) -> int | float | str:
-    """A whole number without a fraction, as other writers of DICOM JSON have it: the Workflow
-    Manager compares texts."""
+    """Write integers without a fraction, like other writers of DICOM JSON: the Workflow Manager
+    compares numbers as text."""
     if not math.isfinite(number):
         return _not_finite(number)
-    return int(number) if number.is_integer() and abs(number) < _EXACT_INTEGERS else number
+    return int(number) if number.is_integer() and abs(number) < _MAX_EXACT_INTEGER else number
 
 
 @lru_cache(maxsize=4096)
 def _shortest_float32(number: float) -> int | float | str:
-    """The shortest decimal that gives the same 32-bit float, such as 0.1."""
+    """Return the shortest decimal that gives the same 32-bit float, such as 0.1."""
     if not math.isfinite(number):
         return _not_finite(number)
     encoded = _FLOAT32.pack(number)
-    for digits in range(_fewest_digits(number), _FLOAT32_MAX_DIGITS):
+    for digits in range(_min_float32_digits(number), _MAX_FLOAT32_DIGITS):
         shorter = float(f"{number:.{digits}g}")
         if _FLOAT32.pack(shorter) == encoded:
             return _json_number(shorter)
-    return _json_number(float(f"{number:.{_FLOAT32_MAX_DIGITS}g}"))
+    return _json_number(float(f"{number:.{_MAX_FLOAT32_DIGITS}g}"))
 
 
-def _fewest_digits(number: float) -> int:
-    """Below the smallest normal number each has as many digits less as it is smaller."""
+def _min_float32_digits(number: float) -> int:
+    """Subnormal numbers have fewer significant digits, the smaller they are."""
     if abs(number) >= _FLOAT32_MIN_NORMAL:
-        return _FLOAT32_DIGITS
+        return _MIN_FLOAT32_DIGITS
     steps = int(abs(number) / _FLOAT32_MIN)
-    return max(1, min(_FLOAT32_DIGITS, len(str(steps)) - 1))
+    return max(1, min(_MIN_FLOAT32_DIGITS, len(str(steps)) - 1))
 
 
 def _not_finite(number: float) -> str:
-    """JSON has no such numbers, so the words that ECMAScript has for them."""
+    """JSON cannot represent these numbers, so they become the names that ECMAScript uses."""
     if math.isnan(number):
         return "NaN"
     return "Infinity" if number > 0 else "-Infinity"
@@ -313,7 +318,7 @@ def _not_finite(number: float) -> str:
 
 def _decimal(text: str) -> int | float | str | None:
     if _INTEGER.fullmatch(text):
-        # Not as a float: "10" is to stay 10 for whoever compares texts, not 10.0.
+        # As a float, "10" would become 10.0, which the Workflow Manager compares as text.
         return _integer(text)
     if _DECIMAL.fullmatch(text) and math.isfinite(number := float(text)):
         return number
@@ -327,6 +332,6 @@ def _integer(text: str) -> int | str | None:
 
 
 def _person_name(text: str) -> dict[str, str] | None:
-    """PS3.18 F.2.2; a group that is empty is left out."""
+    """Split the component groups of a name, without empty ones (PS3.18 F.2.2)."""
     groups = zip(("Alphabetic", "Ideographic", "Phonetic"), text.split("=", 2), strict=False)
     return {name: group for name, group in groups if group} or None

@@ -1,4 +1,4 @@
-"""Why an instance is not stored: the errors of the structure check and of reading the identity."""
+"""Reasons to refuse an instance: the errors of the structure check and of `identify`."""
 
 from typing import ClassVar
 
@@ -6,10 +6,10 @@ from shared.errors import StowgateError
 
 
 class InstanceRefused(StowgateError):
-    """One part that is not stored. Its text says why, without values of the data set.
+    """Report why one part is not stored. The message contains no value of the data set.
 
-    The two SOP UIDs are set when both are known and legal, so that the sender can be told which
-    instance is meant (PS3.18 10.5.3: Failed SOP Sequence), and otherwise both None.
+    The two SOP UIDs name the instance in the Failed SOP Sequence (PS3.18 10.5.3). They are set when
+    both are known and valid, and otherwise both None.
     """
 
     failure_reason: ClassVar[int]
@@ -17,34 +17,34 @@ class InstanceRefused(StowgateError):
 
     def __init__(
         self,
-        words: str,
+        message: str,
         sop_class_uid: str | None = None,
         sop_instance_uid: str | None = None,
     ) -> None:
-        super().__init__(words)
+        super().__init__(message)
         self.sop_class_uid = sop_class_uid
         self.sop_instance_uid = sop_instance_uid
 
 
 class NotUnderstood(InstanceRefused):
-    """Not Part 10, truncated, malformed, or nested too deep."""
+    """The file is not Part 10, truncated, malformed, or nested too deeply."""
 
     failure_reason = 0xC000
 
 
-class TooMuchToCheck(InstanceRefused):
-    """Understood as far as it was read, but over a limit on time or memory."""
+class CheckLimitExceeded(InstanceRefused):
+    """The file is valid as far as it was read, but exceeds a limit on time or memory."""
 
     failure_reason = 0xA700
 
 
-class TransferSyntaxNotAccepted(InstanceRefused):
-    """Not a transfer syntax of PS3.6 Table A-1."""
+class TransferSyntaxNotSupported(InstanceRefused):
+    """The transfer syntax is not in PS3.6 Table A-1."""
 
     failure_reason = 0xC122
 
 
 class AttributesMissing(InstanceRefused):
-    """An attribute that every instance has is not there."""
+    """An attribute that every composite instance has is missing."""
 
     failure_reason = 0xA900

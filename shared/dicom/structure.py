@@ -1,12 +1,12 @@
-"""The structure check: proof that a Part 10 file is whole, before anything else reads it.
+"""The structure check: verifies that a Part 10 file is complete, before anything else reads it.
 
-pydicom takes a truncated file for a shorter one and recurses into nested sequences. So every part
-that arrives is first walked here: iteratively, within limits, copying no values, following each
-length to the end of the file (PS3.10 7.1, PS3.5 7). The metadata sidecar is made by the same walk,
-so whatever was accepted can also be described.
+pydicom reads a truncated file as a shorter one, and recurses into nested Sequences. So this check
+reads every part first: iteratively, within limits, without copying values, and following each
+length to the end of the file (PS3.10 7.1, PS3.5 7). The metadata sidecar is built by the same walk,
+so every accepted instance can be described.
 
-One cut no walk can see: exactly between two top-level data elements, which leaves a whole, shorter
-data set. The length or the closing delimiter of the request guards against that one.
+The check cannot detect truncation exactly between two top-level data elements: the rest is a
+complete, shorter data set. The Content-Length or the closing delimiter of the request detects it.
 """
 
 import tempfile
@@ -39,19 +39,19 @@ from shared.dicom.uids import (
 )
 from shared.dicom.walk import Step, StepKind, Walk
 
-# What readers look at before all else, and fail on as a whole when it is encoded wrongly.
+# Readers use these data elements first. Wrongly encoded, they make the complete file unreadable.
 _READ_FIRST = WANTED_UIDS | {SPECIFIC_CHARACTER_SET}
-_TOLD = WANTED_VALUES | _READ_FIRST
-# PS3.5 Table 6.2-1: a CS has up to 16 bytes, so this is some sixty character sets.
-_CHARACTER_SETS_MAX_BYTES = 1024
+_NEEDED_TAGS = WANTED_VALUES | _READ_FIRST
+# PS3.5 Table 6.2-1: a CS value has up to 16 bytes, so this is room for some sixty character sets.
+_MAX_CHARACTER_SET_BYTES = 1024
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What the check learnt on its way through a whole file.
+    """Hold the result of the check of a complete file.
 
-    `values` holds the raw values of the elements that identity and modality are read from, by tag,
-    each at most `KEPT_VALUE_BYTES` long. `left_out` is what the metadata sidecar has no use for.
+    `values` maps tags to raw values, cut to `MAX_KEPT_VALUE_BYTES`, for `identify` and `modality`.
+    `left_out` lists what the metadata sidecar omits.
     """
 
     transfer_syntax_uid: str
@@ -64,14 +64,16 @@ def check_structure(
     scratch: Scratch = tempfile.TemporaryFile,
     limits: StructureLimits = DEFAULT,
 ) -> Structure:
-    """Walk one Part 10 file from its first byte to its last.
+    """Check one Part 10 file from its first byte to its last.
 
-    Time is linear in the number of elements and memory constant: `data` may map a file of any size.
-    A deflated data set is inflated into the file that `scratch` opens. That file needs a descriptor
-    and is closed again.
+    Time is linear in the number of data elements, and memory is constant: `data` may map a file of
+    any size. A deflated data set is inflated into the file that `scratch` opens, which must have a
+    file descriptor. The check closes that file.
 
-    Raises `NotUnderstood` for what is not whole, malformed, or nested too deep, `TooMuchToCheck`
-    for what is over another limit of `limits.py`, and `TransferSyntaxNotAccepted`.
+    Raises:
+        NotUnderstood: the file is truncated, malformed, or nested too deeply.
+        CheckLimitExceeded: the file exceeds another limit of `limits.py`.
+        TransferSyntaxNotSupported: the transfer syntax is not in the standard.
     """
     values: dict[int, bytes] = {}
     try:
@@ -79,7 +81,7 @@ def check_structure(
             not_described = _collect(dataset, values, limits)
     except InstanceRefused as refused:
         of_dataset = sop_uids(values, SOP_CLASS_UID, SOP_INSTANCE_UID)
-        # The walk may have ended before these; PS3.10 7.1 has them ahead of the data set as well.
+        # The walk may end before the SOP UIDs; the file meta information has them too (PS3.10 7.1).
         refused.sop_class_uid, refused.sop_instance_uid = (
             of_dataset
             if of_dataset[0]
@@ -90,21 +92,27 @@ def check_structure(
 
 
 def _no_scratch() -> BinaryIO:
-    raise NotUnderstood("what is deflated is looked at once it is whole")
+    raise NotUnderstood("a deflated data set is read only when it is complete")
 
 
 def first_structure(data: Buffer, last_tag: int) -> Structure | None:
-    """What `check_structure` will learn of `values`, of a file that begins with this.
+    """Read the wanted values from the beginning of a file, while the rest still arrives.
 
-    Up to the element `last_tag`, as far as can be told before the rest is there: to be held against
-    what the check says then. None where the beginning is too short, malformed, or deflated.
+    The result is provisional: compare it with that of `check_structure` for the complete file.
+
+    Args:
+        data: The first bytes of the file.
+        last_tag: The tag to stop at.
+
+    Returns:
+        The values up to `last_tag`; None if `data` is too short, malformed, or deflated.
     """
     values: dict[int, bytes] = {}
     with (
         suppress(InstanceRefused),
         open_dataset(data, values, _no_scratch) as dataset,
     ):
-        for step in Walk(dataset, DEFAULT, is_whole=False).steps(_TOLD):
+        for step in Walk(dataset, DEFAULT, is_complete=False).steps(_NEEDED_TAGS):
             if step.depth or step.kind is not StepKind.ELEMENT:
                 continue
             if step.tag in WANTED_VALUES:
@@ -115,28 +123,30 @@ def first_structure(data: Buffer, last_tag: int) -> Structure | None:
 
 
 def _check_read_first(step: Step, view: memoryview) -> None:
-    """Refuse what other readers would fail on as a whole, or take for another instance."""
+    """Refuse an encoding that makes other readers fail, or identify another instance."""
     if step.depth and step.tag != SPECIFIC_CHARACTER_SET:
         return
     vr = dictionary_vr(step.tag)
     if step.vr != vr:
-        raise NotUnderstood(f"{tag_name(step.tag)} has the VR {step.vr}, and must have {vr}")
+        raise NotUnderstood(f"{tag_name(step.tag)} has the VR {step.vr} instead of {vr}")
     if step.tag == SPECIFIC_CHARACTER_SET:
         value = bytes(
             view[
-                step.value_start : min(step.value_end, step.value_start + _CHARACTER_SETS_MAX_BYTES)
+                step.value_start : min(step.value_end, step.value_start + _MAX_CHARACTER_SET_BYTES)
             ]
         )
-        if len(value) == _CHARACTER_SETS_MAX_BYTES or b"\0" in value.rstrip(b"\0 "):
-            raise NotUnderstood(f"{tag_name(step.tag)} at byte {step.start} names no character set")
+        if len(value) == _MAX_CHARACTER_SET_BYTES or b"\0" in value.rstrip(b"\0 "):
+            raise NotUnderstood(
+                f"{tag_name(step.tag)} at byte {step.start} is not a valid Specific Character Set"
+            )
 
 
 def _collect(dataset: EncodedDataset, values: dict[int, bytes], limits: StructureLimits) -> LeftOut:
-    """Walk to the end, add the wanted values to `values`, and return what is not described."""
+    """Walk to the end, add the wanted values to `values`, and return what the sidecar omits."""
     bulk_ranges: list[Range] = []
     walk = Walk(dataset, limits)
     step = None
-    for step in walk.steps(_TOLD):
+    for step in walk.steps(_NEEDED_TAGS):
         if step.tag in _READ_FIRST:
             _check_read_first(step, dataset.view)
         if step.depth or step.kind is not StepKind.ELEMENT:
@@ -146,5 +156,5 @@ def _collect(dataset: EncodedDataset, values: dict[int, bytes], limits: Structur
         elif is_bulk(step.vr, step.end - step.start):
             add_range(bulk_ranges, step.start, step.end)
     if step is None and only_zeros_follow(dataset.view, dataset.start):
-        raise NotUnderstood("the file ends with its file meta information: it has no data set")
+        raise NotUnderstood("the file has no data set after its file meta information")
     return left_out(dataset, walk, bulk_ranges, limits)

@@ -1,4 +1,4 @@
-"""The walk over a data set: every element, sequence and item in turn, proven whole (PS3.5 7)."""
+"""The walk over a data set: reads and verifies each data element, Sequence and Item (PS3.5 7)."""
 
 from collections.abc import Iterator, Mapping, Set
 from enum import Enum, auto
@@ -17,14 +17,14 @@ from shared.dicom.header import (
     VRS_OF_LONG_LENGTH,
     VRS_OF_SHORT_LENGTH,
     Layout,
-    cut_header,
-    cut_value,
     dictionary_vr,
-    is_like_a_vr,
     is_private_creator,
     is_vr,
+    looks_like_vr,
     read_explicit_header,
     tag_name,
+    truncated_header,
+    truncated_value,
 )
 from shared.dicom.limits import (
     MAX_CHECKED_ELEMENTS,
@@ -33,22 +33,22 @@ from shared.dicom.limits import (
     StructureLimits,
 )
 from shared.dicom.part10 import EncodedDataset, only_zeros_follow
-from shared.dicom.private_elements import MAX_PROVEN_BYTES, PrivateCreators, is_disproved
-from shared.dicom.refusal import NotUnderstood, TooMuchToCheck
+from shared.dicom.private_elements import MAX_VERIFIED_BYTES, PrivateCreators, contradicts_vr
+from shared.dicom.refusal import CheckLimitExceeded, NotUnderstood
 from shared.dicom.uids import SERIES_INSTANCE_UID, SOP_INSTANCE_UID
 
-# PS3.5 A.1, and Papyrus 3 Implicit VR Little Endian, retired, of PS3.6 Table A-1.
+# PS3.5 A.1, and the retired Papyrus 3 Implicit VR Little Endian of PS3.6 Table A-1.
 _IMPLICIT = frozenset({ImplicitVRLittleEndian, "1.2.840.10008.1.20"})
 
 _BLANK_VRS = (b"  ", b"\0\0", b" \0", b"??")
 
-# What a trial costs beside its elements, in the time of one of these.
+# The overhead of one trial, as a number of data elements that take the same time.
 _TRIAL_COST = 10
 
 _NOTHING: frozenset[int] = frozenset()
 _IDENTITY = frozenset({SOP_INSTANCE_UID})
 
-Known = TypeVar("Known")
+Cached = TypeVar("Cached")
 
 
 class StepKind(Enum):
@@ -60,14 +60,13 @@ class StepKind(Enum):
 
 
 class Step(NamedTuple):
-    """One step of the walk. Only an ELEMENT has its value and offsets set.
+    """Describe one step of the walk. Only an ELEMENT has its value and offsets set.
 
-    `vr` is the one to read the value with: the data dictionary's (PS3.6) where the file gives none
-    or UN, and UN where the dictionary does not help either. It is "US or SS"
-    where only Pixel Representation (0028,0103) can tell. `byte_order` is `<` or `>`. `depth` is how
-    many sequences are around the element. The offsets count bytes of the buffer that is walked: the
-    header begins at `start`, the value is [`value_start`, `value_end`), and `end` is where the next
-    header begins.
+    `vr` is the VR to read the value with. If the file has no VR or UN, it comes from the data
+    dictionary (PS3.6), and stays UN if that has none either. It is "US or SS" if it depends on
+    Pixel Representation (0028,0103). `byte_order` is `<` or `>`. `depth` is the number of enclosing
+    Sequences. The offsets count bytes of the buffer: the header begins at `start`, the value is
+    [`value_start`, `value_end`), and the next header begins at `end`.
     """
 
     kind: StepKind
@@ -82,9 +81,9 @@ class Step(NamedTuple):
 
 
 class _Container(NamedTuple):
-    """What the walk is in: the data set, an item, or a sequence.
+    """Describe the data set, Item or Sequence that the walk is in.
 
-    Its bytes end at `limit`, or where it is delimited, with a delimitation item before that.
+    It ends at `limit` or, if it is delimited, with a delimitation Item before that.
     """
 
     is_sequence: bool
@@ -97,21 +96,20 @@ class _Container(NamedTuple):
     creators: PrivateCreators
 
 
-class _NestedTooDeep(NotUnderstood):
-    """However the rest may be encoded."""
+class _NestedTooDeeply(NotUnderstood):
+    """The nesting exceeds the limit, whatever the encoding of the rest."""
 
 
 class Walk:
-    """The walk over one data set. Iterative; its time is linear, and its memory bounded by `limits`
-    and those of `limits.py`.
+    """Walk over one data set, iteratively, in linear time and memory bounded by the limits.
 
-    Sequences of VR UN are descended into as PS3.5 6.2.2 says. A data set or an item whose first
-    element looks as if it were encoded otherwise than declared, with or without VRs, is believed to
-    be if it can be walked to its end that way, and not as declared: such files exist.
+    The walk enters Sequences of VR UN (PS3.5 6.2.2). In some files a data set or an Item is
+    explicit but declared implicit, or the reverse. If its first data element looks like that, and
+    only that encoding can be read to the end, the walk uses it.
 
-    `is_explicit` says whether the data set has VRs, where that is not as declared; else it is None.
-    `has_missing_vr` says whether a top-level element without a VR was met: what it is depends on
-    those around it.
+    `is_explicit` is the detected encoding if it is not the declared one, else None.
+    `has_missing_vr` is set if a top-level data element had no VR: its interpretation depends on the
+    data elements before and after it.
     """
 
     def __init__(
@@ -119,26 +117,31 @@ class Walk:
         dataset: EncodedDataset,
         limits: StructureLimits,
         *,
-        is_whole: bool = True,
+        is_complete: bool = True,
         is_explicit: bool | None = None,
     ) -> None:
-        """Unless it `is_whole`, the data set goes on behind its end, and what depends on that is
-        refused. `is_explicit` is how an earlier walk has found it to be. Raises as `step` does."""
+        """Start at the beginning of the data set, and raise what `step` raises.
+
+        Args:
+            is_complete: If False, more bytes will follow, and a data set whose encoding depends on
+                them is refused.
+            is_explicit: The encoding that an earlier walk detected.
+        """
         self._limits = limits
         self._view = dataset.view
-        self._is_whole = is_whole
-        self._whole = "the inflated data set" if dataset.is_inflated else "the file"
+        self._is_complete = is_complete
+        self._source = "the inflated data set" if dataset.is_inflated else "the file"
         self.position = dataset.start
         self.element_count = 0
         self.has_missing_vr = False
         self._max_elements = MAX_CHECKED_ELEMENTS
         self._retries_left = MAX_RETRIED_ELEMENTS
         self._furthest: _Trial | None = None
-        self._around: list[_Container] = []
+        self._enclosing: list[_Container] = []
         self._depth = 0
         self._fragments = 0
         self._is_declared_explicit = dataset.transfer_syntax_uid not in _IMPLICIT
-        self._inside = _Container(
+        self._current = _Container(
             is_sequence=False,
             tag=0,
             start=dataset.start,
@@ -151,121 +154,127 @@ class Walk:
             creators=PrivateCreators(),
         )
         if is_explicit is None:
-            self._settle_encoding()
+            self._detect_encoding()
         self.is_explicit = (
             None
-            if self._inside.is_explicit == self._is_declared_explicit
-            else self._inside.is_explicit
+            if self._current.is_explicit == self._is_declared_explicit
+            else self._current.is_explicit
         )
 
-    def steps(self, told: Set[int] | None = None) -> Iterator[Step]:
-        """All steps in turn.
+    def steps(self, tags: Set[int] | None = None) -> Iterator[Step]:
+        """Yield all steps, and raise what `step` raises.
 
-        With `told`, elements of a VR of short length (PS3.5 Table 7.1-2) are proven whole all the
-        same, and given only if their tag is one of these. Raises as `step` does.
+        With `tags`, data elements with a 16-bit length (PS3.5 Table 7.1-2) are verified, but
+        yielded only if their tag is in `tags`.
         """
         while True:
-            yield from self.plain_elements(told)
+            yield from self.plain_elements(tags)
             try:
                 step = self.step()
             except NotUnderstood as error:
-                raise self._likelier(error) from None
+                raise self._best_error(error) from None
             if step is None:
                 return
             yield step
 
-    def _likelier(self, error: NotUnderstood) -> NotUnderstood:
-        """The error of the encoding in which the walk comes the furthest: of what is declared to be
-        implicit and is explicit, and is cut, the sender is told where it is cut."""
+    def _best_error(self, error: NotUnderstood) -> NotUnderstood:
+        """Return the error of the encoding that could be read furthest.
+
+        A truncated explicit data set that is declared implicit gives the place of the truncation.
+        """
         trial = self._furthest
         if trial is not None and trial.error and trial.start <= self.position < trial.position:
             return trial.error
         return error
 
     def step(self) -> Step | None:
-        """The next step, or None behind the last. Raises `NotUnderstood` and `TooMuchToCheck`."""
-        inside = self._inside
-        if self.position == inside.limit and not inside.is_delimited:
-            return self._leave() if self._around else None
-        if inside.is_sequence:
+        """Return the next step, or None after the last one.
+
+        Raises:
+            NotUnderstood: the data set is truncated, malformed, or nested too deeply.
+            CheckLimitExceeded: it has too many data elements, Items or fragments.
+        """
+        current = self._current
+        if self.position == current.limit and not current.is_delimited:
+            return self._leave() if self._enclosing else None
+        if current.is_sequence:
             return self._item()
         return self._element()
 
     def skip_sequence(self) -> None:
-        """Go on behind the sequence that the last step has entered."""
-        levels = len(self._around)
-        while len(self._around) >= levels:
+        """Skip to the end of the Sequence that the last step entered."""
+        levels = len(self._enclosing)
+        while len(self._enclosing) >= levels:
             for _ in self.plain_elements(_NOTHING):
                 pass
             self.step()
 
-    def plain_elements(self, told: Set[int] | None) -> Iterator[Step]:
-        """The whole elements with a VR of short length that come next.
+    def plain_elements(self, tags: Set[int] | None) -> Iterator[Step]:
+        """Yield the next data elements, up to the first one without a 16-bit length.
 
-        Anything out of the ordinary is left to `step`. This is all that `step` would do for them,
-        in a third of the time; they are most of any data set.
+        This is equivalent to `step` in a third of the time, for most data elements of any data set.
+        It leaves all others to `step`.
         """
-        inside = self._inside
-        if inside.is_sequence or not inside.is_explicit:
+        current = self._current
+        if current.is_sequence or not current.is_explicit:
             return
-        view, byte_order, depth = self._view, inside.layout.byte_order, self._depth
-        unpack_from = inside.layout.explicit_header.unpack_from
-        last = inside.limit - 8
+        view, byte_order, depth = self._view, current.layout.byte_order, self._depth
+        unpack_from = current.layout.explicit_header.unpack_from
+        last = current.limit - 8
         while (start := self.position) <= last and self.element_count < self._max_elements:
             group, number, vr_bytes, length = unpack_from(view, start)
             vr = VRS_OF_SHORT_LENGTH.get(vr_bytes)
             end = start + 8 + length
-            # Behind the last of a data set or item there is more to do.
+            # `step` handles the last data element of a data set or Item.
             if vr is None or end > last or group in (0, GROUP_OF_ITEMS):
                 return
             self.position = end
             self.element_count += 1
             tag = group << 16 | number
             if vr == "LO" and group & 1 and number <= 0xFF:
-                self._note_creator(tag, start + 8, end)
-            if told is None or tag in told:
+                self._add_creator(tag, start + 8, end)
+            if tags is None or tag in tags:
                 yield Step(StepKind.ELEMENT, tag, vr, byte_order, depth, start, start + 8, end, end)
 
     def value(self, step: Step) -> bytes:
         return bytes(self._view[step.value_start : step.value_end])
 
     def encoded(self, step: Step) -> bytes:
-        """The whole element, its header included."""
+        """Return the bytes of the data element, header included."""
         return bytes(self._view[step.start : step.end])
 
     @property
     def encoding(self) -> tuple[bool, str]:
-        """Whether the headers that come next have a VR, and the byte order, `<` or `>`."""
-        return self._inside.is_explicit, self._inside.layout.byte_order
+        """Return whether the next headers have a VR, and their byte order, `<` or `>`."""
+        return self._current.is_explicit, self._current.layout.byte_order
 
-    def is_the_same_elsewhere(self, step: Step) -> bool:
-        """Whether the element's bytes alone tell what it is, in this `encoding`, so that
-        `known_elements` may give it."""
-        if self._inside.is_explicit:
+    def is_cacheable(self, step: Step) -> bool:
+        """Return whether the meaning of a data element depends on its bytes and `encoding` only."""
+        if self._current.is_explicit:
             return bytes(self._view[step.start + 4 : step.start + 6]) in VRS_OF_SHORT_LENGTH and (
-                not is_private_creator(step.tag)  # these have to be noted
+                not is_private_creator(step.tag)  # the walk must record these
             )
         return not step.tag & 0x10000 and step.vr != "US or SS"
 
-    def known_elements(self, known: Mapping[bytes, Known], most_bytes: int) -> list[Known]:
-        """What is known of the elements that come next, up to the first of which nothing is.
+    def cached_elements(self, cache: Mapping[bytes, Cached], max_bytes: int) -> list[Cached]:
+        """Skip the next data elements that are in `cache`, and return their entries.
 
-        The keys of `known` are whole elements in this `encoding`, their header of 8 bytes included,
-        and none is longer than `most_bytes`. One takes a tenth of the time of its `step`.
+        The keys of `cache` are complete data elements in this `encoding`, with a header of 8 bytes,
+        of at most `max_bytes`. This takes a tenth of the time of `step`.
         """
-        found: list[Known] = []
-        inside = self._inside
-        if inside.is_sequence:
+        found: list[Cached] = []
+        current = self._current
+        if current.is_sequence:
             return found
-        view, position, last = self._view, self.position, inside.limit - 8
-        layout, room = inside.layout, self._max_elements - self.element_count
-        length = layout.short_length if inside.is_explicit else layout.implicit_length
+        view, position, last = self._view, self.position, current.limit - 8
+        layout, room = current.layout, self._max_elements - self.element_count
+        length = layout.short_length if current.is_explicit else layout.implicit_length
         while position <= last and len(found) < room:
             end = position + 8 + length.unpack_from(view, position)[0]
-            # Behind the last of a data set or item there is more to do.
-            if end > last or end - position > most_bytes:
+            # `step` handles the last data element of a data set or Item.
+            if end > last or end - position > max_bytes:
                 break
-            element = known.get(bytes(view[position:end]))
+            element = cache.get(bytes(view[position:end]))
             if element is None:
                 break
             found.append(element)
@@ -275,63 +284,62 @@ class Walk:
         return found
 
     def _item(self) -> Step:
-        """Enter the item that begins here, or leave the sequence at its delimitation item."""
-        view, start, inside = self._view, self.position, self._inside
-        if inside.limit - start < 8:
-            raise self._out_of_bytes()
-        group, number, length = inside.layout.implicit_header.unpack_from(view, start)
+        """Enter the Item that begins here, or leave the Sequence at its delimitation Item."""
+        view, start, current = self._view, self.position, self._current
+        if current.limit - start < 8:
+            raise self._truncated()
+        group, number, length = current.layout.implicit_header.unpack_from(view, start)
         tag = group << 16 | number
-        # The length of a delimitation item is 0 (PS3.5 7.5.2), but some writers put other bytes
-        # there, and nobody needs them.
-        # Some writers delimit a sequence that has a length as well.
-        if tag == SEQUENCE_DELIMITATION and (inside.is_delimited or start + 8 == inside.limit):
+        # The length of a delimitation Item is 0 (PS3.5 7.5.2). Some writers put other bytes there;
+        # they are ignored. Some writers also delimit a Sequence of defined length.
+        if tag == SEQUENCE_DELIMITATION and (current.is_delimited or start + 8 == current.limit):
             self.position = start + 8
             return self._leave()
         if tag != ITEM:
             raise NotUnderstood(
-                f"{tag_name(inside.tag)}, the sequence that begins at byte {inside.start}, has "
-                f"{tag_name(tag)} at byte {start}, where only an item or its end can be"
+                f"{tag_name(current.tag)}, the Sequence at byte {current.start}, has "
+                f"{tag_name(tag)} at byte {start}; expected an Item or the end of the Sequence"
             )
         self.element_count += 1
         if self.element_count > self._max_elements:
             raise self._too_many()
         self._enter(tag, length, start + 8, is_sequence=False)
-        self._settle_encoding()
+        self._detect_encoding()
         return Step(StepKind.ITEM)
 
     def _element(self) -> Step | None:
-        view, start, inside = self._view, self.position, self._inside
-        if inside.limit - start < 8:
+        view, start, current = self._view, self.position, self._current
+        if current.limit - start < 8:
             if self._is_padding(start):
                 return None
-            raise self._out_of_bytes()
-        byte_order = inside.layout.byte_order
-        if inside.is_explicit:
+            raise self._truncated()
+        byte_order = current.layout.byte_order
+        if current.is_explicit:
             tag, vr, length, value_start = self._explicit_header(start)
             has_unknown_vr = vr == "UN"
             if has_unknown_vr:
-                vr, byte_order = dictionary_vr(tag), "<"  # PS3.5 6.2.2: always little endian
+                vr, byte_order = dictionary_vr(tag), "<"  # PS3.5 6.2.2
         else:
-            group, number, length = inside.layout.implicit_header.unpack_from(view, start)
+            group, number, length = current.layout.implicit_header.unpack_from(view, start)
             tag = group << 16 | number
             vr, value_start = dictionary_vr(tag), start + 8
             has_unknown_vr = vr == "UN"
 
         if tag >> 16 == GROUP_OF_ITEMS:
             return self._item_delimitation(tag)
-        if tag >> 16 == 0:  # a command set's (PS3.7 6.3), or padding
+        if tag >> 16 == 0:  # a command set (PS3.7 6.3), or padding
             if tag == 0 and self._is_padding(start):
                 return None
             raise NotUnderstood(
-                f"{tag_name(tag)} at byte {start} is no element of a data set, and no padding, as "
-                "other than zero bytes follow"
+                f"{tag_name(tag)} at byte {start} does not belong in a data set, and is not "
+                "padding: bytes other than zero follow"
             )
         self.element_count += 1
         if self.element_count > self._max_elements:
             raise self._too_many()
 
         if length == UNDEFINED_LENGTH:
-            # PS3.5 6.2.2: UN of undefined length is a sequence, whatever the dictionary says.
+            # PS3.5 6.2.2: UN of undefined length is a Sequence, whatever the dictionary says.
             if vr in ("OB", "OW") and not has_unknown_vr:
                 value_end = self._end_of_fragments(tag, value_start)
                 end = value_end + 8
@@ -339,88 +347,87 @@ class Walk:
                 return self._sequence(tag, length, value_start, has_unknown_vr)
             else:
                 raise NotUnderstood(
-                    f"{tag_name(tag)} at byte {start} has undefined length, which its VR cannot "
-                    "have (PS3.5 7.1.1)"
+                    f"{tag_name(tag)} at byte {start} has undefined length, which its VR does not "
+                    "allow (PS3.5 7.1.1)"
                 )
         else:
-            left = inside.limit - value_start
+            left = current.limit - value_start
             if length > left:
-                raise cut_value(tag, start, length, left, self._surroundings())
+                raise truncated_value(tag, start, length, left, self._enclosing_name())
             if vr == "SQ":
-                is_declared = inside.is_explicit and not has_unknown_vr
-                layout = self._layout_of_unknown_vr if has_unknown_vr else inside.layout
+                is_declared = current.is_explicit and not has_unknown_vr
+                layout = self._layout_of_unknown_vr if has_unknown_vr else current.layout
                 if is_declared or self._begins_with_item(value_start, length, layout):
                     return self._sequence(tag, length, value_start, has_unknown_vr)
-                vr = "UN"  # the dictionary has a sequence, and the file something else
+                vr = "UN"  # a Sequence in the dictionary, but not in the file
             elif vr == "UN" and tag & 0x10000:
                 vr = self._private_vr(tag, length, value_start)
                 if vr == "SQ":
                     return self._sequence(tag, length, value_start, has_unknown_vr)
             value_end = end = value_start + length
             if vr == "LO" and is_private_creator(tag):
-                self._note_creator(tag, value_start, value_end)
+                self._add_creator(tag, value_start, value_end)
         self.position = end
         return Step(
             StepKind.ELEMENT, tag, vr, byte_order, self._depth, start, value_start, value_end, end
         )
 
     def _is_padding(self, start: int) -> bool:
-        return not self._around and only_zeros_follow(self._view, start)
+        return not self._enclosing and only_zeros_follow(self._view, start)
 
     def _explicit_header(self, start: int) -> tuple[int, str, int, int]:
-        """Tag, VR, length and where the value begins, as `read_explicit_header` gives them."""
-        inside = self._inside
+        """Return tag, VR, length and start of the value, like `read_explicit_header`."""
+        current = self._current
         try:
-            header = read_explicit_header(self._view, start, inside.limit, inside.layout)
+            header = read_explicit_header(self._view, start, current.limit, current.layout)
         except NotUnderstood:
             header = self._header_without_vr(start)
             if header is None:
                 raise
-            self.has_missing_vr = self.has_missing_vr or not self._around
+            self.has_missing_vr = self.has_missing_vr or not self._enclosing
         if header is None:
-            raise self._out_of_bytes()
+            raise self._truncated()
         return header
 
     def _header_without_vr(self, start: int) -> tuple[int, str, int, int] | None:
-        """The header of an element that lacks its VR where it must have one; None where readers
-        differ in what it is.
+        """Return the header of an explicit data element without a VR; None if it is ambiguous.
 
-        Its length is one of 32 bits, as under implicit VR, or behind a blank VR one of 16 bits. It
-        is accepted where only one of these leads to the next element or the end. Readers differ
-        where the length looks like a VR, and where it is the first of a data set or item, which
-        some take to lack VRs altogether. Some read a blank VR as a length of 32 bits, and find
-        nothing behind it; so the elements that identify the instance must have come before.
+        Its length has 32 bits, as in implicit VR, or 16 bits after a blank VR. The header is
+        accepted if exactly one of these leads to the next data element or the end. Readers disagree
+        if the length looks like a VR, and if it is the first of a data set or Item, which some read
+        as implicit altogether. Some read a blank VR as part of a 32-bit length, and nothing after
+        it, so the data elements that identify the instance must come before.
         """
-        view, inside = self._view, self._inside
+        view, current = self._view, self._current
         vr_bytes = bytes(view[start + 4 : start + 6])
-        is_first = start == (inside.start + 8 if self._around else inside.start)
+        is_first = start == (current.start + 8 if self._enclosing else current.start)
         if is_first or b"AA" <= vr_bytes <= b"ZZ":
             return None
-        group, number, length = inside.layout.implicit_header.unpack_from(view, start)
+        group, number, length = current.layout.implicit_header.unpack_from(view, start)
         tag, value_start = group << 16 | number, start + 8
         vr = dictionary_vr(tag)
         if length == UNDEFINED_LENGTH:
             return (tag, "SQ", length, value_start) if vr in ("SQ", "UN") else None
-        top_level_tag = tag if not self._around else [*self._around, inside][1].tag
+        top_level_tag = tag if not self._enclosing else [*self._enclosing, current][1].tag
         lengths = {length}
         if vr_bytes in _BLANK_VRS and top_level_tag > SERIES_INSTANCE_UID:
-            lengths |= set(inside.layout.short_length.unpack_from(view, start))
-        fitting = [n for n in lengths if self._goes_on_at(value_start + n, tag)]
+            lengths |= set(current.layout.short_length.unpack_from(view, start))
+        fitting = [n for n in lengths if self._element_may_end_at(value_start + n, tag)]
         if len(fitting) != 1:
             return None
         (length,) = fitting
-        if vr == "SQ" and not self._begins_with_item(value_start, length, inside.layout):
+        if vr == "SQ" and not self._begins_with_item(value_start, length, current.layout):
             vr = "UN"
         return tag, vr, length, value_start
 
-    def _goes_on_at(self, position: int, tag: int) -> bool:
-        """Whether an element behind `tag`, or the end, is where another one would end."""
-        view, inside = self._view, self._inside
-        if position == inside.limit:
-            return not inside.is_delimited
-        if inside.limit - position < 8:
-            return position < inside.limit and self._is_padding(position)
-        group, number, length = inside.layout.implicit_header.unpack_from(view, position)
+    def _element_may_end_at(self, position: int, tag: int) -> bool:
+        """Return whether, at this position, a data element after `tag` or the end follows."""
+        view, current = self._view, self._current
+        if position == current.limit:
+            return not current.is_delimited
+        if current.limit - position < 8:
+            return position < current.limit and self._is_padding(position)
+        group, number, length = current.layout.implicit_header.unpack_from(view, position)
         following = group << 16 | number
         if following == ITEM_DELIMITATION:
             return self._may_end_item(position)
@@ -430,25 +437,24 @@ class Walk:
             return False
         if is_vr(bytes(view[position + 4 : position + 6])):
             return True
-        # Another one without a VR.
-        fits = position + 8 + length <= inside.limit
+        # The next data element may lack its VR too.
+        fits = position + 8 + length <= current.limit
         return dictionary_vr(following) != "UN" and fits
 
-    def _note_creator(self, tag: int, value_start: int, value_end: int) -> None:
-        self._inside.creators.note(tag, self._view[value_start:value_end])
+    def _add_creator(self, tag: int, value_start: int, value_end: int) -> None:
+        self._current.creators.add(tag, self._view[value_start:value_end])
 
     def _private_vr(self, tag: int, length: int, value_start: int) -> str:
-        """The VR that the owner of a private element is known to give it, where its value agrees
-        with that; else UN."""
-        vr = self._inside.creators.vr(tag)
+        """Return the VR from the creator's dictionary if the value may have it, else UN."""
+        vr = self._current.creators.vr(tag)
         if vr == "SQ":
-            return vr if self._is_filled_with_items(tag, length, value_start) else "UN"
-        if length > MAX_PROVEN_BYTES:
+            return vr if self._consists_of_items(tag, length, value_start) else "UN"
+        if length > MAX_VERIFIED_BYTES:
             return "UN"
         value = bytes(self._view[value_start : value_start + length])
-        return "UN" if is_disproved(vr, value) else vr
+        return "UN" if contradicts_vr(vr, value) else vr
 
-    def _is_filled_with_items(self, tag: int, length: int, value_start: int) -> bool:
+    def _consists_of_items(self, tag: int, length: int, value_start: int) -> bool:
         if length == 0:
             return True
         layout = self._layout_of_unknown_vr
@@ -464,29 +470,29 @@ class Walk:
             layout=layout,
             creators=PrivateCreators(),
         )
-        return self._try(sequence, value_start, [*self._around, self._inside]).error is None
+        return self._try(sequence, value_start, [*self._enclosing, self._current]).error is None
 
     def _sequence(self, tag: int, length: int, value_start: int, has_unknown_vr: bool) -> Step:
-        if self._depth == self._limits.nested_sequences:
-            raise _NestedTooDeep(
-                f"{tag_name(tag)} at byte {self.position} is a sequence within "
-                f"{self._limits.nested_sequences} others, and no more are accepted"
+        if self._depth == self._limits.max_nested_sequences:
+            raise _NestedTooDeeply(
+                f"{tag_name(tag)} at byte {self.position} is a Sequence within "
+                f"{self._limits.max_nested_sequences} others, which is the limit"
             )
         step = Step(StepKind.SEQUENCE, tag, "SQ", depth=self._depth, start=self.position)
         layout = self._layout_of_unknown_vr
         self._enter(tag, length, value_start, is_sequence=True)
         self._depth += 1
         if has_unknown_vr:
-            self._inside = self._inside._replace(is_explicit=False, layout=layout)
+            self._current = self._current._replace(is_explicit=False, layout=layout)
         return step
 
     @property
     def _layout_of_unknown_vr(self) -> Layout:
-        """PS3.5 6.2.2: a sequence of VR UN is in implicit VR little endian, whatever is around."""
-        return LITTLE_ENDIAN if self._inside.is_explicit else self._inside.layout
+        """PS3.5 6.2.2: a Sequence of VR UN in explicit VR is in implicit VR little endian."""
+        return LITTLE_ENDIAN if self._current.is_explicit else self._current.layout
 
     def _begins_with_item(self, value_start: int, length: int, layout: Layout) -> bool:
-        """Whether a value that is not declared to be a sequence is one, or empty."""
+        """Return whether a value that is not declared to be a Sequence is one, or is empty."""
         if length < 8:
             return length == 0
         group, number, _ = layout.implicit_header.unpack_from(self._view, value_start)
@@ -495,75 +501,74 @@ class Walk:
     def _item_delimitation(self, tag: int) -> Step:
         if tag != ITEM_DELIMITATION or not self._may_end_item(self.position):
             raise NotUnderstood(
-                f"{tag_name(tag)} at byte {self.position} stands where an element should be"
+                f"{tag_name(tag)} at byte {self.position} is out of place: expected a data element"
             )
-        if self._inside.is_explicit and (
+        if self._current.is_explicit and (
             bytes(self._view[self.position + 4 : self.position + 6]) in VRS_OF_LONG_LENGTH
         ):
             raise NotUnderstood(
-                f"{tag_name(tag)} at byte {self.position} has a VR, and readers differ in how long "
-                "it is then"
+                f"{tag_name(tag)} at byte {self.position} has a VR: readers disagree on its length"
             )
         self.position += 8
         return self._leave()
 
     def _may_end_item(self, position: int) -> bool:
-        """Some writers delimit an item that has a length as well."""
-        inside = self._inside
-        return inside.is_delimited or (bool(self._around) and position + 8 == inside.limit)
+        """Some writers also delimit an Item of defined length."""
+        current = self._current
+        return current.is_delimited or (bool(self._enclosing) and position + 8 == current.limit)
 
     def _enter(self, tag: int, length: int, value_start: int, *, is_sequence: bool) -> None:
-        """Go into the sequence or item whose header begins at the position."""
-        inside = self._inside
+        """Enter the Sequence or Item whose header begins at the current position."""
+        current = self._current
         is_delimited = length == UNDEFINED_LENGTH
-        left = inside.limit - value_start
+        left = current.limit - value_start
         if length > left and not is_delimited:
-            raise cut_value(tag, self.position, length, left, self._surroundings())
-        self._around.append(inside)
-        self._inside = _Container(
+            raise truncated_value(tag, self.position, length, left, self._enclosing_name())
+        self._enclosing.append(current)
+        self._current = _Container(
             is_sequence,
             tag,
             self.position,
-            inside.limit if is_delimited else value_start + length,
+            current.limit if is_delimited else value_start + length,
             is_delimited,
-            inside.is_explicit,
-            inside.layout,
+            current.is_explicit,
+            current.layout,
             PrivateCreators(),
         )
         self.position = value_start
 
     def _leave(self) -> Step:
-        is_sequence = self._inside.is_sequence
-        self._inside = self._around.pop()
+        is_sequence = self._current.is_sequence
+        self._current = self._enclosing.pop()
         if is_sequence:
             self._depth -= 1
             return Step(StepKind.END_OF_SEQUENCE)
         return Step(StepKind.END_OF_ITEM)
 
-    def _settle_encoding(self) -> None:
-        """Find out whether the headers of the data set or item that begins here have a VR."""
-        inside = self._inside
-        if inside.limit - self.position < 8:
+    def _detect_encoding(self) -> None:
+        """Detect whether the headers of the data set or Item that begins here have a VR."""
+        current = self._current
+        if current.limit - self.position < 8:
             return
-        group, _, vr, _ = inside.layout.explicit_header.unpack_from(self._view, self.position)
+        group, _, vr, _ = current.layout.explicit_header.unpack_from(self._view, self.position)
         if group == GROUP_OF_ITEMS:
             return
-        # Any 16-bit number may read as two letters, and fewer of them as a VR that exists.
-        looks_explicit = is_like_a_vr(vr) if inside.is_explicit else is_vr(vr)
-        if looks_explicit == inside.is_explicit:
+        # Any 16-bit length may look like two letters, but few look like a VR of the standard.
+        looks_explicit = looks_like_vr(vr) if current.is_explicit else is_vr(vr)
+        if looks_explicit == current.is_explicit:
             return
-        if not self._is_whole:
-            raise NotUnderstood("only the whole data set can tell how it is encoded")
-        self._settle_doubt(inside._replace(is_explicit=looks_explicit))
+        if not self._is_complete:
+            raise NotUnderstood("the encoding can be detected only in the complete data set")
+        self._resolve_encoding(current._replace(is_explicit=looks_explicit))
 
-    def _settle_doubt(self, other: _Container) -> None:
-        """Take the data set or item to be encoded as `other` if that is the only way to read it."""
-        as_other = self._try(other, self.position, self._around)
+    def _resolve_encoding(self, other: _Container) -> None:
+        """Use the encoding of `other` if it is the only one that can be read."""
+        as_other = self._try(other, self.position, self._enclosing)
         if as_other.error is None:
-            as_declared = self._try(self._inside, self.position, self._around, believes_looks=False)
-            if not (as_declared.is_complete or as_declared.has_sop_instance_uid):
-                self._inside = other
-        elif isinstance(as_other.error, _NestedTooDeep):
+            as_declared = self._try(self._current, self.position, self._enclosing, guesses=False)
+            if not (as_declared.reached_end or as_declared.has_sop_instance_uid):
+                self._current = other
+        elif isinstance(as_other.error, _NestedTooDeeply):
             raise as_other.error
         elif other.is_explicit and (
             self._furthest is None or as_other.position > self._furthest.position
@@ -576,19 +581,19 @@ class Walk:
         position: int,
         around: list[_Container],
         *,
-        believes_looks: bool = True,
+        guesses: bool = True,
     ) -> "_Trial":
-        """Walk to the end of the container that begins at `position`, without going there."""
-        trial = _Trial(self, container, position, around, believes_looks=believes_looks)
+        """Walk from `position` to the end of `container`, and leave this walk where it is."""
+        trial = _Trial(self, container, position, around, guesses=guesses)
         trial.run()
         self._retries_left -= _TRIAL_COST + trial.element_count + trial._fragments - self._fragments
         return trial
 
     def _end_of_fragments(self, tag: int, value_start: int) -> int:
-        """Where the delimitation item of encapsulated pixel data begins (PS3.5 A.4)."""
-        inside, view = self._inside, self._view
-        limit = inside.limit
-        unpack_from = inside.layout.implicit_header.unpack_from
+        """Return the offset of the delimitation Item of encapsulated pixel data (PS3.5 A.4)."""
+        current, view = self._current, self._view
+        limit = current.limit
+        unpack_from = current.layout.implicit_header.unpack_from
         position = value_start
         while limit - position >= 8:
             group, number, length = unpack_from(view, position)
@@ -597,54 +602,55 @@ class Walk:
                     return position
                 raise NotUnderstood(
                     f"{tag_name(tag)} at byte {self.position} has "
-                    f"{tag_name(group << 16 | number)} at byte {position}, where only a fragment "
-                    "or its end can be"
+                    f"{tag_name(group << 16 | number)} at byte {position}; expected a fragment or "
+                    "the end of the fragments"
                 )
             position += 8
             if length > limit - position:
                 raise NotUnderstood(
-                    f"{tag_name(tag)} at byte {self.position} is cut: its fragment at byte "
-                    f"{position - 8} needs {length} bytes and {self._surroundings()} has "
+                    f"{tag_name(tag)} at byte {self.position} is truncated: its fragment at byte "
+                    f"{position - 8} needs {length} bytes and {self._enclosing_name()} has "
                     f"{limit - position} left"
                 )
             position += length
             self._fragments += 1
             if self._fragments > MAX_FRAGMENTS:
-                raise TooMuchToCheck(
+                raise CheckLimitExceeded(
                     f"the instance has more than {MAX_FRAGMENTS} fragments of pixel data, which is "
                     "the limit"
                 )
-        raise self._no_end(tag, self.position)
+        raise self._missing_delimiter(tag, self.position)
 
-    def _too_many(self) -> TooMuchToCheck:
-        return TooMuchToCheck(
-            f"the data set has more than {MAX_CHECKED_ELEMENTS} elements and items, which is the "
-            "limit"
+    def _too_many(self) -> CheckLimitExceeded:
+        return CheckLimitExceeded(
+            f"the data set has more than {MAX_CHECKED_ELEMENTS} data elements and Items, which is "
+            "the limit"
         )
 
-    def _surroundings(self) -> str:
-        if self._inside.limit < len(self._view):
-            return "the item or sequence around it"
-        return self._whole
+    def _enclosing_name(self) -> str:
+        if self._current.limit < len(self._view):
+            return "the enclosing Item or Sequence"
+        return self._source
 
-    def _no_end(self, tag: int, start: int) -> NotUnderstood:
+    def _missing_delimiter(self, tag: int, start: int) -> NotUnderstood:
         return NotUnderstood(
-            f"{tag_name(tag)} at byte {start} is cut: {self._surroundings()} ends at byte "
-            f"{self._inside.limit} without its delimitation item"
+            f"{tag_name(tag)} at byte {start} is truncated: {self._enclosing_name()} ends at byte "
+            f"{self._current.limit} without its delimitation Item"
         )
 
-    def _out_of_bytes(self) -> NotUnderstood:
-        inside = self._inside
-        if inside.is_delimited:
-            return self._no_end(inside.tag, inside.start)
-        return cut_header(self.position, inside.limit, self._surroundings())
+    def _truncated(self) -> NotUnderstood:
+        current = self._current
+        if current.is_delimited:
+            return self._missing_delimiter(current.tag, current.start)
+        return truncated_header(self.position, current.limit, self._enclosing_name())
 
 
 class _Trial(Walk):
-    """A walk to the end of one container, to find out whether it is what it is taken for.
+    """Walk to the end of one container, to test whether it can be read in one encoding.
 
-    A trial starts no others, so that time stays linear. What looks otherwise encoded in it is
-    believed to be, or not at all; and what may be a private sequence is passed over.
+    A trial starts no further trials, so that time stays linear. If it `guesses`, it reads each
+    nested Item in the encoding that it looks like, else as declared. It does not enter possible
+    private Sequences.
     """
 
     def __init__(
@@ -654,21 +660,21 @@ class _Trial(Walk):
         position: int,
         around: list[_Container],
         *,
-        believes_looks: bool,
+        guesses: bool,
     ) -> None:
         vars(self).update(vars(walk))
-        self._around, self._inside = [*around], container
+        self._enclosing, self._current = [*around], container
         self.start = self.position = position
         self.element_count = 0
         self._max_elements = walk._retries_left
-        self._believes_looks = believes_looks
+        self._guesses = guesses
         self._limit, self._levels = container.limit, len(around)
         self.error: NotUnderstood | None = None
         self.has_sop_instance_uid = False
 
     @property
-    def is_complete(self) -> bool:
-        """Whether it came to the end, and not to what may be padding or the value of an element."""
+    def reached_end(self) -> bool:
+        """Return whether the trial read to the end, and not only to possible padding."""
         return self.error is None and (self._levels > 0 or self.position == self._limit)
 
     def run(self) -> None:
@@ -677,7 +683,7 @@ class _Trial(Walk):
                 for _ in self.plain_elements(_IDENTITY):
                     self._note_identity()
                 step = self.step()
-                if step is None or len(self._around) < self._levels:
+                if step is None or len(self._enclosing) < self._levels:
                     return
                 if step.tag == SOP_INSTANCE_UID:
                     self._note_identity()
@@ -685,17 +691,17 @@ class _Trial(Walk):
             self.error = error
 
     def _note_identity(self) -> None:
-        self.has_sop_instance_uid = self.has_sop_instance_uid or not self._around
+        self.has_sop_instance_uid = self.has_sop_instance_uid or not self._enclosing
 
-    def _settle_doubt(self, other: _Container) -> None:
-        if self._believes_looks:
-            self._inside = other
+    def _resolve_encoding(self, other: _Container) -> None:
+        if self._guesses:
+            self._current = other
 
-    def _is_filled_with_items(self, tag: int, length: int, value_start: int) -> bool:  # noqa: ARG002
+    def _consists_of_items(self, tag: int, length: int, value_start: int) -> bool:  # noqa: ARG002
         return length == 0
 
-    def _too_many(self) -> TooMuchToCheck:
-        return TooMuchToCheck(
-            f"more than {MAX_RETRIED_ELEMENTS} elements and items are encoded otherwise than "
+    def _too_many(self) -> CheckLimitExceeded:
+        return CheckLimitExceeded(
+            f"more than {MAX_RETRIED_ELEMENTS} data elements and Items are not encoded as "
             "declared, which is the limit"
         )

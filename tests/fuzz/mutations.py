@@ -1,6 +1,6 @@
-"""How inputs are made: real files that are damaged, and data sets and texts that are made up.
+"""Inputs of the fuzzer: damaged real files, and made-up data sets and texts.
 
-All chance comes from the `random.Random` that is handed in, so one seed gives one input.
+The `random.Random` argument is the only source of randomness, so each seed gives one input.
 """
 
 import random
@@ -54,7 +54,7 @@ IDENTITY = [0x00080016, 0x00080018, 0x0020000D, 0x0020000E]
 
 
 class Place(NamedTuple):
-    """Where an element of a seed file stands: its header, its value, and what follows."""
+    """Hold the offsets of a data element in a seed file: header, value, and end."""
 
     start: int
     value_start: int
@@ -69,7 +69,7 @@ class Seed(NamedTuple):
 
 @cache
 def seeds() -> list[Seed]:
-    """The small ones among the real files that can be walked, the same on every machine."""
+    """Return the small real files, in the same order on every machine."""
     found = []
     for path in sorted((Path(pydicom.__file__).parent / "data").rglob("*")):
         if path.is_file() and path.suffix in ("", ".dcm"):
@@ -94,7 +94,7 @@ def _seed(data: bytes) -> Seed:
 
 
 def damaged_file(rng: random.Random) -> bytes:
-    """A real file with some damage, now and then encoded otherwise than it was."""
+    """Return a real file with some damage, sometimes with another transfer syntax."""
     seed = rng.choice(seeds())
     data = bytearray(seed.data)
     for _ in range(_few(rng)):
@@ -108,7 +108,7 @@ def damaged_file(rng: random.Random) -> bytes:
 
 
 def deflated_file(rng: random.Random) -> bytes:
-    """A damaged file or made-up data set, deflated, and then perhaps damaged once more."""
+    """Return a damaged or made-up data set, deflated, and sometimes damaged again."""
     if rng.random() < 0.5:
         seed = rng.choice(seeds())
         dataset = bytearray(seed.data[seed.dataset_start :])
@@ -129,7 +129,7 @@ def deflated_file(rng: random.Random) -> bytes:
 
 
 def made_up_file(rng: random.Random) -> bytes:
-    """A Part 10 file around a data set of chance, and perhaps damaged."""
+    """Return a Part 10 file with a random data set, sometimes damaged."""
     syntax = rng.choice(COMMON_SYNTAXES)
     data = part10(syntax, made_up_dataset(rng, syntax), made_up_meta(rng))
     if rng.random() < 0.3:
@@ -170,7 +170,7 @@ def made_up_meta(rng: random.Random) -> bytes:
 
 
 def made_up_dataset(rng: random.Random, syntax: str) -> bytes:
-    """Elements of any VR, sequences, fragments, and most often the UIDs that an instance needs."""
+    """Return data elements of any VR, Sequences, fragments, and mostly the UIDs of an instance."""
     order = ">" if syntax == BIG_ENDIAN else "<"
     return _Writer(rng, order, syntax == IMPLICIT).dataset()
 
@@ -228,7 +228,7 @@ class _Writer:
 
     def _sequence(self, tag: int, vr: bytes, depth: int) -> bytes:
         rng = self._rng
-        around = self._is_implicit, self._order
+        enclosing = self._is_implicit, self._order
         if vr == b"UN" and rng.random() < 0.8:  # PS3.5 6.2.2
             self._is_implicit, self._order = True, "<"
         elif rng.random() < 0.1:
@@ -247,7 +247,7 @@ class _Writer:
         end = self._raw(SEQUENCE_END, 0)
         if rng.random() < 0.1:
             content += end
-        self._is_implicit, self._order = around
+        self._is_implicit, self._order = enclosing
         if rng.random() < 0.5:
             return self._header(tag, vr, UNDEFINED) + content + end
         return self._header(tag, vr, len(content)) + content
@@ -320,7 +320,7 @@ def made_up_value(rng: random.Random) -> bytes:
         return rng.choice(_TEXTS)
     if kind < 0.95:
         return rng.randbytes(rng.choice([1, 2, 4, 6, 8, 12, 16, 40]))
-    if kind < 0.96:  # its length reads as a VR
+    if kind < 0.96:  # the length looks like a VR
         return bytes(int.from_bytes(rng.choice(VRS), "little"))
     return b"\\".join([rng.choice(_TEXTS)] * rng.randrange(500)) + bytes(rng.randrange(5000))
 
@@ -330,7 +330,7 @@ def _few(rng: random.Random) -> int:
 
 
 def damage_bytes(rng: random.Random, data: bytearray, start: int = 0) -> None:
-    """One change that knows nothing of what the bytes mean."""
+    """Apply one change, regardless of what the bytes mean."""
     if len(data) > start:
         rng.choice(_BLIND)(rng, data, rng.randrange(start, len(data)))
 
@@ -365,12 +365,12 @@ _BLIND: list[_Change] = [_flip, _flip, _set, _set, _cut_out, _cut_off, _splice, 
 
 
 def _damage_element(rng: random.Random, data: bytearray, place: Place) -> None:
-    """One change to an element. Earlier ones may have moved it: then it hits something else."""
+    """Change one data element, or other bytes if earlier changes have moved it."""
     if place.end <= len(data):
         rng.choice(_AIMED)(rng, data, place)
 
 
-def _lie_about_length(rng: random.Random, data: bytearray, place: Place) -> None:
+def _falsify_length(rng: random.Random, data: bytearray, place: Place) -> None:
     true = place.end - place.value_start
     length = rng.choice([*LENGTHS, true + 1, true + 2, max(true - 2, 0), true + 8])
     if bytes(data[place.start + 4 : place.start + 6]) in VRS_OF_SHORT_LENGTH:
@@ -417,5 +417,5 @@ def _fill_value(rng: random.Random, data: bytearray, place: Place) -> None:
 
 
 _AIMED: list[Callable[[random.Random, bytearray, Place], None]] = [
-    *(_lie_about_length, _swap_vr, _swap_tag, _double, _drop, _put_in, _nest, _fill_value)
+    *(_falsify_length, _swap_vr, _swap_tag, _double, _drop, _put_in, _nest, _fill_value)
 ]

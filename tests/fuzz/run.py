@@ -1,10 +1,10 @@
-"""Drive everything that reads hostile input with inputs of chance, and say what came of it.
+"""Fuzz every reader of hostile input, and report the findings.
 
-    python tests/fuzz/run.py --cases 50000 --seed 1     a run; exit status 1 on findings
-    python tests/fuzz/run.py --case "records:1234" --seed 1     one case of it again
-    python tests/fuzz/run.py --target records FILE      one input again, as a finding left it
+    python tests/fuzz/run.py --cases 50000 --seed 1     run; exit status 1 on findings
+    python tests/fuzz/run.py --case "records:1234" --seed 1     rerun one case
+    python tests/fuzz/run.py --target records FILE      rerun the saved input of a finding
 
-A case is known by seed, target and number; it is the same on every machine.
+Seed, target and number identify a case, which is the same on every machine.
 """
 
 import argparse
@@ -29,17 +29,17 @@ from targets import Target, all_targets
 CHUNK_CASES = 500
 FINDINGS_FOLDER = Path(".cache") / "fuzz"
 
-# Of processor time, not of a clock on the wall. What is quadratic is past it at any size.
-CASE_SECONDS = 1.0
-SECONDS_PER_BYTE = 20e-6
+# Limits on processor time. Quadratic time exceeds them at any size.
+MAX_CASE_SECONDS = 1.0
+MAX_SECONDS_PER_BYTE = 20e-6
 
-# How far one case may raise the peak of the process, and what none may reach at all.
-CASE_MEMORY_BYTES = 64 << 20
-PROCESS_MEMORY_BYTES = 2 << 30
+# Limits on the growth of peak memory in one case, and on the address space of the process.
+MAX_CASE_MEMORY_BYTES = 64 << 20
+MAX_PROCESS_MEMORY_BYTES = 2 << 30
 
 
 class OverTime(BaseException):
-    """The case had more processor time than its size allows. No `except` may swallow it."""
+    """The case exceeded its processor time. No `except Exception` may catch this."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Case:
 @dataclass(frozen=True)
 class Defect:
     case: Case
-    words: str
+    message: str
     where: str
     data: bytes = field(repr=False)
 
@@ -82,7 +82,7 @@ class Tally:
 
 
 def run_cases(target: Target, seed: int, numbers: Iterable[int]) -> Tally:
-    """Run these cases in this process, which has to be in its main thread."""
+    """Run these cases in this process. The caller must be its main thread."""
     tally = Tally()
     for number in numbers:
         case = Case(target.name, seed, number)
@@ -92,19 +92,19 @@ def run_cases(target: Target, seed: int, numbers: Iterable[int]) -> Tally:
 
 
 def run_input(target: Target, case: Case, data: bytes, tally: Tally) -> None:
-    """Run one input, and note in `tally` what came of it."""
+    """Run one input, and add the result to `tally`."""
     tally.cases += 1
     try:
-        with_result = _measured(target, data, tally)
-        if with_result is not None:
-            target.verify(data, with_result)
+        result = _measured(target, data, tally)
+        if result is not None:
+            target.verify(data, result)
             tally.accepted += 1
     except (Exception, OverTime) as error:  # noqa: BLE001 - any exception at all is a finding
         tally.defects.append(_defect(case, data, error))
 
 
 def _measured(target: Target, data: bytes, tally: Tally) -> object:
-    allowed_seconds = CASE_SECONDS + SECONDS_PER_BYTE * len(data)
+    allowed_seconds = MAX_CASE_SECONDS + MAX_SECONDS_PER_BYTE * len(data)
     peak_before = peak_bytes()
     before = signal.signal(signal.SIGPROF, _end_case)
     started = time.process_time()
@@ -116,13 +116,13 @@ def _measured(target: Target, data: bytes, tally: Tally) -> object:
         signal.signal(signal.SIGPROF, before)
         tally.worst_seconds = max(tally.worst_seconds, time.process_time() - started)
     grown_bytes = peak_bytes() - peak_before
-    if grown_bytes > CASE_MEMORY_BYTES:
+    if grown_bytes > MAX_CASE_MEMORY_BYTES:
         raise MemoryError(f"the peak grew by {grown_bytes >> 20} MiB")
     return result
 
 
 def _end_case(_: int, __: FrameType | None) -> None:
-    raise OverTime("more processor time than its size allows")
+    raise OverTime("the case exceeded its processor time")
 
 
 def peak_bytes() -> int:
@@ -132,8 +132,8 @@ def peak_bytes() -> int:
 
 def _defect(case: Case, data: bytes, error: BaseException) -> Defect:
     where = traceback.extract_tb(error.__traceback__)[-1]
-    words = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    return Defect(case, words, f"{Path(where.filename).name}:{where.lineno}", data)
+    message = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return Defect(case, message, f"{Path(where.filename).name}:{where.lineno}", data)
 
 
 def _target(name: str) -> Target:
@@ -142,7 +142,7 @@ def _target(name: str) -> Target:
 
 def _limit_process() -> None:
     if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (PROCESS_MEMORY_BYTES, PROCESS_MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_PROCESS_MEMORY_BYTES,) * 2)
 
 
 def _run_chunk(chunk: tuple[str, int, int, int]) -> tuple[str, Tally]:
@@ -151,7 +151,7 @@ def _run_chunk(chunk: tuple[str, int, int, int]) -> tuple[str, Tally]:
 
 
 def _chunks(cases: int, seed: int) -> Iterator[tuple[str, int, int, int]]:
-    """All targets in turn, so that a run that is ended early has been everywhere."""
+    """Yield chunks of all targets in turn, so that an aborted run has covered every target."""
     queues = []
     for target in all_targets():
         own = max(cases * target.share // 100, 1)
@@ -191,7 +191,7 @@ def report(tallies: dict[str, Tally], elapsed_seconds: float) -> None:
             defect.path.parent.mkdir(parents=True, exist_ok=True)
             defect.path.write_bytes(defect.data)
             case = defect.case
-            print(f"FINDING {case.target} #{case.number} seed {case.seed}: {defect.words}")
+            print(f"FINDING {case.target} #{case.number} seed {case.seed}: {defect.message}")
             print(f"  at {defect.where}, input in {defect.path}")
         if len(kind) > 3:
             print(f"  and {len(kind) - 3} more at {kind[0].where}")
@@ -214,13 +214,13 @@ def _by_kind(defects: list[Defect]) -> list[list[Defect]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Fuzz what reads hostile input.")
+    parser = argparse.ArgumentParser(description="Fuzz every reader of hostile input.")
     parser.add_argument("--cases", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--case", metavar="TARGET:NUMBER", help="one case of that seed again")
+    parser.add_argument("--case", metavar="TARGET:NUMBER", help="rerun one case of the seed")
     parser.add_argument("--target", help="the target of FILE")
-    parser.add_argument("file", type=Path, nargs="?", help="one input again")
+    parser.add_argument("file", type=Path, nargs="?", help="rerun one input")
     options = parser.parse_args(arguments)
 
     print(f"SEED={options.seed}", flush=True)

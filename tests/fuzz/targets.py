@@ -1,7 +1,7 @@
-"""What is driven, and what must hold for every input.
+"""Targets of the fuzzer, and what must hold for every input.
 
-A target makes an input (`make`), hands it to our code (`run`), and compares what was accepted with
-another opinion (`verify`). Time and memory are measured around `run` alone.
+A target makes an input (`make`), passes it to the tested code (`run`), and compares an accepted
+result with an independent one (`verify`). Time and memory are measured in `run` only.
 """
 
 import base64
@@ -27,11 +27,11 @@ from mutations import damage_bytes
 
 from api.stow.multipart import MalformedMultipart, parse_media_type, read_parts
 from shared import events, records
-from shared.dicom.header import is_like_a_vr
+from shared.dicom.header import looks_like_vr
 from shared.dicom.identity import Identity, identify
 from shared.dicom.left_out import LeftOut
 from shared.dicom.limits import DEFAULT
-from shared.dicom.metadata import _seen_elements, metadata_json
+from shared.dicom.metadata import _element_cache, metadata_json
 from shared.dicom.part10 import open_dataset
 from shared.dicom.refusal import InstanceRefused
 from shared.dicom.structure import check_structure, first_structure
@@ -43,21 +43,21 @@ from shared.ports import check_key
 
 
 class Finding(AssertionError):
-    """What was accepted is not what it should be. Any exception out of a target is a finding."""
+    """An accepted result is wrong. Any other exception from a target is a finding too."""
 
 
 class Target(Protocol):
     name: str
     share: int
-    """How many of a hundred cases are its own."""
+    """Percentage of all cases."""
 
     def make(self, rng: random.Random) -> bytes: ...
 
     def run(self, data: bytes) -> Any:
-        """What our code makes of it; None where it refuses, with an error of our own."""
+        """Return the result of the tested code; None if it refuses with an error of its own."""
 
     def verify(self, data: bytes, result: Any) -> None:
-        """Raise for what was accepted and should not have been, or not so."""
+        """Raise `Finding` if the result is wrong or the input should have been refused."""
 
 
 class _Instance(NamedTuple):
@@ -66,7 +66,7 @@ class _Instance(NamedTuple):
 
 
 class Instances:
-    """The structure check, the identity, and the metadata sidecar, over one way to make files."""
+    """Test the structure check, the identity, and the metadata sidecar, with files from `make`."""
 
     def __init__(self, name: str, share: int, make: Callable[[random.Random], bytes]) -> None:
         self.name = name
@@ -79,15 +79,15 @@ class Instances:
             structure = check_structure(data)
         except InstanceRefused:
             return None
-        # Whatever the walk accepts can be described, also where no identity is in it.
+        # Every file that the check accepts can be described, even without an identity.
         sidecar = described(data, structure.left_out)
         try:
             identity = identify(structure)
         except InstanceRefused:
             return None
-        # In a file that is in order; in another one the rest may hold more of what is wanted.
+        # The rest of the file may have more of the wanted values if its tags do not ascend.
         if first is not None and not first.values.items() <= structure.values.items():
-            raise Finding("the beginning was read otherwise than the whole file")
+            raise Finding("the beginning and the complete file give different values")
         return _Instance(identity, sidecar)
 
     def verify(self, data: bytes, result: _Instance) -> None:
@@ -96,16 +96,16 @@ class Instances:
             uids_by_pydicom(data, result.identity.transfer_syntax_uid),
         )
         if theirs is not None and ours != theirs:
-            raise Finding(f"we read {ours}, and pydicom {theirs}")
+            raise Finding(f"Stowgate reads {ours}, pydicom reads {theirs}")
         elements = json.loads(result.sidecar)
         check_dicom_json(elements)
         if tuple(_only_value(elements, tag) for tag in _IDENTITY) != ours:
-            raise Finding("the sidecar has other UIDs")
+            raise Finding("the sidecar and the identity have different UIDs")
         if metadata_json(data) != result.sidecar:
-            raise Finding("the sidecar of the file with what is left out is another one")
-        _seen_elements.cache_clear()
+            raise Finding("the left-out ranges change the sidecar")
+        _element_cache.cache_clear()
         if metadata_json(data) != result.sidecar:
-            raise Finding("the sidecar was another one for what was seen in other files")
+            raise Finding("elements cached from other files change the sidecar")
         stored = records.StoredInstance(*ours, size_bytes=len(data), sha256="")
         check_key(f"{'x' * 36}/{stored.metadata_path}")
 
@@ -128,21 +128,21 @@ def _only_value(elements: dict[str, Any], tag: str) -> Any:
 
 
 def described(data: bytes, left_out: LeftOut) -> bytes:
-    """As a worker does it, which does not even read what is left out."""
+    """Describe a file as a worker does, which does not read the left-out ranges."""
     return metadata_json(data if left_out.is_inflated else without(data, left_out.ranges), left_out)
 
 
-# Where pydicom is known to be the one that errs, and the standard says otherwise.
+# Known deviations of pydicom from the standard.
 _DEFLATED_UNKNOWN_TO_PYDICOM = ("1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
 _UN_SEQUENCE = re.compile(rb"UN\0\0\xff\xff\xff\xff")
 
 
 def uids_by_pydicom(data: bytes, syntax: str) -> tuple[str, ...] | None:
-    """SOP Class, SOP Instance, Study and Series Instance UID, as the other reader has them.
+    """Return SOP Class, SOP Instance, Study and Series Instance UID as pydicom reads them.
 
-    None where its opinion is worth nothing. It takes a sequence of VR UN to be in the byte order
-    of the file around it, but PS3.5 6.2.2 has it in little endian always. And it believes two
-    letters where a length should be, or none where a VR should be, without a look at what follows.
+    Returns None if pydicom is known to be wrong. It reads a Sequence of VR UN in the byte order of
+    the file, but PS3.5 6.2.2 requires little endian. It also decides between explicit and implicit
+    VR by two bytes, without looking at what follows.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -150,16 +150,16 @@ def uids_by_pydicom(data: bytes, syntax: str) -> tuple[str, ...] | None:
             return None
         if _is_guessed_by_pydicom(data):
             return None
-        if syntax in _DEFLATED_UNKNOWN_TO_PYDICOM:  # it inflates the one of PS3.5 A.5 alone
+        if syntax in _DEFLATED_UNKNOWN_TO_PYDICOM:  # pydicom inflates that of PS3.5 A.5 only
             data = mutations.with_transfer_syntax(data, mutations.DEFLATED)
         ds = pydicom.dcmread(io.BytesIO(data))
         return tuple(str(ds[tag].value) for tag in _IDENTITY)
 
 
 def _is_guessed_by_pydicom(data: bytes) -> bool:
-    """Whether the data set or an item has no VRs and begins with what reads as one, or has them in
-    a sequence without, or one of its elements has a blank VR; or whether a data set in big endian
-    begins with what ends an item in the other byte order."""
+    """Return whether pydicom would guess an encoding: an implicit data set or Item begins with what
+    looks like a VR, an implicit Sequence has an explicit Item, a data element has a blank VR, or a
+    big endian data set begins with a delimitation Item in little endian."""
     with open_dataset(data, {}, tempfile.TemporaryFile) as dataset:
         view, walk = dataset.view, Walk(dataset, DEFAULT)
         if bytes(view[dataset.start : dataset.start + 2]) == b"\xfe\xff":
@@ -167,7 +167,7 @@ def _is_guessed_by_pydicom(data: bytes) -> bool:
         sequences: list[bool] = []
         begin, is_explicit = dataset.start, walk.encoding[0]
         while True:
-            if not is_explicit and is_like_a_vr(bytes(view[begin + 4 : begin + 6])):
+            if not is_explicit and looks_like_vr(bytes(view[begin + 4 : begin + 6])):
                 return True
             step = walk.step()
             if step is None:
@@ -195,12 +195,12 @@ _TAG = re.compile(r"[0-9A-F]{8}")
 
 
 def check_dicom_json(elements: Any) -> None:
-    """Raise `Finding` for what is no data set in the DICOM JSON Model (PS3.18 F.2)."""
+    """Raise `Finding` if this is not a data set in the DICOM JSON Model (PS3.18 F.2)."""
     if not isinstance(elements, dict) or list(elements) != sorted(elements):
         raise Finding("F.2.2: a data set is an object, ascending by tag")
     for tag, element in elements.items():
         if not _TAG.fullmatch(tag):
-            raise Finding(f"F.2.2: {tag} is no tag")
+            raise Finding(f"F.2.2: {tag} is not a valid tag")
         if element.keys() - {"vr", "Value", "InlineBinary"} or len(element) > 2:
             raise Finding(f"F.2.2: {tag} has {sorted(element)}")
         vr = element["vr"]
@@ -208,9 +208,9 @@ def check_dicom_json(elements: Any) -> None:
             try:
                 base64.b64decode(element["InlineBinary"], validate=True)
             except binascii.Error as error:
-                raise Finding(f"F.2.7: {tag} is no base64") from error
+                raise Finding(f"F.2.7: {tag} is not valid base64") from error
             if vr not in _BINARY_VRS:
-                raise Finding(f"F.2.7: {tag} is binary and {vr}")
+                raise Finding(f"F.2.7: {tag} of VR {vr} has InlineBinary")
         elif "Value" in element:
             _check_values(tag, vr, element["Value"])
         elif vr not in _TEXT_VRS | _NUMBER_VRS | _BINARY_VRS | {"AT", "PN", "SQ"}:
@@ -240,7 +240,7 @@ def _is_value(vr: str, value: Any) -> bool:
         return isinstance(value, str) and _TAG.fullmatch(value) is not None
     if vr in _NUMBER_VRS:
         if isinstance(value, str):
-            # A number that is none in JSON, or that a sender got wrong, stays a string.
+            # A number that is not valid in JSON or in the file stays a string.
             return vr in ("DS", "IS") or value in ("NaN", "Infinity", "-Infinity")
         return type(value) is int or (type(value) is float and vr in ("DS", "FL", "FD"))
     return vr in _TEXT_VRS and isinstance(value, str) and value != ""
@@ -256,8 +256,8 @@ class _UnevenStream:
 
 
 class Multipart:
-    """The reader of bodies. An input's first line is the boundary, and its length decides the
-    sizes of the pieces in which the rest arrives."""
+    """Test the multipart reader. The first line of an input is the boundary, and the length of the
+    input determines the sizes of the pieces in which the body arrives."""
 
     name = "multipart"
     share = 15
@@ -294,7 +294,7 @@ class Multipart:
     def verify(self, data: bytes, result: list[Any]) -> None:
         boundary, body = _boundary_and_body(data)
         if _parts(io.BytesIO(body), boundary, 1 << 20) != result:
-            raise Finding("the body means something else when it arrives whole")
+            raise Finding("the body gives different parts if it arrives in one piece")
         position = 0
         for headers, content in result:
             position = body.find(content, position)
@@ -302,7 +302,7 @@ class Multipart:
                 raise Finding("a part that is not in the body")
             position += len(content)
             if any(line in content for line in _delimiter_lines(boundary)):
-                raise Finding("a part that goes on behind a delimiter")
+                raise Finding("a part that contains a delimiter")
             if any(name != name.lower() for name in headers):
                 raise Finding("a header name that is not in lower case")
 
@@ -326,7 +326,7 @@ def _parts(stream: Any, boundary: str, chunk_bytes: int) -> list[Any] | None:
 
 
 class MediaTypes:
-    """Content-Type headers: a parser that never refuses, so a second reading has to agree."""
+    """Test the parser of Content-Type headers. It never refuses, so a round trip must agree."""
 
     name = "media type"
     share = 10
@@ -361,11 +361,11 @@ class MediaTypes:
         )
         again = parse_media_type(result.type + "".join(quoted))
         if again != result:
-            raise Finding(f"written down and read again it is {again}, not {result}")
+            raise Finding(f"the round trip gives {again} instead of {result}")
 
 
 class Grammars:
-    """What becomes part of a key, a URL or a log line."""
+    """Test the grammars of values in a key, a URL or a log line."""
 
     name = "grammars"
     share = 15
@@ -424,16 +424,16 @@ class Grammars:
         ):
             raise Finding(f"a control character, in {result}")
         if result - {"check_key"} and not re.fullmatch("[A-Za-z0-9._~-]+", text):
-            raise Finding(f"a character of no grammar, in {result}")
+            raise Finding(f"a character outside the grammar, in {result}")
         if os.path.normpath(f"/store/{text}") != f"/store/{text}":
-            raise Finding(f"a way out of its folder, or two names for one place, in {result}")
+            raise Finding(f"a path that is not normalized, in {result}")
         components = text.split(".")
         if "is_uid" in result and (len(text) > 64 or not all(map(str.isdigit, components))):
-            raise Finding("no UID")
+            raise Finding("not a valid UID")
         if "is_workflow_id" in result and text in ("vae", ".", ".."):
-            raise Finding("no workflow id")
+            raise Finding("not a valid workflow id")
         if "check_key" in result and len(data) > 1024:
-            raise Finding("a key that S3 does not take")
+            raise Finding("a key that S3 does not accept")
 
 
 _MOMENT = datetime(2026, 1, 2, 3, 4, 5, 6, UTC)
@@ -447,8 +447,8 @@ _JSON_VALUES: tuple[Any, ...] = (
 )
 
 
-def _other_json(rng: random.Random, legal: Any) -> bytes:
-    """Legal JSON with some values swapped, fields more or less, or bytes that are damaged."""
+def _changed_json(rng: random.Random, legal: Any) -> bytes:
+    """Return valid JSON with changed values, extra or missing fields, or damaged bytes."""
     row = json.loads(json.dumps(legal))
     for _ in range(rng.randrange(3)):
         at, key = rng.choice(list(_slots(row)))
@@ -481,13 +481,13 @@ def _slots(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 class Events:
-    """What lies in our queue."""
+    """Test the decoder of events in the queue."""
 
     name = "events"
     share = 10
 
     def make(self, rng: random.Random) -> bytes:
-        return _other_json(rng, _EVENT)
+        return _changed_json(rng, _EVENT)
 
     def run(self, data: bytes) -> Any:
         try:
@@ -497,10 +497,10 @@ class Events:
 
     def verify(self, data: bytes, result: Any) -> None:
         if not (is_guid(result.payload_id) and is_guid(result.correlation_id)):
-            raise Finding("an id that is no GUID")
-        said = json.loads(data)
-        if {name: said.get(name) for name in asdict(result)} != asdict(result):
-            raise Finding("an event that does not say what its body says")
+            raise Finding("an id that is not a valid GUID")
+        body = json.loads(data)
+        if {name: body.get(name) for name in asdict(result)} != asdict(result):
+            raise Finding("an event that differs from its body")
 
 
 def _legal_record() -> Any:
@@ -527,7 +527,7 @@ def _legal_record() -> Any:
 
 
 class Records:
-    """What lies in the state bucket."""
+    """Test the decoder of ingest records in the state bucket."""
 
     name = "records"
     share = 10
@@ -536,7 +536,7 @@ class Records:
         self._legal = _legal_record()
 
     def make(self, rng: random.Random) -> bytes:
-        return _other_json(rng, self._legal)
+        return _changed_json(rng, self._legal)
 
     def run(self, data: bytes) -> Any:
         try:
@@ -546,7 +546,7 @@ class Records:
 
     def verify(self, data: bytes, result: Any) -> None:  # noqa: ARG002
         if records.decode(records.encode(result)) != result:
-            raise Finding("a record that is another one when it is written and read again")
+            raise Finding("a record that changes in a round trip")
         for instance in result.instances:
             if not (isinstance(instance.path, str) and isinstance(instance.size_bytes, int)):
                 raise Finding("an instance with a value of another type")

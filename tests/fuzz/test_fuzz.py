@@ -1,4 +1,4 @@
-"""A short run of the fuzzer, and proof that it would report what it looks for."""
+"""A short run of the fuzzer, and proof that it reports planted defects."""
 
 import json
 import random
@@ -17,7 +17,7 @@ SEED = 1
 
 
 def findings(target: Target, cases: int = 300) -> list[str]:
-    return [defect.words for defect in run.run_cases(target, SEED, range(cases)).defects]
+    return [defect.message for defect in run.run_cases(target, SEED, range(cases)).defects]
 
 
 def fuzz(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -47,13 +47,13 @@ def test_each_target_accepts_some_of_its_cases_and_repeats_them_by_seed(target: 
 
 
 class Planted(Events):
-    """The real target, with a defect in place of what it drives."""
+    """Replace the tested code of a real target with a defect."""
 
     def run(self, data: bytes) -> Any:
         raise NotImplementedError
 
 
-class OfAnotherKind(Planted):
+class WrongException(Planted):
     def run(self, data: bytes) -> Any:
         return {}[len(data)]
 
@@ -63,27 +63,27 @@ class NeverEnding(Planted):
         while True:
             try:
                 sum(range(1000))
-            except Exception:  # noqa: BLE001 - what a defect may well do
+            except Exception:  # noqa: BLE001 - a defect may do this
                 continue
 
 
 class Greedy(Planted):
     def run(self, data: bytes) -> Any:  # noqa: ARG002
-        bytearray(b"x") * (run.peak_bytes() + 2 * run.CASE_MEMORY_BYTES)
+        bytearray(b"x") * (run.peak_bytes() + 2 * run.MAX_CASE_MEMORY_BYTES)
 
 
-def test_an_exception_that_is_none_of_our_own_is_a_finding() -> None:
-    assert findings(OfAnotherKind(), cases=1)[0].startswith("KeyError")
+def test_an_exception_of_another_type_is_a_finding() -> None:
+    assert findings(WrongException(), cases=1)[0].startswith("KeyError")
 
 
 def test_too_much_processor_time_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "CASE_SECONDS", 0.05)
+    monkeypatch.setattr(run, "MAX_CASE_SECONDS", 0.05)
     assert findings(NeverEnding(), cases=1)[0].startswith("OverTime")
 
 
 def test_too_much_memory_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    # More than this process ever had, which after other tests takes a while to fill.
-    monkeypatch.setattr(run, "CASE_SECONDS", 60.0)
+    # The target must exceed the earlier peak of this process, which takes time after other tests.
+    monkeypatch.setattr(run, "MAX_CASE_SECONDS", 60.0)
     assert findings(Greedy(), cases=1)[0].startswith("MemoryError: the peak grew")
 
 
@@ -108,7 +108,7 @@ class OtherSidecar(Instances):
 
 
 @pytest.mark.parametrize("kind", [OtherUids, AcceptingAll, OtherSidecar])
-def test_accepting_what_pydicom_reads_otherwise_is_a_finding(kind: type[Instances]) -> None:
+def test_accepting_what_pydicom_reads_differently_is_a_finding(kind: type[Instances]) -> None:
     assert findings(kind("damaged files", 0, mutations.damaged_file), cases=50)
 
 
@@ -134,7 +134,7 @@ def test_accepting_what_pydicom_reads_otherwise_is_a_finding(kind: type[Instance
     ],
     ids=json.dumps,
 )
-def test_what_is_no_dicom_json_is_told_from_what_is(element: Any) -> None:
+def test_invalid_dicom_json_is_a_finding_and_valid_dicom_json_is_not(element: Any) -> None:
     with pytest.raises(Finding):
         check_dicom_json({"00081140": element})
     check_dicom_json(
@@ -147,27 +147,27 @@ def test_what_is_no_dicom_json_is_told_from_what_is(element: Any) -> None:
     )
 
 
-def test_a_finding_leaves_its_input_and_can_be_run_again(
+def test_a_finding_saves_its_input_and_can_be_rerun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planted = OfAnotherKind()
+    planted = WrongException()
     tally = run.run_cases(planted, SEED, [7])
     monkeypatch.setattr(run, "FINDINGS_FOLDER", tmp_path)
     run.report({planted.name: tally}, 1.0)
 
-    (left,) = tmp_path.iterdir()
-    assert str(left) in capsys.readouterr().out
-    assert left.read_bytes() == run.Case(planted.name, SEED, 7).make(planted)
+    (saved,) = tmp_path.iterdir()
+    assert str(saved) in capsys.readouterr().out
+    assert saved.read_bytes() == run.Case(planted.name, SEED, 7).make(planted)
     monkeypatch.setattr(run, "all_targets", lambda: [planted])
     for again in (
         ["--case", f"{planted.name}:7", "--seed", str(SEED)],
-        ["--target", planted.name, str(left)],
+        ["--target", planted.name, str(saved)],
     ):
         assert run.main(again) == 1
         assert "KeyError" in capsys.readouterr().out
 
 
-def test_chance_is_in_the_seed_alone() -> None:
+def test_generated_inputs_depend_on_the_seed_only() -> None:
     for make in (mutations.damaged_file, mutations.made_up_file, mutations.deflated_file):
         assert make(random.Random("a")) == make(random.Random("a"))
         assert make(random.Random("a")) != make(random.Random("b"))

@@ -1,7 +1,7 @@
-"""The worst files we know how to make, and what each costs: python tests/fuzz/worst.py
+"""The most expensive known files, and the cost of each: python tests/fuzz/worst.py
 
-Each is checked, and described where it is accepted, in a process of its own. Exit status 1 where
-one costs more than what it may.
+A separate process checks each file, and describes it if it is accepted. The exit status is 1 if a
+file exceeds a limit.
 """
 
 import multiprocessing
@@ -33,11 +33,11 @@ from shared.dicom.limits import (
 from shared.dicom.refusal import InstanceRefused
 from shared.dicom.structure import check_structure
 
-CHECK_MEMORY_BYTES = 64 << 20
-"""The API checks while other uploads arrive, so a check may cost next to nothing."""
+MAX_CHECK_MEMORY_BYTES = 64 << 20
+"""The API checks files while other uploads arrive, so a check must take little memory."""
 
-SIDECAR_MEMORY_BYTES = 512 << 20
-"""The worker makes one sidecar at a time in each of its threads."""
+MAX_SIDECAR_MEMORY_BYTES = 512 << 20
+"""The worker builds one sidecar at a time in each thread."""
 
 MAX_SECONDS = 60.0
 
@@ -96,19 +96,19 @@ def many_items_without_end() -> bytes:
 
 
 def many_sequences() -> bytes:
-    """Each at the top, so that each may be left out by itself."""
+    """Top-level Sequences, each of which may get a left-out range of its own."""
     sequence = long_element(0x00091001, "SQ", bare(ITEM, 0))
     return part10(EXPLICIT, sequence * (MAX_CHECKED_ELEMENTS // 2 - 1))
 
 
-def small_items_in_doubt() -> bytes:
-    """Each has to be tried in two ways."""
+def small_ambiguous_items() -> bytes:
+    """Items that need a trial in each of two encodings."""
     items = (bare(ITEM, 8) + bare(0x00080060, 0)) * (MAX_CHECKED_ELEMENTS // 2 - 1)
     return part10(EXPLICIT, long_element(0x00081140, "SQ", items))
 
 
 def private_sequences() -> bytes:
-    """Each has to be walked to see whether items fill it, and then once more."""
+    """Private Sequences, which a trial and then the walk read."""
     creator = short_element(0x20010010, "LO", b"Philips Imaging DD 001")
     sequence = long_element(0x2001105F, "UN", bare(ITEM, 0))
     return part10(EXPLICIT, creator + sequence * (MAX_CHECKED_ELEMENTS // 3))
@@ -120,7 +120,7 @@ def private_creators() -> bytes:
     return part10(EXPLICIT, b"".join(short_element(tag, "LO", name) for tag in tags))
 
 
-def fragments_in_doubt() -> bytes:
+def fragments_in_ambiguous_items() -> bytes:
     begin = long_element(0x00091001, "UN", bare(ITEM, UNDEFINED), UNDEFINED)
     end = bare(ITEM_END, 0) + bare(SEQUENCE_END, 0)
     depth = MAX_NESTED_SEQUENCES - 1
@@ -135,7 +135,7 @@ def ranges_to_leave_out() -> bytes:
 
 
 def different_floats(first: int) -> Callable[[], bytes]:
-    """As many 32-bit floats as are described, each of them another one."""
+    """Return a maker of the maximum number of 32-bit floats, all different."""
 
     def make() -> bytes:
         numbers = array("I", range(first, first + MAX_VALUES - 10)).tobytes()
@@ -146,14 +146,14 @@ def different_floats(first: int) -> Callable[[], bytes]:
 
 
 def wide_text() -> bytes:
-    """Each byte is one of four in memory, for one character that needs them."""
+    """Text whose one wide character makes every character take four bytes in memory."""
     character_set = short_element(0x00080005, "CS", b"ISO_IR 192")
     text = "\N{GRINNING FACE}".encode() + b"\xff" * (MAX_VALUE_BYTES - 4)
     return part10(EXPLICIT, character_set + long_element(0x00104000, "UT", text) * 3)
 
 
-def items_in_doubt() -> bytes:
-    """Explicit in UN, at each level, so that what is within is walked for each level again."""
+def ambiguous_items() -> bytes:
+    """Explicit Items in UN at each level, so that the content is read again for each level."""
     begin = long_element(0x00091001, "UN", bare(ITEM, UNDEFINED), UNDEFINED)
     end = bare(ITEM_END, 0) + bare(SEQUENCE_END, 0)
     depth = MAX_NESTED_SEQUENCES
@@ -177,10 +177,10 @@ def texts_of_escapes() -> bytes:
 
 
 def many_values(tag: int, value: bytes) -> Callable[[], bytes]:
-    """As many elements as fit, each with as many values as are described.
+    """Return a maker of the maximum number of data elements with the maximum number of values.
 
-    Without VRs, so that a VR with a 16-bit length has a 32-bit one. The data dictionary knows the
-    VR of `tag`; the elements are in items, as each of them is in a data set once.
+    Implicit VR gives each data element a 32-bit length, and the data dictionary gives the VR of
+    `tag`. Each data element is in an Item of its own, because a tag occurs once in a data set.
     """
 
     def make() -> bytes:
@@ -210,22 +210,22 @@ def deflated_values() -> bytes:
 WORST: dict[str, Callable[[], bytes]] = {
     "deflate bomb under the limit": deflate_bomb,
     "deflate bomb over the limit": deflate_bomb_over_the_limit,
-    "nested as deep as is accepted": lambda: nested(MAX_NESTED_SEQUENCES),
-    "nested 100,000 deep": lambda: nested(100_000),
-    "as many elements as are described": lambda: many_private_elements(MAX_ELEMENTS),
-    "as many elements as are checked": lambda: many_private_elements(MAX_CHECKED_ELEMENTS),
-    "as many items as are described": lambda: many_items(MAX_ELEMENTS),
-    "as many items as are checked": lambda: many_items(MAX_CHECKED_ELEMENTS),
-    "as many sequences as are checked": many_sequences,
-    "as many items as are in doubt": items_in_doubt,
-    "small items in doubt": small_items_in_doubt,
+    "maximum nesting": lambda: nested(MAX_NESTED_SEQUENCES),
+    "nesting of 100,000 sequences": lambda: nested(100_000),
+    "maximum elements described": lambda: many_private_elements(MAX_ELEMENTS),
+    "maximum elements checked": lambda: many_private_elements(MAX_CHECKED_ELEMENTS),
+    "maximum items described": lambda: many_items(MAX_ELEMENTS),
+    "maximum items checked": lambda: many_items(MAX_CHECKED_ELEMENTS),
+    "maximum sequences checked": many_sequences,
+    "ambiguous nested items": ambiguous_items,
+    "ambiguous small items": small_ambiguous_items,
     "private sequences": private_sequences,
     "private creators": private_creators,
-    "fragments in doubt": fragments_in_doubt,
+    "fragments in ambiguous items": fragments_in_ambiguous_items,
     "ranges to leave out": ranges_to_leave_out,
-    "items that are never ended": many_items_without_end,
-    "as many fragments as are accepted": fragments,
-    "one text of all that is described": one_text,
+    "items without a delimiter": many_items_without_end,
+    "maximum fragments": fragments,
+    "one text of the maximum size": one_text,
     "a text of escape sequences": texts_of_escapes,
     "millions of texts, LO": many_values(0x00081030, b"a\\"),
     "millions of empty texts, LO": many_values(0x00081030, b"\\"),
@@ -246,7 +246,7 @@ def write(name: str, path: str) -> int:
     return Path(path).write_bytes(WORST[name]())
 
 
-def _in_a_process_of_its_own(work: Callable[..., T], *arguments: str) -> T:
+def _in_own_process(work: Callable[..., T], *arguments: str) -> T:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
@@ -275,19 +275,19 @@ def main() -> int:
     print(f"{'file':<35}{'MiB':>7}{'':>10}{'check s':>9}{'MiB':>6}{'sidecar s':>11}{'MiB':>6}")
     for name in WORST:
         with tempfile.NamedTemporaryFile() as file:
-            # In yet another process, as a child begins with the peak of its parent.
-            size_bytes = _in_a_process_of_its_own(write, name, file.name)
-            found = _in_a_process_of_its_own(cost, file.name)
+            # Two processes, because a child process inherits the peak memory of its parent.
+            size_bytes = _in_own_process(write, name, file.name)
+            found = _in_own_process(cost, file.name)
         over = (
-            found.check_bytes > CHECK_MEMORY_BYTES
-            or found.sidecar_bytes > SIDECAR_MEMORY_BYTES
+            found.check_bytes > MAX_CHECK_MEMORY_BYTES
+            or found.sidecar_bytes > MAX_SIDECAR_MEMORY_BYTES
             or found.check_seconds + found.sidecar_seconds > MAX_SECONDS
         )
         is_over = is_over or over
         print(
             f"{name:<35}{size_bytes / 2**20:>7.1f}{found.outcome:>10}{found.check_seconds:>9.2f}"
             f"{found.check_bytes >> 20:>6}{found.sidecar_seconds:>11.2f}"
-            f"{found.sidecar_bytes >> 20:>6}{'  OVER ITS BOUND' if over else ''}",
+            f"{found.sidecar_bytes >> 20:>6}{'  OVER THE LIMIT' if over else ''}",
             flush=True,
         )
     return 1 if is_over else 0

@@ -145,7 +145,7 @@ def test_what_is_refused_at_its_end_is_abandoned(bench: Bench) -> None:
 
     receipt = bench.post(Part(data[:-9]))
 
-    assert "is cut" in receipt.failed[0].detail
+    assert "is truncated" in receipt.failed[0].detail
     assert [begun.ended for begun in bench.store.begun] == [["abandoned"]]
     assert bench.stored() == []
 

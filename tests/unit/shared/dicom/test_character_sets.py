@@ -1,4 +1,4 @@
-"""Text as writers encode it, by the book and not (PS3.3 C.12.1.1.2, PS3.5 6.1.2)."""
+"""Text as writers encode it, valid or not (PS3.3 C.12.1.1.2, PS3.5 6.1.2)."""
 
 import pytest
 
@@ -36,25 +36,25 @@ def text(character_set: bytes, value: bytes, vr: str = "LO") -> list[str]:
         (b"ISO_IR 149", "cp949", "똠방"),
     ],
 )
-def test_the_name_of_a_codec_is_taken_for_the_term(
+def test_a_codec_name_is_accepted_as_a_defined_term(
     term: bytes, encoding: str, letters: str
 ) -> None:
     assert text(term, letters.encode(encoding)) == [letters]
 
 
-def test_behind_an_escape_sequence_of_7_bits_those_of_8_are_what_they_were() -> None:
+def test_a_7_bit_escape_sequence_does_not_affect_8_bit_bytes() -> None:
     declared = b"ISO 2022 IR 13\\ISO 2022 IR 87"
     value = bytes.fromhex("1B 24 42 3B 33 D4 CF 3B 33 1B 28 4A")
     assert text(declared, value) == [f"{KANJI}ﾔﾏ{KANJI}"]
 
 
 @pytest.mark.parametrize("term", [b"rot13", b"base64", b"utf-16", b"utf-7", b"zlib", b"idna"])
-def test_no_other_codec_can_be_named(term: bytes) -> None:
+def test_other_codec_names_are_not_accepted(term: bytes) -> None:
     assert text(term, b"Ab+AGE-") == ["Ab+AGE-"]
 
 
 @pytest.mark.parametrize("padding", [b"", b" ", b"\0", b"   "])
-def test_padding_is_no_half_of_a_character(padding: bytes) -> None:
+def test_padding_is_not_decoded_as_half_a_character(padding: bytes) -> None:
     value = bytes.fromhex("1B 24 42 40 62") + padding
     (found,) = text(b"\\ISO 2022 IR 87", value)
     assert found == b"\x1b$B\x40\x62".decode("iso2022_jp")
@@ -62,7 +62,7 @@ def test_padding_is_no_half_of_a_character(padding: bytes) -> None:
 
 
 @pytest.mark.parametrize("character_set", [b"", b"ISO_IR 100", b"\\ISO 2022 IR 100"])
-def test_an_escape_sequence_that_was_not_declared_says_what_follows_it(
+def test_an_escape_sequence_of_an_undeclared_character_set_applies(
     character_set: bytes,
 ) -> None:
     assert text(character_set, b"\x1b$B" + b"\x3b\x33" + b"\x1b(B") == [KANJI]
@@ -81,20 +81,20 @@ def test_an_escape_sequence_that_was_not_declared_says_what_follows_it(
         (b"\\ISO 2022 IR 13\\ISO 2022 IR 87", "ﾔﾏﾀﾞ", "shift_jis"),
     ],
 )
-def test_bytes_above_7f_are_in_the_only_declared_set_that_has_them(
+def test_bytes_above_7f_are_in_the_only_declared_8_bit_character_set(
     character_set: bytes, letters: str, encoding: str
 ) -> None:
     assert text(character_set, letters.encode(encoding)) == [letters]
     assert text(character_set, b"\x1b(B" + letters.encode(encoding)) == [letters]
 
 
-def test_where_several_declared_sets_have_them_bytes_above_7f_are_latin_1() -> None:
+def test_bytes_above_7f_are_latin_1_if_several_8_bit_sets_are_declared() -> None:
     declared = b"\\ISO 2022 IR 144\\ISO 2022 IR 126"
     assert text(declared, b"J\xe9r") == ["Jér"]
 
 
 @pytest.mark.parametrize("character_set", [b"ISO_IR 13", b"ISO 2022 IR 13\\ISO 2022 IR 87"])
-def test_byte_5c_of_jis_x_0201_is_a_yen_sign_and_still_separates_values(
+def test_byte_5c_of_jis_x_0201_is_a_yen_sign_and_separates_values(
     character_set: bytes,
 ) -> None:
     for vr in ("LT", "ST", "UT"):
@@ -105,6 +105,6 @@ def test_byte_5c_of_jis_x_0201_is_a_yen_sign_and_still_separates_values(
     assert text(character_set, b"\xd4\xcf\\\xc0", "PN") == ["ﾔﾏ", "ﾀ"]
 
 
-def test_a_byte_5c_within_a_character_separates_nothing() -> None:
+def test_byte_5c_within_a_character_does_not_separate_values() -> None:
     assert text(b"ISO_IR 13", "十".encode("shift_jis")) == ["十"]
     assert text(b"GB18030", b"\x81\x5c") == [b"\x81\x5c".decode("gb18030")]

@@ -1,4 +1,4 @@
-"""How a data set or an item is encoded, where what it declares and what it looks like differ."""
+"""Data sets and Items whose encoding looks different from the declared one."""
 
 import json
 import struct
@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from shared.dicom import walk
 from shared.dicom.limits import StructureLimits
 from shared.dicom.metadata import metadata_json
-from shared.dicom.refusal import NotUnderstood, TooMuchToCheck
+from shared.dicom.refusal import CheckLimitExceeded, NotUnderstood
 from shared.dicom.structure import check_structure, first_structure
 from shared.dicom.uids import SERIES_INSTANCE_UID
 
@@ -54,7 +54,7 @@ def is_refused(data: bytes) -> bool:
 
 
 def reference(size_bytes: int) -> bytes:
-    """An item of that size: a Referenced SOP Class and Instance UID, implicit."""
+    """Return an implicit Item of that size: a Referenced SOP Class and Instance UID."""
     return item(
         implicit_element(0x00081150, b"1.2.3\0")
         + implicit_element(0x00081155, b"1" * (size_bytes - 30))
@@ -62,7 +62,7 @@ def reference(size_bytes: int) -> bytes:
 
 
 def key_object(references: int, size_bytes: int) -> bytes:
-    """The first element of the item is a Referenced SOP Sequence."""
+    """Return a file with an Item whose first data element is a Referenced SOP Sequence."""
     content = implicit_element(0x00081199, reference(size_bytes) * references)
     return file_with(implicit_element(0x0040A375, item(content)) + IMPLICIT_NEXT, IMPLICIT)
 
@@ -70,7 +70,7 @@ def key_object(references: int, size_bytes: int) -> bytes:
 @pytest.mark.parametrize(
     ("references", "size_bytes"), [(178, 112), (179, 112), (180, 112), (203, 100), (166, 130)]
 )
-def test_a_length_that_reads_as_a_vr_does_not_make_an_implicit_item_explicit(
+def test_an_implicit_item_stays_implicit_if_a_length_looks_like_a_vr(
     references: int, size_bytes: int
 ) -> None:
     result = described(key_object(references, size_bytes))
@@ -86,7 +86,7 @@ def test_a_length_that_reads_as_a_vr_does_not_make_an_implicit_item_explicit(
     st.booleans(),
     st.booleans(),
 )
-def test_any_length_that_reads_as_a_vr_is_a_length_in_an_implicit_item(
+def test_any_length_in_an_implicit_item_may_look_like_a_vr(
     vr: bytes, is_delimited: bool, is_private: bool
 ) -> None:
     first = implicit_element(
@@ -102,12 +102,12 @@ def test_any_length_that_reads_as_a_vr_is_a_length_in_an_implicit_item(
 
 
 def looks_explicit(size_bytes: int) -> bytes:
-    """Explicit elements of that size, a Patient ID among them."""
+    """Return explicit data elements of that size, including a Patient ID."""
     hidden = element(0x00100020, "LO", b"HIDDEN")
     return hidden + element(0x00104000, "LT", b"x" * (size_bytes - len(hidden) - 8))
 
 
-def test_a_private_value_that_looks_like_explicit_elements_stays_a_value() -> None:
+def test_a_private_value_that_looks_like_explicit_elements_is_a_value() -> None:
     private = implicit_element(0x00091001, looks_explicit(20_300))
     for nested in (item(private), item(private + ITEM_END, UNDEFINED)):
         result = described(
@@ -116,7 +116,7 @@ def test_a_private_value_that_looks_like_explicit_elements_stays_a_value() -> No
         assert result["0040A375"]["Value"][0].keys() == {"00091001"}
 
 
-def test_a_top_level_value_that_looks_like_explicit_elements_stays_a_value() -> None:
+def test_a_top_level_value_that_looks_like_explicit_elements_is_a_value() -> None:
     private = implicit_element(0x00071001, looks_explicit(20_300))
     result = described(file_with(private + IMPLICIT_NEXT, IMPLICIT))
     assert result == {"00200011": {"vr": "IS", "Value": [1]}}
@@ -126,15 +126,15 @@ UIDS = {0x00080016: b"1.2.3\0", 0x00080018: b"1.2.4\0", 0x0020000D: b"1.2.5\0"}
 FALSE_UIDS = b"".join(element(tag, "UI", b"6.6.6\0") for tag in UIDS)
 
 
-@pytest.mark.parametrize("behind", ["item in doubt", "padding", "element in doubt"])
-def test_a_value_cannot_take_the_place_of_the_data_set_that_it_is_in(behind: str) -> None:
-    """As explicit elements, the last of which has the rest of the file for its value."""
+@pytest.mark.parametrize("following", ["ambiguous item", "padding", "ambiguous element"])
+def test_a_value_that_looks_like_a_data_set_cannot_replace_the_real_one(following: str) -> None:
+    """The value holds explicit data elements; the last one claims the rest of the file."""
     rest = b"".join(implicit_element(tag, value) for tag, value in UIDS.items())
     rest += implicit_element(0x00100020, b"TRUE")
-    if behind == "item in doubt":
+    if following == "ambiguous item":
         nested = implicit_element(0x00080104, b"\0" * int.from_bytes(b"SH", "little"))
         rest += implicit_element(0x0040A730, item(nested))
-    elif behind == "padding":
+    elif following == "padding":
         rest += bytes(16)
     else:
         rest += implicit_element(0x00400275, b"\0" * int.from_bytes(b"SH", "little"))
@@ -150,8 +150,8 @@ def test_a_value_cannot_take_the_place_of_the_data_set_that_it_is_in(behind: str
     assert check_structure(data).values[0x00080018] == b"1.2.4\0"
 
 
-def test_what_was_read_in_another_file_changes_nothing_where_a_vr_is_missing() -> None:
-    """The same bytes may be an element of no length, or the beginning of one of 8 KiB."""
+def test_the_cache_does_not_change_how_an_element_without_a_vr_is_read() -> None:
+    """The same bytes may be an empty data element, or the beginning of one of 8 KiB."""
     blank = struct.pack("<HH2sH", 0x0028, 0x1051, b"  ", 0)
     last = element(0x00400275, "SQ")
     true = element(0x00100020, "LO", b"TRUE") + element(0x0020000E, "UI", b"1.2\0")
@@ -171,9 +171,9 @@ def test_what_was_read_in_another_file_changes_nothing_where_a_vr_is_missing() -
         element(0x00071001, "OB", b"x" * 5000) + modality_without_vr() + element(0x00080070, "LO"),
         element(0x00080005, "CS") + modality_without_vr() + element(0x00091001, "OB", b"x" * 5000),
     ],
-    ids=["before", "behind"],
+    ids=["before", "after"],
 )
-def test_nothing_is_left_out_beside_an_element_without_a_vr(dataset: bytes) -> None:
+def test_a_data_set_with_an_element_without_a_vr_has_no_left_out_ranges(dataset: bytes) -> None:
     for data in (file_with(dataset), file_with(deflated(dataset), DEFLATED)):
         left_out = check_structure(data).left_out
         assert left_out.ranges == ()
@@ -182,12 +182,12 @@ def test_nothing_is_left_out_beside_an_element_without_a_vr(dataset: bytes) -> N
 
 def test_a_large_data_set_with_an_element_without_a_vr_is_not_described() -> None:
     data = file_with(element(0x00080005, "CS") + modality_without_vr() + element(0x00091001, "OB"))
-    left_out = check_structure(data, limits=StructureLimits(elements=2)).left_out
+    left_out = check_structure(data, limits=StructureLimits(max_elements=2)).left_out
     assert metadata_json(without(data, left_out.ranges), left_out) == b"{}"
 
 
-def test_what_is_left_of_a_data_set_is_read_as_all_of_it_was() -> None:
-    """Without its pixels, all of it would be the value of one element in implicit VR."""
+def test_the_rest_of_a_data_set_is_read_in_the_encoding_of_the_complete_one() -> None:
+    """Without the pixels, the rest could be the value of one data element in implicit VR."""
     rest = element(0x00081030, "LT", b"x" * (int.from_bytes(b"CS", "little") - 8))
     dataset = element(0x00080005, "CS") + rest + element(0x7FE00010, "OW", b"x" * 5000)
     data = file_with(dataset, IMPLICIT)
@@ -197,7 +197,7 @@ def test_what_is_left_of_a_data_set_is_read_as_all_of_it_was() -> None:
     assert json.loads(metadata_json(kept, left_out)).keys() == {"00080005", "00081030"}
 
 
-def test_a_sequence_in_un_is_implicit_unless_only_explicit_vr_fits() -> None:
+def test_a_sequence_of_vr_un_is_implicit_unless_only_explicit_vr_fits() -> None:
     long = implicit_element(0x00081030, b"x" * int.from_bytes(b"PN", "little"))
     explicit = element(0x00080060, "CS", b"CT")
     for content, tag in ((long, "00081030"), (explicit, "00080060")):
@@ -210,7 +210,7 @@ def test_a_sequence_in_un_is_implicit_unless_only_explicit_vr_fits() -> None:
                 assert result["00200011"]["Value"] == [1]
 
 
-def test_explicit_items_of_an_implicit_data_set_are_read_as_they_are() -> None:
+def test_explicit_items_of_an_implicit_data_set_are_read_as_explicit() -> None:
     content = element(0x00080060, "CS", b"CT") + element(0x00100010, "PN", b"Doe^Jane")
     for nested in (item(content), item(content + ITEM_END, UNDEFINED)):
         result = described(
@@ -219,8 +219,8 @@ def test_explicit_items_of_an_implicit_data_set_are_read_as_they_are() -> None:
         assert result["0040A375"]["Value"][0]["00100010"]["Value"] == [{"Alphabetic": "Doe^Jane"}]
 
 
-def test_a_data_set_that_is_encoded_otherwise_than_declared_is_read_as_it_is() -> None:
-    """Its black pixels would pass for padding behind what is declared."""
+def test_a_data_set_that_is_not_encoded_as_declared_is_read() -> None:
+    """In the declared encoding, its black pixels would look like padding."""
     pixels = b"\0" * 1_500_000
     explicit = element(0x00080005, "CS", b"ISO_IR 100") + NEXT + element(0x7FE00010, "OW", pixels)
     assert described(file_with(explicit, IMPLICIT))["00200011"]["Value"] == [1]
@@ -228,27 +228,27 @@ def test_a_data_set_that_is_encoded_otherwise_than_declared_is_read_as_it_is() -
     assert described(file_with(implicit, EXPLICIT))["00200011"]["Value"] == [1]
 
 
-def test_of_a_data_set_encoded_otherwise_than_declared_the_right_cut_is_told() -> None:
+def test_a_truncated_data_set_not_encoded_as_declared_reports_the_right_byte() -> None:
     cut = element(0x00080005, "CS", b"ISO_IR 100") + element(0x00100020, "LO", b"42", 8)
-    with pytest.raises(NotUnderstood, match=r"\(0010,0020\) at byte \d+ is cut: it needs 8 bytes"):
+    with pytest.raises(NotUnderstood, match=r"\(0010,0020\) at byte \d+ is truncated: it needs 8"):
         check_structure(file_with(cut, IMPLICIT))
 
 
-def test_the_beginning_of_a_data_set_does_not_tell_how_all_of_it_is_encoded() -> None:
+def test_the_encoding_is_not_detected_from_the_beginning_of_a_data_set() -> None:
     explicit = element(0x00080005, "CS", b"ISO_IR 100") + element(0x0020000E, "UI", b"1.2\0")
     assert first_structure(file_with(explicit + NEXT), SERIES_INSTANCE_UID) is not None
     assert first_structure(file_with(explicit + NEXT, IMPLICIT), SERIES_INSTANCE_UID) is None
 
 
-def test_items_in_doubt_cost_linear_time_and_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each level of nesting is in doubt, and is walked again for each level around it."""
+def test_ambiguous_items_take_linear_time_and_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each level of nesting is ambiguous, and is read again for each enclosing level."""
     content = element(0x00080060, "CS", b"CT") * 1000
     for _ in range(20):
         content = item_of_un(content)
     monkeypatch.setattr(walk, "MAX_RETRIED_ELEMENTS", 50_000)
     check_structure(file_with(content + NEXT))
     monkeypatch.setattr(walk, "MAX_RETRIED_ELEMENTS", 10_000)
-    with pytest.raises(TooMuchToCheck, match="encoded otherwise than declared"):
+    with pytest.raises(CheckLimitExceeded, match="not encoded as declared"):
         check_structure(file_with(content + NEXT))
 
 
@@ -256,12 +256,12 @@ def item_of_un(content: bytes) -> bytes:
     return element(0x00091001, "UN", item(content) + SEQUENCE_END, UNDEFINED)
 
 
-# Delimiters that are not needed (PS3.5 7.5.2)
+# Redundant delimiters (PS3.5 7.5.2)
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
 @pytest.mark.parametrize("kind", ["SQ", "UN", "private"])
-def test_a_length_and_a_delimiter_may_both_end_an_item_and_a_sequence(
+def test_an_item_or_sequence_may_have_both_a_length_and_a_delimiter(
     kind: str, syntax: bytes
 ) -> None:
     is_explicit = syntax == EXPLICIT and kind == "SQ"
@@ -287,7 +287,7 @@ def test_a_length_and_a_delimiter_may_both_end_an_item_and_a_sequence(
     assert [nested["00080060"]["Value"] for nested in result[key]["Value"]] == [["CT"], ["CT"]]
 
 
-def test_a_delimiter_of_an_item_with_a_length_has_to_be_its_end() -> None:
+def test_a_delimiter_before_the_end_of_a_defined_length_is_refused() -> None:
     inner = element(0x00080060, "CS", b"CT")
     assert is_refused(file_with(element(0x00081140, "SQ", item(ITEM_END + inner))))
     assert is_refused(file_with(element(0x00081140, "SQ", SEQUENCE_END + item(inner))))
@@ -333,7 +333,7 @@ BLANK_VR = bytes.fromhex("28 00 20 01 20 20 02 00 00 00")
     ],
     ids=["blank", "none", "none, empty", "text", "sequence", "implicit items", "undefined length"],
 )
-def test_an_element_without_a_vr_is_accepted_where_its_length_leads_to_the_next(
+def test_an_element_without_a_vr_is_accepted_if_its_length_leads_to_the_next(
     strange: bytes, tag: str, expected: dict[str, Any]
 ) -> None:
     first = element(0x00080005, "CS")
@@ -350,14 +350,14 @@ def test_an_element_without_a_vr_is_accepted_where_its_length_leads_to_the_next(
     assert described(file_with(first + strange) + bytes(100))[tag] == expected
 
 
-def test_several_elements_without_a_vr_may_follow_each_other() -> None:
+def test_consecutive_elements_without_a_vr_are_accepted() -> None:
     strange = without_vr(0x00280010, b"\1\0") + without_vr(0x00280011, b"\2\0")
     result = described(file_with(element(0x00080005, "CS") + strange + element(0x00400275, "SQ")))
     assert (result["00280010"]["Value"], result["00280011"]["Value"]) == ([1], [2])
 
 
-def test_an_element_without_a_vr_is_refused_where_readers_would_differ() -> None:
-    """One length leads to an element that the other one has in a value."""
+def test_an_element_without_a_vr_is_refused_if_readers_disagree_on_it() -> None:
+    """The 16-bit length leads to a data element that is part of a value with the 32-bit length."""
     long = 0x2020 | 2 << 16
     hidden = element(0x00280121, "US", b"\1\0")
     value = b"\0\0" + hidden
@@ -368,22 +368,22 @@ def test_an_element_without_a_vr_is_refused_where_readers_would_differ() -> None
         struct.pack("<HH2sH", 0x0028, 0x0120, b"  ", 3) + b"\0\0",
         struct.pack("<HH2sH", 0x0028, 0x0120, b"\1\2", 2) + b"\0\0",
         implicit_element(0x7FE00010, item(b"ab") + SEQUENCE_END, UNDEFINED),
-        # Some readers find all that follows in its value, the UIDs too.
+        # Some readers read all that follows as its value, including the UIDs.
         struct.pack("<HH2sH", 0x0010, 0x0010, b"  ", 4) + b"Doe " + element(0x0020000E, "UI"),
-        without_vr(0x00281030, b"x" * ord("R")),  # which pydicom takes for a VR
+        without_vr(0x00281030, b"x" * ord("R")),  # pydicom reads the length as a VR
     ):
         assert is_refused(file_with(element(0x00080005, "CS") + neither))
 
 
-def test_the_first_element_of_a_data_set_or_item_must_have_its_vr_if_the_others_have() -> None:
-    """Some readers take the whole of it to be implicit, and find another element's value next."""
+def test_the_first_element_of_an_explicit_data_set_or_item_must_have_a_vr() -> None:
+    """Some readers read the complete data set or Item as implicit, and get different values."""
     strange = without_vr(0x00280010, b"\1\0")
     last = element(0x00400275, "SQ")
     assert is_refused(file_with(strange + last))
     assert is_refused(file_with(element(0x00081140, "SQ", item(strange + last))))
 
 
-def test_text_under_the_tag_of_a_sequence_is_accepted_without_vrs() -> None:
+def test_text_under_the_tag_of_a_sequence_is_accepted_in_implicit_vr() -> None:
     text = implicit_element(0x00081140, b"no sequence here")
     result = described(file_with(text + IMPLICIT_NEXT, IMPLICIT))
     assert result == {"00200011": {"vr": "IS", "Value": [1]}}
@@ -397,7 +397,7 @@ def test_text_under_the_tag_of_a_sequence_is_accepted_without_vrs() -> None:
     assert is_refused(file_with(element(0x00081140, "SQ", b"no sequence here")))
 
 
-def test_unknown_sequences_in_big_endian_items_without_vrs_are_big_endian() -> None:
+def test_unknown_sequences_in_implicit_big_endian_items_are_big_endian() -> None:
     first = struct.pack(">HH2sH", 0x0008, 0x0005, b"CS", 0)
     inner = struct.pack(">HHL", 0xFFFE, 0xE000, 10) + struct.pack(">HHL", 0x0008, 0x0060, 2) + b"CT"
     unknown = struct.pack(">HHL", 0x0009, 0x1001, UNDEFINED) + inner
@@ -409,7 +409,7 @@ def test_unknown_sequences_in_big_endian_items_without_vrs_are_big_endian() -> N
     assert inside["Value"] == [{"00080060": {"vr": "CS", "Value": ["CT"]}}]
 
 
-def test_big_endian_items_without_vrs_are_big_endian() -> None:
+def test_implicit_items_of_a_big_endian_data_set_are_big_endian() -> None:
     first = struct.pack(">HH2sH", 0x0008, 0x0005, b"CS", 0)
     nested = struct.pack(">HHL", 0xFFFE, 0xE000, 10) + struct.pack(">HHL", 0x0008, 0x0060, 2)
     sequence = struct.pack(">HHL", 0x0008, 0x1140, 18) + nested + b"CT"

@@ -1,4 +1,4 @@
-"""File meta information as devices and writers leave it (PS3.10 7.1)."""
+"""File meta information as devices write it, valid or not (PS3.10 7.1)."""
 
 import json
 import struct
@@ -14,7 +14,7 @@ from encoded import (
 )
 
 from shared.dicom.metadata import metadata_json
-from shared.dicom.refusal import NotUnderstood, TransferSyntaxNotAccepted
+from shared.dicom.refusal import NotUnderstood, TransferSyntaxNotSupported
 from shared.dicom.structure import Structure, check_structure
 from shared.dicom.uids import SOP_INSTANCE_UID
 
@@ -29,13 +29,13 @@ def padded(uid: bytes) -> bytes:
 
 
 def group(syntax: bytes, instance: bytes = b"1.2.4", *, is_implicit: bool = False) -> bytes:
-    """Group 0002 with its right length."""
+    """Return group 0002 with a correct Group Length."""
 
-    def made(tag: int, vr: str, value: bytes) -> bytes:
+    def encoded(tag: int, vr: str, value: bytes) -> bytes:
         return implicit_element(tag, value) if is_implicit else element(tag, vr, value)
 
-    rest = made(0x00020003, "UI", padded(instance)) + made(0x00020010, "UI", padded(syntax))
-    return made(0x00020000, "UL", struct.pack("<L", len(rest))) + rest
+    rest = encoded(0x00020003, "UI", padded(instance)) + encoded(0x00020010, "UI", padded(syntax))
+    return encoded(0x00020000, "UL", struct.pack("<L", len(rest))) + rest
 
 
 def checked(data: bytes) -> Structure:
@@ -51,15 +51,15 @@ def test_file_meta_information_in_implicit_vr_is_accepted() -> None:
         assert structure.transfer_syntax_uid == syntax.decode()
 
 
-def test_a_private_transfer_syntax_is_named_also_in_implicit_file_meta_information() -> None:
+def test_a_refusal_names_a_private_transfer_syntax_in_either_encoding() -> None:
     for is_implicit in (True, False):
         meta = group(GE_PRIVATE_IMPLICIT_BIG_ENDIAN, is_implicit=is_implicit)
-        with pytest.raises(TransferSyntaxNotAccepted, match=r"1\.2\.840\.113619\.5\.2"):
+        with pytest.raises(TransferSyntaxNotSupported, match=r"1\.2\.840\.113619\.5\.2"):
             check_structure(PREAMBLE + meta + IMPLICIT_INSTANCE)
 
 
 @pytest.mark.parametrize("instance", [b"1.2.4", b"1.2.9"])
-def test_a_data_set_may_begin_with_a_leftover_of_group_0002(instance: bytes) -> None:
+def test_a_data_set_may_begin_with_leftover_elements_of_group_0002(instance: bytes) -> None:
     implicit = implicit_element(0x00020003, padded(instance))
     checked(PREAMBLE + group(IMPLICIT) + implicit + IMPLICIT_INSTANCE)
     explicit = element(0x00020003, "UI", padded(instance))
@@ -67,19 +67,19 @@ def test_a_data_set_may_begin_with_a_leftover_of_group_0002(instance: bytes) -> 
 
 
 @pytest.mark.parametrize("is_implicit", [True, False])
-def test_of_two_groups_0002_the_first_counts_if_its_length_is_right(is_implicit: bool) -> None:
+def test_the_first_of_two_groups_0002_applies_if_its_length_is_right(is_implicit: bool) -> None:
     second = group(EXPLICIT, b"1.2.9", is_implicit=is_implicit)
     structure = checked(PREAMBLE + group(EXPLICIT) + second + INSTANCE)
     assert structure.values[0x00020003] == b"1.2.4\0"
 
 
-def test_leftovers_of_group_0002_may_each_be_encoded_otherwise() -> None:
+def test_leftover_elements_of_group_0002_may_have_different_encodings() -> None:
     leftovers = implicit_element(0x00020012, b"1.2.7\0") + element(0x00020013, "SH", b"ab")
     checked(PREAMBLE + group(IMPLICIT) + leftovers + IMPLICIT_INSTANCE)
 
 
 def test_file_meta_information_in_two_encodings_is_refused() -> None:
-    """Some readers take all of it to be encoded as its first element."""
+    """Some readers read all of it in the encoding of its first data element."""
     for first, second in (
         (implicit_element(0x00020003, b"1.2.4\0"), element(0x00020010, "UI", padded(EXPLICIT))),
         (element(0x00020003, "UI", b"1.2.4\0"), implicit_element(0x00020010, padded(EXPLICIT))),
@@ -88,51 +88,51 @@ def test_file_meta_information_in_two_encodings_is_refused() -> None:
             check_structure(PREAMBLE + first + second + INSTANCE)
 
 
-def test_group_0002_in_a_data_set_is_in_no_sidecar() -> None:
+def test_the_sidecar_omits_group_0002_in_a_data_set() -> None:
     later = element(0x00020016, "AE", b"AE")
     checked(PREAMBLE + group(EXPLICIT) + INSTANCE + later)
     checked(PREAMBLE + group(DEFLATED) + deflated(later + INSTANCE))
 
 
-def test_a_deflated_file_may_have_more_of_group_0002_than_its_length_says() -> None:
+def test_a_deflated_file_may_have_group_0002_elements_after_its_group_length() -> None:
     later = element(0x00020016, "AE", b"AE")
     checked(PREAMBLE + group(DEFLATED) + later + deflated(INSTANCE))
 
 
 def test_two_groups_0002_with_different_transfer_syntaxes_are_refused() -> None:
-    """Readers differ in which of them they follow."""
+    """Readers disagree on which one applies."""
     for second in (group(IMPLICIT), element(0x00020010, "UI", padded(IMPLICIT))):
         with pytest.raises(NotUnderstood, match=r"\(0002,0010\) occurs twice"):
             check_structure(PREAMBLE + group(EXPLICIT) + second + INSTANCE)
 
 
-def test_a_group_length_that_is_wrong_ends_nothing() -> None:
+def test_a_wrong_group_length_is_ignored() -> None:
     for wrong in (0, 2, 14, 100_000):
         meta = element(0x00020000, "UL", struct.pack("<L", wrong))
         meta += element(0x00020003, "UI", b"1.2.4\0") + element(0x00020010, "UI", padded(EXPLICIT))
         checked(PREAMBLE + meta + INSTANCE)
 
 
-def test_a_group_length_of_another_size_is_refused_as_other_readers_fail_on_it() -> None:
+def test_a_group_length_of_another_size_than_4_bytes_is_refused() -> None:
     meta = element(0x00020000, "UL", b"\0\1") + element(0x00020010, "UI", padded(EXPLICIT))
     with pytest.raises(NotUnderstood, match=r"\(0002,0000\) has 2 bytes"):
         check_structure(PREAMBLE + meta + INSTANCE)
 
 
-def test_a_deflate_stream_may_begin_as_group_0002_does() -> None:
-    data = PREAMBLE + group(DEFLATED) + _behind_an_empty_block(INSTANCE)
+def test_a_deflate_stream_may_begin_with_the_bytes_of_group_0002() -> None:
+    data = PREAMBLE + group(DEFLATED) + _deflated_after_empty_blocks(INSTANCE)
     assert data[len(PREAMBLE) + len(group(DEFLATED)) :].startswith(b"\2\0")
     checked(data)
 
 
-def _behind_an_empty_block(dataset: bytes) -> bytes:
-    """As a deflate stream that begins with two empty blocks."""
+def _deflated_after_empty_blocks(dataset: bytes) -> bytes:
+    """Return a deflate stream that begins with two empty blocks."""
     # RFC 1951 3.2.3: BFINAL 0, BTYPE 01, end of block 0000000; BFINAL 0, BTYPE 00, padding to the
     # next byte, LEN 0, NLEN FFFF.
     return b"\x02\x00" + b"\x00\x00\xff\xff" + deflated(dataset)
 
 
-def test_dicm_by_chance_in_a_bare_data_set_is_no_preamble() -> None:
+def test_dicm_within_a_bare_data_set_is_not_a_preamble() -> None:
     for begin in (element(0x00080005, "CS", b"ISO_IR 100"), implicit_element(0x00080008, b"A")):
         bare = begin + element(0x00080104, "LO", b"x" * (128 - len(begin) - 8))
         assert len(bare) == 128
@@ -141,7 +141,7 @@ def test_dicm_by_chance_in_a_bare_data_set_is_no_preamble() -> None:
                 check_structure(data)
 
 
-def test_a_preamble_without_file_meta_information_is_told_so() -> None:
+def test_missing_file_meta_information_after_the_preamble_is_reported() -> None:
     for rest in (b"", INSTANCE):
         with pytest.raises(NotUnderstood, match=r"no file meta information .*\(0002,0010\)"):
             check_structure(PREAMBLE + rest)

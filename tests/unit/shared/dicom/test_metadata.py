@@ -17,7 +17,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from shared.dicom.identity import identify
-from shared.dicom.metadata import _seen_elements, metadata_json
+from shared.dicom.metadata import _element_cache, metadata_json
 from shared.dicom.refusal import InstanceRefused, NotUnderstood
 from shared.dicom.structure import check_structure
 
@@ -38,7 +38,7 @@ READABLE_FILES = [
     for path in sorted(DATA.rglob("*"))
     if path.is_file() and path.suffix in {".dcm", ""} and _is_accepted(path.read_bytes())
 ]
-# pydicom gives nothing for these: it does not convert "1A" as an IS, nor an empty one of several.
+# pydicom omits these: it converts neither "1A" as an IS, nor an empty value of several.
 BEYOND_PYDICOM = {
     "badVR.dcm": ["00280008", "300C0002"],
     "rtdose.dcm": ["300C0002"],
@@ -78,7 +78,7 @@ def described(data: bytes) -> dict[str, Any]:
 
 
 def value_of(vr: str, value: bytes) -> Any:
-    """What one element's value becomes; nested, so that none is left out."""
+    """Return the JSON of one value. The data element is nested, so that it is never left out."""
     nested = explicit(0x00081140, "SQ", item(explicit(0x00091001, vr, value)))
     element = described(part10(nested))["00081140"]["Value"][0]["00091001"]
     assert element.pop("vr") == vr
@@ -86,10 +86,10 @@ def value_of(vr: str, value: bytes) -> Any:
 
 
 def decimal32(number: float) -> str:
-    """The shortest decimal that gives the same 32-bit float."""
+    """Return the shortest decimal that gives the same 32-bit float."""
 
     def is_same(decimal: str) -> bool:
-        with contextlib.suppress(OverflowError):  # of one rounded up beyond the largest
+        with contextlib.suppress(OverflowError):  # rounded up beyond the largest float
             return struct.pack("<f", float(decimal)) == struct.pack("<f", number)
         return False
 
@@ -97,7 +97,7 @@ def decimal32(number: float) -> str:
 
 
 def _like_ours(ds: dict[str, Any], *, is_top_level: bool) -> dict[str, Any]:
-    """pydicom's JSON under the rules that differ on purpose, each of which has a test below."""
+    """Apply the intended differences to pydicom's JSON. Each of them has a test below."""
     result = {}
     for tag, element in ds.items():
         vr, values = element["vr"], element.get("Value")
@@ -118,9 +118,9 @@ def _like_ours(ds: dict[str, Any], *, is_top_level: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", READABLE_FILES, ids=lambda path: str(path.relative_to(DATA)))
-def test_real_files_are_described_as_pydicom_does(path: Path) -> None:
+def test_real_files_are_described_like_pydicom_describes_them(path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's, about odd files
+        warnings.simplefilter("ignore")  # pydicom warns about invalid files
         ds = pydicom.dcmread(path)
         expected = _like_ours(ds.to_json_dict(suppress_invalid_tags=True), is_top_level=True)
     result = described(path.read_bytes())
@@ -131,32 +131,32 @@ def test_real_files_are_described_as_pydicom_does(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", READABLE_FILES, ids=lambda path: str(path.relative_to(DATA)))
-def test_a_file_without_its_bulk_ranges_is_described_alike(path: Path) -> None:
-    whole = path.read_bytes()
-    left_out = check_structure(whole).left_out
-    cut = whole if left_out.is_inflated else without(whole, left_out.ranges)
-    assert metadata_json(cut, left_out) == metadata_json(whole)
+def test_a_file_without_its_bulk_ranges_gives_the_same_sidecar(path: Path) -> None:
+    data = path.read_bytes()
+    left_out = check_structure(data).left_out
+    rest = data if left_out.is_inflated else without(data, left_out.ranges)
+    assert metadata_json(rest, left_out) == metadata_json(data)
 
 
-def _of_the_first_instance_ever(data: bytes) -> bytes:
-    _seen_elements.cache_clear()
+def _metadata_json_uncached(data: bytes) -> bytes:
+    _element_cache.cache_clear()
     return metadata_json(data)
 
 
 @pytest.mark.parametrize("path", READABLE_FILES, ids=lambda path: str(path.relative_to(DATA)))
-def test_what_was_seen_in_other_instances_changes_nothing(path: Path) -> None:
+def test_elements_cached_from_other_instances_do_not_change_the_sidecar(path: Path) -> None:
     data = path.read_bytes()
-    expected = _of_the_first_instance_ever(data)
+    expected = _metadata_json_uncached(data)
     for other in SEEDS:
         metadata_json(other)
     assert metadata_json(data) == expected
 
 
-# What is last in a data set is always looked at closely.
+# The last data element of a data set is never read from the cache.
 LAST = explicit(0x00400253, "SH")
 
 
-def test_an_element_seen_in_one_byte_order_is_read_anew_in_another() -> None:
+def test_the_cache_distinguishes_byte_orders() -> None:
     empty = explicit(0x40080800, "LO")
     assert empty == explicit(0x08400008, "LO", order=">")
     little = described(part10(empty, LAST))
@@ -166,7 +166,7 @@ def test_an_element_seen_in_one_byte_order_is_read_anew_in_another() -> None:
     assert list(big) == ["08400008", "40080253"]
 
 
-def test_an_element_seen_in_one_character_set_is_read_anew_in_another() -> None:
+def test_the_cache_distinguishes_character_sets() -> None:
     name = explicit(0x00100010, "PN", b"\xc4\xd6")
     for character_set, expected in ((b"ISO_IR 100", "ÄÖ"), (b"ISO_IR 144", "Фж")):
         file = part10(explicit(0x00080005, "CS", character_set), name, LAST)
@@ -174,15 +174,15 @@ def test_an_element_seen_in_one_character_set_is_read_anew_in_another() -> None:
             assert described(file)["00100010"]["Value"] == [{"Alphabetic": expected}]
 
 
-def test_any_number_of_elements_may_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.dicom.metadata._MOST_SEEN_ELEMENTS", 2)
+def test_the_cache_has_a_maximum_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.dicom.metadata._MAX_CACHED_ELEMENTS", 2)
     numbers = [explicit(0x00200013, "IS", f"{number} ".encode()) for number in range(1, 9)]
     file = part10(*(explicit(0x00081140, "SQ", item(number)) for number in numbers))
     assert described(file)["00081140"]["Value"] == [{"00200013": {"vr": "IS", "Value": [8]}}]
-    assert 0 < len(_seen_elements((True, "<"), ("iso8859",))) <= 2
+    assert 0 < len(_element_cache((True, "<"), ("iso8859",))) <= 2
 
 
-def test_a_private_element_seen_with_one_owner_is_read_anew_with_another() -> None:
+def test_the_cache_distinguishes_private_creators() -> None:
     suite = implicit(0x00091004, b"suite ")
     for creator, expected in ((b"GEMS_IDEN_01", {"vr": "SH", "Value": ["suite"]}), (b"Me", None)):
         file = part10(
@@ -194,7 +194,7 @@ def test_a_private_element_seen_with_one_owner_is_read_anew_with_another() -> No
         assert described(file).get("00091004") == expected
 
 
-def test_it_is_one_object_not_indented_with_elements_ascending() -> None:
+def test_the_sidecar_is_one_compact_object_with_ascending_tags() -> None:
     data = part10(
         explicit(0x00100020, "LO", b"42"),
         explicit(0x00081140, "SQ", item(explicit(0x00081155, "UI"), explicit(0x00081150, "UI"))),
@@ -207,7 +207,7 @@ def test_it_is_one_object_not_indented_with_elements_ascending() -> None:
     )
 
 
-def test_file_meta_information_and_group_lengths_are_left_out_at_any_depth() -> None:
+def test_file_meta_information_and_group_lengths_are_omitted_at_any_depth() -> None:
     length = explicit(0x00080000, "UL", b"\1\0\0\0")
     nested = explicit(0x00081140, "SQ", item(length, explicit(0x00080060, "CS", b"CT")))
     assert described(part10(length, nested)) == {
@@ -216,7 +216,7 @@ def test_file_meta_information_and_group_lengths_are_left_out_at_any_depth() -> 
 
 
 @pytest.mark.parametrize("vr", sorted(BULK_VRS))
-def test_bulk_is_left_out_at_the_top_and_inline_below(vr: str) -> None:
+def test_bulk_values_are_omitted_at_the_top_level_and_inline_below(vr: str) -> None:
     element = explicit(0x00091001, vr, b"\1\2\3\4\5\6\7\x08")
     result = described(part10(explicit(0x00081140, "SQ", item(element)), element))
     inline = base64.b64encode(b"\1\2\3\4\5\6\7\x08").decode()
@@ -224,7 +224,7 @@ def test_bulk_is_left_out_at_the_top_and_inline_below(vr: str) -> None:
     assert result == {"00081140": {"vr": "SQ", "Value": [nested]}}
 
 
-def test_inline_words_of_a_big_endian_file_are_turned_round() -> None:
+def test_inline_words_of_a_big_endian_file_are_byte_swapped() -> None:
     words = explicit(0x00281201, "OW", b"\1\2\3\4", ">")
     octets = explicit(0x00420011, "OB", b"\1\2\3\4", ">")
     nested = explicit(0x00081140, "SQ", item(words, octets, order=">"), ">")
@@ -233,7 +233,7 @@ def test_inline_words_of_a_big_endian_file_are_turned_round() -> None:
     assert base64.b64decode(result["00420011"]["InlineBinary"]) == b"\1\2\3\4"
 
 
-def test_nested_encapsulated_pixel_data_is_inline_as_it_is_encoded() -> None:
+def test_nested_encapsulated_pixel_data_is_inline_with_its_item_headers() -> None:
     fragments = item() + item(b"abcd")
     pixels = struct.pack("<HH2sHL", 0x7FE0, 0x10, b"OB", 0, 0xFFFFFFFF) + fragments
     nested = explicit(0x00880200, "SQ", item(pixels + implicit(0xFFFEE0DD)))
@@ -242,16 +242,16 @@ def test_nested_encapsulated_pixel_data_is_inline_as_it_is_encoded() -> None:
 
 
 @pytest.mark.parametrize("vr", ["CS", "LO", "PN", "DS", "IS", "US", "FD", "AT", "UT", "OB", "UN"])
-def test_an_empty_element_is_its_vr_alone(vr: str) -> None:
+def test_an_empty_element_has_no_value(vr: str) -> None:
     assert value_of(vr, b"") is None
 
 
 @pytest.mark.parametrize("vr", ["CS", "LO", "PN", "DS", "IS", "UT", "AE", "UI"])
-def test_nothing_but_padding_is_an_empty_element(vr: str) -> None:
+def test_a_value_of_padding_only_is_empty(vr: str) -> None:
     assert value_of(vr, b"  ") is None
 
 
-def test_an_empty_sequence_is_its_vr_alone_and_an_empty_item_an_empty_object() -> None:
+def test_an_empty_sequence_has_no_value_and_an_empty_item_is_an_empty_object() -> None:
     result = described(
         part10(explicit(0x00081110, "SQ"), explicit(0x00081140, "SQ", item() + item()))
     )
@@ -308,7 +308,7 @@ def test_an_empty_sequence_is_its_vr_alone_and_an_empty_item_an_empty_object() -
         ("PN", b"A\\\\=\\B", [{"Alphabetic": "A"}, None, None, {"Alphabetic": "B"}]),
     ],
 )
-def test_values_by_vr(vr: str, value: bytes, expected: list[Any]) -> None:
+def test_each_vr_gives_its_json_values(vr: str, value: bytes, expected: list[Any]) -> None:
     result = value_of(vr, value)
     assert result == expected
     assert [type(found) for found in result] == [type(wanted) for wanted in expected]
@@ -318,13 +318,13 @@ def test_values_by_vr(vr: str, value: bytes, expected: list[Any]) -> None:
     ("vr", "value"),
     [("US", b"\1"), ("FD", b"\1\2\3\4"), ("AT", b"\1\2"), ("AT", b"\1\2\3"), ("SV", b"12345")],
 )
-def test_bytes_that_do_not_fit_cost_that_element_alone(vr: str, value: bytes) -> None:
+def test_bytes_that_do_not_fit_the_vr_affect_only_that_element(vr: str, value: bytes) -> None:
     result = described(part10(explicit(0x00100020, "LO", b"42"), explicit(0x00281101, vr, value)))
     assert result == {"00100020": {"vr": "LO", "Value": ["42"]}, "00281101": {"vr": vr}}
 
 
 @pytest.mark.parametrize(
-    ("number", "text"),
+    ("number", "decimal"),
     [
         (0.1, b"0.1"),
         (1 / 3, b"0.33333334"),
@@ -336,31 +336,31 @@ def test_bytes_that_do_not_fit_cost_that_element_alone(vr: str, value: bytes) ->
         (3.4028234663852886e38, b"3.4028235e+38"),
     ],
 )
-def test_a_32_bit_float_is_the_shortest_decimal_that_gives_it(number: float, text: bytes) -> None:
-    """The Workflow Manager's conditions compare texts."""
+def test_a_32_bit_float_is_written_as_its_shortest_decimal(number: float, decimal: bytes) -> None:
+    """The Workflow Manager's conditions compare numbers as text."""
     data = part10(explicit(0x00189073, "FL", struct.pack("<f", number)))
-    assert metadata_json(data) == b'{"00189073":{"vr":"FL","Value":[' + text + b"]}}"
+    assert metadata_json(data) == b'{"00189073":{"vr":"FL","Value":[' + decimal + b"]}}"
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
-def test_no_32_bit_float_is_changed(number: float) -> None:
+def test_every_32_bit_float_keeps_its_value(number: float) -> None:
     (found,) = value_of("FL", struct.pack("<f", number))
     assert struct.pack("<f", found) == struct.pack("<f", number + 0.0)
     assert len(f"{found!r}") <= len(f"{float(decimal32(number))!r}")
 
 
-def test_a_64_bit_float_that_is_whole_has_no_fraction() -> None:
+def test_an_integral_64_bit_float_has_no_fraction() -> None:
     data = part10(explicit(0x00189073, "FD", struct.pack("<2d", 3.0, 0.1)))
     assert metadata_json(data) == b'{"00189073":{"vr":"FD","Value":[3,0.1]}}'
 
 
-def test_numbers_of_a_big_endian_file_are_read_as_such() -> None:
+def test_numbers_of_a_big_endian_file_are_read_in_big_endian() -> None:
     rows = explicit(0x00280010, "US", b"\2\0", ">")
     assert described(part10(rows, syntax=ExplicitVRBigEndian))["00280010"]["Value"] == [512]
 
 
 @pytest.mark.parametrize(("representation", "expected"), [(0, ("US", 65535)), (1, ("SS", -1))])
-def test_us_or_ss_is_as_pixel_representation_says(
+def test_us_or_ss_depends_on_pixel_representation(
     representation: int, expected: tuple[str, int]
 ) -> None:
     smallest = implicit(0x00280106, b"\xff\xff")
@@ -377,17 +377,17 @@ def test_us_or_ss_is_as_pixel_representation_says(
     assert result["52009230"]["Value"] == [{"00280106": element}]
 
 
-def test_private_elements_are_kept_and_their_owner_gives_the_vr() -> None:
+def test_private_elements_are_described_with_the_vr_of_their_creator() -> None:
     creator = implicit(0x00090010, b"GEMS_IDEN_01")
     known = implicit(0x00091004, b"suite ")
     unknown = implicit(0x000910FF, b"ab")
-    unowned = implicit(0x00092004, b"ab")
-    data = part10(creator, known, unknown, unowned, syntax=ImplicitVRLittleEndian)
+    no_creator = implicit(0x00092004, b"ab")
+    data = part10(creator, known, unknown, no_creator, syntax=ImplicitVRLittleEndian)
     assert described(data) == {
         "00090010": {"vr": "LO", "Value": ["GEMS_IDEN_01"]},
         "00091004": {"vr": "SH", "Value": ["suite"]},
     }
-    nested = implicit(0x00081140, item(creator, known, unknown, unowned))
+    nested = implicit(0x00081140, item(creator, known, unknown, no_creator))
     data = part10(nested, syntax=ImplicitVRLittleEndian)
     assert described(data)["00081140"]["Value"][0] == {
         "00090010": {"vr": "LO", "Value": ["GEMS_IDEN_01"]},
@@ -397,24 +397,24 @@ def test_private_elements_are_kept_and_their_owner_gives_the_vr() -> None:
     }
 
 
-def test_private_elements_with_a_vr_are_kept_with_it() -> None:
+def test_private_elements_keep_an_explicit_vr() -> None:
     result = described(part10(explicit(0x00091001, "DS", b"1.5")))
     assert result == {"00091001": {"vr": "DS", "Value": [1.5]}}
 
 
 @pytest.mark.parametrize("size_bytes", [5000, 70_000])
-def test_a_large_private_element_is_described_as_far_as_its_bytes_can_be_held_against_its_vr(
+def test_a_private_element_is_described_if_it_is_small_enough_to_verify_its_vr(
     size_bytes: int,
 ) -> None:
     creator = implicit(0x00090010, b"GEMS_IDEN_01")
     private = implicit(0x00091004, b"x" * size_bytes)
-    whole = part10(creator, private, syntax=ImplicitVRLittleEndian)
-    left_out = check_structure(whole).left_out
-    assert ("00091004" in described(whole)) == (size_bytes == 5000) == (left_out.ranges == ())
-    assert metadata_json(whole) == metadata_json(without(whole, left_out.ranges), left_out)
+    data = part10(creator, private, syntax=ImplicitVRLittleEndian)
+    left_out = check_structure(data).left_out
+    assert ("00091004" in described(data)) == (size_bytes == 5000) == (left_out.ranges == ())
+    assert metadata_json(data) == metadata_json(without(data, left_out.ranges), left_out)
 
 
-def test_un_of_a_known_element_is_read_by_the_data_dictionary() -> None:
+def test_un_of_a_known_element_gets_its_vr_from_the_data_dictionary() -> None:
     reference = item(implicit(0x00081155, b"1.2"))
     result = described(
         part10(
@@ -446,7 +446,7 @@ def test_un_of_a_known_element_is_read_by_the_data_dictionary() -> None:
         (b"ISO_IR 192", b"J\xe9r", "J\ufffdr"),
         (b"\\ISO 2022 IR 87", b"A\x1bZB", "A\x1bZB"),
         (b"\\ISO 2022 IR 87", b"A\x1b$B\xff", "A\ufffd"),
-        # PS3.5 6.1.2.5.3: behind a delimiter the first character set is in effect again.
+        # PS3.5 6.1.2.5.3: after a delimiter the first character set is active again.
         (b"ISO 2022 IR 100\\ISO 2022 IR 126", b"\x1b-F\xe8^\xe9", "θ^é"),
     ],
 )
@@ -459,7 +459,7 @@ def test_text_is_decoded_by_specific_character_set(
     assert result["00100010"]["Value"] == [{"Alphabetic": expected}]
 
 
-def test_an_item_inherits_the_character_set_and_may_have_its_own() -> None:
+def test_an_item_inherits_the_character_set_unless_it_has_its_own() -> None:
     cyrillic = explicit(0x00080005, "CS", b"ISO_IR 144")
     text = explicit(0x00100010, "PN", b"\xb0")
     result = described(
@@ -476,7 +476,7 @@ def test_an_item_inherits_the_character_set_and_may_have_its_own() -> None:
     assert [name["Alphabetic"] for name in names] == ["А", "°", "А"]
 
 
-def test_a_backslash_byte_within_a_multi_byte_character_is_no_delimiter() -> None:
+def test_a_backslash_byte_within_a_multi_byte_character_is_not_a_delimiter() -> None:
     text = "体"
     encoded = "誠".encode("gb18030") + b"\x81\x5c" + text.encode("gb18030")
     result = described(
@@ -487,7 +487,7 @@ def test_a_backslash_byte_within_a_multi_byte_character_is_no_delimiter() -> Non
 
 @pytest.mark.parametrize("vr", ["SQ", "UN"])
 @pytest.mark.parametrize("depth", [20, 21, 64])
-def test_below_the_20th_sequence_only_the_vr_of_a_sequence_is_given(vr: str, depth: int) -> None:
+def test_sequences_nested_deeper_than_20_have_no_value(vr: str, depth: int) -> None:
     content = name = explicit(0x00101001, "PN", b"A=I=P")
     for _ in range(depth):
         content = explicit(0x00081140, "SQ", item(content)) if vr == "SQ" else item_of_un(content)
@@ -530,17 +530,17 @@ def item_of_un(content: bytes) -> bytes:
         ("DS", b"1\\" * 9),
     ],
 )
-def test_values_are_limited_over_all_elements_together(
+def test_the_number_of_values_is_limited_across_all_elements(
     vr: str, value: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or the memory of a sidecar is a hundred times the size of the file."""
+    """Otherwise a sidecar would take a hundred times the memory of the file."""
     monkeypatch.setattr("shared.dicom.metadata.MAX_VALUES", 22)
     many = explicit(0x00091001, vr, value)
     one = explicit(0x00200011, "IS", b"7 ")
     result = described(
         part10(explicit(0x00081140, "SQ", item(many) + item(many) + item(many)), one)
     )
-    assert described(part10(one))["00200011"]["Value"] == [7]  # as an element of one before
+    assert described(part10(one))["00200011"]["Value"] == [7]  # now in the cache
     first, second, third = (nested["00091001"] for nested in result["00081140"]["Value"])
     assert first == second
     assert first["Value"]
@@ -548,7 +548,7 @@ def test_values_are_limited_over_all_elements_together(
     assert result["00200011"] == {"vr": "IS", "Value": [7]}
 
 
-def test_what_was_never_accepted_is_refused() -> None:
+def test_a_file_that_the_check_refuses_is_not_described() -> None:
     with pytest.raises(NotUnderstood):
         metadata_json(part10(explicit(0x00100020, "LO", b"42"))[:-1])
 
@@ -561,7 +561,7 @@ def _deflated() -> bytes:
     return buffer.getvalue()
 
 
-def test_a_deflated_file_is_described_inflated() -> None:
+def test_a_deflated_file_is_described_after_inflation() -> None:
     result = described(_deflated())
     expected = pydicom.dcmread(DATA / "test_files" / "rtplan.dcm")
     assert result["00100020"]["Value"] == [expected.PatientID]
@@ -598,7 +598,7 @@ SEEDS = [
 
 @settings(max_examples=600, deadline=None, database=None)
 @given(st.sampled_from(SEEDS), st.integers(0, 2**32), st.integers(1, 12))
-def test_damaged_files_are_refused_or_else_can_be_described(
+def test_damaged_files_are_either_refused_or_described(
     seed: bytes, choice: int, count: int
 ) -> None:
     chooser = random.Random(choice)
@@ -621,6 +621,6 @@ def test_damaged_files_are_refused_or_else_can_be_described(
         return
     sidecar = metadata_json(bytes(damaged))
     assert isinstance(json.loads(sidecar), dict)
-    assert sidecar == _of_the_first_instance_ever(bytes(damaged))
+    assert sidecar == _metadata_json_uncached(bytes(damaged))
     with contextlib.suppress(InstanceRefused):
         identify(structure)

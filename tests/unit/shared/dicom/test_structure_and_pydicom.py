@@ -1,4 +1,4 @@
-"""The structure check held against pydicom, over every file of its test data packages."""
+"""Comparison of the structure check with pydicom, on every file of its test data packages."""
 
 import contextlib
 import warnings
@@ -17,14 +17,14 @@ _KEYWORDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanc
 
 
 def _by_pydicom(path: Path) -> tuple[str, ...] | None:
-    """The four UIDs as it reads them, "" for each that is missing; None where it refuses."""
+    """Return the four UIDs that pydicom reads, "" if missing; None if it refuses the file."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd files
+        warnings.simplefilter("ignore")  # pydicom warns about invalid files
         try:
             ds = pydicom.dcmread(path)
         except InvalidDicomError:
             return None
-        with contextlib.suppress(ValueError):  # of a value, which is not what is asked here
+        with contextlib.suppress(ValueError):  # an invalid value does not matter here
             for _ in ds.iterall():
                 pass
         return tuple(str(ds.get(keyword, "")) for keyword in _KEYWORDS)
@@ -41,7 +41,7 @@ def _by_us(path: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_check_and_pydicom_agree_on_a_file_unless_it_is_listed_with_the_reason(
+def test_the_check_and_pydicom_agree_unless_the_file_is_listed_with_a_reason(
     name: str,
 ) -> None:
     theirs = _by_pydicom(FILES[name])
@@ -53,7 +53,7 @@ def test_the_check_and_pydicom_agree_on_a_file_unless_it_is_listed_with_the_reas
     elif theirs is None:
         with pytest.raises(InstanceRefused):
             _by_us(FILES[name])
-    elif "" in theirs:  # a DICOMDIR, a palette: whole, but no composite instance
+    elif "" in theirs:  # a DICOMDIR or a palette: valid, but not a composite instance
         check_structure(FILES[name].read_bytes())
         missing = [keyword for keyword, uid in zip(_KEYWORDS, theirs, strict=True) if not uid]
         with pytest.raises(AttributesMissing) as unnamed:
@@ -63,6 +63,6 @@ def test_the_check_and_pydicom_agree_on_a_file_unless_it_is_listed_with_the_reas
         assert _by_us(FILES[name]) == theirs
 
 
-def test_every_file_of_the_packages_is_looked_at_and_every_listed_one_exists() -> None:
+def test_all_package_files_are_checked_and_every_listed_one_exists() -> None:
     assert len(FILES) >= 250
     assert DISAGREEMENTS.keys() <= FILES.keys()
