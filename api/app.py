@@ -14,9 +14,9 @@ from api.auth import audit, guard
 from api.auth.guard import Authenticator
 from api.auth.own_hosts import OwnHosts
 from api.http import problems
+from api.http.client_address import TrustedProxies
 from api.http.cors import Cors
 from api.http.paths import routed_path
-from api.http.proxies import KnownProxies
 from api.openapi import openapi_document
 from api.payloads import payload_views
 from api.routes import ROUTES, SCOPES, Scope
@@ -89,7 +89,7 @@ def create_app(
             app.wsgi_app, cors_origins, cors_headers
         )
     if not isinstance(trusted_proxies, int):
-        app.wsgi_app = KnownProxies(app.wsgi_app, trusted_proxies)  # type: ignore[method-assign]
+        app.wsgi_app = TrustedProxies(app.wsgi_app, trusted_proxies)  # type: ignore[method-assign]
     elif trusted_proxies:
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
             app.wsgi_app, x_for=trusted_proxies, x_proto=0, x_host=0

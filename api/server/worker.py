@@ -372,7 +372,7 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
                 break
         else:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            detail = "an error of this service, which its log describes"
+            detail = "internal server error; see the log of this service"
             self.log.error("request failed: %s at %s", type(exc).__name__, where(exc))
         body = orjson.dumps(
             {

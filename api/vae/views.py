@@ -14,7 +14,7 @@ from marshmallow import Schema, ValidationError
 from api.admission.body import RequestBody
 from api.admission.watchdog import Watchdog
 from api.auth import audit
-from api.http.problems import BadRequest, Conflict, NoSuchThing, TooBusy
+from api.http.problems import BadRequest, Conflict, NotFound, TooBusy
 from api.vae.registry import Vae, VaeMissing, VaeRegistry, VaeSchema, VaeTaken
 from shared.time import utc_now
 
@@ -55,7 +55,7 @@ def vae_views(
     def show(name: str) -> ResponseReturnValue:
         vae = vaes.all().get(name)
         if vae is None:
-            raise NoSuchThing(f"there is no VAE of that name; GET {url_for('.list_all')} lists all")
+            raise NotFound(f"there is no VAE of that name; GET {url_for('.list_all')} lists all")
         return jsonify(_SCHEMA.dump(vae))
 
     def add() -> ResponseReturnValue:
@@ -92,14 +92,14 @@ def vae_views(
                 **_changeable(given),
             )
         except VaeMissing as error:
-            raise NoSuchThing(str(error)) from error
+            raise NotFound(str(error)) from error
         return jsonify(_SCHEMA.dump(vae))
 
     def remove(name: str) -> ResponseReturnValue:
         try:
             return jsonify(_SCHEMA.dump(vaes.remove(name)))
         except VaeMissing as error:
-            raise NoSuchThing("there is no VAE of that name") from error
+            raise NotFound("there is no VAE of that name") from error
 
     return {
         "vae.list_all": list_all,

@@ -111,7 +111,7 @@ def test_an_error_that_nobody_foresaw_is_logged_by_kind_and_place_only(
         answer = app.test_client().get("/openapi.json")
 
     assert answer.status_code == 500
-    assert answer.json["detail"] == "an error of this service, which its log describes"
+    assert answer.json["detail"] == "internal server error; see the log of this service"
     (line,) = logged
     assert (line["event"], line["error"]) == ("request failed", "ValueError")
     assert line["place"].startswith(__file__)
