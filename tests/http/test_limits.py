@@ -246,7 +246,7 @@ def test_more_uploads_than_are_taken_at_a_time_are_429_before_their_body(tmp_pat
 
         assert status == 429
         assert int(headers["Retry-After"]) > 0
-        assert "the uploads in progress are as many as are taken at a time (1)" in words
+        assert "too many concurrent uploads (limit: 1)" in words
         assert first.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 

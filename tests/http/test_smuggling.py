@@ -172,7 +172,7 @@ def test_a_small_body_that_does_not_arrive_whole_changes_nothing(service: Servic
         status, _, body = read_answer(sock)
 
     assert status == 400
-    assert b"the body is truncated" in body
+    assert b"the request body is truncated" in body
     assert b"CUT" not in service.get("/config/vae").content
 
 
