@@ -317,8 +317,8 @@ def test_a_file_of_authorities_that_is_none_is_one_line(
         ("run", "certificate", "missing", "STOWGATE_TLS_KEY is '"),
         ("run", "key", "key", "PEM files"),
         ("api", "authority", "key", "private key of the certificate"),
-        ("run", "certificate", "encrypted_key", "not encrypted"),
-        ("check", "certificate", "encrypted_key", "not encrypted"),
+        ("run", "certificate", "encrypted_key", "unencrypted"),
+        ("check", "certificate", "encrypted_key", "unencrypted"),
     ],
 )
 def test_files_that_will_not_do_are_told_in_one_line(
