@@ -91,7 +91,7 @@ def test_a_registry_of_vaes_that_is_none_is_told_in_words(tmp_path: Path) -> Non
         posted = service.post("/dicomweb/vae/CT/studies", new_instance(), "application/dicom")
 
     assert (listed.status_code, posted.status_code) == (500, 500)
-    assert listed.json()["detail"].startswith("vae/registry.json is no registry of VAEs")
+    assert listed.json()["detail"].startswith("vae/registry.json is not a valid registry of VAEs")
     assert posted.json()["detail"].startswith("nothing was acknowledged: vae/registry.json")
     assert "DOE" not in service.log.read_text() + listed.text + posted.text
 
