@@ -105,8 +105,8 @@ def test_a_path_that_breaks_a_rule_is_400_and_says_which(
         (multipart(real_file())[0], MULTIPART.replace(BOUNDARY, "other"), "delimiter"),
         (f"--{BOUNDARY}\r\nno header line\r\n\r\nx".encode(), MULTIPART, "header"),
         (HEAD[:-2] + b"X: " + b"x" * 20_000 + b"\r\n\r\nx", MULTIPART, "headers"),
-        (b"\n" + multipart(real_file())[0], MULTIPART, "in front of the first delimiter"),
-        (multipart(real_file())[0] * 2, MULTIPART, "behind the closing delimiter"),
+        (b"\n" + multipart(real_file())[0], MULTIPART, "precedes the first delimiter"),
+        (multipart(real_file())[0] * 2, MULTIPART, "follows the closing delimiter"),
     ],
     ids=[
         "no closing delimiter",

@@ -50,7 +50,7 @@ def _post(service: Service, title: str, *instances: bytes) -> Any:
             "transfer syntax 1.2.840.10008.1.2.4.91",
         ),
         ({"acceptedModalities": ["CT", "PT"]}, MR, 0xA900, "Modality (0008,0060)"),
-        ({"acceptedModalities": ["CT"]}, new_instance(Modality=None), 0xA900, "no legal Modality"),
+        ({"acceptedModalities": ["CT"]}, new_instance(Modality=None), 0xA900, "no valid Modality"),
     ],
     ids=["SOP class", "transfer syntax", "modality", "no modality"],
 )
