@@ -27,7 +27,7 @@ from shared.runtime.threads import started_pool
 # These threads wait for the broker, which has a deadline.
 _ANNOUNCE_THREADS = 4
 
-# Each thread holds data in memory, so there are only as many as keep a store busy.
+# Each thread holds data in memory, so there are just enough to keep a store busy.
 _PUT_THREADS = 8
 
 # How long a sender may stall while others wait for its slot.

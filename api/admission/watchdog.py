@@ -56,6 +56,7 @@ class Watchdog:
             self._ends[sender] = end
 
     def stop(self, sender: Cuttable) -> None:
+        """Stop watching `sender`."""
         with self._lock:
             self._ends.pop(sender, None)
 

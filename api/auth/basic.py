@@ -49,6 +49,8 @@ LINE_RULE = "name:scopes:hash[:bindings], as `stowgate user` prints it"
 
 @dataclass(frozen=True)
 class User:
+    """A line of the users file."""
+
     caller: Caller
     password_hash: str = field(repr=False)
 

@@ -56,6 +56,8 @@ def is_binding(text: str) -> bool:
 
 
 class Authenticator(Protocol):
+    """Authenticates callers; one implementation for each value of `STOWGATE_AUTH`."""
+
     scheme: str
     """The scheme of the Authorization header (RFC 9110 11.1) in lower case; empty for none."""
 

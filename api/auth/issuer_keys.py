@@ -47,6 +47,8 @@ class IssuerKey:
 
 
 class IssuerKeys(Protocol):
+    """The public keys of an issuer."""
+
     def find(self, kid: str | None) -> IssuerKey | None:
         """Return the key with that id; without an id, the only key. Raises `Unavailable`."""
 

@@ -45,6 +45,7 @@ class WatchedFile(Generic[T]):
             raise BadSetting(f"{variable} is {str(path)!r}: {_words(error)}") from None
 
     def content(self) -> T:
+        """Return the content, after reloading a changed file."""
         with self._lock:
             # Taken before reading, so that a change in between is seen next time.
             stamp = self._stamp_now()

@@ -11,6 +11,8 @@ from shared.dicom.identity import Identity
 
 
 class Refusal(NamedTuple):
+    """Why a VAE does not accept an instance."""
+
     reason: FailureReason
     words: str
 

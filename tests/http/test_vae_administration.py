@@ -103,7 +103,7 @@ def test_name_and_ae_title_are_unique(stowgate: Service) -> None:
     same_title = _call(stowgate, "POST", body={"name": _title(), "virtualAeTitle": title})
 
     assert (same_name.status_code, same_title.status_code) == (409, 409)
-    assert "named" in same_name.json()["detail"]
+    assert "VAE name" in same_name.json()["detail"]
     assert "AE title" in same_title.json()["detail"]
 
 
