@@ -1,4 +1,4 @@
-"""The Flask application, put together from parts that are handed in."""
+"""Creation of the Flask application from its parts."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,9 +14,9 @@ from api.auth import audit, guard
 from api.auth.guard import Authenticator
 from api.auth.own_hosts import OwnHosts
 from api.http import problems
+from api.http.client_address import TrustedProxies
 from api.http.cors import Cors
 from api.http.paths import routed_path
-from api.http.proxies import KnownProxies
 from api.openapi import openapi_document
 from api.payloads import payload_views
 from api.routes import ROUTES, SCOPES, Scope
@@ -55,6 +55,19 @@ def create_app(
     cors_origins: Collection[str] = (),
     cors_headers: Collection[str] = (),
 ) -> Flask:
+    """Create the application: routes, error handlers, authentication, audit and WSGI middleware.
+
+    Args:
+        own_hosts: Rejects requests to other hosts; None accepts every host.
+        metrics_open: Whether `/metrics` is public; else it requires the scope `read`.
+        announce: Publishes the event of a replayed payload.
+        dependencies: The dependencies that readiness reports, by name.
+        registry: The metrics that `/metrics` shows.
+        public_url: The base of links; None makes them relative.
+        trusted_proxies: The networks of trusted proxies, or their number.
+        cors_origins: The origins whose pages may call the API.
+        cors_headers: Further request headers that such a page may send.
+    """
     app = _App(__name__, static_folder=None)
     app.url_map.converters["path"] = _AnyPath
     app.url_map.merge_slashes = False  # werkzeug would redirect
@@ -76,20 +89,20 @@ def create_app(
             endpoint=route.endpoint,
             view_func=views[route.endpoint],
             methods=[route.method],
-            # Flask would answer for the paths of which the table has an answer.
+            # The table has its own OPTIONS routes for these paths.
             provide_automatic_options=False if route.endpoint.startswith("stow.") else None,
         )
     correlate(app, metrics)
     guard.install(app, authenticator, scopes, cors_origins, own_hosts)
     audit.install(app)
 
-    app.wsgi_app = _OwnPath(app.wsgi_app, public_url)  # type: ignore[method-assign]
+    app.wsgi_app = _NormalizedPath(app.wsgi_app, public_url)  # type: ignore[method-assign]
     if cors_origins:
         app.wsgi_app = Cors(  # type: ignore[method-assign]
             app.wsgi_app, cors_origins, cors_headers
         )
     if not isinstance(trusted_proxies, int):
-        app.wsgi_app = KnownProxies(app.wsgi_app, trusted_proxies)  # type: ignore[method-assign]
+        app.wsgi_app = TrustedProxies(app.wsgi_app, trusted_proxies)  # type: ignore[method-assign]
     elif trusted_proxies:
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
             app.wsgi_app, x_for=trusted_proxies, x_proto=0, x_host=0
@@ -99,24 +112,24 @@ def create_app(
 
 class _App(Flask):
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """By the path alone: werkzeug refuses a Host that is no name, which is nothing to us."""
+        """Route by the path alone, as werkzeug would reject a Host that is not a valid name."""
         if request is None:
             return None
         return self.url_map.bind("", default_method=request.method, path_info=request.path)
 
     def log_exception(self, exc_info: Any) -> None:
-        """Of an error that nobody foresaw, without its text."""
+        """Log an unexpected error without its text, which may have patient data."""
         error = exc_info[1]
         _log.error("request failed", error=type(error).__name__, place=where(error))
 
 
 class _AnyPath(PathConverter):
-    """Also takes a line feed, so that an id with one is refused in words and not just not found."""
+    """Matches a line feed too, so that an id with one gets an error text, not 404."""
 
     regex = r"[^/][\s\S]*?"
 
 
-class _OwnPath:
+class _NormalizedPath:
     def __init__(self, app: WsgiApp, public_url: str | None) -> None:
         self._app = app
         self._public_url = public_url

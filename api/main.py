@@ -1,4 +1,4 @@
-"""The composition root of the API: the one place that knows which parts it is made of."""
+"""The composition root of the API, which creates and connects all its parts."""
 
 from datetime import timedelta
 
@@ -24,23 +24,24 @@ from shared.runtime.backends import Backends
 from shared.runtime.metrics import ApiMetrics
 from shared.runtime.threads import started_pool
 
-# They wait for the broker, whose deadline bounds how long.
-_ANNOUNCERS = 4
+# These threads wait for the broker, which has a deadline.
+_ANNOUNCE_THREADS = 4
 
-# What they have in hand is in memory, so there are no more than keep a store busy.
-_PUTTERS = 8
+# Each thread holds data in memory, so there are just enough to keep a store busy.
+_PUT_THREADS = 8
 
-# With a sender that stalls, while others wait for its slot.
+# How long a sender may stall while others wait for its slot.
 _PATIENCE_SECONDS = 5.0
 
 
 def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegistry) -> Flask:
+    """Create the application, with its `Admission` under `EXTENSION` for the server."""
     metrics = ApiMetrics(registry)
     records = Records(backends.state)
     payload_ids = PayloadIds(settings.state_bucket)
     uploads = Uploads(
         backends.instances,
-        started_pool(_PUTTERS, "put"),
+        started_pool(_PUT_THREADS, "put"),
         settings.spool,
         Limits(
             part_bytes=settings.max_part_bytes,
@@ -51,7 +52,9 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
             structure=settings.structure_limits,
         ),
     )
-    announcers = None if settings.broker == "memory" else started_pool(_ANNOUNCERS, "announce")
+    announcers = (
+        None if settings.broker == "memory" else started_pool(_ANNOUNCE_THREADS, "announce")
+    )
     confirmations = Confirmations(backends.sweep_cursor.confirm)
     confirmations.start()
     vaes = VaeRegistry(backends.state)

@@ -15,9 +15,14 @@ from api.routes import ROUTES, STORE_PATHS, Scope, template
 def openapi_document(
     public_url: str | None, scheme: str, scopes: Mapping[str, Scope | None]
 ) -> bytes:
-    """`scheme` is that of the Authorization header, and empty without authentication; `scopes` are
-    by endpoint."""
-    # Anchors become copies, which are changed below one by one.
+    """Render the document as JSON.
+
+    Args:
+        public_url: The URL of the server; None for a relative one.
+        scheme: The scheme of the Authorization header; empty without authentication.
+        scopes: The scope by endpoint; None for a public one.
+    """
+    # The round trip turns shared YAML anchors into copies, which are changed separately below.
     document = yaml.safe_load(files("api").joinpath("openapi.yaml").read_text("utf-8"))
     document = orjson.loads(orjson.dumps(document))
     document["info"]["version"] = version("stowgate")
@@ -38,14 +43,14 @@ def openapi_document(
 
 
 def _guard(operation: dict[str, Any], scheme: str, scope: Scope) -> None:
-    """Add the scope (RFC 7617, RFC 6750), and the answers that every such operation has."""
-    answers = {"500": "InternalServerError", "503": "Unavailable"}
+    """Add the scope (RFC 7617, RFC 6750) and the responses of every operation with a scope."""
+    responses = {"500": "InternalServerError", "503": "Unavailable"}
     if scheme:
         operation["security"] = [{scheme: [scope]}]
-        answers |= {"401": "Unauthorized", "403": "Forbidden", "429": "TooBusy"}
+        responses |= {"401": "Unauthorized", "403": "Forbidden", "429": "TooBusy"}
     else:
-        answers["421"] = "MisdirectedRequest"
+        responses["421"] = "MisdirectedRequest"
         if scope is Scope.ADMIN:
-            answers["403"] = "Forbidden"
-    for status, name in answers.items():
+            responses["403"] = "Forbidden"
+    for status, name in responses.items():
         operation["responses"].setdefault(status, {"$ref": f"#/components/responses/{name}"})

@@ -10,7 +10,7 @@ from flask import jsonify, request
 from flask.typing import ResponseReturnValue
 from marshmallow import Schema, fields
 
-from api.http.problems import BadRequest, Conflict, NoSuchThing
+from api.http.problems import BadRequest, Conflict, NotFound
 from shared.errors import Transient, VersionConflict
 from shared.events import InstancesStored
 from shared.ids import is_guid
@@ -52,7 +52,7 @@ def payload_views(
     def find(payload_id: str) -> HeldRecord:
         held = records.find(payload_id.lower()) if is_guid(payload_id) else None
         if held is None:
-            raise NoSuchThing(
+            raise NotFound(
                 "there is no payload of that id: either the id is mistyped, or the upload was "
                 "never acknowledged"
             )

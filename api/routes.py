@@ -1,7 +1,7 @@
-"""The table of everything that the API serves.
+"""The table of all routes of the API.
 
-From it come the routing, the scopes, the audit trail, the OpenAPI document, the paths that a
-public URL cannot have, and what the server takes for an upload.
+It defines the routing, the scopes, the audit trail, the OpenAPI document, the paths that a public
+URL cannot have, and which requests the server treats as uploads.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Scope(StrEnum):
-    """What a caller may do."""
+    """A permission of a caller."""
 
     STORE = "store"
     READ = "read"
@@ -18,8 +18,11 @@ class Scope(StrEnum):
 
 
 class Route(NamedTuple):
-    """`path` is a rule of werkzeug. `scope` is None for everybody. `act` is what the audit trail
-    calls a request to it; None for one that changes nothing."""
+    """One route.
+
+    `path` is a rule of werkzeug. `scope` is None for a public route. `act` is the name in the audit
+    trail, and None for a request that changes nothing.
+    """
 
     method: str
     path: str
@@ -58,7 +61,7 @@ ROUTES = (
 )
 
 RESERVED = frozenset(route.path.split("/")[1] for route in ROUTES)
-"""First steps of paths that are served."""
+"""The first segments of all paths."""
 
 SCOPES = {route.endpoint: route.scope for route in ROUTES}
 
@@ -66,10 +69,10 @@ ACTS = {route.endpoint: route.act for route in ROUTES if route.act}
 
 
 def template(rule: str) -> str:
-    """A path as OpenAPI writes it, from a rule of werkzeug."""
+    """Convert a rule of werkzeug to a path of OpenAPI."""
     return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
 
 
 def is_store(method: str, path: str) -> bool:
-    """Whether a request is an upload, by its path as it is routed (`api/http/paths.py`)."""
+    """Check whether a request is an upload, by its normalized path (`api/http/paths.py`)."""
     return method == "POST" and path.startswith(f"{STORE_SERVICE}/")

@@ -1,4 +1,4 @@
-"""An issuer of tokens as Stowgate meets one: keys, tokens, and a JWK Set over HTTP."""
+"""An issuer of tokens: keys, tokens, and a JWK Set over HTTP."""
 
 import json
 import threading
@@ -32,7 +32,7 @@ class Key:
         return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
     def token(self, *, algorithm: str = "RS256", signed_with: Any = ..., **claims: Any) -> str:
-        """A good token, but for what is given; a claim of None is left out."""
+        """Return a valid token, changed by the arguments; a claim of None is left out."""
         now = int(time.time())
         good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "modality-1", "iat": now, "exp": now + 600}
         payload = {name: value for name, value in {**good, **claims}.items() if value is not None}
@@ -41,7 +41,7 @@ class Key:
 
 
 class Issuer:
-    """A JWK Set on a loopback port; its `keys` may change, and it may be told to hang or fail."""
+    """Serves a JWK Set on loopback. Tests change its keys, or let it hang or fail."""
 
     def __init__(self, *keys: Key) -> None:
         self.keys = list(keys)
@@ -68,13 +68,13 @@ class Issuer:
 
         class Quiet(ThreadingHTTPServer):
             def handle_error(self, *_: Any) -> None:
-                """Of one that hung up while this one hung."""
+                """Ignore a client that disconnected while the issuer hung."""
 
         self.server = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/jwks"
 
     def close(self) -> None:
-        """From here on the port refuses connections."""
+        """Stop serving; the port then refuses connections."""
         self.goes_on.set()
         self.server.shutdown()
         self.server.server_close()

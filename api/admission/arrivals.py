@@ -1,4 +1,4 @@
-"""What the kernel knows of a sender (Linux, tcp(7)): whether anything comes."""
+"""Receive statistics of a TCP connection, from the kernel (Linux, tcp(7))."""
 
 import socket
 import struct
@@ -10,14 +10,14 @@ _BYTES_RECEIVED = struct.Struct("=128xQ")
 
 
 class Arrivals(NamedTuple):
-    """Of a connection: since when nothing came, and how much has come in all."""
+    """The time since a connection last received data, and the bytes that it received in total."""
 
     silent_seconds: float
     received_bytes: int
 
 
 def arrivals(sock: socket.socket) -> Arrivals | None:
-    """None where the system does not tell, or the connection is gone."""
+    """Read the statistics; None where the system has none, or the connection is closed."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
         (silent_milliseconds,) = _LAST_DATA_RECEIVED.unpack_from(info)

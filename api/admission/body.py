@@ -1,4 +1,4 @@
-"""The body of one request, as a stream that knows whether it is whole, and in time."""
+"""The body of one request, with its limits of size and time."""
 
 import socket
 import time
@@ -11,30 +11,37 @@ from api.admission.arrivals import arrivals
 from api.admission.watchdog import Receiving, Watchdog
 from api.http.problems import BadRequest, SenderTooSlow, TooLarge
 
-# Less is next to nothing: an instance of half a megabyte would take two minutes.
-_LEAST_BYTES_PER_SECOND = 4096
+# A slower sender counts as stalled: it would need two minutes for an instance of half a megabyte.
+_MIN_BYTES_PER_SECOND = 4096
 
 
 class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-class _Awaited(NamedTuple):
-    """A piece that the sender was asked for: when, and how much had come by then."""
+class _PendingRead(NamedTuple):
+    """A read that is under way, and the state of the connection when it began."""
 
     since: float
     received_bytes: int
 
 
 class RequestBody:
-    """Reads at most `limit_bytes` of `stream`.
+    """Reads a request body, and ends the upload of a sender that is too slow.
 
-    `content_length` is None for a chunked body (RFC 9112 7.1), whose end the server tells.
-    A sender that sends nothing for `idle_seconds`, less than a piece in four times that, or that is
-    not through by `end`, by the monotonic clock, is cut off.
+    Args:
+        stream: The body as the server provides it.
+        content_length: In bytes; None for a chunked body (RFC 9112 7.1).
+        limit_bytes: The maximum size of the body.
+        sock: The connection; None where the server does not provide it.
+        idle_seconds: The maximum time without data. A complete `read` may take four times as long.
+        end: The deadline for the complete body, by the monotonic clock.
+        watchdog: Enforces the deadlines.
 
-    Raises `BadRequest` when the body ends early or its chunks are malformed, `TooLarge` beyond
-    the limit, and `SenderTooSlow`.
+    Raises:
+        BadRequest: The body is truncated, or a chunk is malformed.
+        TooLarge: The body exceeds the limit.
+        SenderTooSlow: The sender missed a deadline.
     """
 
     def __init__(
@@ -52,13 +59,13 @@ class RequestBody:
         self._content_length = content_length
         self._limit_bytes = limit_bytes
         self._sock = sock
-        self._piece_seconds = 4 * idle_seconds
+        self._read_seconds = 4 * idle_seconds
         self._end = end
         self._watchdog = watchdog
         self._ended = False
         self._cut = False
         self.received_bytes = 0
-        self._awaited: _Awaited | None = None
+        self._pending: _PendingRead | None = None
         self._receiving: Receiving | None = None
         if sock is not None:
             self._receiving = Receiving(sock)
@@ -74,7 +81,7 @@ class RequestBody:
         max_seconds: float,
         watchdog: Watchdog,
     ) -> "RequestBody":
-        """The body of `request`, whose time begins when its head was complete."""
+        """Return the body of `request`. Its time begins when the head is complete."""
         chunked = "chunked" in request.headers.get("Transfer-Encoding", "").lower()
         return cls(
             request.environ["wsgi.input"],
@@ -91,15 +98,15 @@ class RequestBody:
         return self._content_length is None
 
     @property
-    def is_through(self) -> bool:
-        """Whether nothing of the body is still to come."""
+    def is_complete(self) -> bool:
+        """Whether the complete body was read."""
         return self._ended or self.received_bytes == self._content_length
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, b"" at the end of a body that is whole."""
+        """Read up to `size` bytes; b"" at the end of a complete body."""
         if max(self._content_length or 0, self.received_bytes) > self._limit_bytes:
-            raise TooLarge(f"the body is over the limit of {self._limit_bytes} bytes")
-        # One more than may come, so that a body in chunks is refused as soon as it is too large.
+            raise TooLarge(f"the request body exceeds the limit of {self._limit_bytes} bytes")
+        # One byte more than the limit, so that a chunked body fails as soon as it exceeds it.
         return self._receive(min(size, self._limit_bytes + 1 - self.received_bytes))
 
     def _receive(self, size: int) -> bytes:
@@ -108,9 +115,9 @@ class RequestBody:
         if size == 0:
             return b""
         now = time.monotonic()
-        came = arrivals(self._sock) if self._sock is not None else None
-        self._awaited = _Awaited(now, came.received_bytes) if came else None
-        self._watchdog.watch(self, min(self._end, now + self._piece_seconds))
+        state = arrivals(self._sock) if self._sock is not None else None
+        self._pending = _PendingRead(now, state.received_bytes) if state else None
+        self._watchdog.watch(self, min(self._end, now + self._read_seconds))
         try:
             data = self._stream.read(size)
         except TimeoutError as error:
@@ -119,43 +126,46 @@ class RequestBody:
             if self._cut:
                 raise self._too_slow(size) from error
             raise BadRequest(
-                f"the body is truncated, or its chunks are malformed, {self._place(size)}; send it "
-                "again"
+                f"the request body is truncated, or a chunk is malformed, {self._place(size)}; "
+                "send it again"
             ) from error
         finally:
             self._watchdog.stop(self)
-            self._awaited = None
+            self._pending = None
         if self._cut:
             raise self._too_slow(size)
         if not data and self._content_length is not None:
             raise BadRequest(
-                f"the body is truncated: {self.received_bytes} of {self._content_length} bytes "
-                "arrived before the connection ended; send it again"
+                f"the request body is truncated: {self.received_bytes} of {self._content_length} "
+                "bytes arrived before the connection ended; send it again"
             )
         self._ended = not data
         self.received_bytes += len(data)
         return data
 
     def _too_slow(self, size: int) -> SenderTooSlow:
-        return SenderTooSlow(f"the body came too slowly {self._place(size)}; send it again")
+        return SenderTooSlow(f"the request body timed out {self._place(size)}; send it again")
 
     def _place(self, size: int) -> str:
-        """Of a piece that did not come whole it is not known how much did."""
-        return f"between its bytes {self.received_bytes} and {self.received_bytes + size}"
+        """A failed read does not report how many bytes it received."""
+        return f"between bytes {self.received_bytes} and {self.received_bytes + size}"
 
     def stalled_seconds(self) -> float:
-        """For how long nothing came of the piece that is awaited, or next to nothing; for another
-        thread. 0 where that cannot be told."""
-        awaited, came = self._awaited, arrivals(self._sock) if self._sock is not None else None
-        if awaited is None or came is None:
+        """Return how long the current read has received nothing, or hardly anything.
+
+        0 where that is unknown. Other threads may call this.
+        """
+        pending = self._pending
+        state = arrivals(self._sock) if self._sock is not None else None
+        if pending is None or state is None:
             return 0.0
-        waited = time.monotonic() - awaited.since
-        if came.received_bytes - awaited.received_bytes < waited * _LEAST_BYTES_PER_SECOND:
+        waited = time.monotonic() - pending.since
+        if state.received_bytes - pending.received_bytes < waited * _MIN_BYTES_PER_SECOND:
             return waited
-        return min(waited, came.silent_seconds)
+        return min(waited, state.silent_seconds)
 
     def cut(self) -> None:
-        """End a read that is under way; for another thread."""
+        """Abort the current read. Other threads may call this."""
         if self._receiving is not None:
             self._cut = True
             self._receiving.cut()

@@ -1,4 +1,4 @@
-"""How many uploads are received at a time, and which one gives way."""
+"""The limit of concurrent uploads, and which upload is aborted for a new one."""
 
 import threading
 from collections.abc import Hashable, Iterator
@@ -11,66 +11,74 @@ from api.admission.watchdog import Watchdog
 from api.http.problems import TooBusy
 
 if TYPE_CHECKING:
-    # The server is imported before prometheus_client may be.
+    # The server imports this module before prometheus_client may be imported.
     from shared.runtime.metrics import ApiMetrics
 
 EXTENSION = "stowgate-admission"
-"""Where the Flask application has its `Admission`, for the server, among its `extensions`."""
+"""The key of the `Admission` in the `extensions` of the Flask application, for the server."""
 
 
 class Receiving(Protocol):
-    """An upload, as far as it has to do with the others."""
+    """An upload that may be aborted. Other threads call its methods."""
 
     def stalled_seconds(self) -> float:
-        """For how long its sender has kept it waiting; for another thread."""
+        """Return how long the sender has stalled."""
 
     def cut(self) -> None:
-        """End it with 408; for another thread."""
+        """Abort the upload with 408."""
 
 
 class UploadLimiter:
-    """For `most` uploads at a time, each known by its connection. Safe between threads.
+    """Limits concurrent uploads, each identified by its connection. Thread-safe.
 
-    The server takes a slot for an upload before it gives it a thread, and gives it back when that
-    is done; until one is free the upload waits without a thread (`api/server/worker.py`).
+    The server acquires a slot for an upload before it assigns a thread, and releases the slot when
+    the request is done. Until a slot is free, the upload waits without a thread
+    (`api/server/worker.py`).
 
-    When all slots are taken, the upload whose sender has stalled for the longest gives way, if that
-    is for longer than `patience_seconds`. So senders that stall keep nobody out for long, while
-    there is room they have the time that they need, and one that is only slow never gives way.
+    When all slots are in use, the upload that has stalled longest is aborted for a new one. So
+    stalled senders cannot block others, and a sender that is only slow is never aborted.
+
+    Args:
+        max_uploads: The number of slots.
+        patience_seconds: How long an upload may stall before it is aborted for another one.
+        metrics: Count the uploads that wait or are received.
     """
 
-    def __init__(self, most: int, *, patience_seconds: float, metrics: "ApiMetrics") -> None:
-        self._most = most
+    def __init__(self, max_uploads: int, *, patience_seconds: float, metrics: "ApiMetrics") -> None:
+        self._max_uploads = max_uploads
         self._patience_seconds = patience_seconds
         self._metrics = metrics
         self._lock = threading.Lock()
-        # None before the body of the upload is read, and behind it.
+        # None before and after the upload's body is read.
         self._uploads: dict[Hashable, Receiving | None] = {}
 
     def acquire(self, connection: Hashable) -> bool:
-        """Whether it has a slot now. It never waits."""
+        """Try to acquire a slot, without waiting."""
         with self._lock:
-            if len(self._uploads) >= self._most and not self._one_gave_way():
+            if len(self._uploads) >= self._max_uploads and not self._abort_one():
                 return False
             self._uploads[connection] = None
             return True
 
     def release(self, connection: Hashable) -> None:
-        """Nothing happens where it has no slot, or none any more."""
+        """Release the slot of `connection`, if it has one."""
         with self._lock:
             self._uploads.pop(connection, None)
 
     def waiting(self, count: int) -> None:
-        """So many uploads wait for a slot now."""
+        """Report the number of uploads that wait for a slot."""
         self._metrics.uploads_waiting.set(count)
 
     @contextmanager
     def receiving(self, connection: Hashable, upload: Receiving) -> Iterator[None]:
-        """From now on `upload` may have to give way. Raises `TooBusy` without a slot."""
+        """Let `upload` be aborted for others while it is received.
+
+        Raises:
+            TooBusy: The connection has no slot.
+        """
         if not self._set(connection, upload):
             raise TooBusy(
-                "the uploads in progress are as many as are taken at a time "
-                f"({self._most}); send it again later"
+                f"too many concurrent uploads (limit: {self._max_uploads}); send it again later"
             )
         try:
             with self._metrics.uploads.track_inprogress():
@@ -85,8 +93,8 @@ class UploadLimiter:
                 self._uploads[connection] = upload
             return has_slot
 
-    def _one_gave_way(self) -> bool:
-        """Its thread ends in a moment; its slot is free at once."""
+    def _abort_one(self) -> bool:
+        """Frees the slot at once; the thread ends a moment later."""
         stalled = [
             (upload.stalled_seconds(), connection, upload)
             for connection, upload in self._uploads.items()
@@ -102,7 +110,7 @@ class UploadLimiter:
 
 @dataclass(frozen=True)
 class Admission:
-    """What the server and the application share."""
+    """The limits that the server and the application share."""
 
     limiter: UploadLimiter
     watchdog: Watchdog

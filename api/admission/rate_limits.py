@@ -1,4 +1,4 @@
-"""How often somebody may do something: a token bucket for each."""
+"""Rate limits by token bucket."""
 
 import threading
 import time
@@ -16,28 +16,35 @@ class _Bucket:
     filled_at: float
 
 
-class Rates:
-    """Counts for up to `most_names` names, each with a bucket of its own. Safe between threads.
+class RateLimiter:
+    """Keeps a token bucket for each name. Thread-safe.
 
-    A bucket holds what a minute allows, so that much may come at once, and fills evenly. Of more
-    names the one that was not seen for the longest is forgotten, and has a full bucket again.
+    A bucket holds the requests of one minute, which may come in one burst, and refills evenly.
+
+    Args:
+        max_names: Beyond this number, the name that was not seen for longest is forgotten.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
-        self, most_names: int = 10_000, clock: Callable[[], float] = time.monotonic
+        self, max_names: int = 10_000, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._most_names = most_names
+        self._max_names = max_names
         self._clock = clock
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
         self._lock = threading.Lock()
 
     def take(self, name: str, per_minute: int) -> float:
-        """Count one for `name`. Returns 0, or without counting it the seconds until it may be."""
+        """Count one request of `name`.
+
+        Returns:
+            0, or if the rate limit is exceeded, the seconds until the next request is allowed.
+        """
         with self._lock:
             now = self._clock()
             bucket = self._buckets.setdefault(name, _Bucket(per_minute, now))
             self._buckets.move_to_end(name)
-            if len(self._buckets) > self._most_names:
+            if len(self._buckets) > self._max_names:
                 self._buckets.popitem(last=False)
             gained = (now - bucket.filled_at) * per_minute / 60
             bucket.tokens = min(per_minute, bucket.tokens + gained)
@@ -49,8 +56,11 @@ class Rates:
 
 
 def sender_of(address: str | None) -> str:
-    """Whom a rate counts for: an IPv4 address, or the /64 of an IPv6 one, all of which one host
-    may use (RFC 4291 2.5.4)."""
+    """Return the name under which a rate limit counts a client address.
+
+    That is an IPv4 address, or the /64 network of an IPv6 address, as one host may use all
+    addresses of it (RFC 4291 2.5.4); empty for an address that is not valid.
+    """
     ip = address_of(address)
     if ip is None:
         return ""

@@ -1,4 +1,4 @@
-"""An end to what takes too long, told from a thread of its own."""
+"""Ends reads that exceed their deadline."""
 
 import socket
 import threading
@@ -12,12 +12,12 @@ class Cuttable(Protocol):
 
 
 class Receiving:
-    """What comes on `sock`, for the watchdog.
+    """The receiving side of a connection, which the watchdog can shut down.
 
-    Whoever reads from it is woken with an end, and can still send an answer. A read that goes on
-    for `grace_seconds` all the same ends with the connection: OpenSSL returns from none while a
-    peer sends what is no data, such as key updates (RFC 8446 4.6.3), and the kernel takes that
-    until both directions are shut.
+    The read then ends, and the response can still be sent. If the read has not ended after
+    `grace_seconds`, both directions are shut down: OpenSSL does not return from a read while the
+    peer sends records without data, such as key updates (RFC 8446 4.6.3), and the kernel accepts
+    these until then.
     """
 
     def __init__(self, sock: socket.socket, grace_seconds: float = 2.0) -> None:
@@ -30,16 +30,16 @@ class Receiving:
         if self._hang_up_at is None:
             self._hang_up_at = now + self._grace_seconds
         how = socket.SHUT_RDWR if now >= self._hang_up_at else socket.SHUT_RD
-        # Not by `SSLSocket.shutdown`, behind which all that is sent goes out unencrypted.
+        # After `SSLSocket.shutdown` the response would be sent unencrypted.
         with suppress(OSError):
             socket.socket.shutdown(self._sock, how)
 
 
 class Watchdog:
-    """Ends reads that take too long, of any number of senders, from a thread of its own.
+    """Ends reads that exceed their deadline, in a background thread.
 
-    A socket's time-out starts anew with every byte, so it does not end a sender that trickles.
-    `cut` is called again and again, until `stop`.
+    A socket's timeout restarts with every byte, so it does not end a sender that trickles. The
+    watchdog calls `cut` repeatedly until `stop`.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Watchdog:
         self._running = False
 
     def watch(self, sender: Cuttable, end: float) -> None:
-        """`sender` is to be through before `end`, by the monotonic clock."""
+        """Cut `sender` unless `stop` is called before `end`, by the monotonic clock."""
         with self._lock:
             if not self._running:
                 threading.Thread(target=self._run, name="watchdog", daemon=True).start()
@@ -56,6 +56,7 @@ class Watchdog:
             self._ends[sender] = end
 
     def stop(self, sender: Cuttable) -> None:
+        """Stop watching `sender`."""
         with self._lock:
             self._ends.pop(sender, None)
 

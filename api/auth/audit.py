@@ -1,8 +1,8 @@
-"""The audit trail: one line for each upload, each act of administration, and each refusal to enter.
+"""The audit trail: one log line for each upload, administrative act and denied request.
 
-It says who, from where, what was done to which payload or Virtual Application Entity, and what came
-of it. Only what a grammar of ours let through is named, so that no line can be forged or can hold
-data of a patient.
+A line has the caller, its address, the act, its payload or Virtual Application Entity, and the
+outcome. It contains validated ids only, so that nobody can forge a line and no line has patient
+data.
 """
 
 from http import HTTPStatus
@@ -18,31 +18,31 @@ _log = structlog.get_logger("audit")
 
 
 def about(**subject: str | int | None) -> None:
-    """Add to the line of this request what its act is about: validated ids, and numbers."""
+    """Add validated ids, or numbers, to the audit line of this request."""
     g.audited = {**g.get("audited", {}), **subject}
 
 
 def install(app: Flask) -> None:
-    """Log a line behind the answer of each request that is an act, or that may not enter."""
+    """Log each request that is an act, or whose access was denied, after its response."""
 
     @app.after_request
     def write(response: Response) -> Response:
         act = None if request.method == "OPTIONS" else ACTS.get(request.endpoint or "")
-        if act or "kept_out" in g:
+        if act or "access_denied" in g:
             caller = g.get("caller")
             _log.info(
                 act or "read",
                 outcome="done" if response.status_code < HTTPStatus.BAD_REQUEST else "refused",
                 status=response.status_code,
                 caller=caller.name if caller else None,
-                # A proxy may have passed anything on.
+                # A proxy may forward any text as the address.
                 address=str(address_of(request.remote_addr) or "unknown"),
-                **_named_in_the_url() | g.get("audited", {}),
+                **_ids_in_url() | g.get("audited", {}),
             )
         return response
 
 
-def _named_in_the_url() -> dict[str, str]:
+def _ids_in_url() -> dict[str, str]:
     named, found = request.view_args or {}, {}
     if is_guid(named.get("payload_id", "")):
         found["payload_id"] = named["payload_id"].lower()

@@ -1,21 +1,25 @@
-"""The authenticator that the settings ask for."""
+"""Creation of the authenticator that `STOWGATE_AUTH` names."""
 
 from pathlib import Path
 
 from api.auth.basic import BasicUsers, parse_users
 from api.auth.bearer import BearerTokens, TokenRules
-from api.auth.guard import Anyone, Authenticator
+from api.auth.guard import Authenticator, NoAuthentication
 from api.auth.issuer_keys import FetchedKeys, FileKeys, IssuerKeys, parse_keys
 from api.auth.watched_file import WatchedFile
 from api.settings import ApiSettings
 
 
 def authenticator(settings: ApiSettings) -> Authenticator:
-    """Raises `BadSetting` where a file that it needs is unusable; an issuer is asked later."""
-    most_waiting, uploads = settings.max_waiting_to_enter, settings.concurrent_uploads
+    """Create the authenticator. The keys of an issuer are fetched later.
+
+    Raises:
+        BadSetting: A file that the settings name is not usable.
+    """
+    max_waiting, uploads = settings.max_waiting_to_enter, settings.concurrent_uploads
     if settings.auth == "basic":
         users = WatchedFile(Path(settings.users or ""), parse_users, "STOWGATE_USERS")
-        return BasicUsers(users, most_waiting, most_joining=uploads)
+        return BasicUsers(users, max_waiting, max_joining=uploads)
     if settings.auth == "jwt":
         rules = TokenRules(
             issuer=settings.jwt_issuer or "",
@@ -24,11 +28,11 @@ def authenticator(settings: ApiSettings) -> Authenticator:
             leeway_seconds=settings.jwt_leeway_seconds,
             vaes_claim=settings.jwt_vaes_claim,
         )
-        return BearerTokens(_keys(settings.jwt_keys or "", most_waiting + uploads), rules)
-    return Anyone()
+        return BearerTokens(_keys(settings.jwt_keys or "", max_waiting + uploads), rules)
+    return NoAuthentication()
 
 
-def _keys(source: str, most_waiting: int) -> IssuerKeys:
+def _keys(source: str, max_waiting: int) -> IssuerKeys:
     if source.startswith(("http://", "https://")):
-        return FetchedKeys(source, most_waiting)
+        return FetchedKeys(source, max_waiting)
     return FileKeys(WatchedFile(Path(source), parse_keys, "STOWGATE_JWT_KEYS"))

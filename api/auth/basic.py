@@ -1,4 +1,4 @@
-"""User names and passwords (HTTP Basic, RFC 7617), from a file with a line for each user."""
+"""HTTP Basic authentication (RFC 7617) with a file of users."""
 
 import hashlib
 import hmac
@@ -23,20 +23,20 @@ from api.routes import Scope
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# 32 MiB and a few tenths of a second for each password that is tried. There is one method, so
-# that every user, also one that does not exist, costs the same.
+# Each attempt takes 32 MiB and some tenths of a second. All users have the same method, so that the
+# time does not reveal whether a user exists.
 _METHOD = "scrypt:32768:8:3"
-_AT_ONCE = 2
-_OWN_AT_ONCE = 1
-_NOBODY = f"{_METHOD}${'0' * 16}${'0' * 128}"
+_MAX_HASHES = 2
+_MAX_RESERVED_HASHES = 1
+_UNKNOWN_USER_HASH = f"{_METHOD}${'0' * 16}${'0' * 128}"
 
-_REMEMBERED = 1024
-_REMEMBERED_SECONDS = 3600.0
-_SENDERS_KNOWN = 10_000
+_MAX_VERIFIED = 1024
+_VERIFIED_SECONDS = 3600.0
+_MAX_KNOWN_SENDERS = 10_000
 
 _CHALLENGE = {"WWW-Authenticate": f'Basic realm="{REALM}", charset="UTF-8"'}
 
-_TOO_MANY = "too many passwords are being checked; send it again later"
+_TOO_MANY = "too many concurrent password checks; send it again later"
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
 _LINE = re.compile(
@@ -49,77 +49,84 @@ LINE_RULE = "name:scopes:hash[:bindings], as `stowgate user` prints it"
 
 @dataclass(frozen=True)
 class User:
+    """A line of the users file."""
+
     caller: Caller
     password_hash: str = field(repr=False)
 
 
 def check_user(name: str, vaes: Iterable[str]) -> None:
-    """Raises `Malformed` for a name or a binding that is none."""
+    """Check a user name and its bindings. Raises `Malformed`."""
     if not re.fullmatch(_NAME, name):
         raise Malformed(
-            f"{name!r} is no user name: one is 1 to 64 of A-Z a-z 0-9 . _ @ - and begins with a "
-            "letter or digit"
+            f"{name!r} is not a valid user name: use 1 to 64 of A-Z a-z 0-9 . _ @ -, beginning "
+            "with a letter or digit"
         )
     for binding in vaes:
         if not is_binding(binding):
-            raise Malformed(f"{binding!r} is no binding: {BINDING_RULE}")
+            raise Malformed(f"{binding!r} is not a valid binding: {BINDING_RULE}")
 
 
 def user_line(name: str, scopes: Iterable[Scope], password: str, vaes: Iterable[str] = ()) -> str:
-    """The line of a user that `check_user` has let pass."""
+    """Return the line of a user that `check_user` has validated."""
     fields = [name, ",".join(scopes), generate_password_hash(password, _METHOD), ",".join(vaes)]
     return ":".join(filter(None, fields))
 
 
 def parse_users(text: str) -> Mapping[str, User]:
-    """By name. Empty lines and those that begin with # say nothing. Raises `Malformed`."""
+    """Parse the users by name. Skips empty lines and comments (#). Raises `Malformed`."""
     users: dict[str, User] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         found = _LINE.fullmatch(line.strip())
         if not found:
-            raise Malformed(f"its line {number} is not {LINE_RULE}")
+            raise Malformed(f"line {number} is not {LINE_RULE}")
         scopes = found["scopes"].split(",")
         if not set(scopes) <= set(Scope):
-            raise Malformed(f"its line {number} has a scope other than {', '.join(Scope)}")
+            raise Malformed(f"line {number} has a scope other than {', '.join(Scope)}")
         if found["name"] in users:
-            raise Malformed(f"its line {number} is a second one of the same name")
+            raise Malformed(f"line {number} repeats a user name")
         vaes = frozenset(found["vaes"].split(",")) if found["vaes"] else None
         if not all(map(is_binding, vaes or ())):
-            raise Malformed(f"its line {number} has a binding that is none: {BINDING_RULE}")
+            raise Malformed(f"line {number} has an invalid binding: {BINDING_RULE}")
         caller = Caller(found["name"], frozenset(map(Scope, scopes)), vaes)
         users[caller.name or ""] = User(caller, found["hash"])
     if not users:
-        raise Malformed("it has no user")
+        raise Malformed("the file has no users")
     return users
 
 
 _Sender = tuple[str, str]
-"""An address, and the user name that is given from there."""
+"""An address, and the user name in a request from there."""
 
 
 @dataclass
 class _Check:
-    """One name and password that are being checked, for all requests that give these."""
+    """The check of one user name and password, shared by all requests that have these."""
 
     user: User | None
     is_done: threading.Event = field(default_factory=threading.Event)
     is_right: bool | None = None
-    """None while it is not known, and where there was no place to find out."""
+    """None until the check is done, and if too many checks were waiting."""
 
 
 class BasicUsers:
-    """Callers by user name and password.
+    """Authenticates callers by user name and password.
 
-    A password that was right is remembered, as an HMAC under a key of this object, until it was not
-    used for an hour.
+    A correct password is cached, as an HMAC under a random key, until it is unused for an hour.
 
-    `most_waiting` bounds the passwords that wait for a hash, so that some threads stay free. A
-    third of these places is for senders whose last password was right, one for each at a time: so
-    whoever guesses cannot keep them waiting, unless by their own address and name. Up to
-    `most_joining` requests more wait for a check of the same name and password that is under way:
-    senders come in bursts.
+    A third of `max_waiting` is reserved for known senders, whose last password was correct, with
+    one place each. So password guessing cannot delay a known sender, except from the same address
+    with the same user name.
+
+    Args:
+        users: The users by name.
+        max_waiting: The maximum number of requests that wait for a password hash.
+        max_joining: The maximum number of further requests that wait for a check of the same user
+            name and password, as senders send in bursts.
+        clock: Returns monotonic seconds.
+        check: Compares a password hash with a password.
     """
 
     scheme = "basic"
@@ -127,34 +134,34 @@ class BasicUsers:
     def __init__(
         self,
         users: WatchedFile[Mapping[str, User]],
-        most_waiting: int,
-        most_joining: int,
+        max_waiting: int,
+        max_joining: int,
         clock: Callable[[], float] = time.monotonic,
         check: Callable[[str, str], bool] = check_password_hash,
     ) -> None:
         self._users = users
         self._clock = clock
         self._check = check
-        self._most_own_places = most_waiting // 3
-        self._waiting = threading.BoundedSemaphore(most_waiting - self._most_own_places)
-        self._hashing = threading.BoundedSemaphore(_AT_ONCE)
-        self._own_hashing = threading.BoundedSemaphore(_OWN_AT_ONCE)
+        self._max_reserved = max_waiting // 3
+        self._waiting = threading.BoundedSemaphore(max_waiting - self._max_reserved)
+        self._hashing = threading.BoundedSemaphore(_MAX_HASHES)
+        self._reserved_hashing = threading.BoundedSemaphore(_MAX_RESERVED_HASHES)
         self._key = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._verified: OrderedDict[bytes, tuple[User, float]] = OrderedDict()
         self._known: OrderedDict[_Sender, None] = OrderedDict()
-        self._own_places: set[_Sender] = set()
-        self._joining = threading.BoundedSemaphore(most_joining)
+        self._reserved: set[_Sender] = set()
+        self._joining = threading.BoundedSemaphore(max_joining)
         self._checks: dict[bytes, _Check] = {}
 
     def caller(self, given: Authorization | None, address: str) -> Caller:
         if given is None or given.type != self.scheme:
-            raise Unauthorized("this needs a user name and a password (HTTP Basic)", _CHALLENGE)
+            raise Unauthorized("a user name and a password (HTTP Basic) are required", _CHALLENGE)
         if given.username is None:
             raise Unauthorized(
-                "the user name and the password cannot be read: they must be UTF-8 (RFC 7617), and "
-                "the client may have sent them in another character set, such as Latin-1; a "
-                "password of ASCII characters is the same in all",
+                "the user name and the password are not valid UTF-8 (RFC 7617); the client may "
+                "use another character set, such as Latin-1: change the client, or use a "
+                "password of ASCII characters",
                 _CHALLENGE,
             )
         name, password = given.username or "", given.password or ""
@@ -166,7 +173,7 @@ class BasicUsers:
             return user.caller
         if not self._is_right(mark, user, password, sender) or user is None:
             self._forget(sender)
-            raise Unauthorized("the user name or the password is wrong", _CHALLENGE)
+            raise Unauthorized("wrong user name or password", _CHALLENGE)
         self._remember(mark, user, sender)
         return user.caller
 
@@ -180,17 +187,17 @@ class BasicUsers:
         """Raises `TooBusy`."""
         with self._lock:
             check = self._checks.get(mark)
-            # A line that changed since is another user.
+            # The line in the file may have changed since that check began.
             is_first = check is None or check.user != user
             if check is None or is_first:
                 check = self._checks[mark] = _Check(user)
         if not is_first:
-            return self._joined(check)
+            return self._join(check)
         try:
             with self._turn(sender):
-                # It may have been checked just before this began.
+                # Another check may have finished just before this one began.
                 check.is_right = (user is not None and self._remembers(mark, user)) or self._check(
-                    user.password_hash if user else _NOBODY, password
+                    user.password_hash if user else _UNKNOWN_USER_HASH, password
                 )
         finally:
             with self._lock:
@@ -199,7 +206,7 @@ class BasicUsers:
             check.is_done.set()
         return check.is_right
 
-    def _joined(self, check: _Check) -> bool:
+    def _join(self, check: _Check) -> bool:
         if not self._joining.acquire(blocking=False):
             raise TooBusy(_TOO_MANY)
         try:
@@ -212,13 +219,13 @@ class BasicUsers:
 
     @contextmanager
     def _turn(self, sender: _Sender) -> "Iterator[None]":
-        if self._takes_own_place(sender):
+        if self._reserve(sender):
             try:
-                with self._own_hashing:
+                with self._reserved_hashing:
                     yield
             finally:
                 with self._lock:
-                    self._own_places.remove(sender)
+                    self._reserved.remove(sender)
             return
         if not self._waiting.acquire(blocking=False):
             raise TooBusy(_TOO_MANY)
@@ -228,35 +235,35 @@ class BasicUsers:
         finally:
             self._waiting.release()
 
-    def _takes_own_place(self, sender: _Sender) -> bool:
+    def _reserve(self, sender: _Sender) -> bool:
         with self._lock:
-            has_one = (
+            has_place = (
                 sender in self._known
-                and sender not in self._own_places
-                and len(self._own_places) < self._most_own_places
+                and sender not in self._reserved
+                and len(self._reserved) < self._max_reserved
             )
-            if has_one:
-                self._own_places.add(sender)
-            return has_one
+            if has_place:
+                self._reserved.add(sender)
+            return has_place
 
     def _remembers(self, mark: bytes, user: User) -> bool:
         with self._lock:
             known, until = self._verified.get(mark, (None, 0.0))
-            # A line that changed since is another user.
+            # The line in the file may have changed since.
             return known == user and self._clock() < until
 
     def _remember(self, mark: bytes, user: User, sender: _Sender) -> None:
         with self._lock:
-            self._verified[mark] = (user, self._clock() + _REMEMBERED_SECONDS)
+            self._verified[mark] = (user, self._clock() + _VERIFIED_SECONDS)
             self._verified.move_to_end(mark)
-            if len(self._verified) > _REMEMBERED:
+            if len(self._verified) > _MAX_VERIFIED:
                 self._verified.popitem(last=False)
             self._known[sender] = None
             self._known.move_to_end(sender)
-            if len(self._known) > _SENDERS_KNOWN:
+            if len(self._known) > _MAX_KNOWN_SENDERS:
                 self._known.popitem(last=False)
 
     def _forget(self, sender: _Sender) -> None:
-        """Who guesses in the place of a sender that is known is one that is not."""
+        """A wrong password removes the sender from the known ones, as it may be a guess."""
         with self._lock:
             self._known.pop(sender, None)

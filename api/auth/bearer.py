@@ -1,4 +1,4 @@
-"""Tokens (RFC 6750) that an issuer signed: JSON Web Tokens (RFC 7519), verified by PyJWT."""
+"""Bearer authentication (RFC 6750) with signed JSON Web Tokens (RFC 7519)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from api.http.problems import Unauthorized
 from api.routes import Scope
 
 SCOPE_PREFIX = "stowgate:"
-"""Is in front of a scope in a token, since an `admin` of some other service is none of this one."""
+"""The prefix of a scope in a token, so that the `admin` of another service gets no access."""
 
 _SCOPE_CLAIMS = ("scope", "scp", "roles")
 _REQUIRED = ["exp", "iss", "aud", "sub"]
-_NAME_CHARACTERS = 255
+_MAX_NAME_CHARACTERS = 255
 
-# The first that fits; the fixed words go to the sender, as PyJWT's may repeat the token's.
+# The first match counts. PyJWT's own messages may repeat the content of the token.
 _WORDS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
     (jwt.ExpiredSignatureError, "it has expired"),
     (jwt.ImmatureSignatureError, "it is not valid yet"),
     (jwt.InvalidAudienceError, "it is for another audience"),
     (jwt.InvalidIssuerError, "it is from another issuer"),
     (jwt.InvalidAlgorithmError, "it is signed with an algorithm that is not accepted"),
-    (jwt.InvalidSignatureError, "its signature does not fit"),
+    (jwt.InvalidSignatureError, "its signature is not valid"),
     (jwt.MissingRequiredClaimError, f"it lacks one of the claims {', '.join(_REQUIRED)}"),
     (jwt.PyJWTError, "it is malformed"),
 )
@@ -34,7 +34,7 @@ _WORDS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
 
 @dataclass(frozen=True)
 class TokenRules:
-    """What a token must be; `vaes_claim` names the claim with the bindings of its caller."""
+    """The requirements for a token; `vaes_claim` names the claim with the caller's bindings."""
 
     issuer: str
     audience: str
@@ -44,6 +44,8 @@ class TokenRules:
 
 
 class BearerTokens:
+    """Authenticates callers by a signed token."""
+
     scheme = "bearer"
 
     def __init__(self, keys: IssuerKeys, rules: TokenRules) -> None:
@@ -53,7 +55,7 @@ class BearerTokens:
     def caller(self, given: Authorization | None, address: str) -> Caller:  # noqa: ARG002
         if given is None or given.type != self.scheme or not given.token:
             raise Unauthorized(
-                "this needs a token (Authorization: Bearer)",
+                "a token is required (Authorization: Bearer)",
                 {"WWW-Authenticate": f'Bearer realm="{REALM}"'},
             )
         try:
@@ -72,12 +74,12 @@ class BearerTokens:
 
     def _claims(self, token: str) -> dict[str, Any]:
         header = jwt.get_unverified_header(token)
-        # Before a key is looked for, which may cost a request to the issuer.
+        # Checked before the key is looked up, which may take a request to the issuer.
         if header.get("alg") not in list(self._rules.algorithms):
             raise jwt.InvalidAlgorithmError
         key = self._keys.find(header.get("kid"))
         if key is None:
-            raise _invalid("it is signed with a key that the issuer does not have")
+            raise _invalid("it is signed with an unknown key")
         claims: dict[str, Any] = jwt.decode(
             token,
             key.public_key,
@@ -91,22 +93,26 @@ class BearerTokens:
 
     def _caller_of(self, claims: dict[str, Any]) -> Caller:
         name = claims["sub"]
-        if not name.isprintable() or not 1 <= len(name) <= _NAME_CHARACTERS:
-            raise _invalid(f"sub must be 1 to {_NAME_CHARACTERS} printable characters")
+        if not name.isprintable() or not 1 <= len(name) <= _MAX_NAME_CHARACTERS:
+            raise _invalid(f"sub must be 1 to {_MAX_NAME_CHARACTERS} printable characters")
         given = {word for claim in _SCOPE_CLAIMS for word in _words(claims.get(claim)) or []}
         scopes = frozenset(scope for scope in Scope if SCOPE_PREFIX + scope in given)
         vaes = None
         if self._rules.vaes_claim in claims:
             words = _words(claims[self._rules.vaes_claim])
             if words is None:
-                raise _invalid("bindings must be a list of strings, or one with spaces between")
+                raise _invalid(
+                    "the bindings must be a list of strings, or one string with spaces between them"
+                )
             vaes = frozenset(words)
         return Caller(name, scopes, vaes)
 
 
 def _words(claim: Any) -> list[str] | None:
-    """Both spellings in use: words with spaces between (RFC 8693 4.2), and a list; None for what is
-    neither, as an issuer may have other uses for a claim."""
+    """Split a claim, which is a string with spaces (RFC 8693 4.2) or a list; None for any other.
+
+    An issuer may use a claim of the same name for something else.
+    """
     words = claim.split() if isinstance(claim, str) else claim
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         return None
@@ -115,6 +121,6 @@ def _words(claim: Any) -> list[str] | None:
 
 def _invalid(why: str) -> Unauthorized:
     return Unauthorized(
-        f"the token is refused: {why}",
+        f"the token is not valid: {why}",
         {"WWW-Authenticate": f'Bearer realm="{REALM}", error="invalid_token"'},
     )

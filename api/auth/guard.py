@@ -1,4 +1,4 @@
-"""Who is asking, and may they? One place asks, before anything of a body is read."""
+"""Authentication and authorization of every request, before its body is read."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ REALM = "stowgate"
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. `name` is None where nobody is asked.
+    """An authenticated caller. `name` is None without authentication.
 
-    `vaes` are the Virtual Application Entities that it is bound to: `AET` for what that stands for,
-    its own workflows, and `AET/workflow` for that one workflow. None lets it store anywhere.
+    `vaes` are its bindings to Virtual Application Entities: `AET` allows the workflows of that VAE,
+    `AET/workflow` that workflow only. None allows every destination.
     """
 
     name: str | None
@@ -29,13 +29,13 @@ class Caller:
     vaes: frozenset[str] | None = None
 
     def may_store_to(self, aet: str | None, workflow: str | None) -> bool:
-        """As far as the URL alone tells; for the rest see `may_open`."""
+        """Check what the URL alone shows; `may_open` checks the workflow."""
         if self.vaes is None or aet is None:
             return self.vaes is None
         return aet in self.vaes or (workflow is not None and f"{aet}/{workflow}" in self.vaes)
 
     def may_open(self, aet: str, workflow: str, workflows_of_vae: Collection[str]) -> bool:
-        """Whether it may name that workflow in the URL."""
+        """Check whether the caller may name that workflow in the URL."""
         return (
             self.vaes is None
             or f"{aet}/{workflow}" in self.vaes
@@ -44,36 +44,45 @@ class Caller:
 
 
 BINDING_RULE = (
-    "a binding is an AE title, or one with / and a workflow id behind it; "
+    "a binding is an AE title, or an AE title, a slash and a workflow id; "
     f"{AE_TITLE_RULE}; {WORKFLOW_ID_RULE}"
 )
 
 
 def is_binding(text: str) -> bool:
-    """Whether it is one that `Caller.vaes` may have."""
+    """Check whether `text` is a valid binding."""
     aet, slash, workflow = text.partition("/")
     return is_ae_title(aet) and (not slash or is_workflow_id(workflow))
 
 
 class Authenticator(Protocol):
+    """Authenticates callers; one implementation for each value of `STOWGATE_AUTH`."""
+
     scheme: str
-    """Of the Authorization header (RFC 9110 11.1), in lower case; empty where none is wanted."""
+    """The scheme of the Authorization header (RFC 9110 11.1) in lower case; empty for none."""
 
     def caller(self, given: Authorization | None, address: str) -> Caller:
-        """Who sent these credentials from this address, as `sender_of` gives it.
+        """Authenticate the caller.
 
-        Raises `Unauthorized`, and where it cannot tell now `TooBusy` or `Unavailable`.
+        Args:
+            given: The credentials of the request.
+            address: The address of the request, as `sender_of` returns it.
+
+        Raises:
+            Unauthorized: The credentials are missing or invalid.
+            TooBusy: Too many checks are waiting.
+            Unavailable: The issuer of the tokens does not respond.
         """
 
     def lacks(self, scope: Scope) -> dict[str, str]:
-        """The headers of the answer to a caller that lacks the scope."""
+        """Return the response headers for a caller that lacks the scope."""
 
     def ping(self) -> None:
-        """Raises `Transient` where what credentials are checked with cannot be had."""
+        """Check the services that authentication depends on. Raises `Transient`."""
 
 
-class Anyone:
-    """Asks nobody, and lets everybody in."""
+class NoAuthentication:
+    """Grants every scope to every caller."""
 
     scheme = ""
 
@@ -94,56 +103,61 @@ def install(
     page_origins: Collection[str],
     own_hosts: OwnHosts | None = None,
 ) -> None:
-    """Let nobody reach an endpoint without its scope; None is for everybody.
+    """Require authentication and the scope of each endpoint, and set `g.caller`.
 
-    An endpoint that is missing in `scopes` is refused to all. The caller is `g.caller` from then.
-    Of the pages of other origins only those of `page_origins` may administer. With `own_hosts` a
-    request that names another host reaches nothing.
+    Args:
+        app: The application.
+        authenticator: Authenticates the callers.
+        scopes: The scope by endpoint; None makes an endpoint public. An endpoint that is missing
+            here is forbidden for all callers.
+        page_origins: Other origins whose pages may use administrative endpoints.
+        own_hosts: Rejects requests that name another host.
     """
 
     @app.before_request
-    def enter() -> None:
-        # Where there is no endpoint the answer is 404 or 405, whoever asks.
+    def authorize() -> None:
+        # Without an endpoint the response is 404 or 405.
         if request.endpoint is None:
             return
         try:
-            _enter(request.endpoint)
+            _authorize(request.endpoint)
         except Problem:
-            g.kept_out = True
+            g.access_denied = True
             raise
 
-    def _enter(endpoint: str) -> None:
+    def _authorize(endpoint: str) -> None:
         if own_hosts is not None:
             own_hosts.check(request)
         if endpoint not in scopes:
-            raise Forbidden("nobody may do this: it has not been decided who may")
+            raise Forbidden(
+                "no scope is defined for this endpoint; contact the operator of this service"
+            )
         scope = scopes[endpoint]
         if scope is None:
             return
-        # A browser sends a POST of plain text, or of nothing, without a preflight. An upload needs
-        # no such care: the media types that it may have are asked for first (Fetch 2.2.2).
+        # A browser sends an empty POST, or one of plain text, without a preflight. The media types
+        # of an upload always need a preflight (Fetch 2.2.2).
         if scope is Scope.ADMIN and _from_another_site(page_origins):
             raise Forbidden(
-                "a page of another origin may not administer; STOWGATE_CORS_ORIGINS lists those "
-                "that may"
+                "the page's origin is not in STOWGATE_CORS_ORIGINS, which administration from a "
+                "browser requires"
             )
         g.caller = caller = _caller(authenticator)
         if scope not in caller.scopes:
             raise Forbidden(
-                f"the caller lacks the scope {scope}, which this needs", authenticator.lacks(scope)
+                f"the caller lacks the required scope {scope}", authenticator.lacks(scope)
             )
         if scope is Scope.STORE:
             named = request.view_args or {}
             if not caller.may_store_to(named.get("aet"), named.get("workflow")):
                 raise Forbidden(
-                    "the caller may store to its own Virtual Application Entities only: POST to "
-                    "/dicomweb/vae/{aet}/studies with one of them, or with a workflow that it is "
-                    "bound to"
+                    "the caller has bindings, and may store only to these: POST to "
+                    "/dicomweb/vae/{aet}/studies or /dicomweb/vae/{aet}/{workflow}/studies"
                 )
 
 
 def may(authenticator: Authenticator, scope: Scope) -> bool:
-    """Whether whoever sent this request has the scope, at an endpoint that is for everybody."""
+    """Check whether the caller of a public endpoint has the scope."""
     try:
         return scope in _caller(authenticator).scopes
     except Problem:
@@ -151,8 +165,11 @@ def may(authenticator: Authenticator, scope: Scope) -> bool:
 
 
 def _from_another_site(listed: Collection[str]) -> bool:
-    """By what the browser says of the page (Fetch Metadata 2.3), which no page can change; and of
-    one that does not say, by the page's origin. Who is no browser has neither."""
+    """Check for a browser's request from a page of another origin that is not listed.
+
+    A page cannot set Sec-Fetch-Site (Fetch Metadata 2.3). Browsers without it still send Origin;
+    other clients send neither.
+    """
     origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")
     if origin in listed:
         return False
@@ -168,7 +185,7 @@ def _caller(authenticator: Authenticator) -> Caller:
 def _credentials() -> Authorization | None:
     """Basic credentials that cannot be decoded have neither a user name nor a password."""
     given = request.headers.get("Authorization", "")
-    # werkzeug fails on others.
+    # werkzeug raises an error for other characters.
     found = Authorization.from_header(given) if given.isascii() else None
     if found is None and given.lower().startswith("basic "):
         return Authorization("basic", {})

@@ -1,4 +1,4 @@
-"""The public keys that an issuer signs its tokens with: a JWK Set (RFC 7517) by URL, or a file."""
+"""The public keys of the tokens' issuer: a JWK Set (RFC 7517) by URL, or a file."""
 
 import threading
 import time
@@ -25,21 +25,21 @@ _log = structlog.get_logger()
 _RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
-_RSA_BITS = 2048
+_MIN_RSA_BITS = 2048
 
-_PAUSE_SECONDS = 5.0
-_WAIT_SECONDS = 4.0
-_FRESH_SECONDS = 300.0
+_MIN_INTERVAL_SECONDS = 5.0
+_MAX_WAIT_SECONDS = 4.0
+_REFRESH_SECONDS = 300.0
 _CONNECT_SECONDS = 2.0
 _READ_SECONDS = 3.0
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 
 PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
 
 
 @dataclass(frozen=True)
 class IssuerKey:
-    """`kid` is None for a key that has no id, which any token may be signed with."""
+    """A public key. `kid` is None for a key without an id, which then verifies any token."""
 
     kid: str | None
     public_key: PublicKey
@@ -47,19 +47,23 @@ class IssuerKey:
 
 
 class IssuerKeys(Protocol):
+    """The public keys of an issuer."""
+
     def find(self, kid: str | None) -> IssuerKey | None:
-        """The key of that id; without an id the only one there is. Raises `Unavailable`."""
+        """Return the key with that id; without an id, the only key. Raises `Unavailable`."""
 
     def ping(self) -> None:
-        """Raises `Transient` where the keys cannot be had."""
+        """Check that the keys are available. Raises `Transient`."""
 
 
 class FileKeys:
+    """Reads the keys from a file."""
+
     def __init__(self, file: WatchedFile[list[IssuerKey]]) -> None:
         self._file = file
 
     def find(self, kid: str | None) -> IssuerKey | None:
-        return _of_id(self._file.content(), kid)
+        return _find(self._file.content(), kid)
 
     def ping(self) -> None:
         pass
@@ -73,23 +77,28 @@ class _Fetch:
 
 
 class FetchedKeys:
-    """The JWK Set at `url`, fetched when a key is not known, and every five minutes.
+    """Fetches the JWK Set at `url` when a key is unknown, and every five minutes.
 
-    Between two fetches is a pause, whatever is asked for. They run on a thread of their own: who
-    has a known key never waits, and of the others at most `most_waiting` do, for seconds. Where a
-    fetch fails, the keys that are known stay.
+    Fetches run in the background, at least five seconds apart. Requests with a known key never
+    wait. After a failed fetch the known keys stay valid.
+
+    Args:
+        url: The URL of the JWK Set.
+        max_waiting: The maximum number of requests that wait for a fetch.
+        wait_seconds: How long a request waits for a fetch.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
         self,
         url: str,
-        most_waiting: int,
+        max_waiting: int,
         *,
-        wait_seconds: float = _WAIT_SECONDS,
+        wait_seconds: float = _MAX_WAIT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = url
-        self._waiting = threading.BoundedSemaphore(most_waiting)
+        self._waiting = threading.BoundedSemaphore(max_waiting)
         self._wait_seconds = wait_seconds
         self._clock = clock
         self._pool = urllib3.PoolManager(
@@ -101,11 +110,11 @@ class FetchedKeys:
         self._fetch: _Fetch | None = None
 
     def find(self, kid: str | None) -> IssuerKey | None:
-        found = _of_id(self._keys, kid)
+        found = _find(self._keys, kid)
         if found is None:
             self._wait_for(self._fetch_if_due())
-            found = _of_id(self._keys, kid)
-        elif self._clock() > self._fetched_at + _FRESH_SECONDS:
+            found = _find(self._keys, kid)
+        elif self._clock() > self._fetched_at + _REFRESH_SECONDS:
             self._fetch_if_due()
         return found
 
@@ -114,14 +123,14 @@ class FetchedKeys:
             self._download()
         except (urllib3.exceptions.HTTPError, Malformed) as error:
             raise Transient(
-                f"the keys of the issuer cannot be fetched from {self._url}: {_words(error)}"
+                f"could not fetch the issuer's keys from {self._url}: {_words(error)}"
             ) from error
 
     def _fetch_if_due(self) -> _Fetch:
-        """The latest fetch, which may be over."""
+        """Return the latest fetch, which may have ended."""
         with self._lock:
             now = self._clock()
-            if self._fetch is None or now >= self._fetch.begun_at + _PAUSE_SECONDS:
+            if self._fetch is None or now >= self._fetch.begun_at + _MIN_INTERVAL_SECONDS:
                 self._fetch = _Fetch(now)
                 threading.Thread(
                     target=self._run, args=[self._fetch], name="issuer-keys", daemon=True
@@ -131,29 +140,29 @@ class FetchedKeys:
     def _wait_for(self, fetch: _Fetch) -> None:
         if not fetch.done.is_set():
             if not self._waiting.acquire(blocking=False):
-                raise Unavailable("the keys of the tokens' issuer are being fetched; send it again")
+                raise Unavailable("the issuer's keys are being fetched; send it again")
             try:
                 fetch.done.wait(self._wait_seconds)
             finally:
                 self._waiting.release()
         if fetch.failed:
             raise Unavailable(
-                "the tokens' issuer does not give its keys, and the key of this token is not "
-                "known; send it again later"
+                "the key of this token is unknown, and the issuer's keys could not be fetched; "
+                "send it again later"
             )
 
     def _run(self, fetch: _Fetch) -> None:
         try:
             keys = self._download()
             with self._lock:
-                # One that hung may come to its end behind a later one.
+                # A fetch that hung may end after a later one.
                 if self._fetch is fetch:
                     self._keys = keys
                     self._fetched_at = self._clock()
             fetch.failed = False
         except (urllib3.exceptions.HTTPError, Malformed) as error:
             _log.error(
-                "the issuer's keys cannot be fetched; those known still hold",
+                "could not fetch the issuer's keys; the known keys stay valid",
                 setting="STOWGATE_JWT_KEYS",
                 error=_words(error),
             )
@@ -161,61 +170,61 @@ class FetchedKeys:
             fetch.done.set()
 
     def _download(self) -> list[IssuerKey]:
-        end = time.monotonic() + _WAIT_SECONDS
+        end = time.monotonic() + _MAX_WAIT_SECONDS
         answer = self._pool.request("GET", self._url, preload_content=False, redirect=False)
         try:
             if answer.status != 200:
-                raise Malformed(f"it answers {answer.status}")
+                raise Malformed(f"the issuer responded with status {answer.status}")
             text = bytearray()
             while data := answer.read1(1 << 16):
                 text += data
-                if len(text) > _MOST_BYTES or time.monotonic() > end:
-                    raise Malformed("the answer is too long or takes too long")
+                if len(text) > _MAX_BYTES or time.monotonic() > end:
+                    raise Malformed("the issuer's response is too long or too slow")
         finally:
             answer.close()
         return parse_jwk_set(bytes(text))
 
 
 def parse_keys(text: str) -> list[IssuerKey]:
-    """A public key in PEM, or a JWK Set. Raises `Malformed`."""
+    """Parse a public key in PEM, or a JWK Set. Raises `Malformed`."""
     if not text.lstrip().startswith("-----BEGIN"):
         return parse_jwk_set(text.encode())
     try:
         key = load_pem_public_key(text.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise Malformed("it has no PUBLIC KEY in PEM that can be read") from error
+        raise Malformed("the PEM file has no valid PUBLIC KEY") from error
     usable = _usable(None, key)
     if usable is None:
-        raise Malformed(_WANTED)
+        raise Malformed(_NO_USABLE_KEY)
     return [usable]
 
 
-_WANTED = (
-    f"it has no public key for signatures that is RSA of {_RSA_BITS} bits or more, EC on P-256, "
-    "P-384 or P-521, or Ed25519"
+_NO_USABLE_KEY = (
+    f"no usable public key for signatures: use RSA with at least {_MIN_RSA_BITS} bits, EC on "
+    "P-256, P-384 or P-521, or Ed25519"
 )
 
 
 def parse_jwk_set(text: bytes) -> list[IssuerKey]:
-    """Those of its keys that are public and for signatures. Raises `Malformed` without any."""
+    """Return the public keys for signatures. Raises `Malformed` if there are none."""
     try:
         jwks = list(orjson.loads(text)["keys"])
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise Malformed("it is neither a key in PEM nor a JWK Set") from error
-    keys = [key for jwk in jwks if isinstance(jwk, dict) and (key := _of_jwk(jwk))]
+        raise Malformed("neither a PEM key nor a JWK Set") from error
+    keys = [key for jwk in jwks if isinstance(jwk, dict) and (key := _parse_jwk(jwk))]
     if not keys:
-        raise Malformed(_WANTED)
+        raise Malformed(_NO_USABLE_KEY)
     return keys
 
 
-def _of_jwk(jwk: dict[str, object]) -> IssuerKey | None:
+def _parse_jwk(jwk: dict[str, object]) -> IssuerKey | None:
     kid, algorithm = jwk.get("kid"), jwk.get("alg")
     if jwk.get("use", "sig") != "sig" or not isinstance(kid, str | None):
         return None
     try:
         usable = _usable(kid, PyJWK(jwk).key)
     except (PyJWTError, TypeError, ValueError):
-        # Sets have keys for other purposes, and of kinds that are new.
+        # A set may have keys of other purposes or of newer types.
         return None
     if usable is None or algorithm is None:
         return usable
@@ -225,8 +234,8 @@ def _of_jwk(jwk: dict[str, object]) -> IssuerKey | None:
 
 
 def _usable(kid: str | None, key: object) -> IssuerKey | None:
-    """None for a private or a shared key, and for one that is too weak."""
-    if isinstance(key, RSAPublicKey) and key.key_size >= _RSA_BITS:
+    """None for a private, a shared or a weak key."""
+    if isinstance(key, RSAPublicKey) and key.key_size >= _MIN_RSA_BITS:
         return IssuerKey(kid, key, _RSA_ALGORITHMS)
     if isinstance(key, EllipticCurvePublicKey) and key.curve.name in _CURVES:
         return IssuerKey(kid, key, (_CURVES[key.curve.name],))
@@ -235,7 +244,7 @@ def _usable(kid: str | None, key: object) -> IssuerKey | None:
     return None
 
 
-def _of_id(keys: list[IssuerKey], kid: str | None) -> IssuerKey | None:
+def _find(keys: list[IssuerKey], kid: str | None) -> IssuerKey | None:
     if kid is None:
         return keys[0] if len(keys) == 1 else None
     named = [key for key in keys if key.kid == kid]

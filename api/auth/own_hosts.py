@@ -1,9 +1,8 @@
-"""The hosts that requests may name where nobody is asked who they are.
+"""Protection against DNS rebinding, without authentication.
 
-There all that keeps strangers out is that they cannot reach a loopback address. A page in a browser
-on this machine can: by the name of its own site, which then resolves to 127.0.0.1 (DNS rebinding).
-For the browser that is the page's own origin, so no rule of CORS applies; but the request names the
-site in its Host.
+Then the loopback address alone keeps others out. But a page in a browser on this machine can reach
+it when the page's own host name resolves to 127.0.0.1. For the browser that is the same origin, so
+CORS does not apply; but the request has that name in its Host.
 """
 
 import re
@@ -19,26 +18,30 @@ _ABSOLUTE_FORM = re.compile(r"[a-zA-Z]+://([^/?#]*)")
 
 
 class OwnHosts:
-    """`localhost`, the loopback addresses, and the host of `public_url`, with any port."""
+    """Accepts `localhost`, loopback addresses and the host of `public_url`, with any port."""
 
     def __init__(self, public_url: str | None) -> None:
         public_host = urlsplit(public_url or "").hostname
         self._names = {"localhost", _plain(public_host or "localhost")}
 
     def check(self, request: Request) -> None:
-        """Raises `Misdirected`. What has no Host, as HTTP/1.0 allows, comes from no browser."""
+        """Check the host of a request. One without Host (HTTP/1.0) is not from a browser.
+
+        Raises:
+            Misdirected: The request names another host.
+        """
         target = _ABSOLUTE_FORM.match(request.environ.get("RAW_URI", ""))
         named = [request.environ.get("HTTP_HOST"), target and target[1]]
         if not all(self._is_own(authority) for authority in named if authority is not None):
             raise Misdirected(
-                "the request names a host that is not this Stowgate's: with STOWGATE_AUTH=none, "
-                "only localhost, loopback addresses and the host of STOWGATE_PUBLIC_URL are. Use "
-                "one of these, set STOWGATE_AUTH, or set STOWGATE_ALLOW_ANYONE=true where "
-                "something else keeps strangers out"
+                "the host in the request is not accepted: STOWGATE_AUTH=none accepts only "
+                "localhost, loopback addresses and the host of STOWGATE_PUBLIC_URL. Use one of "
+                "these, set STOWGATE_AUTH, or, in a protected network, set "
+                "STOWGATE_ALLOW_ANYONE=true"
             )
 
     def _is_own(self, authority: str) -> bool:
-        """RFC 9110 7.2: a host, and maybe a port."""
+        """An authority is a host with an optional port (RFC 9110 7.2)."""
         found = _AUTHORITY.fullmatch(authority)
         if not found:
             return False
@@ -48,5 +51,5 @@ class OwnHosts:
 
 
 def _plain(host: str) -> str:
-    """A dot at the end makes it no other host (RFC 1034 3.1)."""
+    """A trailing dot does not change the host (RFC 1034 3.1)."""
     return host.lower().removesuffix(".").strip("[]")

@@ -1,4 +1,4 @@
-"""A file of settings that is read again when it has changed."""
+"""A file that is reloaded when it has changed."""
 
 import os
 import threading
@@ -16,14 +16,21 @@ T = TypeVar("T")
 
 
 class Malformed(ValueError):
-    """What is wrong with the text, without repeating it."""
+    """The text is not valid. The message does not repeat it."""
 
 
 class WatchedFile(Generic[T]):
-    """What `parse` makes of a file; it raises `Malformed`.
+    """Keeps the parsed content of a file, and reloads it after a change.
 
-    Raises `BadSetting`, naming `variable`, where the file is unusable at first. Later the last
-    good content stays, and the log tells.
+    If a changed file is not usable, the last valid content stays in use and an error is logged.
+
+    Args:
+        path: The file.
+        parse: Parses the text, and raises `Malformed`.
+        variable: The setting that names the file, for errors.
+
+    Raises:
+        BadSetting: The file is not usable at start.
     """
 
     def __init__(self, path: Path, parse: Callable[[str], T], variable: str) -> None:
@@ -35,11 +42,12 @@ class WatchedFile(Generic[T]):
         try:
             self._content = self._read()
         except (OSError, Malformed) as error:
-            raise BadSetting(f"{variable} is {str(path)!r}, but {_words(error)}") from None
+            raise BadSetting(f"{variable} is {str(path)!r}: {_words(error)}") from None
 
     def content(self) -> T:
+        """Return the content, after reloading a changed file."""
         with self._lock:
-            # Before it is read, so that a change in between is seen the next time.
+            # Taken before reading, so that a change in between is seen next time.
             stamp = self._stamp_now()
             if stamp != self._stamp:
                 self._stamp = stamp
@@ -47,12 +55,12 @@ class WatchedFile(Generic[T]):
                     self._content = self._read()
                 except (OSError, Malformed) as error:
                     _log.error(
-                        "file unusable; what it said before still holds",
+                        "could not reload the file; its last valid content stays in use",
                         setting=self._variable,
                         error=_words(error),
                     )
                 else:
-                    _log.info("file read again", setting=self._variable)
+                    _log.info("file reloaded", setting=self._variable)
             return self._content
 
     def _stamp_now(self) -> tuple[int, int, int] | None:
@@ -68,5 +76,5 @@ class WatchedFile(Generic[T]):
 
 def _words(error: Exception) -> str:
     if isinstance(error, OSError):
-        return f"that file cannot be read: {error.strerror or type(error).__name__}"
+        return f"could not read the file: {error.strerror or type(error).__name__}"
     return str(error)

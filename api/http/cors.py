@@ -1,8 +1,8 @@
 """Cross-Origin Resource Sharing (Fetch 3.2): lets pages of listed origins call the API.
 
-Not by Flask-CORS: it takes the origin `http://[::1]:3000` for a regular expression and lets others
-in, leaves `Vary` out of what other origins get, and has preflights asked who they are, which they
-cannot say.
+Flask-CORS does not fit: it treats the origin `http://[::1]:3000` as a regular expression and so
+allows others, omits `Vary` in responses to other origins, and lets authentication reject
+preflights, which carry no credentials.
 """
 
 from collections.abc import Collection, Iterable
@@ -22,12 +22,16 @@ _EXPOSED = (
 
 
 class Cors:
-    """Around the whole application, so that a page can read every refusal too.
+    """Adds the CORS headers, and answers preflights.
 
-    A preflight is answered whatever its path: where there is nothing, the page gets to read the
-    404. Cookies and the browser's own passwords stay out, as `Access-Control-Allow-Credentials` is
-    never sent; a page gives its `Authorization` itself. It may send `headers` beside those that the
-    API reads.
+    It wraps the application, so that a page can read every error response too. A preflight succeeds
+    on every path, so that the page can read the 404 of the actual request. The browser never sends
+    cookies or saved passwords, as `Access-Control-Allow-Credentials` is not set; a page sets
+    `Authorization` itself.
+
+    Args:
+        origins: The allowed origins.
+        headers: Request headers that a page may send in addition to those that the API reads.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Paths as they are routed here, however they were written or passed on."""
+"""Normalization of request paths before routing."""
 
 import re
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -8,14 +8,13 @@ _STORE = "dicomweb"
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
 
 _NOWHERE = "/."
-"""A path that nothing is routed to."""
+"""A path that no route matches."""
 
 
 def own_path(path: str, prefix: str) -> str:
-    """`path` without `prefix` where it begins with that; and below `/dicomweb`, with one slash
-    between its steps and none behind.
+    """Remove `prefix` from `path`, and below `/dicomweb` also doubled and trailing slashes.
 
-    So it does not matter whether a proxy that serves all this under a prefix takes it away.
+    A proxy that serves the API under a prefix may remove the prefix or keep it.
     """
     steps, before = _steps(path), _steps(prefix)
     if steps[: len(before)] == before:
@@ -26,11 +25,16 @@ def own_path(path: str, prefix: str) -> str:
 
 
 def routed_path(path: str, target: str, public_url: str | None) -> str:
-    """`own_path` of a request with this `target` (RFC 9112 3.2), whose path is `path` once decoded.
+    """Return the path by which a request is routed.
 
-    Outside `/dicomweb` each path has one spelling, so that a rule of a proxy about `/config` holds.
-    With slashes doubled or behind it, or with `%63` for a letter, a path is not ours: a proxy may
-    compare such paths as they are or not.
+    Outside `/dicomweb` each path has one spelling, so that an access rule of a proxy for `/config`
+    cannot be bypassed: a path with doubled or trailing slashes, or with `%63` for a letter, matches
+    no route, because proxies differ in whether they normalize such paths.
+
+    Args:
+        path: The decoded path of the request.
+        target: The request target as it was sent (RFC 9112 3.2).
+        public_url: The URL whose path is the prefix that a proxy may keep.
     """
     written_prefix = urlsplit(public_url or "").path
     own = own_path(path, _decoded(written_prefix))
@@ -38,17 +42,17 @@ def routed_path(path: str, target: str, public_url: str | None) -> str:
         return own
     written = re.sub(r"^[a-zA-Z]+://[^/?#]*", "", target).partition("?")[0]
     is_normal = _ESCAPE.sub(_needed, _without(written, written_prefix)) == own
-    # werkzeug folds slashes at the start.
+    # werkzeug merges slashes at the start.
     return own if is_normal and not own.startswith("//") else _NOWHERE
 
 
 def _decoded(path: str) -> str:
-    """As WSGI decodes it (PEP 3333)."""
+    """WSGI decodes paths so (PEP 3333)."""
     return unquote_to_bytes(path).decode("latin-1")
 
 
 def _needed(escape: re.Match[str]) -> str:
-    """The character, unless it needs no escape (RFC 3986 6.2.2.2)."""
+    """Decode an escape, unless its character must not be escaped (RFC 3986 6.2.2.2)."""
     character = chr(int(escape[1], 16))
     return escape[0] if re.fullmatch(r"[A-Za-z0-9._~/-]", character) else character
 

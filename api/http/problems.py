@@ -1,7 +1,6 @@
-"""Problem details (RFC 9457): every refusal that has a body and is no dataset says why in words.
+"""Problem details (RFC 9457): the body of every error response that is not a DICOM dataset.
 
-`Problem` and its kin are raised anywhere below a view, with headers for the answer where it needs
-them; `install` renders them.
+Views, and what they call, raise a `Problem`; `install` registers the handlers that render it.
 """
 
 from collections.abc import Mapping
@@ -20,15 +19,20 @@ _log = structlog.get_logger()
 
 RETRY_AFTER_SECONDS = 5
 
-_WRONG_PLACE = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+_NO_ROUTE = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 _STORES_ONLY = (
-    "Stowgate only stores (STOW-RS): POST instances to /dicomweb/studies. It has no search "
-    "(QIDO-RS) and no retrieve (WADO-RS)"
+    "Stowgate only stores (STOW-RS): POST instances to /dicomweb/studies. It does not support "
+    "search (QIDO-RS) or retrieve (WADO-RS)"
 )
 
 
 class Problem(Exception):
-    """A request that is refused as a whole. `detail` is shown to the sender."""
+    """A request that fails as a whole.
+
+    Args:
+        detail: The reason, which the response shows to the client.
+        headers: Further headers of the response.
+    """
 
     status: ClassVar[HTTPStatus] = HTTPStatus.BAD_REQUEST
     may_retry: ClassVar[bool] = False
@@ -41,11 +45,11 @@ class Problem(Exception):
 
 
 class BadRequest(Problem):
-    """The request is malformed, or its body did not arrive whole."""
+    """The request is malformed, or its body is incomplete."""
 
 
 class Unauthorized(Problem):
-    """`headers` has the challenge (RFC 9110 11.6.1)."""
+    """The credentials are missing or invalid; `headers` has the challenge (RFC 9110 11.6.1)."""
 
     status = HTTPStatus.UNAUTHORIZED
 
@@ -54,7 +58,7 @@ class Forbidden(Problem):
     status = HTTPStatus.FORBIDDEN
 
 
-class NoSuchThing(Problem):
+class NotFound(Problem):
     status = HTTPStatus.NOT_FOUND
 
 
@@ -63,7 +67,7 @@ class Conflict(Problem):
 
 
 class Misdirected(Problem):
-    """The request names a host that this service does not answer for (RFC 9110 15.5.20)."""
+    """The request names a host that this service does not serve (RFC 9110 15.5.20)."""
 
     status = HTTPStatus.MISDIRECTED_REQUEST
 
@@ -81,20 +85,20 @@ class TooLarge(Problem):
 
 
 class UnsupportedMediaType(Problem):
-    """Answered without a body; `detail` goes to the log only."""
+    """Sends a response without a body; `detail` goes to the log only."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
 class Unavailable(Problem):
-    """Something that this service needs for an answer does not answer."""
+    """A service on which the response depends does not respond."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     may_retry = True
 
 
 class TooBusy(Problem):
-    """As many requests as are taken; said before the body is read."""
+    """A limit of concurrency or rate is reached; raised before the body is read."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     may_retry = True
@@ -105,6 +109,7 @@ class TooBusy(Problem):
 
 
 def problem_response(status: int, detail: str) -> Response:
+    """Render problem details, with the correlation id of the request if it has one."""
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -117,7 +122,7 @@ def problem_response(status: int, detail: str) -> Response:
 
 
 def bare(status: HTTPStatus) -> Response:
-    """An answer without a body, and so without a type of one."""
+    """Return a response without a body, and so without a Content-Type."""
     response = Response(status=status)
     del response.headers["Content-Type"]
     return response
@@ -144,7 +149,7 @@ def _render_store_full(error: StoreFull) -> Response:
 
 
 def _render_transient(error: Transient) -> Response:
-    _log.error("engine unavailable", error=str(error))
+    _log.error("backend unavailable", error=str(error))
     response = problem_response(
         HTTPStatus.SERVICE_UNAVAILABLE, f"{_unacknowledged()}{error}; send again later"
     )
@@ -153,17 +158,17 @@ def _render_transient(error: Transient) -> Response:
 
 
 def _render_permanent(error: Permanent) -> Response:
-    _log.error("engine refused", error=str(error))
+    _log.error("backend failed permanently", error=str(error))
     return problem_response(
         HTTPStatus.INTERNAL_SERVER_ERROR,
-        f"{_unacknowledged()}{error}; this needs the operator of this service",
+        f"{_unacknowledged()}{error}; contact the operator of this service",
     )
 
 
 def _render_malformed_framing(_: ParseException) -> Response:
-    # Its text has what was sent in it.
+    # The exception's text repeats what the client sent.
     return problem_response(
-        HTTPStatus.BAD_REQUEST, "the body is truncated, or its chunks are malformed"
+        HTTPStatus.BAD_REQUEST, "the request body is truncated, or a chunk is malformed"
     )
 
 
@@ -171,15 +176,15 @@ def _render_http_exception(error: HTTPException) -> Response:
     status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return problem_response(
-            status, f"{_unacknowledged()}an error of this service, which its log describes"
+            status, f"{_unacknowledged()}internal server error; see the log of this service"
         )
     allow = dict(error.get_headers()).get("Allow")
     detail = error.description or ""
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"what is allowed here is {allow}"
+        detail = f"the allowed methods are {allow}"
     elif status == HTTPStatus.NOT_FOUND:
-        detail = "there is nothing at this path; GET /openapi.json lists what there is"
-    if request.path.startswith("/dicomweb") and status in _WRONG_PLACE:
+        detail = "the path does not exist; GET /openapi.json lists all paths"
+    if request.path.startswith("/dicomweb") and status in _NO_ROUTE:
         detail = f"{_STORES_ONLY}; {detail}"
     response = problem_response(status, detail)
     if allow:
@@ -188,11 +193,12 @@ def _render_http_exception(error: HTTPException) -> Response:
 
 
 def _unacknowledged() -> str:
-    """What a sender has to know first; who only asks has sent nothing."""
+    """A sender has to know this first; other clients sent no instances."""
     return "nothing was acknowledged: " if request.path.startswith("/dicomweb") else ""
 
 
 def install(app: Flask) -> None:
+    """Register the handlers that turn errors into problem details."""
     app.register_error_handler(Problem, _render)
     app.register_error_handler(StoreFull, _render_store_full)
     app.register_error_handler(Transient, _render_transient)

@@ -1,4 +1,4 @@
-"""gunicorn, started from here rather than from its command line."""
+"""gunicorn, configured and started without its command line."""
 
 import logging
 import resource
@@ -19,10 +19,17 @@ from api.settings import ApiSettings
 
 
 class Server(BaseApplication):  # type: ignore[misc]
-    """Serves what `make_app` returns, which is called in each worker process after its fork.
+    """Runs the application in worker processes.
 
-    `on_stop` is called in a worker process when a stop begins, and must not wait; `on_exit` when
-    its requests have ended; and `on_child_exit` with its process id in the parent after that.
+    Args:
+        settings: The settings of the API.
+        listener: The listening socket.
+        make_app: Creates the application, in each worker process after the fork.
+        processes: The number of worker processes.
+        tls: The TLS context; None for plain HTTP.
+        on_stop: Called in a worker process when a stop begins; must not block.
+        on_exit: Called in a worker process when its requests have ended.
+        on_child_exit: Called in the parent with the id of an ended worker process.
     """
 
     admission: Admission
@@ -50,16 +57,16 @@ class Server(BaseApplication):  # type: ignore[misc]
             "threads": settings.api_threads,
             "worker_connections": _max_connections(),
             "limit_request_line": settings.max_request_line_bytes,
-            # One field may be as long as the head, which is held to its limit before it is parsed.
+            # One field may fill the head, whose size is checked before it is parsed.
             "limit_request_field_size": settings.max_head_bytes,
             "keepalive": settings.keep_alive_seconds,
             "graceful_timeout": int(settings.uploads_end_seconds),
-            # The beat of the process's main thread, which no request runs on.
+            # For the heartbeat of the main thread, which serves no requests.
             "timeout": 60,
             "logger_class": _SharedLogger,
             "worker_exit": lambda _server, _worker: on_exit(),
             "child_exit": lambda _server, worker: on_child_exit(worker.pid),
-            # No header of a sender may set the WSGI variables of that name.
+            # Clients may not set the WSGI variables of these names by headers.
             "forwarder_headers": "",
             "control_socket_disable": True,
         }
@@ -72,17 +79,17 @@ class Server(BaseApplication):  # type: ignore[misc]
     def load(self) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
         app = self._make_app()
         self.admission = app.extensions[EXTENSION]
-        return _adapted(app)
+        return _with_connection_handling(app)
 
     def run(self) -> None:
         _Parent(self).run()
 
 
 class _Parent(Arbiter):  # type: ignore[misc]
-    """The process that keeps the worker processes, and ends with the terminal it was started from.
+    """The parent of the worker processes. It stops when its terminal closes.
 
-    For gunicorn that signal, and others, ask for more processes or new ones. None is wanted here,
-    least of all beside the one that `stowgate run` embeds its broker in.
+    gunicorn would handle SIGHUP and other signals by starting more processes, which would break
+    `stowgate run`: its broker lives in the memory of one process.
     """
 
     SIGNALS = (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT, signal.SIGTERM)
@@ -99,27 +106,28 @@ class _Parent(Arbiter):  # type: ignore[misc]
         self.handle_term()
 
     def stop(self, graceful: bool = True) -> None:
-        """gunicorn would kill its processes when the time of their requests is over, which is when
-        they begin to let go of what they have."""
+        """Allow the processes time to clean up after their requests.
+
+        gunicorn would kill them when the time for requests ends.
+        """
         self.cfg.set("graceful_timeout", self.app.settings.stop_seconds)
         super().stop(graceful)
 
 
 def _max_connections() -> int:
-    """Per process; half of the open files it may have is left for all else."""
+    """Per process; leaves half of the allowed open files for other purposes."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1000 if files == resource.RLIM_INFINITY else min(1000, files // 2)
 
 
-def _adapted(
+def _with_connection_handling(
     app: Callable[[dict[str, Any], Any], Iterable[bytes]],
 ) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-    """The application is told when the head of a request was whole, before any wait for a slot.
+    """Add the time of the head to `environ`, and `Connection: close` after an unread body.
 
-    An answer to a request whose body was not read to its end says `Connection: close`. The server
-    reads on behind the answer, not before it: a proxy gives up on a peer that takes the body and
-    then hangs up, and tells the sender to try again instead. And in place of 100 Continue nobody
-    knows whether the body comes at all.
+    The time is from before any wait for a slot. The server reads the rest of a body after the
+    response, not before it: a proxy treats a server that receives the body and then disconnects as
+    failed, and asks the client to retry. After `Expect: 100-continue` the body may never come.
     """
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -137,7 +145,7 @@ def _adapted(
 
 
 class _SharedLogger(Logger):  # type: ignore[misc]
-    """Hands gunicorn's lines to the handlers that all logs go through."""
+    """Sends gunicorn's log lines to the handlers of all logs."""
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)

@@ -1,7 +1,7 @@
-"""The body of a request as gunicorn hands it to the application.
+"""The body of a request, as gunicorn passes it to the application.
 
-Each has `read(size)`, which returns `size` bytes and fewer at its end; `unread`, whether some of it
-is still to come; and `failed`, after which the next request on the connection cannot be found.
+Each class has `read(size)`, which returns `size` bytes, or fewer at the end; `unread`, true while
+more is to come; and `failed`, after which the connection cannot carry another request.
 """
 
 import socket
@@ -11,10 +11,7 @@ from gunicorn.http.body import LengthReader
 
 
 class LengthBody:
-    """A body of known length. gunicorn's own copies all of it twice more on its way.
-
-    Once reading `failed`, nobody knows where the next request on the connection begins.
-    """
+    """A body of known length. gunicorn's own class copies all data twice more."""
 
     def __init__(self, reader: LengthReader) -> None:
         self._unreader = reader.unreader
@@ -26,7 +23,7 @@ class LengthBody:
         return bool(self._missing_bytes)
 
     def read(self, size: int) -> bytes:
-        """`size` bytes, fewer at the end of the body and where the connection ended before it."""
+        """Read `size` bytes; fewer at the end of the body or of the connection."""
         pieces: list[bytes] = []
         missing_bytes = size = min(size, self._missing_bytes)
         try:
@@ -37,7 +34,7 @@ class LengthBody:
             self.failed = True
             raise
         self._missing_bytes -= size - missing_bytes
-        # The connection ended, or was ended, and what still comes on it is no request.
+        # The connection ended or was cut, so that later data on it is not a request.
         self.failed = missing_bytes > 0
         return b"".join(pieces)
 
@@ -49,10 +46,9 @@ class LengthBody:
 
 
 class ChunkedBody:
-    """A body that tells its end itself (RFC 9112 7.1), as gunicorn reads it.
+    """A chunked body (RFC 9112 7.1).
 
-    Its trailers are held to the limit of a head: gunicorn's own would let them grow to a hundred
-    times that.
+    Its trailers have the size limit of the head; gunicorn's own limit is a hundred times larger.
     """
 
     def __init__(self, body: Any, head_bytes: int) -> None:
@@ -71,15 +67,15 @@ class ChunkedBody:
 
 
 class ExpectedBody:
-    """A body that is sent once the sender was told to go on (RFC 9110 10.1.1).
+    """A body that the client sends after 100 Continue (RFC 9110 10.1.1).
 
-    It is told when the body is read, so one that is refused on its head alone never comes.
+    The first read sends 100 Continue, so the client never sends a body whose head is rejected.
     """
 
     def __init__(self, body: LengthBody | ChunkedBody, sock: socket.socket) -> None:
         self._body = body
         self._sock = sock
-        self._asked_for = False
+        self._continued = False
 
     @property
     def unread(self) -> bool:
@@ -90,7 +86,7 @@ class ExpectedBody:
         return self._body.failed
 
     def read(self, size: int) -> bytes:
-        if not self._asked_for:
-            self._asked_for = True
+        if not self._continued:
+            self._continued = True
             self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         return self._body.read(size)

@@ -1,4 +1,4 @@
-"""TLS at the API itself (RFC 8446), for where no proxy in front ends it."""
+"""TLS in the API itself (RFC 8446), for setups without a TLS proxy."""
 
 import ssl
 from pathlib import Path
@@ -8,7 +8,11 @@ from shared.settings.loader import BadSetting
 
 
 def server_context(settings: ApiSettings) -> ssl.SSLContext | None:
-    """None where the API is to speak plain HTTP. Raises `BadSetting` for files that will not do."""
+    """Create the TLS context; None for plain HTTP.
+
+    Raises:
+        BadSetting: The certificate or the key is not usable.
+    """
     certificate, key = settings.tls_certificate, settings.tls_key
     if certificate is None or key is None:
         return None
@@ -16,19 +20,17 @@ def server_context(settings: ApiSettings) -> ssl.SSLContext | None:
         _check_readable(variable, path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # A peer could have the costly part of the handshake done over and over.
+    # A client could repeat the expensive part of the handshake.
     context.options |= ssl.OP_NO_RENEGOTIATION
-    # An upload that is cut off is read to an end without close_notify, and is answered behind it.
-    # That a body came whole is told by its length or its chunks. OpenSSL 1.1 has no other way.
+    # A cut upload ends without close_notify, and its response is still sent. Length or chunks show
+    # whether a body is complete. OpenSSL 1.1 does not have this option, and needs none.
     context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 
-    def refuse_to_ask() -> str:
-        raise BadSetting(
-            f"STOWGATE_TLS_KEY is '{key}', but must be a private key that is not encrypted"
-        )
+    def refuse_prompt() -> str:
+        raise BadSetting(f"STOWGATE_TLS_KEY is '{key}', but must be an unencrypted private key")
 
     try:
-        context.load_cert_chain(certificate, key, password=refuse_to_ask)
+        context.load_cert_chain(certificate, key, password=refuse_prompt)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise BadSetting(
@@ -37,7 +39,7 @@ def server_context(settings: ApiSettings) -> ssl.SSLContext | None:
             ) from error
         raise BadSetting(
             f"STOWGATE_TLS_CERTIFICATE is '{certificate}' and STOWGATE_TLS_KEY '{key}', but must "
-            "be PEM files: the certificate with the intermediate ones behind it, and its key"
+            "be PEM files: the certificate followed by the intermediate ones, and its key"
         ) from error
     return context
 
@@ -47,5 +49,5 @@ def _check_readable(variable: str, path: Path) -> None:
         path.read_bytes()
     except OSError as error:
         raise BadSetting(
-            f"{variable} is '{path}', but must be a file that can be read: {error.strerror}"
+            f"{variable} is '{path}', but must be a readable file: {error.strerror}"
         ) from error

@@ -28,24 +28,24 @@ from shared.runtime.logs import where
 _HEAD_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 10.0
 
-# Of one read that does not wait for anything.
+# For one read of data that has already arrived.
 _READ_SECONDS = 1.0
 
-# Of a peer that takes its answer; the body of an upload has limits of its own.
+# For a client to receive its response. The body of an upload has its own limits.
 _SOCKET_SECONDS = 10.0
 
-# Behind the last answer on a connection a peer has to send so much in so long, or it is hung up on.
+# After the last response, a client must keep sending at this rate, or the connection is closed.
 _LINGER_BYTES = 64 << 10
 _LINGER_SECONDS = 10.0
 
 _PIECE_BYTES = 64 << 10
 
-# Of accept(2): no file descriptor is left, or no memory for a connection.
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# Errors of accept(2): no file descriptor, or no memory for a connection.
+_NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class _PlainHttp(errors.ParseException):  # type: ignore[misc]
-    """A request without TLS where TLS is spoken."""
+    """A plain HTTP request to a port with TLS."""
 
 
 _REFUSALS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
@@ -53,109 +53,109 @@ _REFUSALS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
     (
         errors.LimitRequestHeaders,
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-        "the header fields are too many or too long",
+        "there are too many header fields, or they are too long",
     ),
     (
         errors.ExpectationFailed,
         HTTPStatus.EXPECTATION_FAILED,
-        "the Expect header asks for something other than 100-continue",
+        "the Expect header has a value other than 100-continue",
     ),
     (
         errors.UnsupportedTransferCoding,
         HTTPStatus.NOT_IMPLEMENTED,
-        "the Transfer-Encoding is none that is known here",
+        "the Transfer-Encoding is not supported",
     ),
     (errors.InvalidRequestMethod, HTTPStatus.BAD_REQUEST, "the request method is malformed"),
-    (errors.InvalidHTTPVersion, HTTPStatus.BAD_REQUEST, "the HTTP version is none spoken here"),
+    (errors.InvalidHTTPVersion, HTTPStatus.BAD_REQUEST, "the HTTP version is not supported"),
     (errors.InvalidRequestLine, HTTPStatus.BAD_REQUEST, "the request line is malformed"),
-    (errors.InvalidHeaderName, HTTPStatus.BAD_REQUEST, "the name of a header field is malformed"),
+    (errors.InvalidHeaderName, HTTPStatus.BAD_REQUEST, "a header field name is malformed"),
     (
         errors.InvalidHeader,
         HTTPStatus.BAD_REQUEST,
         "a header field is malformed or contradicts another",
     ),
-    (errors.ObsoleteFolding, HTTPStatus.BAD_REQUEST, "a header field is folded over lines"),
-    (_PlainHttp, HTTPStatus.BAD_REQUEST, "HTTPS is spoken here: the URL has to begin with https"),
-    (errors.ParseException, HTTPStatus.BAD_REQUEST, "the request is no HTTP/1.1"),
+    (errors.ObsoleteFolding, HTTPStatus.BAD_REQUEST, "a header field is folded over several lines"),
+    (_PlainHttp, HTTPStatus.BAD_REQUEST, "this port uses HTTPS: use an https URL"),
+    (errors.ParseException, HTTPStatus.BAD_REQUEST, "the request is not valid HTTP/1.1"),
 )
 
 
-def _has_room(sock: socket.socket) -> bool:
-    """Whether the peer has taken enough of what it was sent before for more to fit."""
+def _is_writable(sock: socket.socket) -> bool:
+    """Whether the send buffer has space, as the client has received earlier responses."""
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
     return bool(poll.poll(0))
 
 
-def _say_the_end(sock: ssl.SSLSocket) -> None:
-    """RFC 8446 6.1: without a close_notify a peer may take the answer for one that was cut."""
-    # The peer's own close_notify is not waited for, and that is an error to `unwrap`.
+def _send_close_notify(sock: ssl.SSLSocket) -> None:
+    """Without close_notify a client may treat the response as truncated (RFC 8446 6.1)."""
+    # `unwrap` raises an error, as it cannot wait for the client's close_notify.
     with suppress(OSError, ValueError):
         sock.unwrap()
 
 
 def _has_decrypted(sock: socket.socket) -> bool:
-    """Whether there is data that no poller tells of, as it is no longer with the kernel."""
+    """Whether OpenSSL has decrypted data, which the poller does not report."""
     return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
 
 class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
-    """gunicorn's worker, in which a connection takes a thread only while its request is served.
+    """gunicorn's worker, in which a connection uses a thread only while its request is served.
 
-    gunicorn's own gives a connection a thread from its first byte on, also when the rest of the
-    request's head never comes, and waits on its main loop for peers that do not close, so that a
-    few connections keep everyone out. Here both wait in the poller of the main loop, which costs
-    a file descriptor each: a head until it is whole, and a connection behind its last answer until
-    its peer closes. So does a TLS handshake. An upload waits for a slot without a thread too, and
-    nothing more of it is read. All methods run on the main loop except `handle` and what it calls;
-    none of them waits.
+    gunicorn's own worker assigns a thread at the first byte, even if the rest of the head never
+    arrives, and its main loop blocks on clients that do not close. So a few connections can block
+    all others. Here, connections wait in the poller of the main loop, which costs one file
+    descriptor each: during the TLS handshake, until the head is complete, and after the last
+    response until the client closes. An upload waits for a slot without a thread too, and no more
+    of it is read then. All methods except `handle`, and what it calls, run on the main loop and
+    never block.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Until when each connection may stay in the poller, by the monotonic clock.
+        # The monotonic time until which each connection may stay in the poller.
         self._ends: dict[TConn, float] = {}
-        # Those with a thread.
+        # The connections with a thread.
         self._served: set[TConn] = set()
-        # Uploads without a slot, in the order in which they came, and until when each waits for one
-        # by that clock. The others have the rest of the connections.
+        # Uploads without a slot, in order of arrival, and the time until which each may wait.
+        # The other half of the connections is for other requests.
         self._waiting: dict[TConn, float] = {}
-        self._most_waiting = self.worker_connections // 2
+        self._max_waiting = self.worker_connections // 2
 
     def run(self) -> None:
         try:
             super().run()
         finally:
-            # What a stop has no more time for would keep its thread, and that the process.
+            # The thread of an unfinished request would keep the process alive after the stop.
             for conn in list(self._served):
                 Receiving(conn.sock, grace_seconds=0).cut()
 
     def init_signals(self) -> None:
-        """A terminal that closes tells this process too, which has requests to finish."""
+        """Ignore the SIGHUP of a closing terminal: the parent stops this process gracefully."""
         super().init_signals()
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
 
     def accept(self, listener: socket.socket) -> None:
-        """When there are as many as may be, the one that waits the longest makes room."""
+        """Accept a connection; at the maximum, close the one that has waited longest."""
         has_room = True
         try:
             super().accept(listener)
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in _NO_RESOURCES:
                 raise
             has_room = False
         if has_room and self.nr_conns < self.worker_connections:
             return
-        # One that was accepted just now is the last of these.
+        # The connection accepted just now is the last of these.
         if len(self._ends) > has_room:
             self._close(next(iter(self._ends)))
         elif self.keepalived_conns:
-            # Its turn to be closed by `murder_keepalived`, in this round.
+            # `murder_keepalived` closes it in this round.
             self.keepalived_conns[0].timeout = 0.0
 
     def enqueue_req(self, conn: TConn) -> None:
-        """Where gunicorn gives a connection a thread: new, readable again, or read ahead."""
+        """Wait for the next head; gunicorn would assign a thread here."""
         conn.sock.setblocking(False)
         self._ends[conn] = time.monotonic() + self.cfg.keepalive
         if self.app.tls is not None and conn.parser is None:
@@ -168,14 +168,14 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
         try:
             conn.sock = tls.wrap_socket(conn.sock, server_side=True, do_handshake_on_connect=False)
         except OSError:
-            # The peer is gone already.
+            # The client has already disconnected.
             self._close(conn)
             return
         self.poller.register(
-            conn.sock, selectors.EVENT_READ, lambda _: self._go_on_with_handshake(conn)
+            conn.sock, selectors.EVENT_READ, lambda _: self._continue_handshake(conn)
         )
 
-    def _go_on_with_handshake(self, conn: TConn) -> None:
+    def _continue_handshake(self, conn: TConn) -> None:
         if conn not in self._ends:
             return
         awaited = selectors.EVENT_READ
@@ -193,30 +193,33 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
             self._ends[conn] = time.monotonic() + self.cfg.keepalive
             self._await_head(conn)
             return
-        self.poller.modify(conn.sock, awaited, lambda _: self._go_on_with_handshake(conn))
+        self.poller.modify(conn.sock, awaited, lambda _: self._continue_handshake(conn))
 
     def _refuse_handshake(self, conn: TConn, error: OSError) -> None:
         reason = error.reason if isinstance(error, ssl.SSLError) else None
         if reason == "HTTP_REQUEST":
             self.poller.unregister(conn.sock)
-            # Without TLS, or the peer could not read it.
+            # Respond without TLS, which the client does not use.
             conn.sock = socket.socket(fileno=conn.sock.detach())
             self.handle_error(None, conn.sock, conn.client, _PlainHttp())
             self._linger(conn)
             return
         if reason is not None and not isinstance(error, ssl.SSLEOFError):
-            # A name out of OpenSSL's list, and nothing that was sent.
+            # The reason is one of OpenSSL's names, and has no data of the client.
             self.log.warning("TLS handshake with %s failed: %s", conn.client[0], reason)
         self._close(conn)
 
     def _await_head(self, conn: TConn) -> None:
-        """Mostly it is there by now: on the connection, in the parser's buffer, where what a
-        pipelining sender sent of its next request is, or decrypted with the request before it."""
+        """Serve the next request when its head is complete.
+
+        The head has often arrived already: on the connection, in the parser's buffer (pipelining),
+        or decrypted with the previous request.
+        """
         conn.init()
         conn.sock.setblocking(False)
         if conn.parser.unreader.buf.getvalue():
             self._ends[conn] = time.monotonic() + _HEAD_SECONDS
-        if self._is_whole(conn):
+        if self._is_complete(conn):
             self._serve(conn)
             return
         self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._receive_head(conn))
@@ -225,7 +228,7 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
     def _receive_head(self, conn: TConn) -> None:
         try:
             with self._bounded(conn.sock):
-                # More than a TLS record has, so that nothing is left where no poller sees it.
+                # More than a TLS record, so that no decrypted data is left, which no poller sees.
                 data = conn.sock.recv(_PIECE_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError):
             return
@@ -239,13 +242,13 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
         if not before:
             self._ends[conn] = time.monotonic() + _HEAD_SECONDS
         unreader.unread(before + data)
-        if self._is_whole(conn):
+        if self._is_complete(conn):
             self.poller.unregister(conn.sock)
             self._serve(conn)
 
     @contextmanager
     def _bounded(self, sock: socket.socket) -> Iterator[None]:
-        """Ends what reads from it and does not come back, though it waits for nothing."""
+        """End a non-blocking read that does not return, which OpenSSL may cause."""
         receiving = Receiving(sock, grace_seconds=0)
         watchdog = self.app.admission.watchdog
         watchdog.watch(receiving, time.monotonic() + _READ_SECONDS)
@@ -254,15 +257,15 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
         finally:
             watchdog.stop(receiving)
 
-    def _is_whole(self, conn: TConn) -> bool:
-        """Whether what was received can be answered, if only with a refusal."""
+    def _is_complete(self, conn: TConn) -> bool:
+        """Whether the head is complete, or exceeds a limit, so that a response is possible."""
         head = conn.parser.unreader.buf.getvalue()
         return b"\r\n\r\n" in head or b"\n\n" in head or self._excess(head) is not None
 
     def _excess(self, received: bytes) -> errors.ParseException | None:
-        """What of a head is over its limit, as soon as that can be told.
+        """Return the error of a head that exceeds a limit, as early as possible.
 
-        gunicorn's own limits together would let each connection hold 800 kB.
+        gunicorn's own limits would allow 800 kB for each connection.
         """
         settings = self.app.settings
         line_bytes, head_bytes = settings.max_request_line_bytes, settings.max_head_bytes
@@ -273,20 +276,20 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
         return None
 
     def _serve(self, conn: TConn) -> None:
-        if not _has_room(conn.sock):
-            # It asks on and on and takes no answers; another would wait for it with its thread.
+        if not _is_writable(conn.sock):
+            # The client sends requests but does not receive the responses.
             self._close(conn)
             return
         del self._ends[conn]
         conn.head_at = time.monotonic()
-        if self._is_upload(conn) and len(self._waiting) < self._most_waiting:
+        if self._is_upload(conn) and len(self._waiting) < self._max_waiting:
             self._waiting[conn] = conn.head_at + self.app.settings.upload_wait_seconds
             self._begin_uploads()
         else:
             super().enqueue_req(conn)
 
     def _is_upload(self, conn: TConn) -> bool:
-        """By the request line. One that is malformed is no upload, and will be refused."""
+        """Check the request line. A malformed one is not an upload, and gets an error later."""
         head: bytes = conn.parser.unreader.buf.getvalue()[
             : self.app.settings.max_request_line_bytes
         ]
@@ -299,8 +302,10 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
         return is_store(method, own_path(unquote_to_wsgi_str(path), prefix))
 
     def _begin_uploads(self) -> None:
-        """Serve those that get a slot now, and those that have waited for long enough: without a
-        slot, the application refuses them."""
+        """Serve waiting uploads that get a slot, and those that have waited too long.
+
+        The application rejects an upload without a slot.
+        """
         limiter, now = self.app.admission.limiter, time.monotonic()
         for conn, end in list(self._waiting.items()):
             if not limiter.acquire(conn.sock) and end > now:
@@ -310,7 +315,7 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
         limiter.waiting(len(self._waiting))
 
     def handle(self, conn: TConn) -> bool:
-        """Refuses a head that is too long, which gunicorn would go on reading."""
+        """Reject a head that is too long, which gunicorn would continue to read."""
         self._served.add(conn)
         try:
             excess = self._excess(conn.parser.unreader.buf.getvalue())
@@ -323,10 +328,10 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
             self._served.discard(conn)
 
     def handle_request(self, req: message.Request, conn: TConn) -> bool:
-        """Bounds how long a peer may take for its answer, and replaces gunicorn's body.
+        """Limit the time for the response, and replace gunicorn's body.
 
-        The application bounds the time of the body, from when the head was complete, not from when
-        a thread was free: so those that stall together are ended together, however many they are.
+        The application limits the time for the body. That time begins when the head is complete,
+        not when a thread is free, so that senders that stall together are cut together.
         """
         conn.sock.settimeout(_SOCKET_SECONDS)
         if self.app.tls is not None:
@@ -342,17 +347,17 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
         try:
             return bool(super().handle_request(req, conn))
         except (TimeoutError, ssl.SSLError):
-            # A peer that does not take its answer, or one whose encryption is broken; gunicorn
-            # would log it as an error of ours.
+            # The client did not receive its response, or its encryption is broken. gunicorn would
+            # log this as a server error.
             return False
 
     def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:
-        """gunicorn would wait 5 s for a body that the application left unread."""
+        """Skip an unread body for 0.1 s; gunicorn would wait 5 s."""
         try:
             with self._bounded(conn.sock):
                 return keepalive and conn.parser.finish_body(deadline=time.monotonic() + 0.1)
         except (errors.ParseException, ssl.SSLError):
-            # The answer was sent; gunicorn would send a refusal behind it.
+            # The response was sent; gunicorn would send an error after it.
             return False
 
     def handle_error(
@@ -362,17 +367,17 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
         addr: Any,  # noqa: ARG002
         exc: Exception,
     ) -> None:
-        """Answers with fixed words: gunicorn's repeat what was sent, to the log as well."""
+        """Respond with a fixed text: gunicorn's texts repeat the client's data, also in the log."""
         for kind, kind_status, words in _REFUSALS:
-            # A header of an answer that is malformed is no fault of the sender.
-            at_fault = (errors.InvalidResponseHeader, errors.InvalidResponseHeaderName)
-            if isinstance(exc, kind) and not isinstance(exc, at_fault):
+            # A malformed header in the response is a server error.
+            server_errors = (errors.InvalidResponseHeader, errors.InvalidResponseHeaderName)
+            if isinstance(exc, kind) and not isinstance(exc, server_errors):
                 status, detail = kind_status, words
                 self.log.warning("request refused with %d: %s", status, detail)
                 break
         else:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            detail = "an error of this service, which its log describes"
+            detail = "internal server error; see the log of this service"
             self.log.error("request failed: %s at %s", type(exc).__name__, where(exc))
         body = orjson.dumps(
             {
@@ -402,27 +407,27 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
         self._begin_uploads()
 
     def _linger(self, conn: TConn) -> None:
-        """Read on and forget, so that a sender in the middle of sending gets to see the answer.
+        """Discard further data, so that a client that is still sending can read its response.
 
-        A connection closed with unread data on it is reset, and the answer lost (RFC 9112 9.6).
-        Some senders, `HttpURLConnection` of Java among them, look for an answer only when they have
-        sent everything, however much that is. So one that goes on sending is read from for as long
-        as its upload might have taken; one that pauses or trickles is hung up on.
+        Closing a connection with unread data resets it, and the response is lost (RFC 9112 9.6).
+        Some clients, such as Java's `HttpURLConnection`, read the response only when they have sent
+        everything. So the connection stays open as long as an upload may take, while the client
+        keeps sending; if it pauses or trickles, the connection is closed.
         """
         conn.linger_end = time.monotonic() + self.app.settings.max_upload_seconds
-        self._linger_on(conn)
+        self._extend_linger(conn)
         try:
             conn.sock.setblocking(False)
             if isinstance(conn.sock, ssl.SSLSocket):
                 with self._bounded(conn.sock):
-                    _say_the_end(conn.sock)
-            # From here on what comes is not decrypted, only forgotten.
+                    _send_close_notify(conn.sock)
+            # Further data is discarded without decryption.
             conn.sock.shutdown(socket.SHUT_WR)
-            self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._forget(conn))
+            self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._discard(conn))
         except (OSError, ValueError):
             self._close(conn)
 
-    def _forget(self, conn: TConn) -> None:
+    def _discard(self, conn: TConn) -> None:
         try:
             received = len(conn.sock.recv(_PIECE_BYTES))
         except BlockingIOError:
@@ -433,14 +438,14 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
         if not received:
             self._close(conn)
         elif conn.linger_bytes <= 0:
-            self._linger_on(conn)
+            self._extend_linger(conn)
 
-    def _linger_on(self, conn: TConn) -> None:
+    def _extend_linger(self, conn: TConn) -> None:
         conn.linger_bytes = _LINGER_BYTES
         self._ends[conn] = min(time.monotonic() + _LINGER_SECONDS, conn.linger_end)
 
     def _close(self, conn: TConn) -> None:
-        """End a connection that waits in the poller, which may have an event for it still."""
+        """Close a connection in the poller, which may still have an event for it."""
         if self._ends.pop(conn, None) is None:
             return
         with suppress(OSError, KeyError, ValueError):
@@ -456,7 +461,7 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
         self._begin_uploads()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """gunicorn calls this when it stops, for connections that have no request under way."""
+        """gunicorn calls this when it stops, for connections without a request."""
         self.app.on_stop()
         super()._cap_keepalive(deadline)
         for ends in (self._ends, self._waiting):

@@ -1,4 +1,4 @@
-"""The Capabilities Description: what is served below `/dicomweb`, as WADL (PS3.18 8.9, Annex H)."""
+"""The Capabilities Description of `/dicomweb` as WADL (PS3.18 8.9, Annex H)."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
@@ -12,9 +12,14 @@ _NAMESPACE = "http://wadl.dev.java.net/2009/02"
 _WITH_DATASET = (HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.CONFLICT)
 
 
-def capabilities(base: str, paths: Iterable[str], taken: Sequence[str]) -> bytes:
-    """`paths` are relative to `base`, with the names of their variables in braces, and each takes a
-    POST of one of the media types `taken`."""
+def capabilities(base: str, paths: Iterable[str], accepted: Sequence[str]) -> bytes:
+    """Render the WADL document.
+
+    Args:
+        base: The URL of the service.
+        paths: The paths of the Store transaction, relative to `base`, with variables in braces.
+        accepted: The accepted media types.
+    """
     application = ET.Element("application", xmlns=_NAMESPACE)
     resources = ET.SubElement(application, "resources", base=base)
     for path in paths:
@@ -26,7 +31,7 @@ def capabilities(base: str, paths: Iterable[str], taken: Sequence[str]) -> bytes
                 )
         method = ET.SubElement(resource, "method", name="POST", id=_transaction(path))
         request = ET.SubElement(method, "request")
-        for media_type in taken:
+        for media_type in accepted:
             ET.SubElement(request, "representation", mediaType=media_type)
         statuses = " ".join(str(status.value) for status in _WITH_DATASET)
         response = ET.SubElement(method, "response", status=statuses)
@@ -36,6 +41,6 @@ def capabilities(base: str, paths: Iterable[str], taken: Sequence[str]) -> bytes
 
 
 def _transaction(path: str) -> str:
-    """An id that is the path's own, as XML wants ids to be."""
+    """Return a unique XML id for the path."""
     words = [step.strip("{}").capitalize() for step in path.split("/")]
     return "StoreInstances-" + "-".join(words)

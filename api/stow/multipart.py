@@ -1,4 +1,4 @@
-"""A streaming reader of multipart/related bodies: RFC 2046 5.1, RFC 2387, DICOM PS3.18 8.6.1."""
+"""A streaming reader of multipart/related bodies (RFC 2046 5.1, RFC 2387, PS3.18 8.6.1)."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,10 +9,10 @@ MAX_BOUNDARY_CHARACTERS = 200
 MAX_PREAMBLE_BYTES = 1 << 20
 MAX_PART_HEADER_BYTES = 16 << 10
 MAX_TRANSPORT_PADDING_BYTES = 256
-MAX_TEXT_BEHIND_BYTES = 4 << 10
+MAX_TRAILING_TEXT_BYTES = 4 << 10
 
-# A value without quotes reaches to the next semicolon, so that `type=application/dicom`, which is
-# not a token in the sense of RFC 2045 5.1 but is sent all the same, comes out whole.
+# An unquoted value ends at the next semicolon. So `type=application/dicom` is read completely,
+# which senders use although it is not a token of RFC 2045 5.1.
 _PARAMETER = re.compile(
     r""";\s*+ (?P<name>[^\s=;"]++) \s*+ = \s*+
         (?: "(?P<quoted>(?:[^"\\]|\\.)*+)" | (?P<plain>[^;]*+) )""",
@@ -22,32 +22,32 @@ _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
 # PS3.10 7.1
 _DICOM_PREFIX = b"DICM"
 
-# A header block begins with the CR LF of the delimiter's line, behind which nothing is folded.
+# A header block begins with the CR LF of the delimiter line, after which no folding is possible.
 _FOLD = re.compile(rb"(?<=.)\r\n[ \t]+", re.DOTALL)
 
 
 class MalformedMultipart(ValueError):
-    """The body breaks RFC 2046. The text tells the sender what is wrong, and in which part."""
+    """The body violates RFC 2046. The message names the error and the part."""
 
 
 class ByteStream(Protocol):
     def read(self, size: int, /) -> bytes:
-        """At most `size` bytes, at least one, or none at the end of the stream."""
+        """Return 1 to `size` bytes, or none at the end of the stream."""
 
 
 @dataclass(frozen=True)
 class MediaType:
-    """A Content-Type: the type in lower case, the parameters' names too, their values unquoted."""
+    """A Content-Type, with type and parameter names in lower case and values unquoted."""
 
     type: str
     parameters: Mapping[str, str]
 
 
 def parse_media_type(header: str) -> MediaType:
-    """Read a Content-Type header's value (RFC 2045 5.1). Never raises.
+    """Parse the value of a Content-Type header (RFC 2045 5.1). Never raises.
 
-    What is no parameter is passed over; of two with one name the first counts; RFC 2231
-    continuations are not joined. The type is all before the first semicolon, not validated.
+    The type, which is not validated, ends at the first semicolon. Malformed parameters are
+    skipped, the first of duplicate parameters counts, and RFC 2231 continuations are not joined.
     """
     parameters: dict[str, str] = {}
     for match in _PARAMETER.finditer(header):
@@ -59,11 +59,11 @@ def parse_media_type(header: str) -> MediaType:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One body part. Iterate it, once, for its body in pieces.
+    """One body part. Iterate it once to read its content.
 
-    `number` counts from 1. `headers` has lower-case names; of two with one name the first counts.
-    The values are the sender's own, unvalidated. Iterating raises `MalformedMultipart` when the
-    body ends inside this part, and whatever the stream raises.
+    `number` counts from 1. `headers` has names in lower case and values that are not validated; the
+    first of duplicate headers counts. Iterating raises `MalformedMultipart` if the body ends inside
+    this part, and the errors of the stream.
     """
 
     number: int
@@ -75,7 +75,7 @@ class Part:
 
     @property
     def media_type(self) -> MediaType:
-        """The part's Content-Type; its type is empty when the part has none."""
+        """The Content-Type of the part; its type is empty if the part has none."""
         return parse_media_type(self.headers.get("content-type", ""))
 
 
@@ -85,29 +85,32 @@ def read_parts(
     chunk_bytes: int = 1 << 20,
     header_bytes: int = MAX_PART_HEADER_BYTES,
 ) -> Iterator[Part]:
-    """Yield the parts of a body as they arrive, then read the epilogue to the end of the stream.
+    """Yield the parts of a body as they arrive, then read the epilogue.
 
-    What the caller leaves unread of a part is skipped when it asks for the next one. A boundary
-    counts only after CR LF or at the very beginning, and only with nothing behind it on its line
-    but `--` and up to 256 bytes of transport padding: everything else is data. The closing one
-    may end in any of CR, LF and NUL, and behind that may stand anything but an instance or
-    another delimiter. With other bytes directly behind it, it counts if the body ends within
-    4 KiB and no delimiter comes in between; so what only resembles it in the middle of an instance
-    stays data.
+    Unread data of a part is skipped when the next part is requested. The body is complete only if
+    the iteration ends without an error.
 
-    The stream is asked for `chunk_bytes` at a time; whatever the body, the reader holds about
-    twice that, the chunk it hands out included. The headers of a part are at most `header_bytes`
-    long.
+    A delimiter is a boundary after CR LF, or at the start of the body, followed on its line only by
+    `--` and up to 256 bytes of transport padding. Anything else is data. The closing delimiter may
+    end in CR, LF or NUL, and anything may follow except an instance or another delimiter. If other
+    bytes follow directly, it counts only if the body ends within 4 KiB without another delimiter:
+    a similar sequence inside an instance remains data.
 
-    Raises `MalformedMultipart`, and whatever the stream raises. The body was complete only if
-    the iteration came to its own end.
+    Args:
+        stream: The body.
+        boundary: The boundary parameter of the Content-Type.
+        chunk_bytes: The size of each read; the reader needs about twice that in memory.
+        header_bytes: The maximum size of the headers of one part.
+
+    Raises:
+        MalformedMultipart: The body violates RFC 2046. Errors of the stream are passed on.
     """
     body = _Body(stream, boundary, chunk_bytes, header_bytes)
     body.skip_preamble()
     while not body.is_closed:
         headers = body.read_headers()
-        # Made of the method, not a generator: after an error it raises again rather than end, so
-        # a caller that goes on to the next part cannot take a broken body for a complete one.
+        # Not a generator, which would end after an error: this raises again, so a caller that
+        # continues with the next part cannot treat a broken body as complete.
         part = Part(body.part_number, headers, iter(body.read_data, b""))
         yield part
         for _ in part:
@@ -115,32 +118,32 @@ def read_parts(
     body.skip_epilogue()
 
 
-class _Dropped:
-    """Looks at what is read and forgotten, lest an instance be lost with it.
+class _Discarded:
+    """Checks discarded data for a DICOM instance.
 
-    RFC 2046 5.1.1 has preamble and epilogue ignored. But where a delimiter is malformed or missing,
-    that is where the sender's instances end up, and it would be told that all is well.
+    Preamble and epilogue are to be ignored (RFC 2046 5.1.1). But if a delimiter is malformed or
+    missing, they contain instances, which would be lost while the response reports success.
     """
 
     def __init__(self, place: str) -> None:
         self._place = place
         self._tail = b""
 
-    def look_at(self, chunk: bytes) -> None:
+    def check(self, chunk: bytes) -> None:
         overlap = len(_DICOM_PREFIX) - 1
         if _DICOM_PREFIX in chunk or _DICOM_PREFIX in self._tail + chunk[:overlap]:
             raise MalformedMultipart(
-                f"a DICOM instance lies {self._place}: a line that should be a delimiter is none. "
-                "It is '--' and the boundary given in Content-Type, between CR LF and CR LF"
+                f"a DICOM instance {self._place}: a delimiter is missing or malformed. It must be "
+                "'--' and the boundary given in Content-Type, between CR LF and CR LF"
             )
         self._tail = (self._tail + chunk[-overlap:])[-overlap:]
 
 
 class _Delimiter(NamedTuple):
-    """From its CR LF to the end of its transport padding, as places in the window.
+    """A delimiter, from its CR LF to the end of its transport padding, as window positions.
 
-    One that is not certain may be data, depending on what comes. If nothing does, it is a closing
-    delimiter, or none.
+    One that is not certain may turn out to be data, depending on the bytes that follow. At the end
+    of the body it counts only if it is closing.
     """
 
     start: int
@@ -150,7 +153,7 @@ class _Delimiter(NamedTuple):
 
 
 class _Body:
-    """A window over the stream, and the place in it up to which everything was handed out."""
+    """A window over the stream, and the position of the next byte to return."""
 
     def __init__(
         self, stream: ByteStream, boundary: str, chunk_bytes: int, header_bytes: int
@@ -168,33 +171,33 @@ class _Body:
         self._chunk_bytes = chunk_bytes
         self._header_bytes = header_bytes
         self._delimiter = b"\r\n--" + boundary.encode("latin-1")
-        # With `cut` it is the end of the window that keeps it from being one of the others.
+        # `cut` matches at the end of the window, where more data has to decide.
         padding = rb"[ \t]{0,%d}+" % MAX_TRANSPORT_PADDING_BYTES
         self._delimiter_line = re.compile(
             re.escape(self._delimiter)
             + rb"(?:(?P<open>%b(?=\r\n))|(?P<close>--%b(?=[\r\n\0]))|(?P<cut>(?:-|%b\r?)\Z))"
             % (padding, padding, padding)
         )
-        # The beginning of the body serves a delimiter as the beginning of a line.
+        # A delimiter may stand at the very beginning of the body, as after a CR LF.
         self._window = b"\r\n"
         self._position = 2
 
     def skip_preamble(self) -> None:
         if not self._read_more(keep_from=0):
-            raise MalformedMultipart("the body is empty: it has not even a closing delimiter")
+            raise MalformedMultipart("the body is empty: the closing delimiter is missing")
         preamble_bytes = 0
-        dropped = _Dropped("in front of the first delimiter")
+        discarded = _Discarded("precedes the first delimiter")
         for chunk in iter(self.read_data, b""):
-            dropped.look_at(chunk)
+            discarded.check(chunk)
             preamble_bytes += len(chunk)
             if preamble_bytes > MAX_PREAMBLE_BYTES:
                 raise MalformedMultipart(
-                    f"no delimiter in the first {MAX_PREAMBLE_BYTES} bytes: no line, ended by "
-                    "CR LF, is '--' and the boundary given in Content-Type"
+                    f"no delimiter in the first {MAX_PREAMBLE_BYTES} bytes: it must be a line, "
+                    "ended by CR LF, with '--' and the boundary given in Content-Type"
                 )
 
     def read_headers(self) -> dict[str, str]:
-        """The headers of the part that begins here, on the CR LF of its delimiter's line."""
+        """Read the headers of the next part, from the CR LF of its delimiter line on."""
         self.part_number += 1
         searched = 0
         while True:
@@ -205,7 +208,7 @@ class _Body:
             if len(self._window) >= limit:
                 raise MalformedMultipart(
                     f"the headers of part {self.part_number} are longer than "
-                    f"{self._header_bytes} bytes, or the blank line behind them is missing"
+                    f"{self._header_bytes} bytes, or the blank line after them is missing"
                 )
             searched = len(self._window) - start
             if not self._read_more(keep_from=start):
@@ -220,39 +223,39 @@ class _Body:
             name, colon, value = line.decode("latin-1").partition(":")
             if not colon or line.startswith(self._delimiter[2:]):
                 raise MalformedMultipart(
-                    f"header {header_number} of part {self.part_number} is no header: it has no "
-                    "colon, or the blank line behind the headers is missing"
+                    f"header {header_number} of part {self.part_number} is not valid: it has no "
+                    "colon, or the blank line after the headers is missing"
                 )
             headers.setdefault(name.strip().lower(), value.strip())
         return headers
 
     def read_data(self) -> bytes:
-        """The next bytes before the coming delimiter; none once that is reached, and passed."""
+        """Return the next data; none at a delimiter, which is skipped."""
         data = self._read_to_delimiter()
         if data is None:
             raise MalformedMultipart(
                 f"the closing delimiter is missing: the body ended inside part {self.part_number}"
                 if self.part_number
-                else "no delimiter in the body: no line, ended by CR LF, is '--' and the "
-                "boundary given in Content-Type"
+                else "no delimiter in the body: it must be a line, ended by CR LF, with '--' and "
+                "the boundary given in Content-Type"
             )
         return data
 
     def skip_epilogue(self) -> None:
-        dropped = _Dropped("behind the closing delimiter")
+        discarded = _Discarded("follows the closing delimiter")
         while data := self._read_to_delimiter():
-            dropped.look_at(data)
+            discarded.check(data)
         if data is not None:
             raise MalformedMultipart(
-                "another delimiter stands behind the closing delimiter, which has '--' behind the "
-                "boundary and may follow the last part only"
+                "a delimiter follows the closing delimiter, which has '--' after the boundary and "
+                "may follow only the last part"
             )
 
     def _read_to_delimiter(self) -> bytes | None:
-        """As `read_data`; None where the stream ends first."""
+        """Do the work of `read_data`; None if the stream ends before a delimiter."""
         while True:
             window, start = self._window, self._position
-            # The CR LF that ends the headers may be the one that begins the delimiter.
+            # The CR LF that ends the headers may also begin the delimiter.
             found = self._find_delimiter(max(start - 2, 0))
             data_end = found.start if found else len(window)
             if data_end > start:
@@ -261,7 +264,7 @@ class _Body:
             if found and found.is_certain:
                 self._position, self.is_closed = found.end, found.is_closing
                 return b""
-            del window  # or the old window would live on beside the new one
+            del window  # frees the old window before the new one is built
             if not self._read_more(keep_from=data_end):
                 if not found or not found.is_closing:
                     return None
@@ -269,16 +272,16 @@ class _Body:
                 return b""
 
     def _find_delimiter(self, search_from: int) -> "_Delimiter | None":
-        """The next one in the window, or what may turn out to be one."""
+        """Find the next delimiter in the window, or a sequence that may become one."""
         window = self._window
         candidate = window.find(self._delimiter, search_from)
-        # find is several times as fast, but called for each of many look-alikes it is not.
+        # find is several times faster than a search, except for many similar sequences.
         line = self._delimiter_line.search(window, candidate) if candidate >= 0 else None
         if line and line["cut"] is None:
             return _Delimiter(*line.span(), is_closing=line["close"] is not None, is_certain=True)
-        # Of several with text behind them only the last can be the closing one.
+        # With trailing text, only the last one can be the closing delimiter.
         closing = self._delimiter + b"--"
-        start = window.rfind(closing, max(search_from, len(window) - MAX_TEXT_BEHIND_BYTES))
+        start = window.rfind(closing, max(search_from, len(window) - MAX_TRAILING_TEXT_BYTES))
         if start >= 0:
             return _Delimiter(start, start + len(closing), is_closing=True, is_certain=False)
         if line:
@@ -289,7 +292,7 @@ class _Body:
         return None
 
     def _read_more(self, keep_from: int) -> bool:
-        """Drop the window before `keep_from`, and add to it; False at the end of the stream."""
+        """Discard the window before `keep_from` and read more; False at the end of the stream."""
         self._window = self._window[keep_from:]
         self._position -= keep_from
         piece = self._stream.read(self._chunk_bytes)

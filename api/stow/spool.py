@@ -1,4 +1,4 @@
-"""Where one part waits until it is whole: in memory, and on disk beyond a threshold."""
+"""Buffering of one part until it is complete, in memory or on disk."""
 
 import errno
 import hashlib
@@ -17,10 +17,17 @@ from shared.runtime.disk import has_room
 
 
 class Spool:
-    """The bytes of one part, with their count and SHA-256.
+    """Buffers the bytes of one part, with their size and SHA-256.
 
-    The file on disk has no name, so that nothing is left of it when the process is killed.
-    Raises `StoreFull` when the spool's disk is full.
+    The file on disk has no name, so that a killed process leaves no file.
+
+    Args:
+        folder: The spool folder.
+        memory_bytes: The size up to which the part stays in memory.
+
+    Raises:
+        StoreFull: The spool's disk is full.
+        StoreUnavailable: The spool's disk failed.
     """
 
     def __init__(self, folder: Path, memory_bytes: int) -> None:
@@ -50,9 +57,9 @@ class Spool:
 
     @contextmanager
     def view(self) -> Iterator[memoryview | mmap.mmap]:
-        """All bytes, without a copy of them in memory.
+        """Map all bytes, without copying them.
 
-        What a scratch file raises within the context is taken for an error of the spool's disk.
+        An `OSError` within the context, as of a scratch file, counts as an error of the spool.
         """
         with _disk_errors(self._folder):
             if self._file is None:
@@ -64,7 +71,7 @@ class Spool:
                 yield mapped
 
     def open(self) -> BinaryIO:
-        """From the start; valid until `close`."""
+        """Open the bytes for reading; valid until `close`."""
         if self._file is None:
             return io.BytesIO(self._in_memory())
         with _disk_errors(self._folder):
@@ -72,14 +79,14 @@ class Spool:
         return self._file
 
     def growing(self) -> BinaryIO | None:
-        """What is on disk of it so far, to be read while more is written; None while in memory.
+        """Open the file on disk for reading while more is written; None while in memory.
 
-        Valid until `close`. Of what is written later, `flush` says that it can be read.
+        Valid until `close`. Data that is written later can be read after `flush`.
         """
         if self._file is None:
             return None
         self.flush()
-        return io.BufferedReader(_FromTheStart(self._file.fileno()))
+        return io.BufferedReader(_IndependentReader(self._file.fileno()))
 
     def flush(self) -> None:
         if self._file is not None:
@@ -87,19 +94,19 @@ class Spool:
                 self._file.flush()
 
     def _in_memory(self) -> bytes:
-        """All of it as one object, which `BytesIO` shares rather than copies."""
+        """Join the pieces into one object, which `BytesIO` shares instead of copying."""
         if len(self._pieces) != 1:
             self._pieces = [b"".join(self._pieces)]
         return self._pieces[0]
 
     def scratch(self) -> BinaryIO:
-        """Another nameless file on the spool's disk, for a dataset that has to be inflated."""
+        """Create another file without a name, for a dataset that has to be inflated."""
         with _disk_errors(self._folder):
             return tempfile.TemporaryFile(dir=self._folder)
 
     def close(self) -> None:
         if self._file is not None:
-            # What is still buffered has nowhere to go on a full disk, and nobody needs it.
+            # On a full disk, closing cannot write the buffer, which is no longer needed.
             with suppress(OSError):
                 self._file.close()
 
@@ -115,8 +122,8 @@ class Spool:
         self.close()
 
 
-class _FromTheStart(io.RawIOBase):
-    """Reads a file that another writes to, from a position of its own."""
+class _IndependentReader(io.RawIOBase):
+    """Reads a file from its own position while the spool writes to it."""
 
     def __init__(self, file: int) -> None:
         super().__init__()
@@ -131,7 +138,7 @@ class _FromTheStart(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence != os.SEEK_SET:
-            raise io.UnsupportedOperation("the end moves")
+            raise io.UnsupportedOperation("the file is still growing")
         self._position = offset
         return offset
 
@@ -142,12 +149,12 @@ class _FromTheStart(io.RawIOBase):
 
 
 def check_room(folder: Path, min_free_bytes: int) -> None:
-    """Raises `StoreFull` where the spool's disk has less than that left."""
+    """Check the free space of the spool's disk. Raises `StoreFull`."""
     with _disk_errors(folder):
         if not has_room(folder, min_free_bytes):
             raise StoreFull(
-                f"the spool's disk at {folder} has less free than STOWGATE_MIN_FREE_BYTES, which "
-                f"is {min_free_bytes}; free some space"
+                f"the spool's disk at {folder} has less free space than STOWGATE_MIN_FREE_BYTES "
+                f"({min_free_bytes}); free some space"
             )
 
 
@@ -158,4 +165,4 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"the spool's disk at {folder} is full") from error
-        raise StoreUnavailable(f"the spool at {folder} cannot be used: {error.strerror}") from error
+        raise StoreUnavailable(f"the spool at {folder} failed: {error.strerror}") from error

@@ -19,7 +19,7 @@ import structlog
 
 from api.http.problems import TooLarge, UnsupportedMediaType
 from api.stow.acceptance import refusal
-from api.stow.early_upload import HeadStart
+from api.stow.early_upload import EarlyUpload
 from api.stow.multipart import MediaType
 from api.stow.response import Failed, FailureReason, Stored, WarningReason
 from api.stow.spool import Spool, check_room
@@ -176,12 +176,12 @@ class Upload:
             spool = spooled.enter_context(
                 Spool(self._spool_folder, self._limits.spool_memory_bytes)
             )
-            head_start = spooled.enter_context(
-                closing(HeadStart(self._store, spool, DICOM, self._part_bytes, self._key_of_new))
+            early_upload = spooled.enter_context(
+                closing(EarlyUpload(self._store, spool, DICOM, self._part_bytes, self._key_of_new))
             )
             for data in _pieces(part, self._part_bytes):
                 spool.write(data)
-                head_start.proceed()
+                early_upload.proceed()
                 self._between()
             self.digests.append(spool.sha256)
             checked = self._check(part.number, spool)
@@ -191,7 +191,7 @@ class Upload:
             if self._is_new(part.number, identity, spool.sha256):
                 self._await_turn()
                 self._store_spooled(
-                    identity, structure, spool, head_start.put, spooled.pop_all().close
+                    identity, structure, spool, early_upload.put, spooled.pop_all().close
                 )
 
     def _check(self, number: int, spool: Spool) -> tuple[Identity, Structure] | None:

@@ -14,7 +14,7 @@ from flask import Flask, Request, Response, g, request
 
 from api.admission.body import RequestBody
 from api.admission.concurrency import Admission
-from api.admission.rate_limits import Rates, sender_of
+from api.admission.rate_limits import RateLimiter, sender_of
 from api.auth import audit
 from api.auth.guard import Caller
 from api.http.client_address import address_of
@@ -107,7 +107,7 @@ class StoreTransaction:
         self._keys = keys
         self._options = options
         self._admission = admission
-        self._rates, self._vae_rates = Rates(), Rates()
+        self._rates, self._vae_rates = RateLimiter(), RateLimiter()
 
     def store(
         self, study: str | None = None, workflow: str | None = None, aet: str | None = None
@@ -140,7 +140,7 @@ class StoreTransaction:
             try:
                 return self._receive(body, Target(study, workflow, vae))
             except MalformedMultipart as error:
-                if body.is_through and body.received_bytes == 0:
+                if body.is_complete and body.received_bytes == 0:
                     raise BadRequest(_BODY_LOST) from error
                 raise BadRequest(f"the multipart body is malformed: {error}") from error
 
@@ -267,7 +267,7 @@ def source_of(address: str | None) -> str:
     return text if len(text) <= 15 else f"v6-{sha256(ip.packed).hexdigest()[:12]}"
 
 
-def _count(rates: Rates, name: str, per_minute: int | None, words: str) -> None:
+def _count(rates: RateLimiter, name: str, per_minute: int | None, words: str) -> None:
     wait_seconds = rates.take(name, per_minute) if per_minute else 0
     if wait_seconds:
         raise TooBusy(

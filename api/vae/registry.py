@@ -1,8 +1,7 @@
-"""Virtual Application Entities: their shape, and the registry that all replicas share.
+"""Virtual Application Entities (VAEs) and their registry, which all replicas share.
 
-The registry is one object in the state bucket, changed by conditional writes only: whatever has
-to be unique is checked against all of it, and of two changes at once one is made on top of the
-other.
+The registry is one object in the state bucket. Only conditional writes change it, so names and AE
+titles stay unique, and concurrent changes are applied one after the other.
 """
 
 import threading
@@ -34,10 +33,10 @@ _KEY = "vae/registry.json"
 _JSON = "application/json"
 _CACHE_SECONDS = 2.0
 
-_UID_RULE = "a UID is at most 64 characters, digits separated by dots"
-_MODALITY_RULE = "a modality is 1 to 16 of A-Z 0-9 _ and spaces, none of those around it"
+_UID_RULE = "a UID is 1 to 64 characters: groups of digits, separated by dots"
+_MODALITY_RULE = "a modality is 1 to 16 of A-Z 0-9 _ and spaces, without a space at either end"
 
-# What the rules say, in JSON Schema.
+# The rules in JSON Schema.
 Shape = dict[str, Any]
 AE_TITLE_SHAPE: Shape = {"pattern": f"^{AE_TITLE}$"}
 WORKFLOW_ID_SHAPE: Shape = {"pattern": f"^{WORKFLOW_ID}$"}
@@ -46,11 +45,10 @@ UID_SHAPE: Shape = {"pattern": f"^{UID}$", "maxLength": MAX_UID_CHARACTERS}
 
 @dataclass(frozen=True)
 class Vae:
-    """A Virtual Application Entity; the field names on the wire are the Informatics Gateway's.
+    """A Virtual Application Entity, with the field names of the Informatics Gateway in JSON.
 
-    From `accepted_sop_classes` on they are its policy, which that does not know: what it accepts,
-    of what size and how often, and None where that is not limited. `unknown` are fields that a
-    newer service wrote, and that are kept for it.
+    The fields from `accepted_sop_classes` on are its policy, which the Gateway does not have; None
+    means no limit. `unknown` keeps the fields that a newer version wrote.
     """
 
     name: str
@@ -70,15 +68,15 @@ class Vae:
 
 
 class VaeMissing(StowgateError):
-    """There is no VAE of that name."""
+    """No VAE has that name."""
 
 
 class VaeTaken(StowgateError):
-    """Another VAE has that name or AE title already."""
+    """Another VAE has that name or AE title."""
 
 
 class RegistryUnreadable(Permanent):
-    """What lies in the registry's place is damaged, or was written by a newer Stowgate."""
+    """The stored registry is corrupt, or was written by a newer version."""
 
 
 def _text(rule: str, check: Callable[[str], bool], shape: Shape, **options: Any) -> fields.String:
@@ -97,14 +95,14 @@ def _uids(name: str) -> fields.Field[Any]:
     return fields.List(_text(_UID_RULE, is_uid, UID_SHAPE), data_key=name, allow_none=True)
 
 
-def _count(name: str, most: int) -> fields.Field[Any]:
+def _count(name: str, max_count: int) -> fields.Field[Any]:
     return fields.Integer(
-        data_key=name, strict=True, allow_none=True, validate=validate.Range(min=1, max=most)
+        data_key=name, strict=True, allow_none=True, validate=validate.Range(min=1, max=max_count)
     )
 
 
 class VaeSchema(Schema):
-    """A VAE as `config/vae` answers it and as the registry keeps it. Nulls are left out."""
+    """A VAE in `config/vae` and in the registry. Nulls are omitted."""
 
     class Meta:
         unknown = EXCLUDE
@@ -135,7 +133,7 @@ class VaeSchema(Schema):
 
     @pre_load
     def _omit_blank_name(self, data: Any, **_: Any) -> Any:
-        """Clients of the Informatics Gateway send one for a name that is to be the AE title."""
+        """Clients of the Informatics Gateway send a blank name to use the AE title."""
         if not isinstance(data, dict):
             return data
         name = data.get("name")
@@ -155,7 +153,7 @@ class _StoredVaeSchema(VaeSchema):
 
 
 VERSION = 1
-"""Of the registry's shape. A field of a VAE that older services may ignore needs no new one."""
+"""The version of the registry's format. An optional field of a VAE does not need a new one."""
 
 _STORED = _StoredVaeSchema(many=True)
 _STORED_NAMES = {field.data_key or name for name, field in _StoredVaeSchema().fields.items()}
@@ -170,7 +168,7 @@ def _encode(vaes: Mapping[str, Vae], unknown: Mapping[str, Any]) -> bytes:
 
 
 def _decode(data: bytes) -> tuple[dict[str, Vae], dict[str, Any]]:
-    """The VAEs by their names, and fields of the registry that are not known."""
+    """Return the VAEs by name, and unknown fields of the registry."""
     try:
         registry = versions.loads(data, VERSION)
         rows = registry.pop("vaes")
@@ -183,7 +181,7 @@ def _decode(data: bytes) -> tuple[dict[str, Vae], dict[str, Any]]:
         }
     except (ValueError, TypeError, KeyError, ValidationError) as error:
         raise RegistryUnreadable(
-            f"{_KEY} is no registry of VAEs that can be read: it {versions.why_unreadable(error)}"
+            f"{_KEY} is not a valid registry of VAEs: it {versions.why_unreadable(error)}"
         ) from error
     return vaes, registry
 
@@ -194,9 +192,9 @@ def _with_tuples(row: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Registry:
-    """All VAEs as one version of the stored registry has them; None where there is none yet.
+    """One version of the stored registry; `version` is None before the first write.
 
-    `unknown` are fields of a newer Stowgate, which are kept.
+    `unknown` keeps the fields that a newer version of Stowgate wrote.
     """
 
     version: str | None
@@ -216,11 +214,13 @@ _EMPTY = _registry(None, {}, {})
 
 
 class VaeRegistry:
-    """Every call that reads or writes the store may raise what the object store raises, and
-    `RegistryUnreadable`.
+    """Reads and changes the registry.
 
-    To read the registry costs little, to decode a thousand VAEs fifty milliseconds of a core. So
-    each version is decoded once, and what was decoded is shared.
+    Decoding a thousand VAEs takes 50 ms of CPU time, so each version is decoded once and shared.
+
+    Raises:
+        RegistryUnreadable: The stored registry cannot be decoded.
+        Transient, Permanent: The object store failed.
     """
 
     def __init__(self, store: ObjectStore) -> None:
@@ -231,40 +231,42 @@ class VaeRegistry:
         self._cached_until = 0.0
 
     def all(self) -> Mapping[str, Vae]:
-        """Every VAE by its name, as the store has them now."""
+        """Read all VAEs by name from the store."""
         return self._current().by_name
 
     def cached(self, ae_title: str) -> Vae | None:
-        """The VAE of exactly that title, if it was there in the last few seconds; asks no store."""
+        """Return the VAE with that AE title from the cache, which lasts two seconds."""
         fresh = time.monotonic() < self._cached_until
         return self._cached.by_ae_title.get(ae_title) if fresh else None
 
     def by_ae_title(self, ae_title: str) -> Vae | None:
-        """The VAE of exactly that title, no older than the cache's few seconds.
+        """Return the VAE with that AE title, at most two seconds old.
 
-        A title that the cache does not know is looked up in the store, so that a VAE created at
-        one replica can be used at the others at once.
+        A title that is not in the cache is read from the store, so that a VAE created at one
+        replica can be used at the others at once.
         """
         if not is_ae_title(ae_title):
             return None
         return self.cached(ae_title) or self._current().by_ae_title.get(ae_title)
 
     def add(self, vae: Vae) -> Vae:
-        """Raises `VaeTaken`."""
+        """Add a VAE. Raises `VaeTaken`."""
 
         def insert(vaes: dict[str, Vae]) -> Vae:
             for other in vaes.values():
                 if other.name == vae.name:
-                    raise VaeTaken(f"there is a VAE named {vae.name} already")
+                    raise VaeTaken(f"the VAE name {vae.name} is already in use")
                 if other.virtual_ae_title == vae.virtual_ae_title:
-                    raise VaeTaken(f"VAE {other.name} has AE title {vae.virtual_ae_title} already")
+                    raise VaeTaken(
+                        f"AE title {vae.virtual_ae_title} is already in use by VAE {other.name}"
+                    )
             vaes[vae.name] = vae
             return vae
 
         return self._change(insert)
 
     def update(self, name: str, **changes: Any) -> Vae:
-        """Raises `VaeMissing`."""
+        """Change fields of a VAE. Raises `VaeMissing`."""
 
         def rewrite(vaes: dict[str, Vae]) -> Vae:
             vaes[name] = replace(_named(vaes, name), **changes)
@@ -273,7 +275,7 @@ class VaeRegistry:
         return self._change(rewrite)
 
     def remove(self, name: str) -> Vae:
-        """Raises `VaeMissing`."""
+        """Remove a VAE. Raises `VaeMissing`."""
 
         def drop(vaes: dict[str, Vae]) -> Vae:
             removed = _named(vaes, name)
@@ -318,5 +320,5 @@ class VaeRegistry:
 
 def _named(vaes: Mapping[str, Vae], name: str) -> Vae:
     if name not in vaes:
-        raise VaeMissing(f"there is no VAE named {name}")
+        raise VaeMissing(f"VAE {name} does not exist")
     return vaes[name]

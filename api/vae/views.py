@@ -14,12 +14,12 @@ from marshmallow import Schema, ValidationError
 from api.admission.body import RequestBody
 from api.admission.watchdog import Watchdog
 from api.auth import audit
-from api.http.problems import BadRequest, Conflict, NoSuchThing, TooBusy
+from api.http.problems import BadRequest, Conflict, NotFound, TooBusy
 from api.vae.registry import Vae, VaeMissing, VaeRegistry, VaeSchema, VaeTaken
 from shared.time import utc_now
 
 _SCHEMA = VaeSchema()
-# What PUT takes: the AE title stays what it is. The name is required, in words of its own.
+# PUT cannot change the AE title. `update` requires the name, with its own error text.
 CHANGE_SCHEMA = VaeSchema(exclude=["virtual_ae_title"])
 
 _LISTS = ("workflows", "plug_in_assemblies")
@@ -30,39 +30,45 @@ _MAX_BYTES = 1 << 20
 
 _BODY_SECONDS = 5.0
 
-# A body that stalls holds a thread for some seconds, and there are others to serve.
-_BODIES_AT_ONCE = 2
-_BODY_WAIT_SECONDS = 0.25
-_NO_OBJECT = "the body must be a JSON object that describes a VAE"
+# A stalled body blocks a thread for some seconds, so not all threads may receive one.
+_MAX_BODIES = 2
+_MAX_BODY_WAIT_SECONDS = 0.25
+_NOT_AN_OBJECT = "the body must be a JSON object that describes a VAE"
 
-# A VAE of this name could not be shown.
+# The path of the list of plug-ins hides a VAE of this name.
 _PLUG_INS = "plug-ins"
 
 
 def vae_views(
     vaes: VaeRegistry, public_url: str | None, watchdog: Watchdog
 ) -> dict[str, Callable[..., ResponseReturnValue]]:
-    """By their endpoints."""
-    receiving = BoundedSemaphore(_BODIES_AT_ONCE)
+    """Return the views of `config/vae` by endpoint.
+
+    Args:
+        vaes: The registry.
+        public_url: The base of the Location header; None makes it relative.
+        watchdog: Ends the bodies of slow clients.
+    """
+    receiving = BoundedSemaphore(_MAX_BODIES)
 
     def list_all() -> ResponseReturnValue:
         return jsonify(_SCHEMA.dump(vaes.all().values(), many=True))
 
     def plug_ins() -> ResponseReturnValue:
-        """Input plug-ins by name; Stowgate changes nothing in what it is sent and has none."""
+        """Stowgate has no input plug-ins, as it stores instances unchanged."""
         return jsonify({})
 
     def show(name: str) -> ResponseReturnValue:
         vae = vaes.all().get(name)
         if vae is None:
-            raise NoSuchThing(f"there is no VAE of that name; GET {url_for('.list_all')} lists all")
+            raise NotFound(f"no VAE has that name; GET {url_for('.list_all')} lists all VAEs")
         return jsonify(_SCHEMA.dump(vae))
 
     def add() -> ResponseReturnValue:
         given = _load(_SCHEMA, receiving, watchdog)
         name = given.get("name") or given["virtual_ae_title"]
         if name == _PLUG_INS:
-            raise BadRequest(f"name: {_PLUG_INS} is the name of the list of plug-ins")
+            raise BadRequest(f"name: {_PLUG_INS} is reserved for the list of plug-ins")
         audit.about(vae=name)
         try:
             vae = vaes.add(
@@ -82,7 +88,7 @@ def vae_views(
     def update() -> ResponseReturnValue:
         given = _load(CHANGE_SCHEMA, receiving, watchdog)
         if "name" not in given:
-            raise BadRequest("name: the VAE to change must be named in the body")
+            raise BadRequest("name: required in the body, to identify the VAE")
         audit.about(vae=given["name"])
         try:
             vae = vaes.update(
@@ -92,14 +98,14 @@ def vae_views(
                 **_changeable(given),
             )
         except VaeMissing as error:
-            raise NoSuchThing(str(error)) from error
+            raise NotFound(str(error)) from error
         return jsonify(_SCHEMA.dump(vae))
 
     def remove(name: str) -> ResponseReturnValue:
         try:
             return jsonify(_SCHEMA.dump(vaes.remove(name)))
         except VaeMissing as error:
-            raise NoSuchThing("there is no VAE of that name") from error
+            raise NotFound("no VAE has that name") from error
 
     return {
         "vae.list_all": list_all,
@@ -115,9 +121,9 @@ def _load(schema: Schema, receiving: BoundedSemaphore, watchdog: Watchdog) -> di
     try:
         described = orjson.loads(_received(receiving, watchdog))
     except orjson.JSONDecodeError as error:
-        raise BadRequest(_NO_OBJECT) from error
+        raise BadRequest(_NOT_AN_OBJECT) from error
     if not isinstance(described, dict):
-        raise BadRequest(_NO_OBJECT)
+        raise BadRequest(_NOT_AN_OBJECT)
     try:
         given: dict[str, Any] = schema.load(described)
     except ValidationError as error:
@@ -134,10 +140,8 @@ def _received(receiving: BoundedSemaphore, watchdog: Watchdog) -> bytes:
         max_seconds=_BODY_SECONDS,
         watchdog=watchdog,
     )
-    if not receiving.acquire(timeout=_BODY_WAIT_SECONDS):
-        raise TooBusy(
-            "the bodies of other requests are being received, and are slow; send it again"
-        )
+    if not receiving.acquire(timeout=_MAX_BODY_WAIT_SECONDS):
+        raise TooBusy("too many concurrent request bodies; send it again later")
     try:
         return b"".join(iter(partial(body.read, _MAX_BYTES), b""))
     finally:
@@ -145,14 +149,14 @@ def _received(receiving: BoundedSemaphore, watchdog: Watchdog) -> bytes:
 
 
 def _changeable(given: dict[str, Any]) -> dict[str, Any]:
-    """What may be changed of a VAE. Nothing accepted would be no use: an empty list is no limit."""
+    """Return the fields that a request changes; an empty list of accepted values means no limit."""
     lists = {name: tuple(given[name] or ()) for name in _LISTS if name in given}
     accepted = {name: tuple(given[name] or ()) or None for name in _ACCEPTED if name in given}
     return lists | accepted | {name: given[name] for name in _COUNTS if name in given}
 
 
 def _words(messages: Any) -> str:
-    """marshmallow's messages, which nest by index for the items of a list."""
+    """Join marshmallow's messages, which are nested by index for lists."""
     if isinstance(messages, dict):
         return ", ".join(f"item {index}: {_words(why)}" for index, why in messages.items())
     return ", ".join(map(str, messages))

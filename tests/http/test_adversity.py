@@ -91,7 +91,7 @@ def test_a_registry_of_vaes_that_is_none_is_told_in_words(tmp_path: Path) -> Non
         posted = service.post("/dicomweb/vae/CT/studies", new_instance(), "application/dicom")
 
     assert (listed.status_code, posted.status_code) == (500, 500)
-    assert listed.json()["detail"].startswith("vae/registry.json is no registry of VAEs")
+    assert listed.json()["detail"].startswith("vae/registry.json is not a valid registry of VAEs")
     assert posted.json()["detail"].startswith("nothing was acknowledged: vae/registry.json")
     assert "DOE" not in service.log.read_text() + listed.text + posted.text
 
@@ -111,7 +111,7 @@ def test_an_error_that_nobody_foresaw_is_logged_by_kind_and_place_only(
         answer = app.test_client().get("/openapi.json")
 
     assert answer.status_code == 500
-    assert answer.json["detail"] == "an error of this service, which its log describes"
+    assert answer.json["detail"] == "internal server error; see the log of this service"
     (line,) = logged
     assert (line["event"], line["error"]) == ("request failed", "ValueError")
     assert line["place"].startswith(__file__)

@@ -37,10 +37,10 @@ def _ask(
     who: tuple[str, str] | None = ALL,
     **given: Any,
 ) -> tuple[requests.Response, list[dict[str, Any]]]:
-    """The answer, and the lines of the audit trail that came with it."""
+    """Return the response and its lines of the audit trail."""
     before = len(_lines(service))
     answer = requests.request(method, service.url + path, auth=who, timeout=30, **given)
-    # What comes behind shows that no line is still to come.
+    # The line of this later request shows that all lines before it are written.
     marker = requests.post(f"{service.url}/payloads/{uuid4()}/replay", auth=ALL, timeout=30)
     assert marker.status_code == 404
     lines = wait_for(lambda: _through_marker(_lines(service)[before:]))
@@ -62,7 +62,7 @@ def _post(service: Service, body: bytes, content_type: str, **given: Any) -> Any
     return _ask(service, "POST", "/dicomweb/studies", data=body, headers=headers, **given)
 
 
-def test_an_upload_says_who_from_where_which_payload_and_what_came_of_it(
+def test_the_line_of_an_upload_has_caller_address_payload_and_outcome(
     service: Service,
 ) -> None:
     body, content_type = multipart(new_instance(), b"no instance")
@@ -77,7 +77,7 @@ def test_an_upload_says_who_from_where_which_payload_and_what_came_of_it(
     assert (line["stored"], line["failed"]) == (1, 1)
 
 
-def test_a_refused_upload_says_so(service: Service) -> None:
+def test_a_refused_upload_is_recorded(service: Service) -> None:
     answer, (line,) = _post(service, b"no instance", DICOM)
 
     assert (answer.status_code, line["status"], line["outcome"]) == (409, 409, "refused")
@@ -88,7 +88,7 @@ def test_a_refused_upload_says_so(service: Service) -> None:
     assert (answer.status_code, line["status"], line["outcome"]) == (400, 400, "refused")
 
 
-def test_an_answer_given_again_names_its_payload(service: Service) -> None:
+def test_a_replayed_response_is_recorded_with_its_payload(service: Service) -> None:
     headers = {"Content-Type": DICOM, "Idempotency-Key": str(uuid4())}
     given = {"data": new_instance(), "headers": headers}
 
@@ -104,7 +104,7 @@ def test_an_answer_given_again_names_its_payload(service: Service) -> None:
     ("who", "status", "caller"),
     [(None, 401, None), (("boss", "wrong"), 401, None), (READER, 403, "reader")],
 )
-def test_who_may_not_enter_is_told_of(
+def test_denied_access_is_recorded(
     service: Service, who: tuple[str, str] | None, status: int, caller: str | None
 ) -> None:
     answer, (line,) = _post(service, new_instance(), DICOM, who=who)
@@ -117,7 +117,7 @@ def test_who_may_not_enter_is_told_of(
     assert (answer.status_code, line["event"], line["outcome"]) == (401, "read", "refused")
 
 
-def test_administration_names_the_vae(service: Service) -> None:
+def test_administration_is_recorded_with_the_vae(service: Service) -> None:
     vae = {"virtualAeTitle": "AUDITED", "workflows": ["w"]}
     acts = (
         ("POST", "", vae, 201, "create VAE"),
@@ -135,20 +135,20 @@ def test_administration_names_the_vae(service: Service) -> None:
         assert line["vae"] == "AUDITED"
 
 
-def test_asking_what_may_be_done_is_no_act(service: Service) -> None:
+def test_an_options_request_is_not_recorded(service: Service) -> None:
     _, lines = _ask(service, "OPTIONS", "/dicomweb/studies")
 
     assert lines == []
 
 
-def test_reading_leaves_no_line(service: Service) -> None:
+def test_read_requests_are_not_recorded(service: Service) -> None:
     for path in ("/payloads", "/config/vae", "/health/ready", "/metrics", "/openapi.json"):
         answer, lines = _ask(service, "GET", path)
 
         assert (answer.status_code, lines) == (200, [])
 
 
-def test_what_a_sender_makes_up_is_not_in_the_trail(service: Service) -> None:
+def test_invalid_ids_of_a_sender_are_not_recorded(service: Service) -> None:
     for path in ("/dicomweb/vae/%0a%7bFORGED%7d/studies", "/dicomweb/FORGED%20%0d%0a/studies"):
         answer, (line,) = _ask(service, "POST", path, data=b"x", headers={"Content-Type": DICOM})
 

@@ -1,4 +1,4 @@
-"""Who may enter, asked of real processes."""
+"""Authentication and authorization of real processes."""
 
 import base64
 import hashlib
@@ -27,7 +27,7 @@ from api.auth.basic import user_line
 from api.auth.guard import Scope
 
 PASSWORD = "correct-horse-battery"
-OPEN = [("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/openapi.json")]
+PUBLIC = [("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/openapi.json")]
 GUARDED = [
     ("POST", "/dicomweb/studies", Scope.STORE),
     ("POST", "/dicomweb/studies/1.2.3", Scope.STORE),
@@ -90,7 +90,7 @@ def by_token(tmp_path_factory: pytest.TempPathFactory, key: Key) -> Iterator[Ser
 def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("users") / "users"
     file.write_text(
-        "# who may\n\n"
+        "# users\n\n"
         + user_line("all", list(Scope), PASSWORD)
         + "\n"
         + user_line("bound", [Scope.STORE], PASSWORD, ["AE-1", "AE-2", "AE-3/w-9"])
@@ -111,30 +111,30 @@ def by_password(tmp_path_factory: pytest.TempPathFactory, users: Path) -> Iterat
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), GUARDED)
-def test_an_endpoint_is_for_callers_with_its_scope_only(
+def test_an_endpoint_requires_its_scope(
     by_token: Service, key: Key, method: str, path: str, scope: Scope
 ) -> None:
     ask = asking(by_token)
     others = " ".join(f"stowgate:{other}" for other in Scope if other is not scope)
 
-    stranger = ask(method, path)
+    anonymous = ask(method, path)
     without = ask(method, path, headers=bearer(key.token(scope=others)))
     having = ask(method, path, headers=bearer(key.token(scope=f"stowgate:{scope}")))
 
-    assert (stranger.status_code, without.status_code) == (401, 403)
-    assert stranger.headers["WWW-Authenticate"] == 'Bearer realm="stowgate"'
+    assert (anonymous.status_code, without.status_code) == (401, 403)
+    assert anonymous.headers["WWW-Authenticate"] == 'Bearer realm="stowgate"'
     assert without.headers["WWW-Authenticate"] == (
         f'Bearer realm="stowgate", error="insufficient_scope", scope="stowgate:{scope}"'
     )
     assert having.status_code not in (401, 403)
-    for refusal in (stranger, without):
+    for refusal in (anonymous, without):
         assert refusal.headers["Content-Type"] == "application/problem+json"
         assert ("X-Correlation-ID" in refusal.headers) == (scope is Scope.STORE)
         if method != "HEAD":
             assert refusal.json()["detail"]
 
 
-def test_a_vae_tells_who_made_and_who_changed_it(by_token: Service, key: Key) -> None:
+def test_a_vae_shows_who_created_and_who_changed_it(by_token: Service, key: Key) -> None:
     ask = asking(by_token)
     maker, changer = (bearer(key.token(scope="stowgate:admin", sub=n)) for n in ("ada", "bo"))
 
@@ -145,7 +145,7 @@ def test_a_vae_tells_who_made_and_who_changed_it(by_token: Service, key: Key) ->
     assert (changed["createdBy"], changed["updatedBy"]) == ("ada", "bo")
 
 
-def test_every_operation_of_the_openapi_document_is_among_those_tested(by_token: Service) -> None:
+def test_every_operation_of_the_openapi_document_is_tested_here(by_token: Service) -> None:
     document = json.loads(by_token.get("/openapi.json").content)
 
     validate(document)
@@ -155,15 +155,15 @@ def test_every_operation_of_the_openapi_document_is_among_those_tested(by_token:
         for method, operation in operations.items()
         if method != "parameters" and "security" in operation
     }
-    assert len(guarded) == len(GUARDED) - 2  # the two that are spelt otherwise
+    assert len(guarded) == len(GUARDED) - 2  # without the two other spellings
     assert ("DELETE", "/config/vae/{name}", "admin") in guarded
     described = document["paths"]["/payloads"]["get"]
     assert {"401", "403"} <= set(described["responses"])
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
 
 
-@pytest.mark.parametrize(("method", "path"), OPEN)
-def test_health_and_description_are_for_everybody(
+@pytest.mark.parametrize(("method", "path"), PUBLIC)
+def test_health_and_the_openapi_document_are_public(
     by_token: Service, method: str, path: str
 ) -> None:
     assert asking(by_token)(method, path).status_code == 200
@@ -173,7 +173,7 @@ def test_metrics_are_open_by_default(by_password: Service) -> None:
     assert by_password.get("/metrics").status_code == 200
 
 
-def test_what_is_not_there_is_404_or_405_for_strangers_too(by_token: Service) -> None:
+def test_a_missing_path_is_404_or_405_without_credentials_too(by_token: Service) -> None:
     ask = asking(by_token)
 
     assert ask("GET", "/nowhere").status_code == 404
@@ -182,7 +182,7 @@ def test_what_is_not_there_is_404_or_405_for_strangers_too(by_token: Service) ->
 
 
 def forged_with_the_public_key(key: Key) -> str:
-    """HS256 with the PEM as the secret, by hand as PyJWT refuses to make one."""
+    """Sign with HS256 and the PEM as the secret, which PyJWT refuses to do."""
 
     def part(data: bytes) -> bytes:
         return base64.urlsafe_b64encode(data).rstrip(b"=")
@@ -230,7 +230,7 @@ NOW = int(time.time())
         pytest.param(lambda _: nested_header(), "malformed", id="nested"),
     ],
 )
-def test_a_token_that_is_not_good_is_refused_in_words(
+def test_an_invalid_token_is_rejected_with_the_reason(
     by_token: Service, key: Key, token_of: Callable[[Key], str], words: str
 ) -> None:
     answer = asking(by_token)("GET", "/payloads", headers=bearer(token_of(key)))
@@ -253,7 +253,7 @@ def test_a_token_that_is_not_good_is_refused_in_words(
         "x" * 999,
     ],
 )
-def test_credentials_of_another_kind_are_none(by_token: Service, header: str) -> None:
+def test_credentials_of_another_scheme_are_ignored(by_token: Service, header: str) -> None:
     answer = asking(by_token)(
         "GET", "/payloads", headers={"Authorization": header.encode("latin-1")}
     )
@@ -279,7 +279,7 @@ def test_credentials_of_another_kind_are_none(by_token: Service, header: str) ->
         ),
     ],
 )
-def test_a_token_within_the_leeway_or_in_another_spelling_is_taken(
+def test_a_token_within_the_leeway_or_with_other_claim_formats_is_accepted(
     by_token: Service, key: Key, claims_at: Callable[[int], dict[str, Any]]
 ) -> None:
     token = key.token(**claims_at(int(time.time())))
@@ -291,14 +291,14 @@ def test_a_token_within_the_leeway_or_in_another_spelling_is_taken(
     "group",
     ["00000000-0000-0000-0000-{:012}", "CN=CT Operators {:04},OU=Radiology,DC=hospital,DC=example"],
 )
-def test_a_token_of_200_groups_is_taken(by_token: Service, key: Key, group: str) -> None:
+def test_a_token_with_200_groups_is_accepted(by_token: Service, key: Key, group: str) -> None:
     groups = [group.format(number) for number in range(200)]
     token = key.token(scope="stowgate:read", groups=groups)
 
     assert asking(by_token)("GET", "/payloads", headers=bearer(token)).status_code == 200
 
 
-def test_a_scope_without_the_prefix_is_none_of_this_service(by_token: Service, key: Key) -> None:
+def test_a_scope_without_the_prefix_is_ignored(by_token: Service, key: Key) -> None:
     token = key.token(scope="read store admin", roles=["admin", "read"])
 
     assert asking(by_token)("GET", "/payloads", headers=bearer(token)).status_code == 403
@@ -345,7 +345,7 @@ def bound_vaes(by_token: Service, key: Key) -> None:
         (None, "/dicomweb/vae/MINE/w-9/studies", 200),
     ],
 )
-def test_a_caller_that_is_bound_stores_to_its_vaes_and_opens_their_workflows_only(
+def test_a_bound_caller_may_only_use_its_vaes_and_their_workflows(
     by_token: Service, key: Key, bindings: Any, path: str, status: int
 ) -> None:
     claims = {} if bindings is None else {"stowgate_vaes": bindings}
@@ -361,12 +361,12 @@ def test_a_caller_that_is_bound_stores_to_its_vaes_and_opens_their_workflows_onl
 
     assert answer.status_code == status
     assert len(by_token.payloads_with(instance)) == (status == 200)
-    # Reading is not narrowed.
+    # Bindings do not restrict reading.
     assert asking(by_token)("GET", "/payloads", headers=bearer(token)).status_code == 200
 
 
 @pytest.mark.parametrize("claim", [[], ""])
-def test_a_caller_that_is_bound_to_nothing_stores_nowhere(
+def test_a_caller_with_empty_bindings_may_store_nowhere(
     by_token: Service, key: Key, claim: Any
 ) -> None:
     token = key.token(scope="stowgate:store", stowgate_vaes=claim)
@@ -376,7 +376,7 @@ def test_a_caller_that_is_bound_to_nothing_stores_nowhere(
     assert answer.status_code == 403
 
 
-def test_an_idempotency_key_is_that_of_its_caller(by_token: Service, key: Key) -> None:
+def test_an_idempotency_key_belongs_to_its_caller(by_token: Service, key: Key) -> None:
     instance = new_instance()
 
     def payload_of(name: str) -> str:
@@ -394,7 +394,7 @@ def test_an_idempotency_key_is_that_of_its_caller(by_token: Service, key: Key) -
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_stranger_sees_the_refusal_of_the_large_body_it_is_sending(
+def test_a_client_reads_its_401_while_sending_a_large_body(
     by_password: Service, chunked: bool
 ) -> None:
     pieces = (bytes(1 << 20) for _ in range(32))
@@ -408,7 +408,7 @@ def test_a_stranger_sees_the_refusal_of_the_large_body_it_is_sending(
     assert "X-Correlation-ID" in answer.headers
 
 
-def test_a_stranger_is_refused_before_any_of_the_body_came(by_password: Service) -> None:
+def test_a_401_is_sent_before_any_of_the_body_arrives(by_password: Service) -> None:
     place = urlsplit(by_password.url)
     with socket.create_connection((place.hostname, place.port), timeout=30) as sock:
         sock.sendall(
@@ -439,18 +439,18 @@ def test_a_user_stores_and_reads_with_a_password(by_password: Service) -> None:
 @pytest.mark.parametrize(
     "given", [("all", "wrong"), ("nobody", PASSWORD), ("all", ""), ("", ""), ("ALL", PASSWORD)]
 )
-def test_a_wrong_name_and_a_wrong_password_get_the_same_words(
+def test_a_wrong_name_and_a_wrong_password_get_the_same_error(
     by_password: Service, given: tuple[str, str]
 ) -> None:
     answer = asking(by_password)("GET", "/payloads", auth=given)
 
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == 'Basic realm="stowgate", charset="UTF-8"'
-    assert answer.json()["detail"] == "the user name or the password is wrong"
+    assert answer.json()["detail"] == "wrong user name or password"
 
 
 @pytest.mark.parametrize("given", ["all:p\xe4ssw\xf6rter", "\xe4ll:password"])
-def test_a_password_in_latin_1_is_told_that_the_character_set_may_be_why(
+def test_a_password_in_latin_1_is_rejected_with_a_hint_at_the_character_set(
     by_password: Service, given: str
 ) -> None:
     credentials = base64.b64encode(given.encode("latin-1")).decode()
@@ -469,12 +469,12 @@ def test_a_password_in_latin_1_is_told_that_the_character_set_may_be_why(
     [
         ("/dicomweb/vae/AE-3/studies", 403),
         ("/dicomweb/studies", 403),
-        ("/dicomweb/vae/AE-2/studies", 400),  # there is none of that title
+        ("/dicomweb/vae/AE-2/studies", 400),  # no VAE has that title
         ("/dicomweb/vae/AE-3/w-9/studies", 400),
         ("/dicomweb/vae/AE-3/w-8/studies", 403),
     ],
 )
-def test_a_user_that_is_bound_stores_to_its_vaes_only(
+def test_a_bound_user_may_only_store_to_its_vaes(
     by_password: Service, path: str, status: int
 ) -> None:
     answer = asking(by_password)("POST", path, data=b"x", auth=("bound", PASSWORD))
@@ -483,7 +483,7 @@ def test_a_user_that_is_bound_stores_to_its_vaes_only(
     assert asking(by_password)("GET", "/payloads", auth=("bound", PASSWORD)).status_code == 403
 
 
-def test_a_change_of_the_users_holds_without_a_restart_and_a_bad_one_does_not(
+def test_a_valid_change_of_the_users_file_is_loaded_and_an_invalid_one_is_not(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "users"
@@ -500,7 +500,7 @@ def test_a_change_of_the_users_holds_without_a_restart_and_a_bad_one_does_not(
         assert status("b") == 200
         file.unlink()
         assert status("b") == 200
-        assert api.log.read_text().count("what it said before still holds") == 2
+        assert api.log.read_text().count("its last valid content stays in use") == 2
 
 
 def test_passwords_and_tokens_are_in_no_log(by_password: Service, by_token: Service) -> None:
@@ -518,7 +518,7 @@ def test_passwords_and_tokens_are_in_no_log(by_password: Service, by_token: Serv
             assert secret not in log
 
 
-def test_callers_of_a_new_key_enter_and_those_of_one_taken_back_do_not_while_the_issuer_rests(
+def test_key_rotation_is_followed_and_known_keys_work_without_the_issuer(
     tmp_path: Path, key: Key
 ) -> None:
     with issuing(key) as issuer, _asking_issuer(tmp_path, issuer) as api:
@@ -539,18 +539,18 @@ def test_callers_of_a_new_key_enter_and_those_of_one_taken_back_do_not_while_the
         assert status(rotated) == 200
 
 
-def test_a_hung_issuer_keeps_nobody_out_whose_key_is_known(tmp_path: Path, key: Key) -> None:
+def test_a_hung_issuer_does_not_block_callers_with_a_known_key(tmp_path: Path, key: Key) -> None:
     with (
         issuing(key) as issuer,
         _asking_issuer(tmp_path, issuer, STOWGATE_API_THREADS="4") as api,
-        ThreadPoolExecutor(16) as strangers,
+        ThreadPoolExecutor(16) as clients,
     ):
         status = _status_by(api)
         assert status(key) == 200
         issuer.goes_on.clear()
         unknown = Key("unknown")
         wait_for(lambda: status(unknown) == 503)
-        answers = [strangers.submit(status, unknown) for _ in range(32)]
+        answers = [clients.submit(status, unknown) for _ in range(32)]
 
         for _ in range(5):
             assert status(key) == 200
@@ -561,7 +561,7 @@ def test_a_hung_issuer_keeps_nobody_out_whose_key_is_known(tmp_path: Path, key: 
         wait_for(lambda: status(unknown) == 401)
 
 
-def test_a_flood_of_unknown_keys_asks_the_issuer_once_in_seconds(tmp_path: Path, key: Key) -> None:
+def test_a_flood_of_unknown_keys_causes_one_fetch_in_five_seconds(tmp_path: Path, key: Key) -> None:
     with issuing(key) as issuer, _asking_issuer(tmp_path, issuer) as api:
         status = _status_by(api)
         begun = time.monotonic()
@@ -603,7 +603,7 @@ def _run(*arguments: str, words: str = "", **settings: str) -> "subprocess.Compl
 
 
 @pytest.mark.parametrize("command", ["run", "api"])
-def test_an_open_door_on_another_address_than_loopback_is_a_refusal_to_start(
+def test_no_authentication_on_a_public_address_is_refused_at_start(
     command: str, tmp_path: Path
 ) -> None:
     started = _run(command, STOWGATE_DATA=str(tmp_path), STOWGATE_LISTEN="0.0.0.0:0")
@@ -614,7 +614,7 @@ def test_an_open_door_on_another_address_than_loopback_is_a_refusal_to_start(
     assert "STOWGATE_ALLOW_ANYONE" in line
 
 
-def test_an_open_door_is_allowed_by_a_setting_on_purpose(tmp_path: Path) -> None:
+def test_no_authentication_on_a_public_address_is_allowed_by_a_setting(tmp_path: Path) -> None:
     with running("api", tmp_path, STOWGATE_LISTEN="0.0.0.0:0", STOWGATE_ALLOW_ANYONE="true") as api:
         assert api.get("/payloads").status_code == 200
 
@@ -623,11 +623,11 @@ def test_an_open_door_is_allowed_by_a_setting_on_purpose(tmp_path: Path) -> None
     ("settings", "words"),
     [
         ({"STOWGATE_AUTH": "basic"}, "needs STOWGATE_USERS"),
-        ({"STOWGATE_AUTH": "basic", "STOWGATE_USERS": "missing"}, "cannot be read"),
+        ({"STOWGATE_AUTH": "basic", "STOWGATE_USERS": "missing"}, "could not read"),
         ({"STOWGATE_AUTH": "jwt"}, "needs STOWGATE_JWT_KEYS"),
     ],
 )
-def test_what_is_missing_stops_the_start_with_one_line(
+def test_a_missing_setting_or_file_stops_the_start_with_one_line(
     settings: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     started = _run("api", STOWGATE_DATA=str(tmp_path), **settings)
@@ -637,7 +637,7 @@ def test_what_is_missing_stops_the_start_with_one_line(
     assert words in line
 
 
-def test_a_bad_line_stops_the_start_by_its_number_and_is_not_repeated(tmp_path: Path) -> None:
+def test_an_invalid_users_line_is_reported_by_number_and_not_repeated(tmp_path: Path) -> None:
     file = tmp_path / "users"
     file.write_text(user_line("a", [Scope.READ], PASSWORD) + "\nb:read:plain-password\n")
 
@@ -647,12 +647,12 @@ def test_a_bad_line_stops_the_start_by_its_number_and_is_not_repeated(tmp_path: 
 
     assert started.returncode == 1
     (line,) = started.stderr.splitlines()
-    assert "its line 2 is not" in line
+    assert "line 2 is not" in line
     assert "plain-password" not in line
 
 
-def test_a_token_made_by_hand_without_a_key_is_refused(by_token: Service) -> None:
-    """The same over a bare connection, where no client library tidies the header."""
+def test_an_unsigned_token_is_rejected(by_token: Service) -> None:
+    """Sent without a client library, which would normalize the header."""
     place = urlsplit(by_token.url)
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
     unsigned = jwt.encode({"sub": "x", "iss": ISSUER, "aud": AUDIENCE}, None, algorithm="none")
@@ -662,7 +662,7 @@ def test_a_token_made_by_hand_without_a_key_is_refused(by_token: Service) -> Non
     connection.close()
 
 
-def test_only_who_may_read_is_told_why_it_is_not_ready(tmp_path: Path, users: Path) -> None:
+def test_only_readers_see_why_a_dependency_is_down(tmp_path: Path, users: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as unused:
         port = unused.getsockname()[1]
     settings = {
@@ -672,7 +672,7 @@ def test_only_who_may_read_is_told_why_it_is_not_ready(tmp_path: Path, users: Pa
     }
     with running("api", tmp_path, **settings) as service:
         ask = asking(service)
-        strangers = [
+        unauthorized = [
             ask("GET", "/health/ready"),
             ask("GET", "/health/ready", auth=("all", "wrong")),
             ask("GET", "/health/ready", auth=("bound", PASSWORD)),
@@ -680,7 +680,7 @@ def test_only_who_may_read_is_told_why_it_is_not_ready(tmp_path: Path, users: Pa
         ]
         reader = ask("GET", "/health/ready", auth=("all", PASSWORD))
 
-    for answer in strangers:
+    for answer in unauthorized:
         assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
         assert answer.json()["dependencies"]["broker"] == {"status": "down"}
         assert str(port) not in answer.text

@@ -1,4 +1,4 @@
-"""Who may enter, for those who use the command `stowgate`."""
+"""Authentication in the commands of `stowgate`."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def _run(*arguments: str, words: str = "", **settings: str) -> "subprocess.Compl
     )
 
 
-def test_a_user_that_the_command_made_may_enter(tmp_path: Path) -> None:
+def test_a_user_created_by_the_command_can_authenticate(tmp_path: Path) -> None:
     made = _run(
         *("user", "archive", "--scope", "store", "--scope", "read", "--vae", "AE-9/w-9"),
         words=f"{PASSWORD}\n",
@@ -61,13 +61,13 @@ def test_a_user_that_the_command_made_may_enter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "password", "words"),
     [
-        (["a:b", "--scope", "read"], PASSWORD, "'a:b' is no user name"),
+        (["a:b", "--scope", "read"], PASSWORD, "'a:b' is not a valid user name"),
         (["a", "--scope", "read"], "short", "8 characters or more"),
         (["a", "--scope", "everything"], PASSWORD, "not one of 'store', 'read', 'admin'"),
         (["a"], PASSWORD, "Missing option '--scope'"),
     ],
 )
-def test_a_user_that_cannot_be_is_refused_in_words(
+def test_an_invalid_user_is_rejected_with_the_reason(
     arguments: list[str], password: str, words: str
 ) -> None:
     made = _run("user", *arguments, words=password)
@@ -78,7 +78,7 @@ def test_a_user_that_cannot_be_is_refused_in_words(
     assert password not in made.stderr
 
 
-def test_a_user_is_warned_of_a_password_that_not_every_client_can_send(tmp_path: Path) -> None:
+def test_a_password_beyond_ascii_causes_a_warning(tmp_path: Path) -> None:
     password = "p\u00e4ssw\u00f6rter"
     made = _run("user", "archive", "--scope", "read", words=f"{password}\n")
 
@@ -96,12 +96,15 @@ def test_a_user_is_warned_of_a_password_that_not_every_client_can_send(tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "broken"),
     [
-        (["a b"], "'a b' is no user name: one is 1 to 64 of A-Z a-z 0-9 . _ @ - and begins"),
-        (["a", "--vae", "AE 1"], "'AE 1' is no binding: a binding is an AE title, or one with /"),
-        (["a", "--vae", "AE-1/"], "'AE-1/' is no binding: a binding is an AE title"),
+        (["a b"], "'a b' is not a valid user name: use 1 to 64 of A-Z a-z 0-9 . _ @ -, beginning"),
+        (
+            ["a", "--vae", "AE 1"],
+            "'AE 1' is not a valid binding: a binding is an AE title, or an AE title, a slash",
+        ),
+        (["a", "--vae", "AE-1/"], "'AE-1/' is not a valid binding: a binding is an AE title"),
     ],
 )
-def test_a_user_is_told_which_rule_is_broken_before_a_password_is_read(
+def test_the_name_and_bindings_are_checked_before_the_password_is_read(
     arguments: list[str], broken: str
 ) -> None:
     made = _run("user", *arguments, "--scope", "read", words="short")
@@ -111,7 +114,7 @@ def test_a_user_is_told_which_rule_is_broken_before_a_password_is_read(
     assert line.startswith(f"Error: {broken}")
 
 
-def test_commands_say_who_asks(by_password: Service, tmp_path: Path) -> None:
+def test_commands_send_the_configured_credentials(by_password: Service, tmp_path: Path) -> None:
     place = ["--url", by_password.url]
     file = tmp_path / "image.dcm"
     file.write_bytes(new_instance())
@@ -125,19 +128,22 @@ def test_commands_say_who_asks(by_password: Service, tmp_path: Path) -> None:
         ["payloads", "list"],
         ["failed", "list"],
     ):
-        stranger = _run(*arguments, *place)
-        assert stranger.returncode == 2
-        assert "401: this needs a user name and a password" in stranger.stderr
-        assert "--user" in stranger.stderr
+        anonymous = _run(*arguments, *place)
+        assert anonymous.returncode == 2
+        assert "401: a user name and a password (HTTP Basic) are required" in anonymous.stderr
+        assert "--user" in anonymous.stderr
         mistaken = _run(*arguments, *place, **wrong)
         assert mistaken.returncode == 2
-        assert mistaken.stderr == "Error: 401: the user name or the password is wrong\n"
+        assert mistaken.stderr == "Error: 401: wrong user name or password\n"
         entered = _run(*arguments, *place, **me)
         assert entered.returncode == 0, entered.stderr
-    assert "403: the caller lacks the scope read" in _run("vae", "list", *place, **sender).stderr
+    assert (
+        "403: the caller lacks the required scope read"
+        in _run("vae", "list", *place, **sender).stderr
+    )
 
 
-def test_a_password_is_asked_for_on_a_terminal(by_password: Service) -> None:
+def test_a_password_is_prompted_for_on_a_terminal(by_password: Service) -> None:
     keyboard, terminal = os.openpty()
     asking = subprocess.Popen(
         [STOWGATE, "vae", "list", "--url", by_password.url, "--user", "all"],
@@ -150,7 +156,7 @@ def test_a_password_is_asked_for_on_a_terminal(by_password: Service) -> None:
     os.close(terminal)
     with asking, open(keyboard, "wb", buffering=0) as typing:
         assert asking.stderr
-        # What is typed before this is thrown away by what hides it.
+        # Input before the prompt is discarded when the terminal's echo is switched off.
         assert asking.stderr.read(len("Password: ")) == b"Password: "
         typing.write(f"{PASSWORD}\n".encode())
         _, said = asking.communicate(timeout=60)
@@ -159,7 +165,7 @@ def test_a_password_is_asked_for_on_a_terminal(by_password: Service) -> None:
     assert PASSWORD.encode() not in said
 
 
-def test_without_a_terminal_a_password_is_not_asked_for_and_one_line_says_where_it_goes(
+def test_without_a_terminal_the_error_names_the_setting_for_the_password(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "image.dcm").write_bytes(new_instance())
@@ -171,7 +177,7 @@ def test_without_a_terminal_a_password_is_not_asked_for_and_one_line_says_where_
     assert "set STOWGATE_CLIENT_PASSWORD" in line
 
 
-def test_commands_take_a_token_from_a_file(tmp_path: Path) -> None:
+def test_commands_read_a_token_from_a_file(tmp_path: Path) -> None:
     key = Key("first")
     pem, token = tmp_path / "issuer.pem", tmp_path / "token"
     pem.write_bytes(key.pem())
@@ -194,7 +200,7 @@ def _jwt(keys: str) -> dict[str, str]:
     }
 
 
-def test_check_tells_whether_the_keys_can_be_had(tmp_path: Path) -> None:
+def test_check_reports_whether_the_issuer_keys_are_available(tmp_path: Path) -> None:
     with issuing(Key("first")) as issuer:
         settings = {"STOWGATE_DATA": str(tmp_path), **_jwt(issuer.url)}
         assert "ok        who may enter" in _run("check", **settings).stdout
@@ -202,11 +208,11 @@ def test_check_tells_whether_the_keys_can_be_had(tmp_path: Path) -> None:
         failing = _run("check", **settings)
 
     assert failing.returncode == 1
-    assert "wrong     who may enter: the keys of the issuer cannot be fetched" in failing.stdout
-    assert "it answers 500" in failing.stdout
+    assert "wrong     who may enter: could not fetch the issuer's keys" in failing.stdout
+    assert "responded with status 500" in failing.stdout
 
 
-def test_check_finds_a_door_that_is_open_to_strangers(tmp_path: Path) -> None:
+def test_check_reports_no_authentication_on_a_public_address(tmp_path: Path) -> None:
     checked = _run("check", STOWGATE_DATA=str(tmp_path), STOWGATE_LISTEN="0.0.0.0:8080")
 
     assert checked.returncode == 1

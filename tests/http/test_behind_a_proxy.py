@@ -1,4 +1,4 @@
-"""Behind proxies: who sent it, and where it is under a path of theirs."""
+"""Behind proxies: the address of the client, and a path prefix."""
 
 import http.client
 from collections.abc import Iterator
@@ -24,15 +24,15 @@ SENDER = "127.0.0.2"
 
 @pytest.fixture(scope="module")
 def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A Stowgate that knows one proxy, at 127.0.0.1."""
+    """Starts Stowgate with one trusted proxy, 127.0.0.1."""
     with running(
         "run",
         tmp_path_factory.mktemp("behind"),
         STOWGATE_PUBLIC_URL=PUBLIC_URL,
         STOWGATE_TRUSTED_PROXIES="127.0.0.1, fd00::/64",
-        # Also to a Host that is not its own.
+        # Requests name other hosts too.
         STOWGATE_ALLOW_ANYONE="true",
-        # Longer than the body of a request that is no upload may take.
+        # Longer than the body of another request than an upload may take.
         STOWGATE_IDLE_SECONDS="7",
     ) as service:
         yield service
@@ -40,7 +40,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @contextmanager
 def proxy(service: Service, strips: bool) -> Iterator[str]:
-    """Serves the API below `PREFIX`, as most proxies do: the URL of that."""
+    """Serves the API under `PREFIX`; yields the URL."""
     api = urlsplit(service.url)
 
     class PassingOn(Answering):
@@ -85,7 +85,7 @@ def source(service: Service, answer: http.client.HTTPResponse) -> str:
 
 
 @pytest.mark.parametrize("strips", [True, False], ids=["strips its prefix", "leaves it"])
-def test_a_proxy_may_serve_it_below_a_path_and_the_source_is_the_sender(
+def test_the_source_is_the_client_behind_a_proxy_with_a_prefix(
     behind: Service, strips: bool
 ) -> None:
     with proxy(behind, strips) as url:
@@ -97,7 +97,7 @@ def test_a_proxy_may_serve_it_below_a_path_and_the_source_is_the_sender(
     assert source(behind, answer) == SENDER
 
 
-def test_who_comes_past_the_proxy_is_not_believed(behind: Service) -> None:
+def test_x_forwarded_for_of_an_untrusted_peer_is_ignored(behind: Service) -> None:
     answer = send_from(SENDER, behind.url, new_instance())
 
     assert source(behind, answer) == SENDER
@@ -107,14 +107,16 @@ def test_who_comes_past_the_proxy_is_not_believed(behind: Service) -> None:
     ("proxies", "expected"),
     [("0", SENDER), ("1", CLAIMED), ("2", SENDER), ("127.0.0.2", CLAIMED), ("10.0.0.0/8", SENDER)],
 )
-def test_a_setting_says_whose_word_is_taken(tmp_path: Path, proxies: str, expected: str) -> None:
+def test_x_forwarded_for_counts_only_from_trusted_proxies(
+    tmp_path: Path, proxies: str, expected: str
+) -> None:
     with running("run", tmp_path, STOWGATE_TRUSTED_PROXIES=proxies) as service:
         answer = send_from(SENDER, service.url, new_instance())
 
         assert source(service, answer) == expected
 
 
-def test_urls_are_those_of_the_setting_and_never_of_a_header(behind: Service) -> None:
+def test_links_use_the_public_url_and_never_a_header(behind: Service) -> None:
     instance = new_instance()
     lies = {"Host": "evil.example", "X-Forwarded-Host": "evil.example", "Forwarded": "host=evil"}
     lies |= {"X-Forwarded-Proto": "ftp", "X-Forwarded-Prefix": "/evil"}
@@ -134,7 +136,7 @@ def test_urls_are_those_of_the_setting_and_never_of_a_header(behind: Service) ->
 @pytest.mark.parametrize(
     "path", [f"{PREFIX}/dicomweb/studies", "/%64icomweb/studies", "/site%2Fstow//dicomweb/studies"]
 )
-def test_an_upload_has_the_time_of_an_upload_however_its_path_is_written(
+def test_every_spelling_of_an_upload_path_has_the_deadline_of_an_upload(
     behind: Service, path: str
 ) -> None:
     with connect(behind) as sock:
@@ -174,29 +176,27 @@ def test_an_upload_has_the_time_of_an_upload_however_its_path_is_written(
         "/site%2Fstow/config/vae",
     ],
 )
-def test_a_path_that_a_rule_of_a_proxy_may_not_know_again_is_not_served(
-    behind: Service, path: str
-) -> None:
+def test_a_path_that_could_bypass_a_proxy_rule_is_not_served(behind: Service, path: str) -> None:
     with connect(behind) as sock:
         sock.sendall(head(f"GET {path} HTTP/1.1"))
 
-        # Below /dicomweb it may be one to store to, which answers no GET.
+        # Below /dicomweb the path may be one for uploads, without GET.
         assert read_answer(sock)[0] in (404, 405)
 
 
 @pytest.mark.parametrize(
     "target", ["/config/vae", f"{PREFIX}/config/vae?x=//", f"http://localhost{PREFIX}/config/vae"]
 )
-def test_a_path_is_served_as_it_is_documented_with_and_without_the_prefix(
-    behind: Service, target: str
-) -> None:
+def test_a_path_is_served_with_and_without_the_prefix(behind: Service, target: str) -> None:
     with connect(behind) as sock:
         sock.sendall(head(f"GET {target} HTTP/1.1"))
 
         assert read_answer(sock)[0] == 200
 
 
-def test_what_is_served_is_no_path_prefix(behind: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_served_path_is_not_accepted_as_prefix(
+    behind: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for path in behind.get("/openapi.json").json()["paths"]:
         monkeypatch.setenv("STOWGATE_PUBLIC_URL", f"https://pacs.example{path.partition('{')[0]}")
         with pytest.raises(BadSetting, match="STOWGATE_PUBLIC_URL"):

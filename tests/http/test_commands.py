@@ -604,7 +604,7 @@ def test_a_name_that_is_no_text_is_asked_for_like_any_other(stowgate: Service) -
     shown = _run("vae", "show", "\udcff", "--url", stowgate.url)
 
     assert shown.returncode == 2
-    assert shown.stderr.startswith("Error: 404: there is no VAE of that name")
+    assert shown.stderr.startswith("Error: 404: no VAE has that name")
 
 
 @pytest.mark.parametrize(

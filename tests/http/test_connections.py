@@ -1,4 +1,4 @@
-"""What senders that stall, trickle or never hang up take from everyone else: nothing."""
+"""Clients that stall, trickle or never close do not block others."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from instances import new_instance
 from service import Service, running, wait_for
 from wire import connect, everything, head, read_answer, statuses
 
-# Of 4 threads each of these took all for half a minute or more when a connection held a thread.
+# With a thread per connection, each of these cases blocks all 4 threads for 30 s or more.
 DEADLINE_SECONDS = 15.0
 
 
@@ -42,9 +42,7 @@ VAE_IN_CHUNKS = head("POST /config/vae HTTP/1.1", CHUNKED)
         pytest.param(
             20, head("GET /health/live HTTP/1.1") + b"GET /health", id="half-heads-read-ahead"
         ),
-        pytest.param(
-            30, head("GET /health/live HTTP/1.1", "Connection: close"), id="never-hang-up"
-        ),
+        pytest.param(30, head("GET /health/live HTTP/1.1", "Connection: close"), id="never-close"),
         pytest.param(16, UPLOAD_OF_TEXT + b"abc", id="stalled-in-a-refused-upload"),
         pytest.param(16, VAE + b"{", id="stalled-in-a-vae"),
         pytest.param(16, VAE_IN_CHUNKS + b"5\r\n{", id="stalled-in-a-vae-in-chunks"),
@@ -55,7 +53,7 @@ VAE_IN_CHUNKS = head("POST /config/vae HTTP/1.1", CHUNKED)
         ),
     ],
 )
-def test_others_are_served_beside_senders_that_hold_on(
+def test_other_requests_are_served_beside_stalled_connections(
     service: Service, count: int, sent: bytes
 ) -> None:
     with ExitStack() as connections:
@@ -75,7 +73,7 @@ def test_others_are_served_beside_senders_that_hold_on(
         assert stored.status_code == 200
 
 
-def test_more_idle_connections_than_there_may_be_keep_nobody_out(tmp_path: Path) -> None:
+def test_idle_connections_beyond_the_maximum_do_not_block_others(tmp_path: Path) -> None:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, files[1]))
     with ExitStack() as started:
@@ -94,7 +92,7 @@ def test_more_idle_connections_than_there_may_be_keep_nobody_out(tmp_path: Path)
 @pytest.mark.parametrize(
     ("count", "asked"), [(5, b""), (1, b""), (5, head("GET /health/live HTTP/1.1"))]
 )
-def test_without_a_file_descriptor_left_who_waits_longest_makes_room(
+def test_the_longest_idle_connection_is_closed_when_file_descriptors_run_out(
     tmp_path: Path, count: int, asked: bytes
 ) -> None:
     with running("run", tmp_path) as service, ExitStack() as idle:
@@ -115,23 +113,23 @@ def test_without_a_file_descriptor_left_who_waits_longest_makes_room(
         assert service.process_ids()[1] == process_id
 
 
-def test_who_asks_on_and_on_and_takes_no_answers_is_hung_up_on(service: Service) -> None:
+def test_a_client_that_does_not_read_its_responses_is_disconnected(service: Service) -> None:
     wait_for(lambda: open_connections(service) == 0)
     asking = head("GET /openapi.json HTTP/1.1") * 500
     with ExitStack() as connections:
         for _ in range(40):
             connections.enter_context(connect(service)).sendall(asking)
 
-        def hung_up() -> bool:
+        def disconnected() -> bool:
             live = requests.get(f"{service.url}/health/live", timeout=DEADLINE_SECONDS)
             assert live.status_code == 200
             return open_connections(service) <= 1
 
-        # Longer than a thread would wait for one of them to take its answer.
-        wait_for(hung_up, seconds=60)
+        # Longer than a thread would wait for a client to receive its response.
+        wait_for(disconnected, seconds=60)
 
 
-def test_a_head_that_comes_in_pieces_is_served(service: Service) -> None:
+def test_a_head_that_arrives_in_pieces_is_served(service: Service) -> None:
     with connect(service) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in (b"GET /health/li", b"ve HTTP/1.1\r\nHost: local", b"host\r\n\r", b"\n"):
@@ -141,21 +139,21 @@ def test_a_head_that_comes_in_pieces_is_served(service: Service) -> None:
         assert read_answer(sock)[0] == 200
 
 
-def test_a_half_head_is_hung_up_on(service: Service) -> None:
+def test_an_incomplete_head_is_disconnected(service: Service) -> None:
     with connect(service) as sock:
         sock.sendall(b"GET /health/live HTTP/1.1\r\nX-Half: ")
 
         assert sock.recv(100) == b""
 
 
-def test_a_stalled_body_of_a_vae_is_answered_408(service: Service) -> None:
+def test_a_stalled_vae_body_gets_408(service: Service) -> None:
     with connect(service) as sock:
         sock.sendall(VAE + b"{")
 
         assert read_answer(sock)[0] == 408
 
 
-def test_bodies_of_vaes_that_stall_do_not_take_every_thread(service: Service) -> None:
+def test_stalled_vae_bodies_do_not_use_all_threads(service: Service) -> None:
     def status_beside() -> int:
         return requests.post(f"{service.url}/config/vae", data=b"[]", timeout=60).status_code
 
@@ -183,7 +181,7 @@ EXPECTS = "Expect: 100-continue"
     ],
     ids=["upload", "chunked", "vae", "nowhere"],
 )
-def test_a_sender_that_asks_first_is_not_told_to_send_what_is_refused(
+def test_a_rejected_head_gets_no_100_continue(
     service: Service, sent: tuple[str, ...], status: int
 ) -> None:
     with connect(service) as sock:
@@ -199,7 +197,7 @@ def test_a_sender_that_asks_first_is_not_told_to_send_what_is_refused(
 @pytest.mark.parametrize(
     ("target", "status"), [("POST /nowhere", 404), ("DELETE /health/live", 405)]
 )
-def test_an_answer_before_the_body_says_that_the_connection_ends(
+def test_a_response_before_the_body_has_connection_close(
     service: Service, target: str, status: int, framing: str
 ) -> None:
     with connect(service) as sock:
@@ -212,9 +210,7 @@ def test_an_answer_before_the_body_says_that_the_connection_ends(
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 4", CHUNKED])
-def test_a_sender_that_asks_first_is_told_to_go_on_and_may_ask_again(
-    service: Service, framing: str
-) -> None:
+def test_a_connection_gets_100_continue_for_each_request(service: Service, framing: str) -> None:
     asking = head("POST /config/vae HTTP/1.1", framing, EXPECTS)
     body = b"2\r\n[]\r\n0\r\n\r\n" if framing == CHUNKED else b"[]  "
     with connect(service) as sock:
@@ -226,7 +222,7 @@ def test_a_sender_that_asks_first_is_told_to_go_on_and_may_ask_again(
             assert read_answer(sock)[0] == 400
 
 
-def test_a_connection_is_used_again(service: Service) -> None:
+def test_a_connection_is_kept_alive(service: Service) -> None:
     with connect(service) as sock:
         for _ in range(3):
             sock.sendall(head("GET /health/live HTTP/1.1"))
@@ -236,7 +232,7 @@ def test_a_connection_is_used_again(service: Service) -> None:
             assert b"connection: keep-alive" in answer_head.lower()
 
 
-def test_requests_sent_at_once_are_answered_in_order(service: Service) -> None:
+def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
     with connect(service) as sock:
         sock.sendall(
             head("GET /health/live HTTP/1.1")
@@ -246,7 +242,7 @@ def test_requests_sent_at_once_are_answered_in_order(service: Service) -> None:
         assert statuses(everything(sock)) == [200, 404, 200]
 
 
-def test_a_refused_upload_ends_its_connection_behind_the_answer(service: Service) -> None:
+def test_a_rejected_upload_closes_its_connection_after_the_response(service: Service) -> None:
     with connect(service) as sock:
         sock.sendall(UPLOAD_OF_TEXT)
         status, answer_head, _ = read_answer(sock)
@@ -257,7 +253,7 @@ def test_a_refused_upload_ends_its_connection_behind_the_answer(service: Service
         assert sock.recv(100) == b""
 
 
-def test_a_sender_sees_the_refusal_of_a_large_body_it_is_sending(service: Service) -> None:
+def test_a_client_reads_its_error_while_sending_a_large_body(service: Service) -> None:
     answer = service.post("/nowhere", bytes(32 << 20), "application/dicom")
 
     assert answer.status_code == 404
@@ -266,10 +262,10 @@ def test_a_sender_sees_the_refusal_of_a_large_body_it_is_sending(service: Servic
 LARGE_BYTES = 96 << 20
 
 
-def test_a_sender_that_reads_no_answer_before_it_has_sent_everything_gets_the_refusal(
+def test_a_client_that_reads_only_after_sending_everything_gets_its_error(
     service: Service,
 ) -> None:
-    """As `HttpURLConnection` of Java does."""
+    """Java's `HttpURLConnection` does so."""
     sent = head(
         "POST /dicomweb/studies HTTP/1.1",
         "Content-Type: text/plain",
@@ -283,33 +279,33 @@ def test_a_sender_that_reads_no_answer_before_it_has_sent_everything_gets_the_re
         assert read_answer(sock)[0] == 415
 
 
-def test_a_sender_that_trickles_behind_its_refusal_is_hung_up_on(service: Service) -> None:
+def test_a_client_that_trickles_after_its_error_is_disconnected(service: Service) -> None:
     with connect(service) as sock:
         sock.sendall(UPLOAD_OF_TEXT)
         assert read_answer(sock)[0] == 415
 
-        def hung_up() -> bool:
+        def disconnected() -> bool:
             try:
                 sock.sendall(b"x")
             except OSError:
                 return True
             return False
 
-        wait_for(hung_up)
+        wait_for(disconnected)
 
 
 def open_connections(service: Service) -> int:
-    """That have come to the service and that it holds, in its own process or a child."""
+    """Count the connections that the service, or a child process, has open."""
     port = urlsplit(service.url).port
     lines = Path(f"/proc/{service.process.pid}/net/tcp").read_text().splitlines()[1:]
-    # Local port, and a state other than LISTEN and TIME_WAIT; a socket nobody holds has inode 0.
+    # The states are LISTEN and TIME_WAIT; inode 0 is a socket without an owner.
     return sum(
         int(local.split(":")[1], 16) == port and state not in ("0A", "06") and inode != "0"
         for _, local, _, state, _, _, _, _, _, inode, *_ in map(str.split, lines)
     )
 
 
-def test_connections_that_ended_leave_nothing_behind(service: Service) -> None:
+def test_closed_connections_are_released(service: Service) -> None:
     with ExitStack() as connections:
         for sent in (
             b"",
@@ -325,7 +321,7 @@ def test_connections_that_ended_leave_nothing_behind(service: Service) -> None:
     wait_for(lambda: open_connections(service) == 0)
 
 
-def test_a_peer_that_does_not_hang_up_is_hung_up_on(service: Service) -> None:
+def test_a_client_that_does_not_close_is_disconnected(service: Service) -> None:
     wait_for(lambda: open_connections(service) == 0)
     with connect(service) as sock:
         sock.sendall(head("GET /health/live HTTP/1.1", "Connection: close"))
@@ -336,7 +332,7 @@ def test_a_peer_that_does_not_hang_up_is_hung_up_on(service: Service) -> None:
 
 
 @pytest.mark.parametrize("asked_before", [True, False])
-def test_an_idle_connection_is_served_near_the_end_of_its_time_and_closed_behind_it(
+def test_an_idle_connection_is_served_until_its_keep_alive_ends(
     tmp_path: Path, asked_before: bool
 ) -> None:
     asking = head("GET /health/live HTTP/1.1")
@@ -348,7 +344,7 @@ def test_an_idle_connection_is_served_near_the_end_of_its_time_and_closed_behind
             sock.sendall(asking)
             assert read_answer(sock)[0] == 200
 
-        # Less than the time, as the machine may be slow.
+        # Less than the keep-alive time, as the machine may be slow.
         closed, _, _ = select.select([sock], [], [], 2)
         assert not closed
         sock.sendall(asking)
@@ -362,10 +358,10 @@ def test_an_idle_connection_is_served_near_the_end_of_its_time_and_closed_behind
         pytest.param(head("GET /health/live HTTP/1.1"), id="kept-alive"),
         pytest.param(b"", id="new"),
         pytest.param(b"GET /health", id="half-head"),
-        pytest.param(head("GET /health/live HTTP/1.1", "Connection: close"), id="never-hangs-up"),
+        pytest.param(head("GET /health/live HTTP/1.1", "Connection: close"), id="never-closes"),
     ],
 )
-def test_the_service_stops_beside_a_connection_that_idles(tmp_path: Path, sent: bytes) -> None:
+def test_the_service_stops_beside_an_idle_connection(tmp_path: Path, sent: bytes) -> None:
     with running("run", tmp_path, STOWGATE_API_THREADS="4") as service, connect(service) as sock:
         sock.sendall(sent)
         if sent.endswith(b"\r\n\r\n"):
@@ -374,7 +370,7 @@ def test_the_service_stops_beside_a_connection_that_idles(tmp_path: Path, sent: 
 
         service.process.terminate()
 
-        # Sooner than the 65 s that an idle connection is kept for, and a stop may take.
+        # Less than the 65 s of keep-alive and of a stop.
         assert service.process.wait(DEADLINE_SECONDS) == 0
 
 
@@ -388,7 +384,7 @@ MARK = "DOE^JOHN"
         pytest.param(f"G\x01{MARK} / HTTP/1.1\r\n\r\n".encode(), 400, "method", id="method"),
         pytest.param(f"GET /{MARK} HTTP/9.9\r\n\r\n".encode(), 400, "version", id="version"),
         pytest.param(f"GET /{MARK} HTTP/1.1\n\n".encode(), 400, "request line", id="bare-lf"),
-        pytest.param(head("GET / HTTP/1.1", f"{MARK} : x"), 400, "name of a header", id="name"),
+        pytest.param(head("GET / HTTP/1.1", f"{MARK} : x"), 400, "field name", id="name"),
         pytest.param(head("GET / HTTP/1.1", f"X-A: x\r\n{MARK}"), 400, "header", id="no-colon"),
         pytest.param(head("GET / HTTP/1.1", f"X-A: {MARK}\x00"), 400, "header", id="nul"),
         pytest.param(head("GET / HTTP/1.1", f"X-A: x\r\n {MARK}"), 400, "folded", id="folded"),
@@ -411,7 +407,7 @@ MARK = "DOE^JOHN"
         ),
     ],
 )
-def test_a_hostile_head_is_refused_in_fixed_words(
+def test_a_hostile_head_gets_a_fixed_error_text(
     service: Service, sent: bytes, status: int, words: str
 ) -> None:
     with connect(service) as sock:

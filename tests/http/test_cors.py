@@ -1,4 +1,4 @@
-"""What a page of another origin gets to see. The browser's side of it is in tests/senders/."""
+"""CORS for pages of other origins. tests/senders/ tests it in a browser."""
 
 import socket
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def open_to_pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Asks for tokens of an issuer that is down."""
+    """Requires tokens of an issuer that is down."""
     with closing(socket.create_server(("127.0.0.1", 0))) as unused:
         port = unused.getsockname()[1]
     with running(
@@ -67,7 +67,7 @@ def lets_read(answer: requests.Response, origin: str) -> bool:
 
 
 @pytest.mark.parametrize("path", ["/dicomweb/studies", "//dicomweb/studies/", "/payloads/x", "/no"])
-def test_a_preflight_passes_without_credentials_whatever_the_path(
+def test_a_preflight_succeeds_without_credentials_on_every_path(
     guarded: Service, path: str
 ) -> None:
     answer = preflight(guarded, path, PAGE)
@@ -86,7 +86,7 @@ def test_a_preflight_passes_without_credentials_whatever_the_path(
     assert "Origin" in words(answer, "Vary")
 
 
-def test_a_page_may_send_further_headers_that_are_listed(tmp_path: Path) -> None:
+def test_a_page_may_send_the_configured_headers(tmp_path: Path) -> None:
     settings = {"STOWGATE_CORS_ORIGINS": PAGE, "STOWGATE_CORS_HEADERS": "traceparent, sentry-trace"}
     with running("run", tmp_path, **settings) as service:
         answer = preflight(service, "/dicomweb/studies", PAGE)
@@ -97,7 +97,7 @@ def test_a_page_may_send_further_headers_that_are_listed(tmp_path: Path) -> None
     }
 
 
-def test_options_that_is_no_preflight_passes_nobody(guarded: Service) -> None:
+def test_options_without_preflight_headers_requires_authentication(guarded: Service) -> None:
     answer = requests.options(f"{guarded.url}/payloads", headers={"Origin": PAGE}, timeout=60)
 
     assert "Access-Control-Allow-Methods" not in answer.headers
@@ -118,9 +118,7 @@ def test_options_that_is_no_preflight_passes_nobody(guarded: Service) -> None:
         "",
     ],
 )
-def test_another_origin_gets_nothing_but_the_word_that_answers_differ(
-    open_to_pages: Service, origin: str
-) -> None:
+def test_another_origin_gets_no_cors_header_but_vary(open_to_pages: Service, origin: str) -> None:
     headers = {"Origin": origin}
     for answer in (
         preflight(open_to_pages, "/dicomweb/studies", origin),
@@ -132,7 +130,7 @@ def test_another_origin_gets_nothing_but_the_word_that_answers_differ(
 
 
 @pytest.mark.parametrize("origin", [PAGE, LOCAL_PAGE])
-def test_a_page_reads_what_became_of_its_instances(open_to_pages: Service, origin: str) -> None:
+def test_a_page_can_read_the_response_to_its_upload(open_to_pages: Service, origin: str) -> None:
     url = f"{open_to_pages.url}/dicomweb/studies"
     answer = requests.post(url, new_instance(), headers={"Origin": origin, **DICOM}, timeout=60)
 
@@ -140,7 +138,7 @@ def test_a_page_reads_what_became_of_its_instances(open_to_pages: Service, origi
     assert lets_read(answer, origin)
 
 
-def test_a_page_reads_why_it_is_refused(open_to_pages: Service) -> None:
+def test_a_page_can_read_an_error(open_to_pages: Service) -> None:
     headers, url = {"Origin": PAGE}, open_to_pages.url
     vae = {"virtualAeTitle": "SELDOM", "workflows": ["w"], "maxRequestsPerMinute": 1}
     assert requests.post(f"{url}/config/vae", json=vae, headers=headers, timeout=60).ok
@@ -160,7 +158,7 @@ def test_a_page_reads_why_it_is_refused(open_to_pages: Service) -> None:
         assert lets_read(answer, PAGE), status
 
 
-def test_a_page_reads_that_it_needs_a_token_or_that_tokens_cannot_be_checked(
+def test_a_page_can_read_401_and_503_of_authentication(
     guarded: Service,
 ) -> None:
     url, token = f"{guarded.url}/dicomweb/studies", Key("any").token()
@@ -175,7 +173,7 @@ def test_a_page_reads_that_it_needs_a_token_or_that_tokens_cannot_be_checked(
     assert lets_read(some, PAGE)
 
 
-def test_without_the_setting_no_page_is_let_in(stowgate: Service) -> None:
+def test_without_the_setting_no_origin_is_allowed(stowgate: Service) -> None:
     for answer in (
         preflight(stowgate, "/dicomweb/studies", PAGE),
         requests.get(f"{stowgate.url}/payloads", headers={"Origin": PAGE}, timeout=60),
@@ -185,7 +183,7 @@ def test_without_the_setting_no_page_is_let_in(stowgate: Service) -> None:
 
 
 def administer(service: Service, title: str, **headers: str) -> int:
-    """As a page can without a preflight, and without seeing the answer."""
+    """Send what a page can send without a preflight and without reading the response."""
     vae = f'{{"virtualAeTitle": "{title}", "workflows": ["w"]}}'
     given = {"Content-Type": "text/plain", **headers}
     added = requests.post(f"{service.url}/config/vae", vae, headers=given, timeout=60)
@@ -201,7 +199,7 @@ def administer(service: Service, title: str, **headers: str) -> int:
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_a_page_of_another_origin_does_not_administer(
+def test_a_page_of_an_unlisted_origin_cannot_administer(
     stowgate: Service, said: dict[str, str]
 ) -> None:
     assert administer(stowgate, "BY-A-PAGE", **said) == 403
@@ -210,7 +208,7 @@ def test_a_page_of_another_origin_does_not_administer(
     assert requests.post(replay, headers=said, timeout=60).status_code == 403
 
 
-def test_a_listed_page_one_of_its_own_origin_and_who_is_none_administer(
+def test_a_listed_page_a_same_origin_page_and_other_clients_may_administer(
     open_to_pages: Service,
 ) -> None:
     for number, said in enumerate(

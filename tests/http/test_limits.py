@@ -1,4 +1,4 @@
-"""Each limit is told while the sender is still sending, and nothing is kept of what broke it."""
+"""A sender over a limit gets its error while it is sending, and nothing of the request is kept."""
 
 import json
 import re
@@ -22,13 +22,13 @@ MULTIPART = f"Content-Type: multipart/related; boundary={BOUNDARY}"
 CHUNKED = "Transfer-Encoding: chunked"
 PART = f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
 
-# Far beyond what is awaited here, so that none of these refusals is that of a sender who stalls.
+# Far beyond the duration of these tests, so that no sender counts as stalled.
 IDLE_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose limits are each reached before another."""
+    """Runs a service with small limits, each of which can be reached before the others."""
     with running(
         "run",
         tmp_path_factory.mktemp("narrow"),
@@ -48,7 +48,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @contextmanager
 def _sending(service: Service, sent: bytes) -> Iterator[socket.socket]:
-    """A connection on which more is yet to come."""
+    """Open a connection and send the beginning of a request."""
     place = urlsplit(service.url)
     with socket.create_connection((place.hostname, place.port), IDLE_SECONDS / 2) as sock:
         sock.sendall(sent)
@@ -64,7 +64,7 @@ def _chunks(*pieces: bytes) -> bytes:
 
 
 def _refusal(sock: socket.socket) -> tuple[int, dict[str, str], str]:
-    """Status, headers and words of the answer."""
+    """Read the status, the headers and the detail of the response."""
     received = b""
     while piece := sock.recv(65536):
         received += piece
@@ -95,7 +95,7 @@ def _kept(service: Service) -> list[Path]:
             _head(*[f"X-{n}: {'a' * 50}" for n in range(50)]), 431, "header", id="whole head"
         ),
         pytest.param(
-            _head(DICOM, "Content-Length: 3000001"), 413, "3000000 bytes", id="body foretold"
+            _head(DICOM, "Content-Length: 3000001"), 413, "3000000 bytes", id="body by length"
         ),
         pytest.param(
             _head(MULTIPART, CHUNKED)
@@ -140,27 +140,27 @@ def _kept(service: Service) -> list[Path]:
         ),
     ],
 )
-def test_what_is_over_a_limit_is_refused_before_its_end(
+def test_a_request_over_a_limit_is_rejected_while_it_arrives(
     narrow: Service, sent: bytes, status: int, words: str
 ) -> None:
     before = _kept(narrow)
 
     with _sending(narrow, sent) as sock:
-        answered, _, told = _refusal(sock)
+        answered, _, detail = _refusal(sock)
 
     assert answered == status
-    assert words in told
+    assert words in detail
     assert _kept(narrow) == before
 
 
-def test_one_header_field_may_be_as_long_as_the_head(narrow: Service) -> None:
+def test_one_header_field_may_fill_the_head(narrow: Service) -> None:
     head = _head(DICOM, "Content-Length: 0", "X-A: ")
 
     with _sending(narrow, head.replace(b"X-A: ", b"X-A: " + b"a" * (2000 - len(head)))) as sock:
         assert sock.recv(65536).startswith(b"HTTP/1.1 204 ")
 
 
-def test_trailers_behind_a_body_in_chunks_may_be_as_long_as_a_head(narrow: Service) -> None:
+def test_trailers_have_the_size_limit_of_the_head(narrow: Service) -> None:
     chunked = _head(DICOM, CHUNKED) + _chunks(new_instance())
     for size_bytes, status in ((1900, b"200"), (3000, b"400")):
         with _sending(narrow, chunked + b"0\r\nX-A: " + b"a" * size_bytes) as sock:
@@ -178,7 +178,7 @@ def _nested(depth: int) -> bytes:
     return new_instance(ReferencedSeriesSequence=ds.ReferencedSeriesSequence)
 
 
-def test_an_instance_that_is_nested_too_deep_fails_alone_with_c000(narrow: Service) -> None:
+def test_an_instance_nested_too_deeply_fails_alone_with_c000(narrow: Service) -> None:
     answer = narrow.post("/dicomweb/studies", *multipart(_nested(3), new_instance()))
 
     assert answer.status_code == 202, answer.text
@@ -199,7 +199,7 @@ def test_an_instance_that_is_nested_too_deep_fails_alone_with_c000(narrow: Servi
     ],
     ids=["elements", "bytes"],
 )
-def test_an_instance_that_is_too_large_to_describe_is_stored_and_described_in_part(
+def test_an_instance_over_the_metadata_limits_is_stored_and_described_in_part(
     narrow: Service, large: dict[str, object], tag: str, vr: str
 ) -> None:
     instance = new_instance(**large)
@@ -216,7 +216,7 @@ def test_an_instance_that_is_too_large_to_describe_is_stored_and_described_in_pa
     assert sidecar["00100020"]["Value"] == [uid(instance, "PatientID")]
 
 
-def test_a_sender_that_comes_too_often_is_429_before_its_body(tmp_path: Path) -> None:
+def test_a_sender_over_its_rate_limit_gets_429_before_its_body(tmp_path: Path) -> None:
     with running("run", tmp_path, STOWGATE_RATE_PER_SENDER="2") as service:
         for _ in range(2):
             answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
@@ -231,7 +231,7 @@ def test_a_sender_that_comes_too_often_is_429_before_its_body(tmp_path: Path) ->
         assert service.get("/health/live").status_code == 200
 
 
-def test_more_uploads_than_are_taken_at_a_time_are_429_before_their_body(tmp_path: Path) -> None:
+def test_an_upload_over_the_concurrency_limit_gets_429_before_its_body(tmp_path: Path) -> None:
     with (
         running(
             "run", tmp_path, STOWGATE_MAX_UPLOADS="1", STOWGATE_UPLOAD_WAIT_SECONDS="0"
@@ -246,13 +246,13 @@ def test_more_uploads_than_are_taken_at_a_time_are_429_before_their_body(tmp_pat
 
         assert status == 429
         assert int(headers["Retry-After"]) > 0
-        assert "the uploads in progress are as many as are taken at a time (1)" in words
+        assert "too many concurrent uploads (limit: 1)" in words
         assert first.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.fixture
 def small_spool(tmp_path: Path) -> Iterator[Service]:
-    """A service with room for many objects, whose spool is on a disk of 3 MiB."""
+    """Runs a service with a spool on a disk of 3 MiB."""
     with small_disk(tmp_path / "small", mebibytes=3) as disk:
         data = tmp_path / "data"
         data.mkdir()
@@ -277,7 +277,7 @@ def _deflated(inflated_bytes: int) -> bytes:
         pytest.param(_deflated(4 << 20), id="when inflated"),
     ],
 )
-def test_a_spool_that_fills_up_is_507_and_all_of_that_upload_is_gone(
+def test_a_full_spool_is_507_and_leaves_nothing_of_the_upload(
     small_spool: Service, large: bytes
 ) -> None:
     answer = small_spool.post("/dicomweb/studies", *multipart(new_instance(), large))

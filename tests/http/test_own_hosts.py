@@ -1,4 +1,4 @@
-"""Which hosts a request may name where nobody is asked who they are."""
+"""The hosts that a request may name without authentication."""
 
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -16,7 +16,7 @@ VAE = b'{"virtualAeTitle": "REBOUND"}'
 
 @pytest.fixture(scope="module")
 def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """On loopback, without authentication, and known to others by its public URL."""
+    """On loopback, without authentication, with a public URL."""
     with running(
         "run",
         tmp_path_factory.mktemp("public"),
@@ -29,7 +29,7 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def ask(
     service: Service, method: str, path: str, body: bytes = b"", **headers: str
 ) -> tuple[int, bytes]:
-    """`headers` are all that are sent, with underscores in place of hyphens."""
+    """Send these headers only; underscores stand for hyphens."""
     place = urlsplit(service.url)
     connection = HTTPConnection(place.hostname or "", place.port, timeout=30)
     connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
@@ -66,9 +66,7 @@ def ask(
         "x" * 300,
     ],
 )
-def test_a_page_that_its_name_brings_here_stores_reads_and_administers_nothing(
-    public: Service, host: str
-) -> None:
+def test_dns_rebinding_does_not_reach_any_endpoint(public: Service, host: str) -> None:
     instance = new_instance()
     dicom = {"Content_Type": "application/dicom"}
     pretended = {"X_Forwarded_Host": "localhost", "Origin": "http://evil.example"}
@@ -112,18 +110,18 @@ def test_a_page_that_its_name_brings_here_stores_reads_and_administers_nothing(
         "pacs.example.:80",
     ],
 )
-def test_loopback_and_the_host_of_the_public_url_are_its_own_with_any_port(
+def test_loopback_and_the_host_of_the_public_url_are_accepted_with_any_port(
     public: Service, host: str
 ) -> None:
     assert ask(public, "GET", "/payloads", Host=host)[0] == 200
 
 
-def test_without_a_public_url_its_host_is_none(stowgate: Service) -> None:
+def test_the_public_host_is_accepted_only_with_a_public_url(stowgate: Service) -> None:
     assert ask(stowgate, "GET", "/payloads", Host="localhost")[0] == 200
     assert ask(stowgate, "GET", "/payloads", Host="pacs.example")[0] == 421
 
 
-def test_who_names_no_host_at_all_is_no_browser(stowgate: Service) -> None:
+def test_an_http_1_0_request_without_host_is_accepted(stowgate: Service) -> None:
     with connect(stowgate) as sock:
         sock.sendall(b"GET /payloads HTTP/1.0\r\n\r\n")
 
@@ -138,7 +136,7 @@ def test_who_names_no_host_at_all_is_no_browser(stowgate: Service) -> None:
         ("HTTP://evil.example:80/payloads", 421),
     ],
 )
-def test_the_host_in_a_target_in_absolute_form_counts_too(
+def test_the_host_of_an_absolute_request_target_is_checked_too(
     stowgate: Service, target: str, status: int
 ) -> None:
     with connect(stowgate) as sock:
@@ -147,14 +145,14 @@ def test_the_host_in_a_target_in_absolute_form_counts_too(
         assert read_answer(sock)[0] == status
 
 
-def test_a_refusal_of_a_host_is_in_the_audit_trail(public: Service) -> None:
+def test_a_rejected_host_is_recorded_in_the_audit_trail(public: Service) -> None:
     ask(public, "POST", "/dicomweb/studies", new_instance(), Host="evil.example")
 
     audited = [line for line in public.log.read_text().splitlines() if '"audit"' in line]
     assert any('"status": 421' in line and '"event": "store"' in line for line in audited)
 
 
-def test_where_something_else_keeps_strangers_out_any_host_will_do(tmp_path: Path) -> None:
+def test_any_host_is_accepted_with_allow_anyone(tmp_path: Path) -> None:
     with running("run", tmp_path, STOWGATE_ALLOW_ANYONE="true") as service:
         for host in ("evil.example", "a..b", ".", "x" * 300, "[::1"):
             dicom = {"Content_Type": "application/dicom", "Host": host}

@@ -105,8 +105,8 @@ def test_a_path_that_breaks_a_rule_is_400_and_says_which(
         (multipart(real_file())[0], MULTIPART.replace(BOUNDARY, "other"), "delimiter"),
         (f"--{BOUNDARY}\r\nno header line\r\n\r\nx".encode(), MULTIPART, "header"),
         (HEAD[:-2] + b"X: " + b"x" * 20_000 + b"\r\n\r\nx", MULTIPART, "headers"),
-        (b"\n" + multipart(real_file())[0], MULTIPART, "in front of the first delimiter"),
-        (multipart(real_file())[0] * 2, MULTIPART, "behind the closing delimiter"),
+        (b"\n" + multipart(real_file())[0], MULTIPART, "precedes the first delimiter"),
+        (multipart(real_file())[0] * 2, MULTIPART, "follows the closing delimiter"),
     ],
     ids=[
         "no closing delimiter",
@@ -163,7 +163,7 @@ def test_a_sender_that_stalls_is_cut_off_with_408(stowgate: Service) -> None:
     answer = _exchange(stowgate, "Content-Length: 39206", real_file()[:1000], finish=False)
 
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"too slowly between its bytes 0 and 39206" in answer
+    assert b"timed out between bytes 0 and 39206" in answer
 
 
 def test_a_sender_that_goes_on_after_it_was_cut_off_gets_to_see_why(stowgate: Service) -> None:

@@ -1,6 +1,6 @@
-"""Requests whose end two readers could see in two places (RFC 9112 11.2): never read on behind one.
+"""Request smuggling (RFC 9112 11.2): after an ambiguous request no other one is read.
 
-Behind each comes a second request, which a proxy in front would have taken for part of the first.
+Each test appends a second request, which a proxy would have treated as part of the first.
 """
 
 import socket
@@ -54,7 +54,7 @@ def _payloads(service: Service) -> list[object]:
         pytest.param(["X: y\rTransfer-Encoding: chunked", "Content-Length: 3"], id="bare-cr"),
     ],
 )
-def test_a_request_whose_length_is_in_doubt_is_refused_and_ends_its_connection(
+def test_a_request_with_ambiguous_length_is_rejected_and_its_connection_closed(
     service: Service, lines: list[str]
 ) -> None:
     with connect(service) as sock:
@@ -82,7 +82,7 @@ def test_a_request_whose_length_is_in_doubt_is_refused_and_ends_its_connection(
         pytest.param(b"3\r\nabc\r\n0\r\n" + b"X: y\r\n" * 50_000 + b"\r\n", id="many-trailers"),
     ],
 )
-def test_malformed_chunks_are_refused_and_end_their_connection(
+def test_malformed_chunks_are_rejected_and_the_connection_closed(
     service: Service, chunks: bytes
 ) -> None:
     with connect(service) as sock:
@@ -94,14 +94,14 @@ def test_malformed_chunks_are_refused_and_end_their_connection(
     assert _payloads(service) == []
 
 
-def test_a_chunk_that_claims_more_than_ever_comes_is_ended_in_time(service: Service) -> None:
+def test_an_oversized_chunk_that_never_arrives_times_out(service: Service) -> None:
     with connect(service) as sock:
         sock.sendall(head(POST, TYPE, CHUNKED) + b"ffffffffffffffff\r\nabc\r\n0\r\n\r\n" + SMUGGLED)
 
         assert statuses(everything(sock)) == [408]
 
 
-def test_chunks_of_http_1_0_are_refused_and_end_their_connection(service: Service) -> None:
+def test_chunks_in_http_1_0_are_rejected_and_the_connection_closed(service: Service) -> None:
     with connect(service) as sock:
         sock.sendall(
             head("POST /dicomweb/studies HTTP/1.0", TYPE, CHUNKED) + b"0\r\n\r\n" + SMUGGLED
@@ -110,7 +110,7 @@ def test_chunks_of_http_1_0_are_refused_and_end_their_connection(service: Servic
         assert statuses(everything(sock)) == [400]
 
 
-def test_a_body_of_http_1_0_without_its_length_is_not_taken_for_none(service: Service) -> None:
+def test_an_http_1_0_body_without_length_is_not_treated_as_empty(service: Service) -> None:
     with connect(service) as sock:
         sock.sendall(head("POST /dicomweb/studies HTTP/1.0", TYPE) + new_instance())
         sock.shutdown(socket.SHUT_WR)
@@ -121,7 +121,7 @@ def test_a_body_of_http_1_0_without_its_length_is_not_taken_for_none(service: Se
     assert b"Content-Length" in body
 
 
-def test_a_body_longer_than_its_length_is_not_taken_for_another_request(service: Service) -> None:
+def test_data_beyond_the_content_length_is_not_served_as_a_request(service: Service) -> None:
     body, content_type = multipart(new_instance())
     with connect(service) as sock:
         sock.sendall(
@@ -135,7 +135,7 @@ def test_a_body_longer_than_its_length_is_not_taken_for_another_request(service:
     assert (first, others) == (200, [400])
 
 
-def test_behind_a_body_that_came_too_slowly_no_other_request_is_read(service: Service) -> None:
+def test_no_request_is_read_after_a_body_that_timed_out(service: Service) -> None:
     with connect(service) as sock:
         sock.sendall(head(POST, TYPE, "Content-Length: 1000") + b"x" * 400)
         answer = sock.recv(65536)
@@ -147,7 +147,7 @@ def test_behind_a_body_that_came_too_slowly_no_other_request_is_read(service: Se
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-def test_behind_a_small_body_that_came_too_slowly_no_other_request_is_read(
+def test_no_request_is_read_after_a_small_body_that_timed_out(
     service: Service, method: str
 ) -> None:
     before = _payloads(service)
@@ -164,7 +164,7 @@ def test_behind_a_small_body_that_came_too_slowly_no_other_request_is_read(
     assert _payloads(service) == before
 
 
-def test_a_small_body_that_does_not_arrive_whole_changes_nothing(service: Service) -> None:
+def test_an_incomplete_small_body_changes_nothing(service: Service) -> None:
     with connect(service) as sock:
         sock.sendall(head("POST /config/vae HTTP/1.1", "Content-Length: 500"))
         sock.sendall(b'{"virtualAeTitle": "CUT"}')
@@ -172,11 +172,11 @@ def test_a_small_body_that_does_not_arrive_whole_changes_nothing(service: Servic
         status, _, body = read_answer(sock)
 
     assert status == 400
-    assert b"the body is truncated" in body
+    assert b"the request body is truncated" in body
     assert b"CUT" not in service.get("/config/vae").content
 
 
-def test_what_stands_behind_the_head_belongs_to_the_body_and_opens_nothing(
+def test_data_after_the_head_belongs_to_the_body_and_opens_nothing(
     service: Service,
 ) -> None:
     inner = head("DELETE /config/vae/ANY HTTP/1.1")

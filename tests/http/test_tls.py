@@ -1,4 +1,4 @@
-"""HTTPS at the API itself: what senders get, and what a peer that means ill does not."""
+"""HTTPS in the API itself, with regular and hostile clients."""
 
 import hmac
 import json
@@ -21,7 +21,7 @@ from instances import multipart, new_instance
 from service import STOWGATE, Service, environment, running, wait_for
 from wire import connect, everything, head, read_answer, statuses
 
-# A peer that held a thread or the main loop would do so for longer.
+# A client that blocked a thread or the main loop would do so for longer.
 DEADLINE_SECONDS = 8.0
 
 
@@ -56,12 +56,12 @@ def large_instance(mebibytes: int) -> bytes:
     return new_instance(Rows=1024, Columns=512 * mebibytes, PixelData=bytes(mebibytes << 20))
 
 
-def test_the_url_that_is_printed_is_https(service: Service) -> None:
+def test_the_printed_url_is_https(service: Service) -> None:
     assert service.url.startswith("https://127.0.0.1:")
 
 
 @pytest.mark.parametrize("in_chunks", [False, True], ids=["length", "chunks"])
-def test_an_upload_of_some_megabytes_is_stored_as_it_was_sent(
+def test_an_upload_of_some_megabytes_is_stored_unchanged(
     service: Service, made: Certificates, in_chunks: bool
 ) -> None:
     instance = large_instance(8)
@@ -81,7 +81,7 @@ def test_an_upload_of_some_megabytes_is_stored_as_it_was_sent(
     assert instance in [path.read_bytes() for path in objects.rglob("*.dcm")]
 
 
-def test_a_connection_is_used_again(service: Service, trusting: ssl.SSLContext) -> None:
+def test_a_connection_is_kept_alive(service: Service, trusting: ssl.SSLContext) -> None:
     with encrypted(service, trusting) as sock:
         for _ in range(3):
             sock.sendall(head("GET /health/live HTTP/1.1"))
@@ -91,17 +91,17 @@ def test_a_connection_is_used_again(service: Service, trusting: ssl.SSLContext) 
 
 
 @pytest.mark.parametrize("rest_bytes", [1000, 8192])
-def test_what_was_decrypted_with_the_end_of_a_body_is_served_too(
+def test_a_request_decrypted_with_the_end_of_a_body_is_served(
     service: Service, trusting: ssl.SSLContext, rest_bytes: int
 ) -> None:
-    """The kernel has nothing of it any more, so no poller would tell that it came."""
+    """The kernel has no more data then, so the poller does not report the request."""
     instance = new_instance()
     upload = head(
         "POST /dicomweb/studies HTTP/1.1",
         "Content-Type: application/dicom",
         f"Content-Length: {len(instance)}",
     )
-    # Longer than what the server reads ahead at a time, and in one record with what is before it.
+    # Longer than one read of the server, and in one record with the data before it.
     next_head = head(
         "GET /health/live HTTP/1.1", f"X-A: {'a' * 5000}", f"X-B: {'b' * 2500}", "Connection: close"
     )
@@ -122,7 +122,7 @@ def half_a_hello(trusting: ssl.SSLContext) -> bytes:
 
 
 @pytest.mark.parametrize("what", ["nothing", "half a hello"])
-def test_others_are_served_beside_peers_that_never_end_their_handshake(
+def test_other_requests_are_served_beside_incomplete_handshakes(
     service: Service, made: Certificates, trusting: ssl.SSLContext, what: str
 ) -> None:
     sent = b"" if what == "nothing" else half_a_hello(trusting)
@@ -141,14 +141,14 @@ def test_others_are_served_beside_peers_that_never_end_their_handshake(
         )
 
         assert stored.status_code == 200
-        # And in the end they are hung up on.
+        # In the end they are disconnected.
         assert [peer.recv(100) for peer in peers] == [b""] * len(peers)
-        # But not on one that has the usual time for its request.
+        # A connection after its handshake has the usual time for its request.
         ready.sendall(head("GET /health/live HTTP/1.1"))
         assert read_answer(ready)[0] == 200
 
 
-def test_a_request_without_tls_is_refused_in_words(service: Service) -> None:
+def test_a_request_without_tls_gets_a_clear_error(service: Service) -> None:
     with connect(service) as sock:
         sock.sendall(head("POST /dicomweb/studies HTTP/1.1", "Content-Length: 1000") + bytes(1000))
         status, _, body = read_answer(sock)
@@ -159,7 +159,7 @@ def test_a_request_without_tls_is_refused_in_words(service: Service) -> None:
     assert "Traceback" not in service.log.read_text()
 
 
-def test_noise_and_peers_that_leave_are_no_errors_of_ours(
+def test_noise_and_lost_connections_are_not_logged_as_server_errors(
     service: Service, made: Certificates, trusting: ssl.SSLContext
 ) -> None:
     logged = len(service.log.read_text())
@@ -190,7 +190,7 @@ def test_noise_and_peers_that_leave_are_no_errors_of_ours(
 
 
 def everything_raw(sock: socket.socket) -> None:
-    """Until the service hangs up, whatever it says."""
+    """Read until the service closes the connection."""
     try:
         while socket.socket.recv(sock, 65536):
             pass
@@ -205,16 +205,14 @@ UPLOAD = head(
 )
 
 
-def test_a_body_that_stalls_is_answered_408(service: Service, trusting: ssl.SSLContext) -> None:
+def test_a_stalled_body_gets_408(service: Service, trusting: ssl.SSLContext) -> None:
     with encrypted(service, trusting) as sock:
         sock.sendall(UPLOAD + bytes(1000))
 
         assert read_answer(sock)[0] == 408
 
 
-def test_a_body_that_trickles_is_answered_408_and_encrypted(
-    service: Service, trusting: ssl.SSLContext
-) -> None:
+def test_a_trickling_body_gets_an_encrypted_408(service: Service, trusting: ssl.SSLContext) -> None:
     with encrypted(service, trusting) as sock:
         sock.sendall(UPLOAD)
         sock.settimeout(0.3)
@@ -229,7 +227,7 @@ def test_a_body_that_trickles_is_answered_408_and_encrypted(
         assert wait_for(answered) == 408
 
 
-def test_a_sender_sees_the_refusal_of_a_large_body_it_is_sending(
+def test_a_client_reads_its_error_while_sending_a_large_body(
     service: Service, made: Certificates
 ) -> None:
     answer = requests.post(
@@ -243,7 +241,7 @@ def test_a_sender_sees_the_refusal_of_a_large_body_it_is_sending(
     assert answer.status_code == 400
 
 
-def test_tls_older_than_1_2_is_refused(service: Service) -> None:
+def test_tls_older_than_1_2_is_rejected(service: Service) -> None:
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname = False
     old.verify_mode = ssl.CERT_NONE
@@ -282,7 +280,7 @@ def run(*arguments: Any, **settings: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_commands_ask_an_api_that_the_given_authority_vouches_for(
+def test_commands_verify_the_api_with_the_given_authority(
     service: Service, made: Certificates, tmp_path: Path
 ) -> None:
     (tmp_path / "image.dcm").write_bytes(new_instance())
@@ -299,7 +297,7 @@ def test_commands_ask_an_api_that_the_given_authority_vouches_for(
     assert "STOWGATE_CLIENT_CA" in refused.stderr
 
 
-def test_a_file_of_authorities_that_is_none_is_one_line(
+def test_an_invalid_authorities_file_is_reported_in_one_line(
     service: Service, made: Certificates
 ) -> None:
     asked = run("vae", "list", "--url", service.url, STOWGATE_CLIENT_CA=str(made.key))
@@ -317,11 +315,11 @@ def test_a_file_of_authorities_that_is_none_is_one_line(
         ("run", "certificate", "missing", "STOWGATE_TLS_KEY is '"),
         ("run", "key", "key", "PEM files"),
         ("api", "authority", "key", "private key of the certificate"),
-        ("run", "certificate", "encrypted_key", "not encrypted"),
-        ("check", "certificate", "encrypted_key", "not encrypted"),
+        ("run", "certificate", "encrypted_key", "unencrypted"),
+        ("check", "certificate", "encrypted_key", "unencrypted"),
     ],
 )
-def test_files_that_will_not_do_are_told_in_one_line(
+def test_unusable_tls_files_are_reported_in_one_line(
     made: Certificates,
     tmp_path: Path,
     command: str,
@@ -344,21 +342,21 @@ def test_files_that_will_not_do_are_told_in_one_line(
 
 
 def derived(secret: bytes, label: bytes, length: int) -> bytes:
-    """HKDF-Expand-Label of RFC 8446 7.1, for a cipher suite with SHA-384."""
+    """Compute HKDF-Expand-Label (RFC 8446 7.1) for a cipher suite with SHA-384."""
     name = b"tls13 " + label
     info = length.to_bytes(2, "big") + bytes([len(name)]) + name + b"\0\x01"
     return hmac.digest(secret, info, "sha384")[:length]
 
 
 def record(secret: bytes, kind: int, content: bytes) -> bytes:
-    """The first of TLS 1.3 under that traffic secret (RFC 8446 5.2)."""
+    """Encrypt the first record under a traffic secret of TLS 1.3 (RFC 8446 5.2)."""
     length = len(content) + 17
     start = b"\x17\x03\x03" + length.to_bytes(2, "big")
     cipher = AESGCM(derived(secret, b"key", 32))
     return start + cipher.encrypt(derived(secret, b"iv", 12), content + bytes([kind]), start)
 
 
-def test_a_peer_that_sends_key_updates_on_and_on_is_hung_up_on(
+def test_a_client_that_floods_key_updates_is_disconnected(
     service: Service, made: Certificates, tmp_path: Path
 ) -> None:
     """OpenSSL reads all of them (RFC 8446 4.6.3) before it returns to the main loop."""
@@ -372,7 +370,7 @@ def test_a_peer_that_sends_key_updates_on_and_on_is_hung_up_on(
         found = re.search(r"^CLIENT_TRAFFIC_SECRET_0 \w+ (\w+)$", secrets.read_text(), re.M)
         assert found
         secret, updates = bytes.fromhex(found[1]), []
-        # More than OpenSSL is through with in the time that it has here.
+        # More than OpenSSL can process in the time limit here.
         for _ in range(300_000):
             updates.append(record(secret, 22, b"\x18\0\0\x01\0"))
             secret = derived(secret, b"traffic upd", 48)
@@ -393,7 +391,7 @@ def test_a_peer_that_sends_key_updates_on_and_on_is_hung_up_on(
     assert live.status_code == 200
 
 
-def test_the_health_check_of_the_image_speaks_tls_where_the_api_does(
+def test_the_health_check_of_the_image_uses_tls_if_the_api_does(
     service: Service, made: Certificates, stowgate: Service
 ) -> None:
     dockerfile = Path(__file__).parents[2] / "Dockerfile"

@@ -1,4 +1,4 @@
-"""`config/vae`: the Informatics Gateway's shapes, and a registry that all replicas share."""
+"""`config/vae`: the formats of the Informatics Gateway, and the shared registry."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def _title() -> str:
     return f"AE-{uuid4().hex[:8]}"
 
 
-def test_a_new_vae_is_201_with_its_place_and_then_found(stowgate: Service) -> None:
+def test_a_new_vae_is_201_with_its_location_and_can_be_read(stowgate: Service) -> None:
     title = _title()
 
     created = _call(stowgate, "POST", body={"virtualAeTitle": title, "workflows": ["a", "b"]})
@@ -41,7 +41,7 @@ def test_a_new_vae_is_201_with_its_place_and_then_found(stowgate: Service) -> No
 
 
 @pytest.mark.parametrize("name", [None, "", " "])
-def test_a_blank_name_is_the_ae_title(stowgate: Service, name: str | None) -> None:
+def test_a_blank_name_defaults_to_the_ae_title(stowgate: Service, name: str | None) -> None:
     title = _title()
 
     created = _call(stowgate, "POST", body={"virtualAeTitle": title, "name": name})
@@ -64,7 +64,7 @@ def test_a_blank_name_is_the_ae_title(stowgate: Service, name: str | None) -> No
         ({"virtualAeTitle": "plug-ins"}, "plug-ins"),
     ],
 )
-def test_a_vae_that_breaks_a_rule_is_400_and_says_which(
+def test_an_invalid_vae_is_400_with_the_broken_rule(
     stowgate: Service, body: Any, words: str
 ) -> None:
     answer = _call(stowgate, "POST", body=body)
@@ -75,7 +75,7 @@ def test_a_vae_that_breaks_a_rule_is_400_and_says_which(
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"LUNG"', b"1", b"null"])
-def test_a_body_that_is_no_json_object_is_400(stowgate: Service, body: bytes) -> None:
+def test_a_body_other_than_a_json_object_is_400(stowgate: Service, body: bytes) -> None:
     answer = requests.post(f"{stowgate.url}/config/vae", data=body, timeout=30)
 
     assert answer.status_code == 400
@@ -83,9 +83,7 @@ def test_a_body_that_is_no_json_object_is_400(stowgate: Service, body: bytes) ->
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_larger_than_any_vae_is_413_and_names_the_limit(
-    stowgate: Service, chunked: bool
-) -> None:
+def test_a_body_over_the_limit_is_413_with_the_limit(stowgate: Service, chunked: bool) -> None:
     body = json.dumps({"virtualAeTitle": _title()}).encode().ljust(1_048_577)
     pieces = (body[start : start + 100_000] for start in range(0, len(body), 100_000))
 
@@ -97,7 +95,7 @@ def test_a_body_larger_than_any_vae_is_413_and_names_the_limit(
     assert "1048576 bytes" in answer.json()["detail"]
 
 
-def test_name_and_ae_title_are_each_taken_once(stowgate: Service) -> None:
+def test_name_and_ae_title_are_unique(stowgate: Service) -> None:
     name, title = _title(), _title()
     assert _call(stowgate, "POST", body={"name": name, "virtualAeTitle": title}).status_code == 201
 
@@ -105,7 +103,7 @@ def test_name_and_ae_title_are_each_taken_once(stowgate: Service) -> None:
     same_title = _call(stowgate, "POST", body={"name": _title(), "virtualAeTitle": title})
 
     assert (same_name.status_code, same_title.status_code) == (409, 409)
-    assert "named" in same_name.json()["detail"]
+    assert "VAE name" in same_name.json()["detail"]
     assert "AE title" in same_title.json()["detail"]
 
 
@@ -136,11 +134,13 @@ def test_put_changes_workflows_and_plug_ins_and_nothing_else(stowgate: Service) 
     ("body", "status"),
     [({"name": "nobody"}, 404), ({"workflows": []}, 400), ({"name": "x", "workflows": [1]}, 400)],
 )
-def test_put_refuses_what_it_cannot_change(stowgate: Service, body: Any, status: int) -> None:
+def test_put_rejects_changes_that_are_not_allowed(
+    stowgate: Service, body: Any, status: int
+) -> None:
     assert _call(stowgate, "PUT", body=body).status_code == status
 
 
-def test_delete_answers_the_entity_and_then_404(stowgate: Service) -> None:
+def test_delete_returns_the_entity_and_then_404(stowgate: Service) -> None:
     title = _title()
     vae = _call(stowgate, "POST", body={"virtualAeTitle": title}).json()
 
@@ -157,7 +157,7 @@ def test_plug_ins_are_listed(stowgate: Service) -> None:
     assert (answer.status_code, answer.json()) == (200, {})
 
 
-def test_of_many_who_create_one_vae_at_once_one_wins(stowgate: Service) -> None:
+def test_one_of_many_concurrent_creations_of_a_vae_wins(stowgate: Service) -> None:
     title = _title()
 
     with ThreadPoolExecutor(16) as pool:
@@ -176,13 +176,13 @@ def test_of_many_who_create_one_vae_at_once_one_wins(stowgate: Service) -> None:
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Service]]:
-    """Two APIs and a worker on one folder."""
+    """Runs two APIs and a worker on one folder."""
     data = tmp_path_factory.mktemp("replicas")
     with running("api", data) as one, running("api", data) as two, running("worker", data):
         yield one, two
 
 
-def test_a_change_at_one_replica_is_seen_at_the_other(
+def test_a_change_at_one_replica_is_visible_at_the_other(
     replicas: tuple[Service, Service],
 ) -> None:
     one, two = replicas

@@ -1,4 +1,4 @@
-"""What a Virtual Application Entity does not accept fails, with its reason and in words."""
+"""The policy of a Virtual Application Entity: what it rejects, and with which reason."""
 
 import socket
 from typing import Any
@@ -50,11 +50,11 @@ def _post(service: Service, title: str, *instances: bytes) -> Any:
             "transfer syntax 1.2.840.10008.1.2.4.91",
         ),
         ({"acceptedModalities": ["CT", "PT"]}, MR, 0xA900, "Modality (0008,0060)"),
-        ({"acceptedModalities": ["CT"]}, new_instance(Modality=None), 0xA900, "no legal Modality"),
+        ({"acceptedModalities": ["CT"]}, new_instance(Modality=None), 0xA900, "no valid Modality"),
     ],
     ids=["SOP class", "transfer syntax", "modality", "no modality"],
 )
-def test_an_instance_that_a_vae_does_not_accept_fails_alone(
+def test_an_instance_outside_the_policy_fails_alone(
     stowgate: Service, policy: dict[str, Any], refused: bytes, reason: int, words: str
 ) -> None:
     title = _vae(stowgate, **policy)
@@ -80,7 +80,9 @@ def test_an_instance_that_a_vae_does_not_accept_fails_alone(
     assert stowgate.post("/dicomweb/studies", *multipart(refused)).status_code == 200
 
 
-def test_an_instance_larger_than_a_vae_accepts_is_413_while_it_arrives(stowgate: Service) -> None:
+def test_an_instance_over_the_size_limit_of_a_vae_is_413_while_it_arrives(
+    stowgate: Service,
+) -> None:
     title = _vae(stowgate, maxInstanceBytes=len(CT))
     assert _post(stowgate, title, CT).status_code == 200
 
@@ -99,7 +101,7 @@ def test_an_instance_larger_than_a_vae_accepts_is_413_while_it_arrives(stowgate:
     assert str(len(CT)).encode() in answer
 
 
-def test_more_requests_than_a_vae_accepts_are_429_and_others_are_not_touched(
+def test_the_rate_limit_of_a_vae_does_not_affect_others(
     stowgate: Service,
 ) -> None:
     title, other = (_vae(stowgate, maxRequestsPerMinute=1) for _ in range(2))
@@ -114,7 +116,7 @@ def test_more_requests_than_a_vae_accepts_are_429_and_others_are_not_touched(
     assert stowgate.post("/dicomweb/studies", *multipart(CT)).status_code == 200
 
 
-def test_a_policy_can_be_changed_and_taken_away_and_the_rest_stays(stowgate: Service) -> None:
+def test_a_policy_can_be_changed_and_removed_without_other_changes(stowgate: Service) -> None:
     title = _vae(stowgate, workflows=["w"], acceptedModalities=["MR"], maxInstanceBytes=10**6)
     assert _post(stowgate, title, CT).status_code == 409
 
@@ -146,7 +148,7 @@ def test_a_policy_can_be_changed_and_taken_away_and_the_rest_stays(stowgate: Ser
         ({"maxRequestsPerMinute": "many"}, "maxRequestsPerMinute"),
     ],
 )
-def test_a_policy_that_breaks_a_rule_is_400_says_which_and_breaks_the_published_schema(
+def test_an_invalid_policy_is_400_and_violates_the_openapi_schema(
     stowgate: Service, policy: dict[str, Any], words: str
 ) -> None:
     title = _vae(stowgate)

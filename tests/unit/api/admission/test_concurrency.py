@@ -1,4 +1,4 @@
-"""Concurrent uploads: which one waits, and which one is cut."""
+"""Concurrent uploads: which one waits and which one is cut."""
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -28,7 +28,7 @@ def limiter() -> UploadLimiter:
     return UploadLimiter(2, patience_seconds=PATIENCE_SECONDS, metrics=metrics)
 
 
-def test_a_slot_that_is_released_is_free_again(limiter: UploadLimiter) -> None:
+def test_a_released_slot_is_free_again(limiter: UploadLimiter) -> None:
     assert [limiter.acquire(name) for name in "abc"] == [True, True, False]
 
     limiter.release("a")
@@ -45,7 +45,7 @@ def test_an_upload_without_a_slot_is_refused(limiter: UploadLimiter) -> None:
     assert limiter.acquire("b")
 
 
-def test_the_upload_that_has_stalled_longest_is_cut_for_a_new_one(limiter: UploadLimiter) -> None:
+def test_the_upload_stalled_longest_is_cut_for_a_new_one(limiter: UploadLimiter) -> None:
     long, longest = Upload(PATIENCE_SECONDS), Upload(2 * PATIENCE_SECONDS)
     limiter.acquire("a")
     limiter.acquire("b")
@@ -55,7 +55,7 @@ def test_the_upload_that_has_stalled_longest_is_cut_for_a_new_one(limiter: Uploa
         assert (long.was_cut, longest.was_cut) == (False, True)
 
 
-def test_an_upload_that_has_not_stalled_for_long_keeps_its_slot(limiter: UploadLimiter) -> None:
+def test_an_upload_stalled_within_the_patience_keeps_its_slot(limiter: UploadLimiter) -> None:
     uploads = Upload(0.9 * PATIENCE_SECONDS), Upload()
     limiter.acquire("a")
     limiter.acquire("b")
@@ -65,7 +65,7 @@ def test_an_upload_that_has_not_stalled_for_long_keeps_its_slot(limiter: UploadL
     assert not any(upload.was_cut for upload in uploads)
 
 
-def test_an_upload_that_is_being_answered_keeps_its_slot(limiter: UploadLimiter) -> None:
+def test_an_upload_keeps_its_slot_after_its_body_was_read(limiter: UploadLimiter) -> None:
     limiter.acquire("a")
     limiter.acquire("b")
     with limiter.receiving("a", Upload(2 * PATIENCE_SECONDS)):
@@ -74,7 +74,7 @@ def test_an_upload_that_is_being_answered_keeps_its_slot(limiter: UploadLimiter)
     assert not limiter.acquire("c")
 
 
-def test_an_upload_that_was_cut_releases_no_slot_of_another(limiter: UploadLimiter) -> None:
+def test_a_cut_upload_does_not_release_the_slot_of_another(limiter: UploadLimiter) -> None:
     limiter.acquire("a")
     limiter.acquire("b")
     with limiter.receiving("a", Upload(PATIENCE_SECONDS)):

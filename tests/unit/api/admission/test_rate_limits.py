@@ -1,8 +1,8 @@
-"""How often somebody may do something."""
+"""Rate limits by token bucket."""
 
 import pytest
 
-from api.admission.rate_limits import Rates, sender_of
+from api.admission.rate_limits import RateLimiter, sender_of
 
 
 class Clock:
@@ -13,49 +13,49 @@ class Clock:
         return self.now
 
 
-def test_a_minutes_worth_may_come_at_once_and_then_as_fast_as_the_rate() -> None:
+def test_the_requests_of_one_minute_may_come_in_a_burst() -> None:
     clock = Clock()
-    rates = Rates(clock=clock)
+    limiter = RateLimiter(clock=clock)
 
-    assert [rates.take("a", 6) for _ in range(6)] == [0] * 6
-    assert rates.take("a", 6) == pytest.approx(10)
+    assert [limiter.take("a", 6) for _ in range(6)] == [0] * 6
+    assert limiter.take("a", 6) == pytest.approx(10)
     clock.now += 9
-    assert rates.take("a", 6) == pytest.approx(1)
+    assert limiter.take("a", 6) == pytest.approx(1)
     clock.now += 1.001
-    assert rates.take("a", 6) == 0
-    assert rates.take("a", 6) > 9
+    assert limiter.take("a", 6) == 0
+    assert limiter.take("a", 6) > 9
 
 
-def test_no_more_is_saved_up_than_a_minutes_worth() -> None:
+def test_a_bucket_holds_at_most_the_requests_of_one_minute() -> None:
     clock = Clock()
-    rates = Rates(clock=clock)
-    rates.take("a", 2)
+    limiter = RateLimiter(clock=clock)
+    limiter.take("a", 2)
     clock.now += 3600
 
-    assert [rates.take("a", 2) > 0 for _ in range(3)] == [False, False, True]
+    assert [limiter.take("a", 2) > 0 for _ in range(3)] == [False, False, True]
 
 
-def test_each_has_a_bucket_of_its_own() -> None:
-    rates = Rates(clock=Clock())
+def test_each_name_has_its_own_limit() -> None:
+    limiter = RateLimiter(clock=Clock())
 
-    assert (rates.take("a", 1), rates.take("b", 1)) == (0, 0)
-    assert rates.take("a", 1) > 0
-
-
-def test_a_rate_that_is_lowered_counts_at_once() -> None:
-    rates = Rates(clock=Clock())
-    rates.take("a", 100)
-
-    assert [rates.take("a", 1) > 0 for _ in range(2)] == [False, True]
+    assert (limiter.take("a", 1), limiter.take("b", 1)) == (0, 0)
+    assert limiter.take("a", 1) > 0
 
 
-def test_of_more_names_than_are_remembered_the_longest_unseen_is_forgotten() -> None:
-    rates = Rates(most_names=2, clock=Clock())
+def test_a_lowered_rate_applies_at_once() -> None:
+    limiter = RateLimiter(clock=Clock())
+    limiter.take("a", 100)
+
+    assert [limiter.take("a", 1) > 0 for _ in range(2)] == [False, True]
+
+
+def test_the_name_not_seen_for_longest_is_forgotten_beyond_max_names() -> None:
+    limiter = RateLimiter(max_names=2, clock=Clock())
     for name in ("a", "b", "a", "c"):
-        rates.take(name, 2)
+        limiter.take(name, 2)
 
-    assert rates.take("a", 2) > 0
-    assert rates.take("b", 2) == 0
+    assert limiter.take("a", 2) > 0
+    assert limiter.take("b", 2) == 0
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_of_more_names_than_are_remembered_the_longest_unseen_is_forgotten() -> 
         (None, ""),
     ],
 )
-def test_a_sender_is_an_address_or_the_network_of_one_host(
+def test_a_limit_applies_to_an_ipv4_address_or_an_ipv6_network(
     address: str | None, sender: str
 ) -> None:
     assert sender_of(address) == sender

@@ -17,7 +17,7 @@ class Sender:
         self.cuts += 1
 
 
-def test_a_sender_that_is_late_is_cut_until_its_read_ends() -> None:
+def test_a_late_sender_is_cut_repeatedly_until_its_read_ends() -> None:
     watchdog, late = Watchdog(), Sender()
 
     watchdog.watch(late, time.monotonic())
@@ -25,7 +25,7 @@ def test_a_sender_that_is_late_is_cut_until_its_read_ends() -> None:
     wait_for(lambda: late.cuts >= 2)
 
 
-def test_a_sender_that_has_finished_is_not_cut() -> None:
+def test_a_finished_sender_is_not_cut() -> None:
     watchdog, finished, late = Watchdog(), Sender(), Sender()
     watchdog.watch(finished, time.monotonic())
     watchdog.stop(finished)
@@ -36,7 +36,7 @@ def test_a_sender_that_has_finished_is_not_cut() -> None:
     assert finished.cuts == 0
 
 
-def test_a_sender_that_is_in_time_is_not_cut() -> None:
+def test_a_sender_within_its_deadline_is_not_cut() -> None:
     watchdog, in_time, late = Watchdog(), Sender(), Sender()
     watchdog.watch(in_time, time.monotonic() + 3600)
 
@@ -46,7 +46,7 @@ def test_a_sender_that_is_in_time_is_not_cut() -> None:
     assert in_time.cuts == 0
 
 
-def test_a_temporary_lack_of_threads_does_not_switch_the_watchdog_off(
+def test_the_watchdog_starts_after_a_temporary_lack_of_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     watchdog, first, late = Watchdog(), Sender(), Sender()

@@ -1,4 +1,4 @@
-"""Who may enter: the parts of it that need no process of their own."""
+"""Authentication, without a process of its own."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from werkzeug.datastructures import Authorization
 
 import api.main
 from api.auth.basic import BasicUsers, User, parse_users, user_line
-from api.auth.guard import Anyone, Caller, Scope, install
+from api.auth.guard import Caller, NoAuthentication, Scope, install
 from api.auth.issuer_keys import FetchedKeys, parse_jwk_set, parse_keys
 from api.auth.watched_file import Malformed, WatchedFile
 from api.http.problems import TooBusy, Unauthorized, Unavailable
@@ -48,9 +48,7 @@ def line() -> str:
     return user_line("archive", [Scope.STORE, Scope.READ], PASSWORD, ["AE-1", "AE-2/w-9"])
 
 
-def test_every_endpoint_has_been_given_a_scope(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_endpoint_has_a_scope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("STOWGATE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("STOWGATE_DATA", str(tmp_path))
@@ -63,18 +61,18 @@ def test_every_endpoint_has_been_given_a_scope(
     assert {rule.endpoint for rule in app.url_map.iter_rules()} == set(SCOPES)
 
 
-def test_an_endpoint_without_a_scope_is_for_nobody() -> None:
+def test_an_endpoint_without_a_scope_is_forbidden_for_all_callers() -> None:
     app = Flask(__name__, static_folder=None)
     install_problems(app)
     app.add_url_rule("/given", "given", lambda: "here")
     app.add_url_rule("/forgotten", "forgotten", lambda: "here")
-    install(app, Anyone(), {"given": Scope.READ}, page_origins=())
+    install(app, NoAuthentication(), {"given": Scope.READ}, page_origins=())
 
     assert app.test_client().get("/given").status_code == 200
     assert app.test_client().get("/forgotten").status_code == 403
 
 
-def test_a_line_is_a_caller_with_scopes_and_vaes(line: str) -> None:
+def test_a_line_has_the_scopes_and_vaes_of_a_caller(line: str) -> None:
     users = parse_users(f"# archives\n\n{line}\n")
 
     assert users["archive"].caller == Caller(
@@ -83,7 +81,7 @@ def test_a_line_is_a_caller_with_scopes_and_vaes(line: str) -> None:
     assert PASSWORD not in line
 
 
-def test_two_lines_of_one_password_differ(line: str) -> None:
+def test_two_lines_with_the_same_password_differ(line: str) -> None:
     again = user_line("archive", [Scope.STORE, Scope.READ], PASSWORD, ["AE-1", "AE-2"])
 
     assert again != line
@@ -96,17 +94,17 @@ def test_two_lines_of_one_password_differ(line: str) -> None:
         (lambda line: line.replace(":32768:", ":2:"), "line 1 is not"),
         (lambda line: line.replace("store,read", "store,everything"), "line 1 has a scope"),
         (lambda line: line.replace("store,read", ""), "line 1 is not"),
-        (lambda line: line.replace("AE-1", "A E"), "line 1 has a binding that is none"),
-        (lambda line: line.replace("/w-9", "/"), "line 1 has a binding that is none"),
-        (lambda line: line.replace("/w-9", "/vae"), "line 1 has a binding that is none"),
-        (lambda line: line.replace("/w-9", "/w-9/x"), "line 1 has a binding that is none"),
+        (lambda line: line.replace("AE-1", "A E"), "line 1 has an invalid binding"),
+        (lambda line: line.replace("/w-9", "/"), "line 1 has an invalid binding"),
+        (lambda line: line.replace("/w-9", "/vae"), "line 1 has an invalid binding"),
+        (lambda line: line.replace("/w-9", "/w-9/x"), "line 1 has an invalid binding"),
         (lambda line: f"{line}:", "line 1 is not"),
         (lambda line: line[:60], "line 1 is not"),
-        (lambda line: f"{line}\n{line}", "line 2 is a second one"),
+        (lambda line: f"{line}\n{line}", "line 2 repeats a user name"),
         (lambda line: f"#{line}", "no user"),
     ],
 )
-def test_a_bad_line_is_named_by_its_number(line: str, spoil: Any, words: str) -> None:
+def test_an_invalid_line_is_reported_by_its_number(line: str, spoil: Any, words: str) -> None:
     with pytest.raises(Malformed, match=words) as caught:
         parse_users(spoil(line))
 
@@ -114,24 +112,24 @@ def test_a_bad_line_is_named_by_its_number(line: str, spoil: Any, words: str) ->
 
 
 class Hashes:
-    """Counts the hashes, and holds those of guesses back; what is a hash it does not decide."""
+    """Counts password checks, and blocks those of guesses."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
-        self.at_once = 0
-        self.most_at_once = 0
-        self.guesses_go_on, self.rights_go_on = threading.Event(), threading.Event()
-        self.rights_go_on.set()
+        self.concurrent = 0
+        self.max_concurrent = 0
+        self.release_guesses, self.release_correct = threading.Event(), threading.Event()
+        self.release_correct.set()
         self._lock = threading.Lock()
 
     def check(self, password_hash: str, password: str) -> bool:
         with self._lock:
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
+            self.concurrent += 1
+            self.max_concurrent = max(self.max_concurrent, self.concurrent)
         is_guess = password.startswith("guess")
-        (self.guesses_go_on if is_guess else self.rights_go_on).wait(60)
+        (self.release_guesses if is_guess else self.release_correct).wait(60)
         with self._lock:
-            self.at_once -= 1
+            self.concurrent -= 1
             self.done.append(password_hash)
         return password == PASSWORD
 
@@ -149,7 +147,7 @@ def users_of(tmp_path: Path, *lines: str) -> WatchedFile[Mapping[str, User]]:
     return WatchedFile(file, parse_users, "STOWGATE_USERS")
 
 
-WARD, ELSEWHERE = "10.0.0.7", "198.51.100.7"
+ADDRESS, OTHER_ADDRESS = "10.0.0.7", "198.51.100.7"
 HOUR = 3600.0
 
 
@@ -157,60 +155,62 @@ def given(name: str, password: str) -> Authorization:
     return Authorization("basic", {"username": name, "password": password})
 
 
-def test_a_right_password_is_not_hashed_again_while_it_is_used(tmp_path: Path, line: str) -> None:
+def test_a_correct_password_is_not_hashed_again_while_it_is_in_use(
+    tmp_path: Path, line: str
+) -> None:
     hashes, clock = Hashes(), Clock()
     users = BasicUsers(users_of(tmp_path, line), 4, JOINING, clock, hashes.check)
 
     for _ in range(5):
-        assert users.caller(given("archive", PASSWORD), WARD).name == "archive"
+        assert users.caller(given("archive", PASSWORD), ADDRESS).name == "archive"
         clock.now += HOUR - 1
     assert len(hashes.done) == 1
     clock.now += 2
-    users.caller(given("archive", PASSWORD), WARD)
+    users.caller(given("archive", PASSWORD), ADDRESS)
     assert len(hashes.done) == 2
 
 
-def test_a_wrong_password_is_never_remembered(tmp_path: Path, line: str) -> None:
+def test_a_wrong_password_is_never_cached(tmp_path: Path, line: str) -> None:
     hashes = Hashes()
     users = BasicUsers(users_of(tmp_path, line), 4, JOINING, check=hashes.check)
-    users.caller(given("archive", PASSWORD), WARD)
+    users.caller(given("archive", PASSWORD), ADDRESS)
 
     for _ in range(3):
         with pytest.raises(Unauthorized):
-            users.caller(given("archive", OTHER_PASSWORD), WARD)
+            users.caller(given("archive", OTHER_PASSWORD), ADDRESS)
     assert len(hashes.done) == 4
 
 
-def test_an_unknown_user_costs_a_hash_of_the_same_method(tmp_path: Path, line: str) -> None:
+def test_an_unknown_user_costs_the_same_hash_as_a_known_one(tmp_path: Path, line: str) -> None:
     hashes = Hashes()
     users = BasicUsers(users_of(tmp_path, line), 4, JOINING, check=hashes.check)
 
     for name in ("archive", "nobody"):
         with pytest.raises(Unauthorized):
-            users.caller(given(name, OTHER_PASSWORD), WARD)
+            users.caller(given(name, OTHER_PASSWORD), ADDRESS)
 
     known, unknown = (password_hash.split("$") for password_hash in hashes.done)
     assert known[0] == unknown[0]
     assert list(map(len, known)) == list(map(len, unknown))
 
 
-def test_a_user_whose_line_changed_is_not_remembered(tmp_path: Path, line: str) -> None:
+def test_a_changed_line_invalidates_the_cached_password(tmp_path: Path, line: str) -> None:
     file = users_of(tmp_path, line)
     users = BasicUsers(file, 4, JOINING)
-    users.caller(given("archive", PASSWORD), WARD)
+    users.caller(given("archive", PASSWORD), ADDRESS)
 
     users_of(tmp_path, user_line("archive", [Scope.READ], OTHER_PASSWORD))
 
     with pytest.raises(Unauthorized):
-        users.caller(given("archive", PASSWORD), WARD)
-    assert users.caller(given("archive", OTHER_PASSWORD), WARD).scopes == {Scope.READ}
+        users.caller(given("archive", PASSWORD), ADDRESS)
+    assert users.caller(given("archive", OTHER_PASSWORD), ADDRESS).scopes == {Scope.READ}
 
 
 GUESSES_WAITING = 5
 
 
-class Ward:
-    """Users `archive` and `viewer`, who entered a while ago and are hashed again by now."""
+class KnownSenders:
+    """Two known senders, `archive` and `viewer`, whose cached passwords have expired."""
 
     def __init__(self, tmp_path: Path, line: str) -> None:
         self.hashes, self._clock = Hashes(), Clock()
@@ -225,7 +225,7 @@ class Ward:
         self.hashes.done.clear()
 
     def enter(self, name: str) -> str | None:
-        return self.users.caller(given(name, PASSWORD), WARD).name
+        return self.users.caller(given(name, PASSWORD), ADDRESS).name
 
     def guess(self, name: str, address: str) -> type[Exception]:
         with pytest.raises((Unauthorized, TooBusy)) as caught:
@@ -234,7 +234,7 @@ class Ward:
 
     @contextmanager
     def guessers(self, address: str, guessers: int = 12) -> Iterator[list[type[Exception]]]:
-        """Of the name `archive`, those with a place until the block ends; then their outcomes."""
+        """Guess passwords of `archive`; yields the outcomes, which are complete after the block."""
         outcomes: list[type[Exception]] = []
         with ThreadPoolExecutor(guessers) as pool:
             guesses = [pool.submit(self.guess, "archive", address) for _ in range(guessers)]
@@ -242,97 +242,99 @@ class Ward:
                 wait_for(lambda: sum(done.done() for done in guesses) == guessers - GUESSES_WAITING)
                 yield outcomes
             finally:
-                self.hashes.guesses_go_on.set()
+                self.hashes.release_guesses.set()
             outcomes += [guess.result() for guess in guesses]
 
 
 @pytest.fixture
-def ward(tmp_path: Path, line: str) -> Ward:
-    return Ward(tmp_path, line)
+def known(tmp_path: Path, line: str) -> KnownSenders:
+    return KnownSenders(tmp_path, line)
 
 
-def test_a_flood_of_guesses_is_bounded_in_places_and_in_hashes_at_a_time(ward: Ward) -> None:
-    with ward.guessers(ELSEWHERE) as outcomes:
+def test_a_flood_of_guesses_is_limited_in_waiting_and_in_concurrent_hashes(
+    known: KnownSenders,
+) -> None:
+    with known.guessers(OTHER_ADDRESS) as outcomes:
         pass
 
     assert (outcomes.count(TooBusy), outcomes.count(Unauthorized)) == (7, GUESSES_WAITING)
-    assert ward.hashes.most_at_once == 2
+    assert known.hashes.max_concurrent == 2
 
 
-def test_of_a_burst_with_one_password_it_is_checked_once(ward: Ward) -> None:
-    """As when the uploads of a page come all at once, and nobody came before."""
-    ward.hashes.rights_go_on.clear()
+def test_a_burst_with_one_password_is_checked_once(known: KnownSenders) -> None:
+    """A page sends its first uploads in such a burst."""
+    known.hashes.release_correct.clear()
     with ThreadPoolExecutor(JOINING + 3) as pool:
-        burst = [pool.submit(ward.enter, "archive") for _ in range(JOINING + 3)]
+        burst = [pool.submit(known.enter, "archive") for _ in range(JOINING + 3)]
         wait_for(lambda: sum(done.done() for done in burst) == 2)
-        ward.hashes.rights_go_on.set()
+        known.hashes.release_correct.set()
         outcomes = Counter(type(done.exception()) for done in burst)
 
     assert outcomes == {type(None): JOINING + 1, TooBusy: 2}
-    assert len(ward.hashes.done) == 1
+    assert len(known.hashes.done) == 1
 
 
-def test_a_burst_with_one_wrong_password_is_refused_by_one_check(ward: Ward) -> None:
+def test_a_burst_with_one_wrong_password_is_rejected_by_one_check(known: KnownSenders) -> None:
     def wrong() -> None:
-        ward.users.caller(given("archive", "guess"), ELSEWHERE)
+        known.users.caller(given("archive", "guess"), OTHER_ADDRESS)
 
     with ThreadPoolExecutor(JOINING + 1) as pool:
         burst = [pool.submit(wrong) for _ in range(JOINING + 1)]
-        wait_for(lambda: ward.hashes.at_once == 1)
-        ward.hashes.guesses_go_on.set()
+        wait_for(lambda: known.hashes.concurrent == 1)
+        known.hashes.release_guesses.set()
         assert {type(done.exception()) for done in burst} == {Unauthorized}
 
 
-def test_guessers_elsewhere_do_not_keep_a_sender_waiting_that_was_right_before(ward: Ward) -> None:
-    with ward.guessers(ELSEWHERE):
+def test_guesses_from_another_address_do_not_delay_a_known_sender(known: KnownSenders) -> None:
+    with known.guessers(OTHER_ADDRESS):
         for name in ("archive", "viewer", "archive"):
-            assert ward.enter(name) == name
+            assert known.enter(name) == name
 
 
-def test_who_guesses_at_the_address_of_others_keeps_only_the_names_guessed_from_waiting(
-    ward: Ward,
-) -> None:
-    ward.hashes.guesses_go_on.set()
-    assert ward.guess("archive", WARD) is Unauthorized
-    ward.hashes.guesses_go_on.clear()
+def test_guesses_from_the_same_address_delay_only_the_guessed_user(known: KnownSenders) -> None:
+    known.hashes.release_guesses.set()
+    assert known.guess("archive", ADDRESS) is Unauthorized
+    known.hashes.release_guesses.clear()
 
-    with ward.guessers(WARD):
-        assert ward.enter("viewer") == "viewer"
+    with known.guessers(ADDRESS):
+        assert known.enter("viewer") == "viewer"
         with pytest.raises(TooBusy):
-            ward.enter("archive")
+            known.enter("archive")
 
 
-def test_one_sender_has_one_place_of_its_own_at_a_time(ward: Ward) -> None:
-    with ThreadPoolExecutor(1) as pool, ward.guessers(ELSEWHERE):
-        guess = pool.submit(ward.guess, "viewer", WARD)
-        wait_for(lambda: ward.hashes.at_once == 3)
+def test_a_known_sender_has_one_reserved_place(known: KnownSenders) -> None:
+    with ThreadPoolExecutor(1) as pool, known.guessers(OTHER_ADDRESS):
+        guess = pool.submit(known.guess, "viewer", ADDRESS)
+        wait_for(lambda: known.hashes.concurrent == 3)
 
         with pytest.raises(TooBusy):
-            ward.enter("viewer")
+            known.enter("viewer")
     assert guess.result() is Unauthorized
 
 
-def test_a_name_that_was_never_right_has_no_place_of_its_own_whether_it_is_one_or_not(
-    ward: Ward,
-) -> None:
-    with ward.guessers(ELSEWHERE):
+def test_an_unknown_sender_has_no_reserved_place(known: KnownSenders) -> None:
+    with known.guessers(OTHER_ADDRESS):
         for name in ("archive", "nobody"):
             with pytest.raises(TooBusy):
-                ward.users.caller(given(name, PASSWORD), "203.0.113.9")
+                known.users.caller(given(name, PASSWORD), "203.0.113.9")
 
 
-def test_what_is_remembered_is_bounded(tmp_path: Path, line: str) -> None:
-    hashes = Hashes()
-    hashes.check = lambda *_: bool(hashes.done.append("") or True)  # type: ignore[method-assign]
-    users = BasicUsers(users_of(tmp_path, line), 4, JOINING, check=hashes.check)
+def test_the_cache_is_bounded(tmp_path: Path, line: str) -> None:
+    checked: list[str] = []
+
+    def accept(_: str, password: str) -> bool:
+        checked.append(password)
+        return True
+
+    users = BasicUsers(users_of(tmp_path, line), 4, JOINING, check=accept)
     for number in range(12_000):
         users.caller(given("archive", f"right {number}"), f"2001:db8::{number:x}")
 
     assert (len(users._verified), len(users._known)) == (1024, 10_000)
-    users.caller(given("archive", "right 11999"), WARD)
-    assert len(hashes.done) == 12_000
-    users.caller(given("archive", "right 0"), WARD)
-    assert len(hashes.done) == 12_001
+    users.caller(given("archive", "right 11999"), ADDRESS)
+    assert len(checked) == 12_000
+    users.caller(given("archive", "right 0"), ADDRESS)
+    assert len(checked) == 12_001
 
 
 RSA = rsa.generate_private_key(65537, 2048)
@@ -346,7 +348,7 @@ def jwk_set(*jwks: dict[str, Any]) -> bytes:
     return json.dumps({"keys": jwks}).encode()
 
 
-def test_keys_of_a_set_are_good_for_the_algorithms_of_their_kind_only() -> None:
+def test_a_key_verifies_only_the_algorithms_of_its_type() -> None:
     keys = parse_jwk_set(
         jwk_set(
             {**RSAAlgorithm.to_jwk(RSA.public_key(), as_dict=True), "kid": "any-rsa"},
@@ -385,7 +387,7 @@ def test_keys_of_a_set_are_good_for_the_algorithms_of_their_kind_only() -> None:
         pytest.param({}, id="empty"),
     ],
 )
-def test_a_key_that_must_not_verify_is_left_out(jwk: dict[str, Any]) -> None:
+def test_an_unsuitable_key_is_ignored(jwk: dict[str, Any]) -> None:
     good = {**ECAlgorithm.to_jwk(P256.public_key(), as_dict=True), "kid": "good"}
 
     assert [key.kid for key in parse_jwk_set(jwk_set(jwk, good))] == ["good"]
@@ -412,7 +414,7 @@ def test_a_file_without_a_usable_key_is_malformed(text: str) -> None:
         parse_keys(text)
 
 
-def test_keys_that_are_old_are_fetched_behind_the_answer() -> None:
+def test_old_keys_are_refreshed_in_the_background() -> None:
     first, second = Key("first"), Key("second")
     clock = Clock()
     with issuing(first) as issuer:
@@ -427,7 +429,7 @@ def test_keys_that_are_old_are_fetched_behind_the_answer() -> None:
         assert issuer.asked == 2
 
 
-def test_many_who_ask_at_once_are_one_fetch_and_few_of_them_wait() -> None:
+def test_concurrent_requests_share_one_fetch_and_few_wait() -> None:
     with issuing(Key("first")) as issuer, ThreadPoolExecutor(10) as callers:
         issuer.goes_on.clear()
         keys = FetchedKeys(issuer.url, 3, wait_seconds=60)
@@ -447,7 +449,7 @@ def test_many_who_ask_at_once_are_one_fetch_and_few_of_them_wait() -> None:
 
 
 @pytest.mark.parametrize("fault", ["status", "empty", "long", "redirect"])
-def test_an_answer_that_is_no_set_keeps_the_keys_that_are_known(fault: str) -> None:
+def test_an_invalid_response_of_the_issuer_keeps_the_known_keys(fault: str) -> None:
     key, clock = Key("first"), Clock()
     with issuing(key) as issuer:
         keys = FetchedKeys(issuer.url, 1, clock=clock)

@@ -1,4 +1,4 @@
-"""What a VAE accepts: each rule for itself, and which comes first."""
+"""The policy of a VAE: each rule, and their order."""
 
 import re
 from dataclasses import replace
@@ -38,19 +38,23 @@ def _refused(instance_modality: str | None = "CT", **policy: Any) -> Refusal | N
         {"accepted_modalities": ("MR", "CT")},
     ],
 )
-def test_what_a_vae_names_or_does_not_limit_is_accepted(policy: dict[str, Any]) -> None:
+def test_listed_values_and_unlimited_fields_are_accepted(policy: dict[str, Any]) -> None:
     assert _refused(**policy) is None
 
 
 @pytest.mark.parametrize(
     ("policy", "reason", "words"),
     [
-        ({"accepted_sop_classes": (MR_IMAGE,)}, 0x0122, f"SOP Class {CT_IMAGE} is none"),
-        ({"accepted_transfer_syntaxes": (JPEG_2000,)}, 0xC122, f"syntax {EXPLICIT} is none"),
-        ({"accepted_modalities": ("MR",)}, 0xA900, "Modality (0008,0060) is none"),
+        ({"accepted_sop_classes": (MR_IMAGE,)}, 0x0122, f"SOP Class {CT_IMAGE} is not accepted"),
+        (
+            {"accepted_transfer_syntaxes": (JPEG_2000,)},
+            0xC122,
+            f"syntax {EXPLICIT} is not accepted",
+        ),
+        ({"accepted_modalities": ("MR",)}, 0xA900, "Modality (0008,0060) is not accepted"),
     ],
 )
-def test_what_a_vae_does_not_name_is_refused_with_its_reason_and_where_to_look(
+def test_an_unlisted_value_fails_with_its_reason_and_the_url_of_the_vae(
     policy: dict[str, Any], reason: int, words: str
 ) -> None:
     why = _refused(**policy)
@@ -61,23 +65,23 @@ def test_what_a_vae_does_not_name_is_refused_with_its_reason_and_where_to_look(
     assert "GET /config/vae/lung" in why.words
 
 
-def test_an_instance_without_a_legal_modality_is_none_of_those_accepted() -> None:
+def test_an_instance_without_a_valid_modality_fails_if_modalities_are_limited() -> None:
     why = _refused(None, accepted_modalities=("CT",))
 
     assert why is not None
     assert why.reason is FailureReason.DATASET_DOES_NOT_MATCH_SOP_CLASS
-    assert "no legal Modality" in why.words
+    assert "no valid Modality" in why.words
     assert _refused(None) is None
 
 
-def test_the_modality_of_an_instance_is_not_repeated() -> None:
+def test_the_error_does_not_repeat_the_modality() -> None:
     why = _refused("DOE JANE", accepted_modalities=("CT",))
 
     assert why is not None
     assert "DOE" not in why.words
 
 
-def test_the_sop_class_is_told_before_the_transfer_syntax_and_that_before_the_modality() -> None:
+def test_the_order_is_sop_class_then_transfer_syntax_then_modality() -> None:
     rules: dict[str, Any] = {
         "accepted_modalities": ("MR",),
         "accepted_transfer_syntaxes": (JPEG_2000,),
@@ -106,14 +110,14 @@ def test_the_sop_class_is_told_before_the_transfer_syntax_and_that_before_the_mo
         (real_file().replace(b"CS\2\0CT", b"CS\2\0 \\"), None),
     ],
 )
-def test_the_modality_is_one_legal_value_or_none(instance: bytes, expected: str | None) -> None:
+def test_the_modality_is_one_valid_value_or_none(instance: bytes, expected: str | None) -> None:
     structure = check_structure(instance)
 
     assert modality(structure) == expected
     assert identify(structure)
 
 
-def test_a_registry_that_was_written_without_policies_is_read(tmp_path: Any) -> None:
+def test_a_registry_written_without_policies_can_be_read(tmp_path: Any) -> None:
     store = FolderObjectStore(tmp_path / "state")
     store.prepare()
     vaes = VaeRegistry(store)

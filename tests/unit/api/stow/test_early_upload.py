@@ -1,4 +1,4 @@
-"""A large instance that is on its way into the store while it arrives, over a real folder store."""
+"""Early upload of a large instance, with a real folder store."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ MIB = 1 << 20
 
 @dataclass
 class Begun:
-    """A writing that notes how it goes."""
+    """A writing that records its progress."""
 
     key: str
     writing: Writing
@@ -48,7 +48,7 @@ class Begun:
 
 
 class Store(FolderObjectStore):
-    is_away = False
+    fails = False
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -56,17 +56,17 @@ class Store(FolderObjectStore):
 
     def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:
         self.begun.append(
-            Begun(key, super().begin(key, data, content_type, most_bytes), self.is_away)
+            Begun(key, super().begin(key, data, content_type, most_bytes), self.fails)
         )
         return self.begun[-1]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Arrives in pieces of 1 MiB; `meanwhile` is called before each with how much has come."""
+    """Arrives in pieces of 1 MiB; `before_piece` is called before each with the bytes so far."""
 
     data: bytes
-    meanwhile: Callable[[int], None] = lambda _: None
+    before_piece: Callable[[int], None] = lambda _: None
     number: int = 1
 
     @property
@@ -75,7 +75,7 @@ class Part:
 
     def __iter__(self) -> Iterator[bytes]:
         for start in range(0, len(self.data), MIB):
-            self.meanwhile(start)
+            self.before_piece(start)
             yield self.data[start : start + MIB]
 
 
@@ -112,16 +112,16 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def test_a_large_instance_is_on_its_way_before_the_rest_has_arrived(bench: Bench) -> None:
+def test_a_large_instance_is_uploaded_while_it_arrives(bench: Bench) -> None:
     data = new_instance(PixelData=bytes(24 * MIB))
 
-    def meanwhile(come_bytes: int) -> None:
+    def before_piece(come_bytes: int) -> None:
         if come_bytes >= 18 * MIB:
             (begun,) = bench.store.begun
             assert begun.proceeded[-1] == come_bytes
             assert bench.stored() == []
 
-    receipt = bench.post(Part(data, meanwhile))
+    receipt = bench.post(Part(data, before_piece))
 
     assert len(receipt.stored) == 1
     (begun,) = bench.store.begun
@@ -133,14 +133,14 @@ def test_a_large_instance_is_on_its_way_before_the_rest_has_arrived(bench: Bench
     assert bench.stored() == [data]
 
 
-def test_a_smaller_one_is_not_begun(bench: Bench) -> None:
+def test_a_small_instance_is_not_uploaded_early(bench: Bench) -> None:
     bench.post(Part(new_instance(PixelData=bytes(12 * MIB))))
 
     assert bench.store.begun == []
     assert len(bench.stored()) == 1
 
 
-def test_what_is_refused_at_its_end_is_abandoned(bench: Bench) -> None:
+def test_an_upload_is_abandoned_if_the_complete_instance_is_rejected(bench: Bench) -> None:
     data = new_instance(PixelData=bytes(24 * MIB))
 
     receipt = bench.post(Part(data[:-9]))
@@ -150,19 +150,19 @@ def test_what_is_refused_at_its_end_is_abandoned(bench: Bench) -> None:
     assert bench.stored() == []
 
 
-def test_what_a_sender_does_not_send_to_its_end_is_abandoned(bench: Bench) -> None:
-    def meanwhile(come_bytes: int) -> None:
+def test_an_upload_is_abandoned_if_the_body_is_truncated(bench: Bench) -> None:
+    def before_piece(come_bytes: int) -> None:
         if come_bytes >= 18 * MIB:
             raise BadRequest("the sender is gone")
 
     with pytest.raises(BadRequest):
-        bench.post(Part(new_instance(PixelData=bytes(24 * MIB)), meanwhile))
+        bench.post(Part(new_instance(PixelData=bytes(24 * MIB)), before_piece))
 
     assert [begun.ended for begun in bench.store.begun] == [["abandoned"]]
     assert bench.stored() == []
 
 
-def test_what_follows_an_instance_that_could_not_be_stored_is_abandoned(bench: Bench) -> None:
+def test_an_upload_is_abandoned_after_another_instance_could_not_be_stored(bench: Bench) -> None:
     small = [Part(new_instance()) for _ in range(8)]
     put = bench.store.put
 
@@ -179,9 +179,9 @@ def test_what_follows_an_instance_that_could_not_be_stored_is_abandoned(bench: B
     assert [begun.ended for begun in bench.store.begun] == [["abandoned"]]
 
 
-def test_a_store_that_was_away_in_the_middle_gets_all_of_it_at_the_end(bench: Bench) -> None:
+def test_an_instance_is_stored_at_its_end_if_the_early_upload_failed(bench: Bench) -> None:
     data = new_instance(PixelData=bytes(24 * MIB))
-    bench.store.is_away = True
+    bench.store.fails = True
 
     receipt = bench.post(Part(data))
 
@@ -190,7 +190,7 @@ def test_a_store_that_was_away_in_the_middle_gets_all_of_it_at_the_end(bench: Be
     assert bench.stored() == [data]
 
 
-def test_an_instance_that_came_before_in_the_request_is_not_begun_again(bench: Bench) -> None:
+def test_a_duplicate_instance_is_not_uploaded_early(bench: Bench) -> None:
     data = new_instance(PixelData=bytes(24 * MIB))
     part = partial(Part, data)
 
@@ -200,10 +200,10 @@ def test_an_instance_that_came_before_in_the_request_is_not_begun_again(bench: B
     assert bench.stored() == [data]
 
 
-def test_an_instance_whose_beginning_does_not_tell_its_key_is_stored_at_its_end(
+def test_an_instance_without_uids_at_its_start_is_stored_at_its_end(
     bench: Bench,
 ) -> None:
-    # In front of the UIDs of study and series, as large as all of its beginning.
+    # The element precedes the study and series UIDs, and fills the part that is read early.
     file = new_instance()
     at = file.index(b"\x20\x00\x0d\x00UI")
     large = b"\x19\x00\x10\x11OB\0\0" + (20 * MIB).to_bytes(4, "little") + bytes(20 * MIB)

@@ -16,7 +16,7 @@ from records_made import RECEIVED_AT, newest
 from service import wait_for
 
 from api.http.problems import SenderTooSlow
-from api.stow.early_upload import HeadStart
+from api.stow.early_upload import EarlyUpload
 from api.stow.idempotency import ClaimedKey, IdempotencyKeys, StillRunning
 from api.stow.ingest import Ingest, Keyed, Target
 from api.stow.multipart import MediaType, parse_media_type
@@ -186,14 +186,14 @@ def test_an_api_that_stood_still_and_was_not_given_up_keeps_its_word(bench: Benc
 def test_a_part_that_cannot_be_cleared_away_costs_no_later_upload_its_turn(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: HeadStart) -> NoReturn:
+    def fail(_: EarlyUpload) -> NoReturn:
         raise OSError(errno.EIO, "Input/output error")
 
     posted: list[str | None] = []
 
     def post_again_and_again() -> None:
         with monkeypatch.context() as broken:
-            broken.setattr(HeadStart, "close", fail)
+            broken.setattr(EarlyUpload, "close", fail)
             for _ in range(20):
                 bench.post()
         posted.append(bench.post())

@@ -1,4 +1,4 @@
-"""The registry of VAEs as two replicas see it, over a real folder store."""
+"""The registry of VAEs with two replicas on a real folder store."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ class _CountingStore(FolderObjectStore):
 
 @dataclass
 class Bench:
-    """Two replicas on one store, and a clock in seconds that stands until it is moved."""
+    """Two replicas on one store, with a clock that tests set, in seconds."""
 
     folder: Path
     now: float = 1000.0
@@ -43,7 +43,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return made
 
 
-def test_uploads_to_one_vae_at_a_time_do_not_read_the_store_each(bench: Bench) -> None:
+def test_a_cached_vae_is_not_read_from_the_store(bench: Bench) -> None:
     bench.here.add(LUNG)
     assert bench.here.by_ae_title("LUNG") == LUNG
     reads = bench.store.reads
@@ -52,7 +52,7 @@ def test_uploads_to_one_vae_at_a_time_do_not_read_the_store_each(bench: Bench) -
     assert bench.store.reads == reads
 
 
-def test_a_vae_that_another_replica_changed_is_the_new_one_before_long(bench: Bench) -> None:
+def test_a_change_by_another_replica_is_visible_when_the_cache_expires(bench: Bench) -> None:
     bench.here.add(LUNG)
     bench.here.by_ae_title("LUNG")
     bench.there.update("lung", workflows=("w-2",))
@@ -62,7 +62,7 @@ def test_a_vae_that_another_replica_changed_is_the_new_one_before_long(bench: Be
     assert bench.here.by_ae_title("LUNG") == replace(LUNG, workflows=("w-2",))
 
 
-def test_a_vae_that_another_replica_removed_is_gone_before_long(bench: Bench) -> None:
+def test_a_removal_by_another_replica_is_visible_when_the_cache_expires(bench: Bench) -> None:
     bench.here.add(LUNG)
     bench.here.by_ae_title("LUNG")
     bench.there.remove("lung")
@@ -72,7 +72,7 @@ def test_a_vae_that_another_replica_removed_is_gone_before_long(bench: Bench) ->
     assert bench.here.by_ae_title("LUNG") is None
 
 
-def test_a_vae_that_another_replica_added_can_be_used_at_once(bench: Bench) -> None:
+def test_a_vae_added_by_another_replica_can_be_used_at_once(bench: Bench) -> None:
     bench.here.add(LUNG)
     bench.here.by_ae_title("LUNG")
     brain = bench.there.add(replace(LUNG, name="brain", virtual_ae_title="BRAIN"))
@@ -80,9 +80,7 @@ def test_a_vae_that_another_replica_added_can_be_used_at_once(bench: Bench) -> N
     assert bench.here.by_ae_title("BRAIN") == brain
 
 
-def test_a_registry_that_did_not_change_is_decoded_once_however_many_unknown_titles_are_asked_for(
-    bench: Bench,
-) -> None:
+def test_an_unchanged_registry_is_decoded_once(bench: Bench) -> None:
     bench.here.add(LUNG)
     decoded = bench.here.all()["lung"]
 
@@ -93,7 +91,7 @@ def test_a_registry_that_did_not_change_is_decoded_once_however_many_unknown_tit
         assert bench.here.all()["lung"] is decoded
 
 
-def test_what_can_be_no_ae_title_is_not_looked_up(bench: Bench) -> None:
+def test_an_invalid_ae_title_is_not_looked_up(bench: Bench) -> None:
     bench.here.add(LUNG)
     reads = bench.store.reads
 
@@ -101,7 +99,7 @@ def test_what_can_be_no_ae_title_is_not_looked_up(bench: Bench) -> None:
     assert bench.store.reads == reads
 
 
-def test_a_change_by_another_replica_is_seen_after_many_unknown_titles(bench: Bench) -> None:
+def test_an_unknown_title_refreshes_the_cache(bench: Bench) -> None:
     bench.here.add(LUNG)
     assert bench.here.by_ae_title("BRAIN") is None
     bench.there.add(replace(LUNG, name="brain", virtual_ae_title="BRAIN"))
@@ -114,7 +112,7 @@ def test_a_change_by_another_replica_is_seen_after_many_unknown_titles(bench: Be
     assert dict(bench.here.all()) == {}
 
 
-def test_what_a_replica_changed_itself_holds_there_at_once(bench: Bench) -> None:
+def test_a_change_is_visible_at_once_at_the_same_replica(bench: Bench) -> None:
     bench.here.add(LUNG)
     bench.here.by_ae_title("LUNG")
 

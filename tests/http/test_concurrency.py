@@ -1,4 +1,4 @@
-"""Uploads that wait for their turn, and senders that stall or trickle while all slots are taken."""
+"""Uploads that wait for a slot, and senders that stall or trickle while all slots are in use."""
 
 import os
 import re
@@ -29,7 +29,7 @@ BEGUN = head(
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    """Takes two uploads at a time, and by itself cuts nobody off for an hour."""
+    """Accepts two concurrent uploads, with an idle timeout of an hour."""
     with running(
         "run",
         tmp_path,
@@ -52,7 +52,7 @@ def _waiting(service: Service, count: int) -> bool:
     return f"stowgate_uploads_waiting {count}.0" in service.get("/metrics").text
 
 
-def test_of_200_senders_that_stall_at_once_none_keeps_another_out(service: Service) -> None:
+def test_two_hundred_stalled_senders_do_not_block_another(service: Service) -> None:
     with ExitStack() as connections:
         stalled = [connections.enter_context(connect(service)) for _ in range(200)]
         for sock in stalled:
@@ -69,7 +69,7 @@ def test_of_200_senders_that_stall_at_once_none_keeps_another_out(service: Servi
     assert [408] in answers
 
 
-def test_senders_that_trickle_give_way_too(service: Service) -> None:
+def test_trickling_senders_are_cut_for_a_new_one(service: Service) -> None:
     done = threading.Event()
 
     def trickle(sock: socket.socket) -> None:
@@ -89,7 +89,7 @@ def test_senders_that_trickle_give_way_too(service: Service) -> None:
         done.set()
 
 
-def test_a_sender_that_goes_on_keeps_its_slot(service: Service) -> None:
+def test_a_sender_that_keeps_sending_keeps_its_slot(service: Service) -> None:
     instance = new_instance(PixelData=bytes(8 << 20))
     others: list[int] = []
 
@@ -98,7 +98,7 @@ def test_a_sender_that_goes_on_keeps_its_slot(service: Service) -> None:
             yield instance[start : start + (1 << 18)]
             wait_for(lambda: _in_progress(service, 2) or others)
             others.append(_status(service))
-            # Longer in all than the patience with the other, and never for so long without a piece.
+            # The whole upload exceeds the patience, but no single pause does.
             time.sleep(0.3)
 
     with connect(service) as stalled:
@@ -113,18 +113,18 @@ def test_a_sender_that_goes_on_keeps_its_slot(service: Service) -> None:
         )
 
         assert answer.status_code == 200
-        # The one that stalls gave way, and not this one.
+        # The stalled upload was cut, not this one.
         assert others[-1] == 200
         assert statuses(everything(stalled)) == [408]
 
 
-def test_senders_that_are_only_slow_do_not_push_each_other_out(service: Service) -> None:
+def test_slow_senders_do_not_cut_each_other(service: Service) -> None:
     instance = new_instance(PixelData=bytes(256 << 10))
 
     def body() -> Iterator[bytes]:
         for start in range(0, len(instance), 1 << 14):
             yield instance[start : start + (1 << 14)]
-            # Longer in all than the patience, at some 40 kB/s.
+            # The whole upload exceeds the patience, at about 40 kB/s.
             time.sleep(0.4)
 
     def send(_: int) -> list[int]:
@@ -143,7 +143,7 @@ def test_senders_that_are_only_slow_do_not_push_each_other_out(service: Service)
     assert [statuses[-1] for statuses in answers] == [200] * 3
 
 
-def test_senders_wait_for_their_turn_and_get_it_in_their_order(tmp_path: Path) -> None:
+def test_waiting_uploads_are_served_in_order_of_arrival(tmp_path: Path) -> None:
     instance = new_instance()
     lines = (f"Content-Type: {DICOM}", f"Content-Length: {len(instance)}")
     with (
@@ -175,9 +175,9 @@ def test_senders_wait_for_their_turn_and_get_it_in_their_order(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("threads", ["4", "40"])
-def test_of_a_burst_of_200_small_uploads_none_is_turned_away(tmp_path: Path, threads: str) -> None:
+def test_a_burst_of_200_small_uploads_succeeds(tmp_path: Path, threads: str) -> None:
     instances = [new_instance() for _ in range(200)]
-    all_there = threading.Barrier(200)
+    all_ready = threading.Barrier(200)
     with (
         running(
             "run", tmp_path, STOWGATE_API_THREADS=threads, STOWGATE_UPLOAD_WAIT_SECONDS="60"
@@ -186,19 +186,19 @@ def test_of_a_burst_of_200_small_uploads_none_is_turned_away(tmp_path: Path, thr
     ):
 
         def send(instance: bytes) -> int:
-            all_there.wait()
+            all_ready.wait()
             return service.post("/dicomweb/studies", instance, DICOM).status_code
 
         assert Counter(senders.map(send, instances)) == {200: 200}
 
 
-def test_of_a_burst_with_one_password_none_is_turned_away_though_nobody_came_before(
+def test_a_burst_of_100_uploads_with_one_new_password_succeeds(
     tmp_path: Path,
 ) -> None:
     users = tmp_path / "users"
     users.write_text(user_line("page", [Scope.STORE], "correct-horse-battery"))
     instances = [new_instance() for _ in range(100)]
-    all_there = threading.Barrier(100)
+    all_ready = threading.Barrier(100)
     with (
         running(
             "run",
@@ -211,7 +211,7 @@ def test_of_a_burst_with_one_password_none_is_turned_away_though_nobody_came_bef
     ):
 
         def send(instance: bytes) -> int:
-            all_there.wait()
+            all_ready.wait()
             return requests.post(
                 f"{service.url}/dicomweb/studies",
                 data=instance,
@@ -230,7 +230,7 @@ def _threads(service: Service) -> int:
     return sum(len(os.listdir(f"/proc/{pid}/task")) for pid in service.process_ids())
 
 
-def test_uploads_that_wait_cost_no_thread_and_others_are_served(tmp_path: Path) -> None:
+def test_waiting_uploads_use_no_thread_and_do_not_block_others(tmp_path: Path) -> None:
     with (
         running(
             "run", tmp_path, STOWGATE_MAX_UPLOADS="1", STOWGATE_UPLOAD_WAIT_SECONDS="60"
@@ -246,7 +246,7 @@ def test_uploads_that_wait_cost_no_thread_and_others_are_served(tmp_path: Path) 
             sock.sendall(head("POST /dicomweb/studies HTTP/1.1", *BEGUN_AND_SENT) + b"none")
 
         wait_for(lambda: _waiting(service, 100))
-        # One for each request that was asked for beside them, at most.
+        # At most one thread for each of the other requests.
         assert _threads(service) <= before + 5
         assert service.get("/health/ready").status_code == 200
 
@@ -254,7 +254,7 @@ def test_uploads_that_wait_cost_no_thread_and_others_are_served(tmp_path: Path) 
         assert {read_answer(sock)[0] for sock in (first, *waiting)} == {409}
 
 
-def test_an_upload_whose_turn_does_not_come_is_429_and_says_when_to_come_again(
+def test_an_upload_that_waits_too_long_gets_429_with_retry_after(
     tmp_path: Path,
 ) -> None:
     with (
@@ -278,7 +278,7 @@ def test_an_upload_whose_turn_does_not_come_is_429_and_says_when_to_come_again(
         assert read_answer(first)[0] == 409
 
 
-def test_beyond_half_of_the_connections_uploads_are_turned_away_at_once(tmp_path: Path) -> None:
+def test_uploads_beyond_half_of_the_connections_get_429_at_once(tmp_path: Path) -> None:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, files[1]))
     settings = {"STOWGATE_MAX_UPLOADS": "1", "STOWGATE_UPLOAD_WAIT_SECONDS": "60"}
@@ -292,7 +292,7 @@ def test_beyond_half_of_the_connections_uploads_are_turned_away_at_once(tmp_path
         stalled = started.enter_context(connect(service))
         stalled.sendall(BEGUN)
         wait_for(lambda: _in_progress(service, 1))
-        # Of the 128 connections that there may be with so few files.
+        # Half of the 128 connections that 256 files allow.
         for _ in range(64):
             started.enter_context(connect(service)).sendall(BEGUN)
         wait_for(lambda: _waiting(service, 64))
@@ -301,7 +301,7 @@ def test_beyond_half_of_the_connections_uploads_are_turned_away_at_once(tmp_path
         assert service.get("/health/live").status_code == 200
 
 
-def test_an_upload_that_waits_when_the_service_stops_is_answered(tmp_path: Path) -> None:
+def test_a_waiting_upload_gets_a_response_when_the_service_stops(tmp_path: Path) -> None:
     with (
         running(
             "run", tmp_path, STOWGATE_MAX_UPLOADS="1", STOWGATE_UPLOAD_WAIT_SECONDS="60"
