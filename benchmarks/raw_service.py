@@ -6,7 +6,7 @@ second thought for a sender that misbehaves.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
@@ -24,9 +24,10 @@ from shared.dicom.structure import check_structure
 from shared.engines import open_engines
 from shared.events import InstancesStored
 from shared.ids import PayloadIds
+from shared.instances import StoredInstance
 from shared.logs import configure_logs
 from shared.ports import ObjectStore
-from shared.records import IngestRecord, Records, StoredInstance
+from shared.records import IngestRecord, Records
 from shared.time import utc_now
 from worker.main import compose
 
@@ -86,7 +87,7 @@ def _app(payload_ids: PayloadIds, store: ObjectStore, add: Callable[[IngestRecor
         payload_id = payload_ids.mint(now)
         parts = request.get_data().removesuffix(END).split(PART_HEAD)[1:]
         each = threads.map if len(parts) > 1 else map
-        stored: Iterator[StoredInstance] = each(partial(put_checked, payload_id), parts)
+        stored: tuple[StoredInstance, ...] = tuple(each(partial(put_checked, payload_id), parts))
         add(
             IngestRecord(
                 payload_id=payload_id,
@@ -96,7 +97,8 @@ def _app(payload_ids: PayloadIds, store: ObjectStore, add: Callable[[IngestRecor
                 destination="default",
                 workflow=None,
                 vae_workflows=None,
-                instances=tuple(stored),
+                file_count=len(stored),
+                instances=stored,
                 due_at=now,
             )
         )

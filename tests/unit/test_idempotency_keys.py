@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from records_made import RECEIVED_AT, record
 
-from api.idempotency import ClaimedKey, ClaimUnreadable, IdempotencyKeys, StillRunning, fingerprint
+from api.idempotency import ClaimedKey, ClaimUnreadable, Fingerprint, IdempotencyKeys, StillRunning
 from shared.adapters.folder import FolderObjectStore
 from shared.ids import PayloadIds
 from shared.records import KEYS_KEPT, Records, UploadGivenUp
@@ -177,7 +177,7 @@ def test_each_caller_has_keys_of_its_own(bench: Bench) -> None:
 
 
 def test_a_fingerprint_tells_order_and_number_of_parts() -> None:
-    prints = {fingerprint(parts) for parts in (["a"], ["a", "b"], ["b", "a"], ["ab"], [])}
+    prints = {str(Fingerprint(parts)) for parts in (["a"], ["a", "b"], ["b", "a"], ["ab"], [])}
 
     assert len(prints) == 5
 
@@ -187,7 +187,7 @@ def test_a_fingerprint_of_many_parts_does_not_hold_what_it_is_made_of() -> None:
 
     tracemalloc.start()
     try:
-        fingerprint(digests)
+        Fingerprint(digests)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
