@@ -1,6 +1,5 @@
 """The Flask application, put together from parts that are handed in."""
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,56 +9,39 @@ from prometheus_client import CollectorRegistry
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter, PathConverter
 
-from api import audit, problems
-from api.auth import guard
-from api.auth.guard import Authenticator, Scope
+from api.admission.watchdog import Watchdog
+from api.auth import audit, guard
+from api.auth.guard import Authenticator
 from api.auth.own_hosts import OwnHosts
-from api.cors import Cors
+from api.http import problems
+from api.http.cors import Cors
+from api.http.paths import routed_path
+from api.http.proxies import KnownProxies
 from api.openapi import openapi_document
-from api.paths import routed_path
-from api.proxies import KnownProxies
-from api.status import status_blueprint
-from api.stow import StoreTransaction, stow_blueprint
-from api.vae import vae_blueprint
-from shared.config import Network
-from shared.engines import Dependency
+from api.payloads import payload_views
+from api.routes import ROUTES, SCOPES, Scope
+from api.stow.view import StoreTransaction, correlate, stow_views
+from api.vae.registry import VaeRegistry
+from api.vae.views import vae_views
 from shared.events import InstancesStored
-from shared.health import Readiness, health_blueprint
-from shared.logs import where
-from shared.metrics import ApiMetrics
 from shared.records import Records
-from shared.vae import VaeRegistry
+from shared.runtime.backends import Dependency
+from shared.runtime.health import Readiness, health_views
+from shared.runtime.logs import where
+from shared.runtime.metrics import ApiMetrics
+from shared.settings.parsers import Network
 
 _log = structlog.get_logger()
 
 Environ = dict[str, Any]
 WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
 
-# By endpoint; None is for everybody, and one that is missing here is for nobody.
-SCOPES: Mapping[str, Scope | None] = {
-    "stow.store": Scope.STORE,
-    "stow.allowed": None,
-    "stow.describe": None,
-    "status.newest": Scope.READ,
-    "status.show": Scope.READ,
-    "status.replay": Scope.ADMIN,
-    "vae.list_all": Scope.READ,
-    "vae.show": Scope.READ,
-    "vae.plug_ins": Scope.READ,
-    "vae.add": Scope.ADMIN,
-    "vae.update": Scope.ADMIN,
-    "vae.remove": Scope.ADMIN,
-    "health.live": None,
-    "health.ready": None,
-    "health.metrics": None,
-    "openapi": None,
-}
-
 
 def create_app(
     *,
     store: StoreTransaction,
     authenticator: Authenticator,
+    watchdog: Watchdog,
     own_hosts: OwnHosts | None,
     metrics_open: bool,
     vaes: VaeRegistry,
@@ -77,25 +59,27 @@ def create_app(
     app.url_map.converters["path"] = _AnyPath
     app.url_map.merge_slashes = False  # werkzeug would redirect
     problems.install(app)
-    app.register_blueprint(stow_blueprint(store, public_url, metrics))
-    app.register_blueprint(vae_blueprint(vaes, public_url))
-    app.register_blueprint(status_blueprint(records, announce))
-    app.register_blueprint(
-        health_blueprint(
-            Readiness(dependencies), registry, lambda: guard.may(authenticator, Scope.READ)
-        )
-    )
     scopes = SCOPES if metrics_open else {**SCOPES, "health.metrics": Scope.READ}
-
-    document = openapi_document(
-        public_url, authenticator.scheme, _scopes_of_operations(app, scopes)
-    )
-
-    @app.get("/openapi.json")
-    def openapi() -> Response:
-        return Response(document, content_type="application/json")
-
-    # Behind the blueprints, whose own before_app_request comes first.
+    document = openapi_document(public_url, authenticator.scheme, scopes)
+    views = {
+        **stow_views(store, public_url),
+        **vae_views(vaes, public_url, watchdog),
+        **payload_views(records, announce),
+        **health_views(
+            Readiness(dependencies), registry, lambda: guard.may(authenticator, Scope.READ)
+        ),
+        "openapi": lambda: Response(document, content_type="application/json"),
+    }
+    for route in ROUTES:
+        app.add_url_rule(
+            route.path,
+            endpoint=route.endpoint,
+            view_func=views[route.endpoint],
+            methods=[route.method],
+            # Flask would answer for the paths of which the table has an answer.
+            provide_automatic_options=False if route.endpoint.startswith("stow.") else None,
+        )
+    correlate(app, metrics)
     guard.install(app, authenticator, scopes, cors_origins, own_hosts)
     audit.install(app)
 
@@ -111,18 +95,6 @@ def create_app(
             app.wsgi_app, x_for=trusted_proxies, x_proto=0, x_host=0
         )
     return app
-
-
-def _scopes_of_operations(
-    app: Flask, scopes: Mapping[str, Scope | None]
-) -> dict[tuple[str, str], Scope]:
-    """By path and method, as OpenAPI writes them."""
-    return {
-        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower()): scope
-        for rule in app.url_map.iter_rules()
-        if (scope := scopes.get(rule.endpoint)) is not None
-        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
-    }
 
 
 class _App(Flask):

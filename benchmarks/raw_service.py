@@ -17,19 +17,20 @@ from loads import END, PART_HEAD
 from prometheus_client import CollectorRegistry
 from subjects import RAW_THREADS
 
-from shared.adapters.minio_store import MinioObjectStore
-from shared.config import load_settings
+from shared.adapters.s3.store import MinioObjectStore
 from shared.dicom.identity import identify
 from shared.dicom.structure import check_structure
-from shared.engines import open_engines
 from shared.events import InstancesStored
 from shared.ids import PayloadIds
 from shared.instances import StoredInstance
-from shared.logs import configure_logs
 from shared.ports import ObjectStore
 from shared.records import IngestRecord, Records
+from shared.runtime.backends import open_backends
+from shared.runtime.logs import configure_logs
+from shared.settings.loader import load
 from shared.time import utc_now
 from worker.main import compose
+from worker.settings import WorkerSettings
 
 
 def make_app(url: str, access_key: str, secret_key: str, bucket: str) -> Flask:
@@ -47,18 +48,20 @@ def make_app(url: str, access_key: str, secret_key: str, bucket: str) -> Flask:
 
 def make_embedded_app() -> Flask:
     """On the stores, records and worker of `stowgate run`, by its settings."""
-    settings = load_settings()
+    settings = load(WorkerSettings)
     configure_logs(settings.log)
-    engines = open_engines(settings)
-    engines.prepare()
-    compose(settings, engines, CollectorRegistry()).start()
-    records = Records(engines.state)
+    backends = open_backends(
+        settings, store_threads=RAW_THREADS + settings.openings, openings=settings.openings
+    )
+    backends.prepare()
+    compose(settings, backends, CollectorRegistry()).start()
+    records = Records(backends.state)
 
     def add(record: IngestRecord) -> None:
         records.add(record)
-        engines.announce(InstancesStored(record.payload_id, record.correlation_id))
+        backends.announce(InstancesStored(record.payload_id, record.correlation_id))
 
-    return _app(PayloadIds(settings.state_bucket), engines.instances, add)
+    return _app(PayloadIds(settings.state_bucket), backends.instances, add)
 
 
 def _app(payload_ids: PayloadIds, store: ObjectStore, add: Callable[[IngestRecord], None]) -> Flask:

@@ -20,13 +20,13 @@ import click
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, record
 
-from shared.adapters.folder import FolderObjectStore
-from shared.adapters.minio_store import MinioObjectStore
+from shared.adapters.folder.store import FolderObjectStore
 from shared.adapters.queues import Published
+from shared.adapters.s3.store import MinioObjectStore
 from shared.ids import PayloadIds
-from shared.metrics import WorkerMetrics
 from shared.ports import ObjectStore
 from shared.records import Records, State, encode, newest_first
+from shared.runtime.metrics import WorkerMetrics
 from worker.relay import Relay
 
 _LOOKS = 9

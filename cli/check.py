@@ -12,21 +12,18 @@ from uuid import uuid4
 import click
 
 from api.auth.authenticators import authenticator
-from api.tls import server_context
-from cli.http import check_client_ca
-from shared.config import (
-    Address,
-    BadSetting,
-    Settings,
-    guard_listen,
-    load_settings,
-    unknown_variables,
-)
-from shared.engines import Engines, open_engines
+from api.server.tls import server_context
+from api.settings import ApiSettings, guard_listen
+from cli.client import check_client_ca
+from cli.settings import ALL_SETTINGS, ClientSettings
 from shared.errors import StowgateError, VersionConflict
-from shared.listen import bind
-from shared.logs import configure_logs
 from shared.ports import ObjectStore
+from shared.runtime.backends import Backends, open_backends
+from shared.runtime.listen import bind
+from shared.runtime.logs import configure_logs
+from shared.settings.loader import BadSetting, load, unknown_variables
+from shared.settings.parsers import Address
+from worker.settings import WorkerSettings
 
 
 class _Wrong(Exception):
@@ -39,15 +36,15 @@ def check() -> None:
 
     Exits with 1 when anything is wrong.
     """
-    for sentence in unknown_variables(os.environ):
+    for sentence in unknown_variables(os.environ, ALL_SETTINGS):
         click.echo(f"warning   {sentence}")
-    settings = load_settings()
+    settings, of_worker, of_client = load(ApiSettings), load(WorkerSettings), load(ClientSettings)
     # What the adapters have to say, the findings say in their own words.
     configure_logs(settings.log, logging.CRITICAL)
     click.echo("ok        settings")
-    engines = open_engines(settings)
+    backends = open_backends(settings, store_threads=2)
     wrong = 0
-    for name, attempt in _attempts(settings, engines):
+    for name, attempt in _attempts(settings, of_worker, of_client, backends):
         try:
             attempt()
         except (_Wrong, StowgateError, BadSetting) as error:
@@ -55,25 +52,27 @@ def check() -> None:
             click.echo(f"wrong     {name}: {error}")
         else:
             click.echo(f"ok        {name}")
-    engines.close()
+    backends.close()
     sys.exit(1 if wrong else 0)
 
 
-def _attempts(settings: Settings, engines: Engines) -> Iterator[tuple[str, Callable[[], None]]]:
+def _attempts(
+    settings: ApiSettings, of_worker: WorkerSettings, of_client: ClientSettings, backends: Backends
+) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "STOWGATE_LISTEN", lambda: _try_address(settings.listen, "STOWGATE_LISTEN")
-    worker = settings.worker_listen
+    worker = of_worker.worker_listen
     yield "STOWGATE_WORKER_LISTEN", lambda: _try_address(worker, "STOWGATE_WORKER_LISTEN")
     yield "who may enter", lambda: _try_auth(settings)
     if settings.tls_certificate is not None:
         yield "TLS certificate and key", lambda: _try_tls(settings)
-    if settings.client_ca is not None:
-        yield "STOWGATE_CLIENT_CA", lambda: check_client_ca(settings)
+    if of_client.client_ca is not None:
+        yield "STOWGATE_CLIENT_CA", lambda: check_client_ca(of_client)
     yield "spool", lambda: _try_spool(settings)
-    yield f"bucket {settings.bucket}", lambda: _try_bucket(engines.instances)
-    yield f"bucket {settings.state_bucket}", lambda: _try_bucket(engines.state)
-    yield "free space", engines.instances.check_room
-    yield "broker", engines.publisher.ping
-    yield "queue of the Workflow Manager", engines.requests.ping
+    yield f"bucket {settings.bucket}", lambda: _try_bucket(backends.instances)
+    yield f"bucket {settings.state_bucket}", lambda: _try_bucket(backends.state)
+    yield "free space", backends.instances.check_room
+    yield "broker", backends.publisher.ping
+    yield "queue of the Workflow Manager", backends.requests.ping
 
 
 def _try_address(address: Address, variable: str) -> None:
@@ -86,16 +85,16 @@ def _try_address(address: Address, variable: str) -> None:
             raise
 
 
-def _try_auth(settings: Settings) -> None:
+def _try_auth(settings: ApiSettings) -> None:
     guard_listen(settings)
     authenticator(settings).ping()
 
 
-def _try_tls(settings: Settings) -> None:
+def _try_tls(settings: ApiSettings) -> None:
     server_context(settings)
 
 
-def _try_spool(settings: Settings) -> None:
+def _try_spool(settings: ApiSettings) -> None:
     try:
         settings.spool.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=settings.spool) as file:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cli.http import Api, Unusable, segment, show_json, show_rows, with_api
+from cli.client import Api, Unusable, segment, show_json, show_rows, with_api
 from shared.records import MOST_LISTED
 
 _PAGE = str(MOST_LISTED)

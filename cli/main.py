@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from shared.config import BadSetting
+from shared.settings.loader import BadSetting
 
 _MODULES = {
     "run": "cli.serve",

@@ -2,7 +2,7 @@
 
 import click
 
-from cli.http import Api, segment, show_json, show_rows, with_api
+from cli.client import Api, segment, show_json, show_rows, with_api
 from shared.records import MOST_LISTED, State
 
 

@@ -19,7 +19,7 @@ import urllib3
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from cli.http import Api, Unusable, segment, with_api
+from cli.client import Api, Unusable, segment, with_api
 
 _ALL_STORED = 0
 _SOME_NOT = 1

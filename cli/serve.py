@@ -10,30 +10,28 @@ import os
 import tempfile
 import threading
 from contextlib import ExitStack, suppress
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 import structlog
 
-from api.server import Server
-from api.tls import server_context
-from shared.config import (
-    METRICS_FOLDER,
-    BadSetting,
-    Settings,
-    guard_listen,
-    load_settings,
-    unknown_variables,
-)
-from shared.engines import Engines, open_engines
-from shared.listen import bind, url_of
-from shared.logs import configure_logs
+from api.server.arbiter import Server
+from api.server.tls import server_context
+from api.settings import ApiSettings, guard_listen
+from cli.settings import ALL_SETTINGS
+from shared.runtime.backends import Backends, open_backends
+from shared.runtime.listen import bind, url_of
+from shared.runtime.logs import configure_logs
+from shared.settings.loader import BadSetting, load, unknown_variables
+from shared.settings.services import METRICS_FOLDER, CommonSettings
+from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from flask import Flask
 
     from worker.main import Worker
+
+_Section = TypeVar("_Section", bound=CommonSettings)
 
 _M_ARENA_MAX = -8
 
@@ -48,25 +46,29 @@ _COLLECT_AFTER_OBJECTS = 20_000
 @click.command(short_help="Run API and worker in one process.")
 def run() -> None:
     """Run API and worker in one process: all that is needed on one machine."""
-    settings = _start_api()
-    server = _server_of(settings)
+    settings, of_worker = _start_api(), load(WorkerSettings)
+    tls = server_context(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     _say_where(settings, url_of(listener, settings.scheme))
-    embedded: list[tuple[Worker, Engines]] = []
+    embedded: list[tuple[Worker, Backends]] = []
 
     def make_app() -> "Flask":
         from prometheus_client import CollectorRegistry
 
-        import api.wsgi
+        import api.main
         import worker.main
 
         registry = CollectorRegistry()
-        engines = open_engines(settings)
-        app = api.wsgi.compose(settings, engines, registry)
-        opener = worker.main.compose(settings, engines, registry)
-        engines.prepare()
+        backends = open_backends(
+            settings,
+            store_threads=settings.api_threads + of_worker.openings,
+            openings=of_worker.openings,
+        )
+        app = api.main.compose(settings, backends, registry)
+        opener = worker.main.compose(of_worker, backends, registry)
+        backends.prepare()
         opener.start()
-        embedded.append((opener, engines))
+        embedded.append((opener, backends))
         return app
 
     stopping: list[threading.Thread] = []
@@ -83,17 +85,19 @@ def run() -> None:
             on_stop()
         for thread in stopping:
             thread.join()
-        for _, engines in embedded:
-            engines.close()
+        for _, backends in embedded:
+            backends.close()
 
-    server(listener, make_app, processes=1, on_stop=on_stop, on_exit=on_exit).run()
+    Server(
+        settings, listener, make_app, processes=1, tls=tls, on_stop=on_stop, on_exit=on_exit
+    ).run()
 
 
 @click.command(short_help="Run the API alone.")
 def api() -> None:
     """Run the HTTP front end alone; any number may run on one store and broker."""
     settings = _start_api()
-    server = _server_of(settings)
+    tls = server_context(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     click.echo(f"Stowgate's API listens on {url_of(listener, settings.scheme)}")
     if settings.broker == "memory":
@@ -102,21 +106,21 @@ def api() -> None:
             "until the relay of a worker on the same object store finds it; give both a RabbitMQ, "
             "or start stowgate run instead"
         )
-    opened: list[Engines] = []
+    opened: list[Backends] = []
 
     def make_app() -> "Flask":
         from prometheus_client import CollectorRegistry
 
-        import api.wsgi
+        import api.main
 
-        engines = open_engines(settings)
-        engines.prepare()
-        opened.append(engines)
-        return api.wsgi.compose(settings, engines, CollectorRegistry())
+        backends = open_backends(settings, store_threads=settings.api_threads)
+        backends.prepare()
+        opened.append(backends)
+        return api.main.compose(settings, backends, CollectorRegistry())
 
     def on_exit() -> None:
-        for engines in opened:
-            engines.close()
+        for backends in opened:
+            backends.close()
 
     def on_child_exit(process_id: int) -> None:
         if METRICS_FOLDER in os.environ:
@@ -128,10 +132,12 @@ def api() -> None:
         if settings.api_processes > 1:
             folder = tempfile.TemporaryDirectory(prefix="stowgate-metrics-", dir=_memory())
             os.environ[METRICS_FOLDER] = stack.enter_context(folder)
-        server(
+        Server(
+            settings,
             listener,
             make_app,
             processes=settings.api_processes,
+            tls=tls,
             on_stop=lambda: None,
             on_exit=on_exit,
             on_child_exit=on_child_exit,
@@ -143,7 +149,7 @@ def worker() -> None:
     """Run the worker alone; any number may run on one store and broker."""
     import worker.main
 
-    worker.main.run(_start(), click.echo)
+    worker.main.run(_start(WorkerSettings), click.echo)
 
 
 def _memory() -> str | None:
@@ -151,10 +157,10 @@ def _memory() -> str | None:
     return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK | os.X_OK) else None
 
 
-def _start_api() -> Settings:
+def _start_api() -> ApiSettings:
     from api.auth.authenticators import authenticator
 
-    settings = _start()
+    settings = _start(ApiSettings)
     guard_listen(settings)
     try:
         settings.spool.mkdir(parents=True, exist_ok=True)
@@ -168,30 +174,13 @@ def _start_api() -> Settings:
     return settings
 
 
-def _server_of(settings: Settings) -> partial[Server]:
-    """Raises `BadSetting` for a certificate or key that will not do."""
-    return partial(
-        Server,
-        threads=settings.api_threads,
-        request_line_bytes=settings.max_request_line_bytes,
-        head_bytes=settings.max_head_bytes,
-        keep_alive_seconds=settings.keep_alive_seconds,
-        upload_wait_seconds=settings.upload_wait_seconds,
-        upload_seconds=settings.max_upload_seconds,
-        tls=server_context(settings),
-        path_prefix=settings.path_prefix,
-        stop_seconds=settings.stop_seconds,
-        requests_end_seconds=settings.uploads_end_seconds,
-    )
-
-
-def _start() -> Settings:
+def _start(section: type[_Section]) -> _Section:
     _share_heaps()
     gc.set_threshold(_COLLECT_AFTER_OBJECTS)
-    settings = load_settings()
+    settings = load(section)
     configure_logs(settings.log)
     log = structlog.get_logger()
-    for sentence in unknown_variables(os.environ):
+    for sentence in unknown_variables(os.environ, ALL_SETTINGS):
         log.warning(sentence)
     return settings
 
@@ -206,7 +195,7 @@ def _share_heaps() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
-def _say_where(settings: Settings, url: str) -> None:
+def _say_where(settings: ApiSettings, url: str) -> None:
     rows = [("send DICOM to", f"{settings.public_url or url}/dicomweb/studies")]
     if settings.object_store == "folder":
         rows.append(("objects", str(settings.data / settings.bucket)))

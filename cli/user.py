@@ -5,8 +5,8 @@ import sys
 import click
 
 from api.auth.basic import check_user, user_line
-from api.auth.guard import Scope
 from api.auth.watched_file import Malformed
+from api.routes import Scope
 
 _LEAST_CHARACTERS = 8
 

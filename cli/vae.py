@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cli.http import Api, Unusable, checked_url, segment, show_json, show_rows, with_api
+from cli.client import Api, Unusable, checked_url, segment, show_json, show_rows, with_api
 
 _ACCEPTED = "A {} that it accepts; may be repeated. Without it, any."
 

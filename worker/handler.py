@@ -23,8 +23,6 @@ from shared.errors import (
     Unroutable,
     VersionConflict,
 )
-from shared.logs import where
-from shared.metrics import WorkerMetrics
 from shared.ports import EventPublisher, Message, ObjectStore, Publication
 from shared.records import (
     HeldRecord,
@@ -33,6 +31,8 @@ from shared.records import (
     Records,
     State,
 )
+from shared.runtime.logs import where
+from shared.runtime.metrics import WorkerMetrics
 from shared.time import Clock, has_ended, utc_now
 from worker.routing import resolve
 from worker.sidecars import Sidecars, Stopping

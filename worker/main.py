@@ -14,21 +14,21 @@ import structlog
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
-from shared.config import Settings
-from shared.engines import Engines, open_engines
-from shared.health import Readiness, health_blueprint
 from shared.ids import PayloadIds
-from shared.listen import bind, url_of
-from shared.logs import where
-from shared.metrics import WorkerMetrics
 from shared.ports import EventConsumer
 from shared.records import Records
-from shared.threads import started_pool
-from worker.clearing import Clearing
+from shared.runtime.backends import Backends, open_backends
+from shared.runtime.health import Readiness, health_views
+from shared.runtime.listen import bind, url_of
+from shared.runtime.logs import where
+from shared.runtime.metrics import WorkerMetrics
+from shared.runtime.threads import started_pool
 from worker.handler import Handler
 from worker.health_server import HealthServer
 from worker.leader import LeaderLease, Leadership, SoleLeader
+from worker.pending_cleanup import Clearing
 from worker.relay import Relay
+from worker.settings import WorkerSettings
 from worker.sweeper import Sweeper
 from worker.workflow_manager import WorkflowManager
 
@@ -38,6 +38,12 @@ _log = structlog.get_logger()
 _CLEARING_SECONDS = 0.1
 # Of all payloads together, or more where more are opened at a time.
 _SIDECARS_AT_ONCE = 4
+
+_HEALTH = {
+    "/health/live": "health.live",
+    "/health/ready": "health.ready",
+    "/metrics": "health.metrics",
+}
 
 _STOP_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
 
@@ -107,17 +113,17 @@ class Worker:
             self._stopping.wait(routine.pause_seconds)
 
 
-def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -> Worker:
+def compose(settings: WorkerSettings, backends: Backends, registry: CollectorRegistry) -> Worker:
     metrics = WorkerMetrics(registry)
-    clearing = Clearing(engines.state)
-    records = Records(engines.state, clearing.add)
+    clearing = Clearing(backends.state)
+    records = Records(backends.state, clearing.add)
     owner = f"{socket.gethostname()}/{os.getpid()}/{uuid4()}"
     lease = timedelta(seconds=settings.lease_seconds)
     handler = Handler(
         records=records,
-        record_missing=engines.sweep_cursor.record_missing,
-        instances=engines.instances,
-        publisher=engines.requests,
+        record_missing=backends.sweep_cursor.record_missing,
+        instances=backends.instances,
+        publisher=backends.requests,
         workflow_manager=WorkflowManager(
             exchange=settings.workflow_manager_exchange,
             routing_key=settings.workflow_manager_routing_key,
@@ -130,15 +136,15 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     )
     relay = Relay(
         records=records,
-        announce=engines.begin_announcement,
-        backlog=engines.consumer.backlog,
+        announce=backends.begin_announcement,
+        backlog=backends.consumer.backlog,
         metrics=metrics,
     )
     sweeper = Sweeper(
-        instances=engines.instances,
-        state=engines.state,
+        instances=backends.instances,
+        state=backends.state,
         records=records,
-        cursor=engines.sweep_cursor,
+        cursor=backends.sweep_cursor,
         payload_ids=PayloadIds(settings.state_bucket),
         # An upload that took longer than it may is not acknowledged, whatever came of it.
         grace=2 * timedelta(seconds=settings.max_upload_seconds),
@@ -148,7 +154,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     leader: Leadership = SoleLeader()
     if settings.broker != "memory":
         leader = LeaderLease(
-            engines.state, owner=owner, duration=lease, workers=engines.consumer.consumers
+            backends.state, owner=owner, duration=lease, workers=backends.consumer.consumers
         )
 
     def relay_once() -> None:
@@ -162,7 +168,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
             sweeper.sweep()
 
     return Worker(
-        engines.consumer,
+        backends.consumer,
         handler,
         [
             Routine("relay", relay_once, settings.relay_seconds),
@@ -175,7 +181,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     )
 
 
-def run(settings: Settings, say: Callable[[str], None]) -> None:
+def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
     """Serve until a signal or the end of the terminal; `say` is told where health and metrics are.
 
     Raises `BadSetting` where the address is taken.
@@ -186,19 +192,21 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     # for it. A handler would run in this one only, which need not wake when another is interrupted.
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     registry = CollectorRegistry()
-    engines = open_engines(settings)
-    worker = compose(settings, engines, registry)
+    backends = open_backends(settings, store_threads=settings.openings, openings=settings.openings)
+    worker = compose(settings, backends, registry)
     app = Flask(__name__, static_folder=None)
-    readiness = Readiness(engines.dependencies(engines.consumer.ping))
+    readiness = Readiness(backends.dependencies(backends.consumer.ping))
     # Nobody is asked who they are here, so nobody is told more than states; the log has the rest.
-    app.register_blueprint(health_blueprint(readiness, registry, may_read=lambda: False))
+    views = health_views(readiness, registry, may_read=lambda: False)
+    for path, endpoint in _HEALTH.items():
+        app.add_url_rule(path, view_func=views[endpoint])
     listener = bind(settings.worker_listen, "STOWGATE_WORKER_LISTEN")
     server = HealthServer(app, listener)
-    engines.prepare()
+    backends.prepare()
     worker.start()
     threading.Thread(target=server.run, name="health", daemon=True).start()
     say(f"Stowgate's worker tells its health on {url_of(listener)}")
     signal.sigwait(stop_signals)
     _log.info("worker stopping")
     worker.stop()
-    engines.close()
+    backends.close()

@@ -17,7 +17,6 @@ import structlog
 from shared.errors import StowgateError
 from shared.events import InstancesStored
 from shared.ids import minted_at
-from shared.metrics import WorkerMetrics
 from shared.ports import ListedObject, Publication
 from shared.records import (
     IngestRecord,
@@ -25,6 +24,7 @@ from shared.records import (
     State,
     payload_id_of,
 )
+from shared.runtime.metrics import WorkerMetrics
 from shared.time import MAX_AHEAD, Clock, has_ended, utc_now
 
 _log = structlog.get_logger()

@@ -14,7 +14,6 @@ import structlog
 
 from shared.errors import ObjectMissing, StowgateError, Transient, VersionConflict
 from shared.ids import PayloadIds, minted_before
-from shared.metrics import WorkerMetrics
 from shared.ports import ListedObject, ObjectStore
 from shared.records import (
     CLAIM_FOLDERS,
@@ -24,6 +23,7 @@ from shared.records import (
     claim_folder,
     payload_id_of,
 )
+from shared.runtime.metrics import WorkerMetrics
 from shared.sweep_cursor import SweepCursor
 from shared.time import MAX_AHEAD, Clock, utc_now
 

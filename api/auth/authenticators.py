@@ -7,12 +7,12 @@ from api.auth.bearer import BearerTokens, TokenRules
 from api.auth.guard import Anyone, Authenticator
 from api.auth.issuer_keys import FetchedKeys, FileKeys, IssuerKeys, parse_keys
 from api.auth.watched_file import WatchedFile
-from shared.config import Settings
+from api.settings import ApiSettings
 
 
-def authenticator(settings: Settings) -> Authenticator:
+def authenticator(settings: ApiSettings) -> Authenticator:
     """Raises `BadSetting` where a file that it needs is unusable; an issuer is asked later."""
-    most_waiting, uploads = settings.most_waiting_to_enter, settings.concurrent_uploads
+    most_waiting, uploads = settings.max_waiting_to_enter, settings.concurrent_uploads
     if settings.auth == "basic":
         users = WatchedFile(Path(settings.users or ""), parse_users, "STOWGATE_USERS")
         return BasicUsers(users, most_waiting, most_joining=uploads)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from werkzeug.datastructures import Authorization
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from api.auth.guard import BINDING_RULE, REALM, Caller, Scope, is_binding
+from api.auth.guard import BINDING_RULE, REALM, Caller, is_binding
 from api.auth.watched_file import Malformed, WatchedFile
-from api.problems import TooBusy, Unauthorized
+from api.http.problems import TooBusy, Unauthorized
+from api.routes import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

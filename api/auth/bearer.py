@@ -7,9 +7,10 @@ from typing import Any
 import jwt
 from werkzeug.datastructures import Authorization
 
-from api.auth.guard import REALM, Caller, Scope
+from api.auth.guard import REALM, Caller
 from api.auth.issuer_keys import IssuerKeys
-from api.problems import Unauthorized
+from api.http.problems import Unauthorized
+from api.routes import Scope
 
 SCOPE_PREFIX = "stowgate:"
 """Is in front of a scope in a token, since an `admin` of some other service is none of this one."""

@@ -2,26 +2,18 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 from flask import Flask, g, request
 from werkzeug.datastructures import Authorization
 
+from api.admission.rate_limits import sender_of
 from api.auth.own_hosts import OwnHosts
-from api.problems import Forbidden, Problem
-from api.rates import sender_of
+from api.http.problems import Forbidden, Problem
+from api.routes import Scope
 from shared.ids import AE_TITLE_RULE, WORKFLOW_ID_RULE, is_ae_title, is_workflow_id
 
 REALM = "stowgate"
-
-
-class Scope(StrEnum):
-    """What a caller may be let do."""
-
-    STORE = "store"
-    READ = "read"
-    ADMIN = "admin"
 
 
 @dataclass(frozen=True)

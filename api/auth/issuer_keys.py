@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt import PyJWK, PyJWTError
 
 from api.auth.watched_file import Malformed, WatchedFile
-from api.problems import Unavailable
+from api.http.problems import Unavailable
 from shared.errors import Transient
 
 _log = structlog.get_logger()

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from flask import Request
 
-from api.addresses import address_of
-from api.problems import Misdirected
+from api.http.client_address import address_of
+from api.http.problems import Misdirected
 
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:@/?#]+)(?::[0-9]*)?")
 _ABSOLUTE_FORM = re.compile(r"[a-zA-Z]+://([^/?#]*)")

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from shared.config import BadSetting
+from shared.settings.loader import BadSetting
 
 _log = structlog.get_logger()
 

@@ -74,7 +74,7 @@ class StructureLimits:
 
 DEFAULT = StructureLimits()
 
-MOST = StructureLimits(
+HIGHEST = StructureLimits(
     nested_sequences=MAX_NESTED_SEQUENCES,
     elements=1_000_000,
     metadata_bytes=256 * 1024 * 1024,

@@ -21,7 +21,7 @@ import orjson
 from shared.dicom.character_sets import DEFAULT_CODECS, codecs_of, texts
 from shared.dicom.header import NUMBERS
 from shared.dicom.left_out import BULK_VRS, NOTHING_LEFT_OUT, LeftOut, Range
-from shared.dicom.limits import MAX_DESCRIBED_SEQUENCES, MAX_VALUE_BYTES, MAX_VALUES, MOST
+from shared.dicom.limits import HIGHEST, MAX_DESCRIBED_SEQUENCES, MAX_VALUE_BYTES, MAX_VALUES
 from shared.dicom.part10 import EncodedDataset, open_dataset
 from shared.dicom.uids import SPECIFIC_CHARACTER_SET
 from shared.dicom.walk import Step, StepKind, Walk
@@ -76,7 +76,7 @@ def _without(dataset: EncodedDataset, ranges: Sequence[Range]) -> EncodedDataset
 
 
 def _described_elements(dataset: EncodedDataset, is_explicit: bool | None) -> "_Item":
-    walk = Walk(dataset, MOST, is_explicit=is_explicit)
+    walk = Walk(dataset, HIGHEST, is_explicit=is_explicit)
     top = _Item(_ValuesLeft(MAX_VALUES), walk.encoding)
     items = [top]
     sequences: list[JsonObject] = []

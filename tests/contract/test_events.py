@@ -21,10 +21,10 @@ import pika.frame
 import pytest
 import structlog.testing
 
-from shared.adapters.folder_publisher import FolderEventPublisher
+from shared.adapters.folder.publisher import FolderEventPublisher
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.queues import EventQueue, TopicExchange
-from shared.adapters.rabbitmq import RabbitEventConsumer, RabbitEventPublisher
+from shared.adapters.rabbitmq.publisher import RabbitEventConsumer, RabbitEventPublisher
 from shared.errors import BrokerUnavailable, MalformedEvent, Unroutable
 from shared.ports import EventConsumer, EventPublisher, Message
 

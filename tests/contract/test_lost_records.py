@@ -17,14 +17,14 @@ from engines import ObjectStoreEndpoint
 from prometheus_client import CollectorRegistry
 from records_made import record
 
-from api.idempotency import ClaimedKey, IdempotencyKeys
-from shared.adapters.folder import FolderObjectStore
-from shared.adapters.minio_store import MinioObjectStore
+from api.stow.idempotency import ClaimedKey, IdempotencyKeys
+from shared.adapters.folder.store import FolderObjectStore
+from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
-from shared.metrics import WorkerMetrics
 from shared.ports import ObjectStore, StoredObject
 from shared.records import Records
+from shared.runtime.metrics import WorkerMetrics
 from shared.sweep_cursor import SweepCursor
 from shared.time import utc_now
 from worker.sweeper import Sweeper

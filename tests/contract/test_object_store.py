@@ -36,8 +36,8 @@ from minio.objectlockconfig import DAYS, ObjectLockConfig
 from records_made import record
 from service import wait_for
 
-from shared.adapters.folder import FolderObjectStore
-from shared.adapters.minio_store import MinioObjectStore
+from shared.adapters.folder.store import FolderObjectStore
+from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import (
     ObjectMissing,
     StoreFull,
@@ -367,7 +367,7 @@ def with_one_kept(
                 raise OSError(errno.EPERM, os.strerror(errno.EPERM))
             unlink(path)
 
-        monkeypatch.setattr("shared.adapters.folder.os.unlink", refuse)
+        monkeypatch.setattr("shared.adapters.folder.store.os.unlink", refuse)
         yield store
         return
     endpoint, bucket = map(request.getfixturevalue, ("object_store_endpoint", "bucket"))
@@ -560,7 +560,7 @@ def child(code: str, *arguments: str) -> "subprocess.Popen[str]":
 PUT_HALF = """
 import io, sys
 from pathlib import Path
-from shared.adapters.folder import FolderObjectStore
+from shared.adapters.folder.store import FolderObjectStore
 
 class Half(io.RawIOBase):
     left = 4
@@ -611,7 +611,7 @@ COUNT_UP = """
 import sys
 from pathlib import Path
 sys.path[:0] = ["tests", "tests/contract"]
-from shared.adapters.folder import FolderObjectStore
+from shared.adapters.folder.store import FolderObjectStore
 from test_object_store import count_up
 count_up(FolderObjectStore(Path(sys.argv[1])), 50)
 """
@@ -1127,7 +1127,7 @@ def test_minio_ends_a_conditional_write_that_is_refused_again_and_again(
     status: int,
     code: str,
 ) -> None:
-    monkeypatch.setattr("shared.adapters.minio_store._TRY_AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr("shared.adapters.s3.store._TRY_AGAIN_SECONDS", 0.5)
     with (
         through(object_store_endpoint, bucket, refuse(status, code)) as store,
         pytest.raises(StoreUnavailable, match=code),

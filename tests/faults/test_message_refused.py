@@ -12,7 +12,7 @@ from killable import broker
 from stowgate_site import Site, study
 
 from shared.adapters.queues import TopicExchange
-from shared.adapters.rabbitmq import RabbitEventPublisher
+from shared.adapters.rabbitmq.publisher import RabbitEventPublisher
 from shared.errors import BrokerUnavailable, MessageRefused
 from shared.ports import Message
 

@@ -25,7 +25,7 @@ import pydicom
 from encoded import without
 from mutations import damage_bytes
 
-from api.multipart import MalformedMultipart, parse_media_type, read_parts
+from api.stow.multipart import MalformedMultipart, parse_media_type, read_parts
 from shared import events, records
 from shared.dicom.header import is_like_a_vr
 from shared.dicom.identity import Identity, identify

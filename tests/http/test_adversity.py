@@ -13,9 +13,10 @@ from prometheus_client import CollectorRegistry
 from service import running, wait_for
 from structlog.testing import capture_logs
 
-from api.wsgi import compose
-from shared.config import load_settings
-from shared.engines import open_engines
+from api.main import compose
+from api.settings import ApiSettings
+from shared.runtime.backends import open_backends
+from shared.settings.loader import load
 
 
 def test_a_store_that_fills_up_keeps_what_it_has_and_names_what_it_has_not(
@@ -99,8 +100,8 @@ def test_an_error_that_nobody_foresaw_is_logged_by_kind_and_place_only(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("STOWGATE_DATA", str(tmp_path))
-    settings = load_settings()
-    app = compose(settings, open_engines(settings), CollectorRegistry())
+    settings = load(ApiSettings)
+    app = compose(settings, open_backends(settings, store_threads=4), CollectorRegistry())
 
     def fails() -> None:
         raise ValueError("DOE^JANE")

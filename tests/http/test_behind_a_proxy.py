@@ -13,7 +13,8 @@ from instances import new_instance
 from service import Service, running
 from wire import connect, head, read_answer
 
-from shared.config import BadSetting, load_settings
+from api.settings import ApiSettings
+from shared.settings.loader import BadSetting, load
 
 PREFIX = "/site/stow"
 PUBLIC_URL = f"https://pacs.example{PREFIX}"
@@ -199,4 +200,4 @@ def test_what_is_served_is_no_path_prefix(behind: Service, monkeypatch: pytest.M
     for path in behind.get("/openapi.json").json()["paths"]:
         monkeypatch.setenv("STOWGATE_PUBLIC_URL", f"https://pacs.example{path.partition('{')[0]}")
         with pytest.raises(BadSetting, match="STOWGATE_PUBLIC_URL"):
-            load_settings()
+            load(ApiSettings)

@@ -548,11 +548,13 @@ def test_check_tells_of_a_store_that_ignores_the_conditions_of_writes(
 
 @pytest.mark.parametrize("command", ["run", "api", "worker", "check"])
 def test_a_bad_setting_stops_the_start_with_one_line(command: str, tmp_path: Path) -> None:
-    started = _run(command, data=tmp_path, STOWGATE_LISTEN="nowhere")
+    variable = "STOWGATE_WORKER_LISTEN" if command == "worker" else "STOWGATE_LISTEN"
+
+    started = _run(command, data=tmp_path, **{variable: "nowhere"})
 
     assert started.returncode == 1
     (line,) = started.stderr.splitlines()
-    assert "STOWGATE_LISTEN is 'nowhere', but must be host:port" in line
+    assert f"{variable} is 'nowhere', but must be host:port" in line
 
 
 @pytest.mark.parametrize(

@@ -148,11 +148,11 @@ def test_a_half_head_is_hung_up_on(service: Service) -> None:
         assert sock.recv(100) == b""
 
 
-def test_a_stalled_body_of_a_vae_is_answered_400(service: Service) -> None:
+def test_a_stalled_body_of_a_vae_is_answered_408(service: Service) -> None:
     with connect(service) as sock:
         sock.sendall(VAE + b"{")
 
-        assert read_answer(sock)[0] == 400
+        assert read_answer(sock)[0] == 408
 
 
 def test_bodies_of_vaes_that_stall_do_not_take_every_thread(service: Service) -> None:
@@ -165,7 +165,7 @@ def test_bodies_of_vaes_that_stall_do_not_take_every_thread(service: Service) ->
 
         assert wait_for(lambda: status_beside() == 429)
         assert service.get("/health/live").status_code == 200
-        assert (read_answer(one)[0], read_answer(another)[0]) == (400, 400)
+        assert (read_answer(one)[0], read_answer(another)[0]) == (408, 408)
 
     assert status_beside() == 400
 

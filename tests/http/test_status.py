@@ -8,14 +8,19 @@ import pytest
 import requests
 from instances import multipart, new_instance, uid
 from jsonschema import validate as validate_instance
+from marshmallow import Schema
 from openapi_spec_validator import validate
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from service import Service, running, wait_for
 
-from api.wsgi import compose
-from shared.config import load_settings
-from shared.engines import open_engines
+from api.main import compose
+from api.payloads import PayloadSchema
+from api.settings import ApiSettings
+from api.vae.registry import VaeSchema
+from api.vae.views import CHANGE_SCHEMA
+from shared.runtime.backends import open_backends
+from shared.settings.loader import load
 
 POSTS = "stowgate_posts_total"
 INSTANCES = "stowgate_instances_total"
@@ -185,8 +190,8 @@ def test_the_openapi_document_is_valid_and_describes_exactly_what_is_served(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("STOWGATE_DATA", str(tmp_path))
-    settings = load_settings()
-    app = compose(settings, open_engines(settings), CollectorRegistry())
+    settings = load(ApiSettings)
+    app = compose(settings, open_backends(settings, store_threads=4), CollectorRegistry())
 
     document = app.test_client().get("/openapi.json").json
 
@@ -205,6 +210,21 @@ def test_the_openapi_document_is_valid_and_describes_exactly_what_is_served(
         if method != "OPTIONS" or not rule.provide_automatic_options
     }
     assert described == served
+
+
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [("Vae", VaeSchema()), ("VaeChange", CHANGE_SCHEMA), ("Payload", PayloadSchema())],
+)
+def test_the_openapi_document_has_the_fields_that_are_accepted_and_answered(
+    stowgate: Service, name: str, schema: Schema
+) -> None:
+    described = stowgate.get("/openapi.json").json()["components"]["schemas"][name]["properties"]
+
+    fields = {field.data_key or field.name for field in schema.fields.values()}
+    if name == "VaeChange":
+        fields.add("virtualAeTitle")  # which is ignored, as the Informatics Gateway does
+    assert set(described) == fields
 
 
 @pytest.mark.parametrize(

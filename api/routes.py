@@ -1,0 +1,75 @@
+"""The table of everything that the API serves.
+
+From it come the routing, the scopes, the audit trail, the OpenAPI document, the paths that a
+public URL cannot have, and what the server takes for an upload.
+"""
+
+import re
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Scope(StrEnum):
+    """What a caller may do."""
+
+    STORE = "store"
+    READ = "read"
+    ADMIN = "admin"
+
+
+class Route(NamedTuple):
+    """`path` is a rule of werkzeug. `scope` is None for everybody. `act` is what the audit trail
+    calls a request to it; None for one that changes nothing."""
+
+    method: str
+    path: str
+    endpoint: str
+    scope: Scope | None = None
+    act: str | None = None
+
+
+STORE_SERVICE = "/dicomweb"
+
+STORE_PATHS = tuple(
+    f"{STORE_SERVICE}{form}/studies{study}"
+    for form in ("", "/<path:workflow>", "/vae/<aet>", "/vae/<aet>/<path:workflow>")
+    for study in ("", "/<path:study>")
+)
+
+ROUTES = (
+    *(Route("POST", path, "stow.store", Scope.STORE, "store") for path in STORE_PATHS),
+    *(Route("OPTIONS", path, "stow.allowed") for path in STORE_PATHS),
+    Route("OPTIONS", STORE_SERVICE, "stow.describe"),
+    Route("GET", "/payloads", "payloads.newest", Scope.READ),
+    Route("GET", "/payloads/<payload_id>", "payloads.show", Scope.READ),
+    Route(
+        "POST", "/payloads/<payload_id>/replay", "payloads.replay", Scope.ADMIN, "replay payload"
+    ),
+    Route("GET", "/config/vae", "vae.list_all", Scope.READ),
+    Route("POST", "/config/vae", "vae.add", Scope.ADMIN, "create VAE"),
+    Route("PUT", "/config/vae", "vae.update", Scope.ADMIN, "change VAE"),
+    Route("GET", "/config/vae/plug-ins", "vae.plug_ins", Scope.READ),
+    Route("GET", "/config/vae/<name>", "vae.show", Scope.READ),
+    Route("DELETE", "/config/vae/<name>", "vae.remove", Scope.ADMIN, "remove VAE"),
+    Route("GET", "/health/live", "health.live"),
+    Route("GET", "/health/ready", "health.ready"),
+    Route("GET", "/metrics", "health.metrics"),
+    Route("GET", "/openapi.json", "openapi"),
+)
+
+RESERVED = frozenset(route.path.split("/")[1] for route in ROUTES)
+"""First steps of paths that are served."""
+
+SCOPES = {route.endpoint: route.scope for route in ROUTES}
+
+ACTS = {route.endpoint: route.act for route in ROUTES if route.act}
+
+
+def template(rule: str) -> str:
+    """A path as OpenAPI writes it, from a rule of werkzeug."""
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
+
+
+def is_store(method: str, path: str) -> bool:
+    """Whether a request is an upload, by its path as it is routed (`api/http/paths.py`)."""
+    return method == "POST" and path.startswith(f"{STORE_SERVICE}/")

@@ -1,0 +1,462 @@
+"""The parts of one request on their way into the object store, and what becomes of each.
+
+They are taken one at a time as they arrive. Each is spooled, its structure checked and its UIDs
+read; then it goes to the object store in another thread while the next part arrives.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import blake2b, sha256
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Any, Protocol
+
+import structlog
+
+from api.http.problems import TooLarge, UnsupportedMediaType
+from api.stow.acceptance import refusal
+from api.stow.early_upload import HeadStart
+from api.stow.idempotency import Fingerprint
+from api.stow.multipart import MediaType
+from api.stow.response import Failed, FailureReason, Stored, WarningReason
+from api.stow.spool import Spool, check_room
+from api.stow.spooled_list import SpooledList
+from api.vae.registry import Vae
+from shared.attachments import MAX_INLINE_BYTES, Attachment, Attachments
+from shared.dicom.identity import Identity, identify, modality
+from shared.dicom.limits import DEFAULT, StructureLimits
+from shared.dicom.refusal import InstanceRefused
+from shared.dicom.structure import Structure, check_structure
+from shared.errors import StoreFull, StoreUnavailable, StowgateError
+from shared.instances import StoredInstance, instance_path, load_instance
+from shared.ports import ObjectStore
+from shared.runtime.logs import where
+
+_log = structlog.get_logger()
+
+DICOM = "application/dicom"
+
+# Of what is kept of each part in memory, which is a number each for its SOP Instance UID and its
+# content: as many bits as no two parts will have in common, and no more memory than for 64 of them.
+_DIGEST_BYTES = 15
+
+# Stands for the digest of a part that is no DICOM, which is skipped unread.
+_FOREIGN = "foreign"
+
+# How many instances of one upload, and of all, are on their way into the store at a time. Together
+# with the spool's threshold this bounds memory.
+_PUTS_PER_UPLOAD = 8
+_PUTS = 12
+
+# Between two calls of `between` while the store takes its time; less than half of the shortest
+# lease of an Idempotency-Key.
+_STORE_PAUSE_SECONDS = 0.5
+
+
+class ReceivedPart(Protocol):
+    """One part of the body; iterating it yields its bytes as they arrive."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def media_type(self) -> MediaType: ...
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+def _is_dicom(part: ReceivedPart) -> bool:
+    """A part without a Content-Type is taken for DICOM; many senders leave it out."""
+    return part.media_type.type in ("", DICOM)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may bring; sizes in bytes, and `upload` is the longest time it may take."""
+
+    part_bytes: int
+    parts: int
+    spool_memory_bytes: int
+    min_free_bytes: int
+    upload: timedelta
+    structure: StructureLimits = DEFAULT
+
+    def check_number(self, part: ReceivedPart) -> None:
+        """Raises `TooLarge` for a part too many."""
+        if part.number > self.parts:
+            raise TooLarge(f"the request has more parts than the limit of {self.parts}")
+
+    def instance_bytes(self, vae: Vae | None) -> int:
+        of_vae = vae.max_instance_bytes if vae else None
+        return min(self.part_bytes, of_vae) if of_vae else self.part_bytes
+
+
+@dataclass(frozen=True)
+class _Putting:
+    """An instance on its way into the store."""
+
+    instance: StoredInstance
+    put: "Future[None]"
+
+
+class Uploads:
+    """What all uploads of a process share: `store`, the threads that put into it, and the spool."""
+
+    def __init__(
+        self, store: ObjectStore, putters: ThreadPoolExecutor, spool_folder: Path, limits: Limits
+    ) -> None:
+        self.store = store
+        self.putters = putters
+        self.room = BoundedSemaphore(_PUTS)
+        self.spool_folder = spool_folder
+        self.limits = limits
+
+    def check_room(self) -> None:
+        """Raises `StoreFull` where store or spool are past their watermark."""
+        self.store.check_room()
+        check_room(self.spool_folder, self.limits.min_free_bytes)
+
+    def digests(self, parts: Iterable[ReceivedPart], vae: Vae | None) -> Iterator[str]:
+        """What `Upload.fingerprint` is made of, of a body that is sent again and not kept.
+
+        Raises `TooLarge` where `Upload.receive` does.
+        """
+        for part in parts:
+            self.limits.check_number(part)
+            if not _is_dicom(part):
+                yield _FOREIGN
+                continue
+            digest = sha256()
+            for data in _pieces(part, self.limits.instance_bytes(vae)):
+                digest.update(data)
+            yield digest.hexdigest()
+
+
+def _pieces(part: ReceivedPart, most_bytes: int) -> Iterator[bytes]:
+    """The part's bytes as they arrive. Raises `TooLarge`."""
+    size_bytes = 0
+    for data in part:
+        size_bytes += len(data)
+        if size_bytes > most_bytes:
+            raise TooLarge(f"part {part.number} is over the limit of {most_bytes} bytes")
+        yield data
+
+
+class Upload:
+    """The parts of one request and what becomes of them, which `stored` and `failed` say.
+
+    Of each part little is kept in memory; the rest is spooled, until `close`.
+    """
+
+    def __init__(
+        self,
+        payload_id: str,
+        uploads: Uploads,
+        attachments: Attachments,
+        *,
+        vae: Vae | None,
+        study_uid: str | None,
+        between: Callable[[], None],
+    ) -> None:
+        """`study_uid` is that of the URL. `between` is called between two pieces, and now and then
+        while the store is slow."""
+        self.fingerprint = Fingerprint()
+        self.outcomes: Counter[str] = Counter()
+        self.stored_bytes = 0
+        self._payload_id = payload_id
+        self._prefix = f"{payload_id}/"
+        self._store = uploads.store
+        self._attachments = attachments
+        self._putters = uploads.putters
+        self._room = uploads.room
+        self._spool_folder = uploads.spool_folder
+        self._limits = uploads.limits
+        self._vae = vae
+        self._study_uid = study_uid
+        self._part_bytes = uploads.limits.instance_bytes(vae)
+        self._between = between
+        self._contents: dict[int, int] = {}
+        self._instances = SpooledList(self._spool_folder, MAX_INLINE_BYTES, load_instance)
+        self._failures = SpooledList(self._spool_folder, MAX_INLINE_BYTES, _failure)
+        self._unsettled: deque[_Putting | Failed] = deque()
+        self._has_attached = False
+        self._foreign_parts = 0
+        self._full: StoreFull | None = None
+        self._store_is_away = False
+
+    def receive(self, part: ReceivedPart) -> None:
+        """Read a part to its end, and have it stored unless something is wrong with it."""
+        self._limits.check_number(part)
+        if not _is_dicom(part):
+            self._foreign_parts += 1
+            self.fingerprint.add(_FOREIGN)
+            self._fail(
+                FailureReason.CANNOT_UNDERSTAND,
+                f"part {part.number}: its Content-Type is not {DICOM}",
+            )
+            return
+        with ExitStack() as spooled:
+            spool = spooled.enter_context(
+                Spool(self._spool_folder, self._limits.spool_memory_bytes)
+            )
+            head_start = spooled.enter_context(
+                closing(HeadStart(self._store, spool, DICOM, self._part_bytes, self._key_of_new))
+            )
+            for data in _pieces(part, self._part_bytes):
+                spool.write(data)
+                head_start.proceed()
+                self._between()
+            self.fingerprint.add(spool.sha256)
+            checked = self._check(part.number, spool)
+            if checked is None:
+                return
+            identity, structure = checked
+            if self._is_new(part.number, identity, spool.sha256):
+                self._await_turn()
+                self._store_spooled(
+                    identity, structure, spool, head_start.put, spooled.pop_all().close
+                )
+
+    def _check(self, number: int, spool: Spool) -> tuple[Identity, Structure] | None:
+        try:
+            with spool.view() as data:
+                structure = check_structure(data, spool.scratch, self._limits.structure)
+            identity = identify(structure)
+            why = refusal(self._vae, identity, modality(structure)) if self._vae else None
+            if why is None:
+                return identity, structure
+            self._fail(
+                why.reason,
+                f"part {number}: {why.words}",
+                identity.sop_class_uid,
+                identity.sop_instance_uid,
+            )
+        except InstanceRefused as refused:
+            self._fail(
+                FailureReason(refused.failure_reason),
+                f"part {number}: {refused}",
+                refused.sop_class_uid,
+                refused.sop_instance_uid,
+            )
+        except StowgateError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            # One instance that our own check trips over must not cost the sender the others. The
+            # error's text may hold a value of the dataset, so only its kind and place are logged.
+            _log.error(
+                "instance could not be checked",
+                part=number,
+                error=type(error).__name__,
+                place=where(error),
+            )
+            self._fail(
+                FailureReason.PROCESSING_FAILURE,
+                f"part {number}: an error of this service while it checked the instance",
+            )
+        return None
+
+    def _key_of_new(self, identity: Identity) -> str | None:
+        """None where the request brought that instance before."""
+        if _uid_digest(identity) in self._contents:
+            return None
+        return self._prefix + instance_path(
+            identity.study_uid, identity.series_uid, identity.sop_instance_uid
+        )
+
+    def _is_new(self, number: int, identity: Identity, sha256: str) -> bool:
+        """False for an instance that the request brought before; no failure if it is equal."""
+        first = self._contents.get(_uid_digest(identity))
+        if first is None:
+            return True
+        if first != _content_digest(sha256):
+            self._fail(
+                FailureReason.DUPLICATE_SOP_INSTANCE,
+                f"part {number}: its SOP Instance UID came before in this request with other bytes",
+                identity.sop_class_uid,
+                identity.sop_instance_uid,
+            )
+        return False
+
+    def _await_turn(self) -> None:
+        self._settle_to(_PUTS_PER_UPLOAD - 1)
+        while not self._room.acquire(timeout=_STORE_PAUSE_SECONDS):
+            self._between()
+
+    def _store_spooled(
+        self,
+        identity: Identity,
+        structure: Structure,
+        spool: Spool,
+        put_under: Callable[[str], None],
+        close: Callable[[], None],
+    ) -> None:
+        instance = StoredInstance(
+            sop_class_uid=identity.sop_class_uid,
+            sop_instance_uid=identity.sop_instance_uid,
+            study_uid=identity.study_uid,
+            series_uid=identity.series_uid,
+            size_bytes=spool.size_bytes,
+            sha256=spool.sha256,
+            left_out=structure.left_out,
+        )
+        put = self._putters.submit(put_under, self._prefix + instance.path)
+        put.add_done_callback(lambda _: self._free(close))
+        self._unsettled.append(_Putting(instance, put))
+        self._contents[_uid_digest(identity)] = _content_digest(spool.sha256)
+
+    def _free(self, close: Callable[[], None]) -> None:
+        try:
+            close()
+        finally:
+            self._room.release()
+
+    def _settle_to(self, count: int) -> None:
+        """Wait for the store until so many are unsettled. One is in that list until it is, so that
+        `discard` waits for it too."""
+        while len(self._unsettled) > count:
+            first = self._unsettled[0]
+            self._note(first if isinstance(first, Failed) else self._settled(first))
+            self._unsettled.popleft()
+
+    def _settled(self, putting: _Putting) -> StoredInstance | Failed:
+        error = self._error_of(putting.put)
+        if error is None:
+            return putting.instance
+        # A full store fails one instance; any other error of the store fails the request.
+        if not isinstance(error, StoreFull):
+            raise error
+        self._full = error
+        return Failed(
+            FailureReason.OUT_OF_RESOURCES,
+            f"{error}; send it again when there is room",
+            putting.instance.sop_class_uid,
+            putting.instance.sop_instance_uid,
+        )
+
+    def _error_of(self, put: "Future[None]") -> BaseException | None:
+        while not wait([put], _STORE_PAUSE_SECONDS).done:
+            self._between()
+        error = put.exception()
+        self._store_is_away = isinstance(error, StoreUnavailable)
+        return error
+
+    def _note(self, outcome: StoredInstance | Failed) -> None:
+        if isinstance(outcome, Failed):
+            self._failures.append(outcome)
+            self.outcomes[f"{outcome.reason:04X}"] += 1
+        else:
+            self._instances.append(outcome)
+            self.stored_bytes += outcome.size_bytes
+            warning = self._warning(outcome)
+            self.outcomes[f"{warning:04X}" if warning else "stored"] += 1
+
+    def _fail(
+        self,
+        reason: FailureReason,
+        detail: str,
+        sop_class_uid: str | None = None,
+        sop_instance_uid: str | None = None,
+    ) -> None:
+        self._settle_to(_PUTS_PER_UPLOAD - 1)
+        self._unsettled.append(Failed(reason, detail, sop_class_uid, sop_instance_uid))
+
+    def finish(self) -> None:
+        """Wait for the store. To be called once the body has ended properly."""
+        self._settle_to(0)
+        if self._foreign_parts and self._foreign_parts == self.outcomes.total():
+            raise UnsupportedMediaType(f"no part of the request is {DICOM}")
+        if self._full and not self.stored_count:
+            raise self._full
+
+    @property
+    def stored_count(self) -> int:
+        return len(self._instances)
+
+    @property
+    def failed_count(self) -> int:
+        return len(self._failures)
+
+    def stored(self) -> Iterator[Stored]:
+        for instance in self._instances:
+            yield Stored(
+                instance.sop_class_uid,
+                instance.sop_instance_uid,
+                instance.study_uid,
+                instance.series_uid,
+                self._warning(instance),
+            )
+
+    def failed(self) -> Iterator[Failed]:
+        return iter(self._failures)
+
+    def _warning(self, instance: StoredInstance) -> WarningReason | None:
+        if self._study_uid in (None, instance.study_uid):
+            return None
+        return WarningReason.DATASET_DOES_NOT_MATCH_SOP_CLASS
+
+    def recorded_instances(self) -> tuple[StoredInstance, ...] | None:
+        """Those for the record; None where they are too many for it, and were attached.
+
+        Raises as `attach`.
+        """
+        if self._instances.spool.size_bytes <= MAX_INLINE_BYTES:
+            return tuple(self._instances)
+        self.attach(Attachment.INSTANCES, self._instances.spool)
+        return None
+
+    def attach(self, name: Attachment, spool: Spool) -> None:
+        """Store what the record will be too small for. Raises what the object store raises."""
+        self._has_attached = True
+        put = self._putters.submit(
+            self._attachments.put,
+            self._payload_id,
+            name,
+            spool.open(),
+            spool.size_bytes,
+            spool.sha256,
+        )
+        try:
+            error = self._error_of(put)
+        finally:
+            wait([put])
+        if error is not None:
+            raise error
+
+    def discard(self) -> None:
+        """Remove what was stored of a request that is not acknowledged.
+
+        A store that does not answer is left to the sweep, as the sender waits for its answer.
+        """
+        wait([one.put for one in self._unsettled if isinstance(one, _Putting)])
+        if not self._contents or self._store_is_away:
+            return
+        try:
+            if self._has_attached:
+                # Before the instances, by which the sweep finds what is left.
+                self._attachments.remove(self._payload_id)
+            self._store.delete(found.key for found in self._store.list(self._prefix))
+        except StowgateError as error:
+            _log.warning(
+                "objects of a refused upload are left to the sweep",
+                prefix=self._prefix,
+                error=str(error),
+            )
+
+    def close(self) -> None:
+        self._instances.spool.close()
+        self._failures.spool.close()
+
+
+def _failure(row: dict[str, Any]) -> Failed:
+    return Failed(**{**row, "reason": FailureReason(row["reason"])})
+
+
+def _uid_digest(identity: Identity) -> int:
+    uid = identity.sop_instance_uid.encode()
+    return int.from_bytes(blake2b(uid, digest_size=_DIGEST_BYTES).digest())
+
+
+def _content_digest(sha256: str) -> int:
+    return int(sha256[: 2 * _DIGEST_BYTES], 16)

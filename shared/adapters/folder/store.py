@@ -1,0 +1,394 @@
+"""The object store on a folder, for one machine: what it promises is S3's promise, kept with POSIX.
+
+Everything is written to `.tmp/` first, made durable, and then moved to its name in one step; names
+that begin with a dot are the store's own. Whatever changes a name in the bucket does so under one
+`flock`, which ends with the process that held it.
+
+Two fsyncs make an object durable: of the file, and of its folder. The folders above, where they are
+new, came first, and a journal is written in its order (ext4, XFS, Btrfs). What was deleted may come
+back after a power failure.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from shared.errors import (
+    ObjectMissing,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+    StowgateError,
+    VersionConflict,
+)
+from shared.ports import ListedObject, StoredObject, Writing, check_key, check_prefix
+from shared.runtime.disk import has_room, sync_folder
+
+_PIECE_BYTES = 1024 * 1024
+_LEFTOVER_SECONDS = 3600.0
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {
+    errno.EACCES: "this user may not; look at the owner and mode of the folder",
+    errno.EPERM: "the file system does not allow it; look at the folder, and whether it is local",
+    errno.EROFS: "the file system is read-only; look at its mount",
+    errno.ENOENT: "the bucket is not there; could it not be made, or is its disk not mounted? "
+    "(STOWGATE_DATA)",
+    errno.ENOTDIR: "an object is in the way, its key being the beginning of this one",
+    errno.EEXIST: "an object is in the way, its key being the beginning of this one",
+    errno.EISDIR: "there are objects whose keys begin with this one and a slash",
+}
+
+
+class FolderObjectStore:
+    """One bucket in the folder `root`. Safe between threads and between processes.
+
+    `min_free_bytes` is the watermark: with less than that free, `check_room` raises. Content types
+    are not kept. A version is the SHA-256 of the object's bytes.
+    """
+
+    def __init__(self, root: Path, *, min_free_bytes: int = 0) -> None:
+        self._root = root
+        self._min_free_bytes = min_free_bytes
+        self._temporary = root / ".tmp"
+        self._lock = root / ".lock"
+
+    def prepare(self) -> None:
+        """Create the bucket where it is missing, and remove what killed processes left behind."""
+        with self._typed("prepare the bucket"):
+            if not self._root.is_dir():
+                self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                sync_folder(self._root.parent)
+            self._temporary.mkdir(exist_ok=True)
+            self._lock.touch()
+            sync_folder(self._root)
+            now = time.time()
+            for leftover in self._temporary.iterdir():
+                with suppress(FileNotFoundError):  # gone meanwhile: finished, or removed by another
+                    # One from long after now was left when the clock was ahead.
+                    if abs(now - leftover.stat().st_mtime) > _LEFTOVER_SECONDS:
+                        leftover.unlink()
+
+    def put(
+        self,
+        key: str,
+        data: BinaryIO,
+        size_bytes: int,
+        content_type: str,  # noqa: ARG002 - a file has none
+        sha256: str | None = None,  # noqa: ARG002 - nothing lies between
+    ) -> None:
+        """Write `size_bytes` from `data`, all or nothing, over what may be there.
+
+        Raises `ValueError` where `data` ends early; what `data` raises passes through.
+        """
+        path = self._path(key)
+        with self._written(_pieces(data, size_bytes), f"put {key}") as temporary:
+            self._place(path, f"put {key}", lambda: temporary.move(path))
+
+    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:  # noqa: ARG002
+        """Nothing is written before all of `data` is there: on one disk nothing is gained by it."""
+        check_key(key)
+        return _PutAtTheEnd(lambda size_bytes: self.put(key, data, size_bytes, content_type))
+
+    def create(
+        self,
+        key: str,
+        data: bytes,
+        content_type: str,  # noqa: ARG002 - a file has none
+    ) -> str:
+        """Write only where nothing is, and return the version. Raises `VersionConflict`."""
+        path = self._path(key)
+        with self._written([data], f"create {key}") as temporary:
+            is_ours = False
+
+            def link() -> None:
+                nonlocal is_ours
+                try:
+                    os.link(temporary.path, path)
+                    is_ours = True
+                except FileExistsError as error:
+                    raise VersionConflict(f"{self._root}: {key} exists already") from error
+
+            try:
+                self._place(path, f"create {key}", link)
+            except StowgateError as error:
+                # Whoever looks whether it was written all the same must not find what no disk has.
+                if is_ours:
+                    try:
+                        os.unlink(path)
+                    except OSError:
+                        # It shows, and may be on no disk: nobody is to look for it and believe it.
+                        raise StoreRefused(f"{error}, and {key} cannot be removed again") from error
+                raise
+        return _version(data)
+
+    def replace(
+        self,
+        key: str,
+        data: bytes,
+        version: str,
+        content_type: str,  # noqa: ARG002 - a file has none
+    ) -> str:
+        """Write only over that version, and return the new one. Raises `VersionConflict`."""
+        path = self._path(key)
+        with self._written([data], f"replace {key}") as temporary:
+
+            def swap() -> None:
+                try:
+                    found = _version(_read(path))
+                except FileNotFoundError as error:
+                    raise VersionConflict(f"{self._root}: there is no {key} any more") from error
+                if found != version:
+                    raise VersionConflict(f"{self._root}: {key} has another version by now")
+                temporary.move(path)
+
+            self._place(path, f"replace {key}", swap)
+        return _version(data)
+
+    def get(self, key: str) -> StoredObject:
+        """Read a whole small object. Raises `ObjectMissing`."""
+        with self._reading(key) as path:
+            data = _read(path)
+        return StoredObject(data, _version(data))
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Read `length` bytes from offset `start`, fewer at the end. Raises `ObjectMissing`."""
+        if start < 0 or length < 0:
+            raise ValueError(f"no such range: {length} bytes from {start}")
+        with self._reading(key) as path, _opened(path) as file:
+            return os.pread(file, length, start)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
+        """Every object under `prefix` behind `after`, in the byte order of whole keys, as S3 does.
+
+        Reads the names of one folder at a time, and of none that lies before `after`.
+        """
+        check_prefix(prefix)
+        self._require_bucket(f"list {prefix!r}")
+        return self._walk(prefix, after)
+
+    def folders(self, after: str) -> Iterator[str]:
+        """The names of the folders at the top behind `after`, in order."""
+        self._require_bucket("list")
+        with self._typed("list"):
+            names = [name.removesuffix("/") for name in _names(self._root) if name.endswith("/")]
+        return (name for name in names if name > after)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove these and the folders that they leave empty; nothing there is no error."""
+        failure: StowgateError | None = None
+        for key in keys:
+            try:
+                self._delete(key)
+            except StowgateError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _delete(self, key: str) -> None:
+        path = self._path(key)
+        nothing_there = suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        with self._typed(f"delete {key}"), self._locked(), nothing_there:
+            os.unlink(path)
+            self._remove_empty_folders(key)
+
+    def check_room(self) -> None:
+        """Raises `StoreFull` where fewer than `min_free_bytes` are free to this user."""
+        with self._typed("look at the free space"):
+            if not has_room(self._root, self._min_free_bytes):
+                raise StoreFull(
+                    f"{self._root}: its disk has less free than STOWGATE_MIN_FREE_BYTES, which is "
+                    f"{self._min_free_bytes}; free some space"
+                )
+
+    def ping(self) -> None:
+        """Return when the bucket is there and can be written to."""
+        self._require_bucket("reach the bucket")
+        if not os.access(self._temporary, os.W_OK | os.X_OK):
+            raise StoreRefused(f"{self._root}: cannot be written to by user {os.geteuid()}")
+
+    def _path(self, key: str) -> str:
+        check_key(key)
+        return f"{self._root}/{key}"
+
+    def _require_bucket(self, doing: str) -> None:
+        # An unmounted disk must not look like an empty bucket.
+        with self._typed(doing):
+            os.stat(self._temporary)
+
+    @contextmanager
+    def _typed(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            what = f"{self._root}: cannot {doing}: {error.strerror}"
+            if error.errno in _FULL:
+                raise StoreFull(f"{what}; free some space or give the store more") from error
+            if error.errno in _REFUSED:
+                raise StoreRefused(f"{what}; {_REFUSED[error.errno]}") from error
+            raise StoreUnavailable(f"{what}; look at the disk and the system log") from error
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[str]:
+        path = self._path(key)
+        with self._typed(f"read {key}"):
+            try:
+                yield path
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+                self._require_bucket(f"read {key}")
+                raise ObjectMissing(f"{self._root}: there is no {key}") from error
+
+    @contextmanager
+    def _written(self, pieces: Iterable[bytes], doing: str) -> Iterator["_Temporary"]:
+        """A durable temporary file of these pieces, gone afterwards.
+
+        What the source of the pieces raises is not the store's failure and stays as it is.
+        """
+        temporary = _Temporary(f"{self._temporary}/{uuid.uuid4().hex}")
+        with self._typed(doing):
+            file = os.open(temporary.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            try:
+                for piece in pieces:
+                    with self._typed(doing):
+                        _write(file, piece)
+                with self._typed(doing):
+                    os.fsync(file)
+            finally:
+                os.close(file)
+            yield temporary
+        finally:
+            if not temporary.has_moved:
+                with suppress(OSError):  # `prepare` removes it some day
+                    os.unlink(temporary.path)
+
+    def _place(self, path: str, doing: str, move: Callable[[], None]) -> None:
+        folder = os.path.dirname(path)
+        with self._typed(doing), self._locked():
+            try:
+                move()
+            except FileNotFoundError:
+                os.makedirs(folder, exist_ok=True)
+                move()
+        # Where the folder is gone, so is the object: deleted since.
+        with self._typed(doing), suppress(FileNotFoundError):
+            sync_folder(folder)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        file = os.open(self._lock, os.O_RDWR)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+    def _remove_empty_folders(self, key: str) -> None:
+        """Remove the folder of that key and those above it as far as they are empty."""
+        while folder := os.path.dirname(key):
+            try:
+                os.rmdir(f"{self._root}/{folder}")
+            except OSError:  # not empty; and an empty one that stays harms nobody
+                break
+            key = folder
+
+    def _walk(self, folder: str, after: str) -> Iterator[ListedObject]:
+        with self._typed(f"list {folder!r}"):
+            names = _names(self._root / folder)
+        for name in names:
+            key = folder + name
+            if name.endswith("/"):
+                if key > after or after.startswith(key):
+                    yield from self._walk(key, after)
+            elif key > after:
+                try:
+                    found = os.stat(self._root / key)
+                except FileNotFoundError:  # deleted since
+                    continue
+                modified_at = datetime.fromtimestamp(found.st_mtime, UTC)
+                yield ListedObject(key, found.st_size, modified_at)
+
+
+@dataclass
+class _Temporary:
+    path: str
+    has_moved: bool = False
+
+    def move(self, path: str) -> None:
+        os.replace(self.path, path)
+        self.has_moved = True
+
+
+@dataclass(frozen=True)
+class _PutAtTheEnd:
+    put: Callable[[int], None]
+    has_failed: bool = False
+
+    def proceed(self, size_bytes: int) -> None:
+        pass
+
+    def finish(self, size_bytes: int) -> None:
+        self.put(size_bytes)
+
+    def abandon(self) -> None:
+        pass
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder, those of folders with a `/` behind them, in the order of S3.
+
+    Code points sort as their UTF-8 bytes do, and with its `/` a folder sorts as the keys below it.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
+                for entry in entries
+                if not entry.name.startswith(".")
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _pieces(data: BinaryIO, size_bytes: int) -> Iterator[bytes]:
+    missing = size_bytes
+    while missing:
+        piece = data.read(min(missing, _PIECE_BYTES))
+        if not piece:
+            raise ValueError(f"the data ended {missing} bytes short of {size_bytes}")
+        missing -= len(piece)
+        yield piece
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _read(path: str) -> bytes:
+    """Without what Python's own files ask the system besides."""
+    with _opened(path) as file:
+        return b"".join(iter(lambda: os.read(file, _PIECE_BYTES), b""))
+
+
+def _write(file: int, piece: bytes) -> None:
+    rest = memoryview(piece)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def _version(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,586 @@
+"""Events over RabbitMQ (AMQP 0-9-1), for 3.10 and later.
+
+Publisher and consumer each keep a connection of their own, so that a memory alarm, which stops
+connections that publish, does not stop the consumer. Only this module and its connection's import
+pika.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+from pika.channel import Channel
+from pika.exceptions import AMQPError, ChannelClosedByBroker, ChannelClosedByClient
+from pika.spec import Basic, BasicProperties, Queue
+
+from shared.adapters.queues import EventQueue, TopicExchange, rejection
+from shared.adapters.rabbitmq.connection import (
+    NOT_FOUND,
+    PRECONDITION_FAILED,
+    RabbitConnection,
+    cause_in_words,
+    close_channel,
+    is_refusal,
+)
+from shared.errors import BrokerUnavailable, MessageRefused, Unroutable
+from shared.ports import Message
+
+_CLOSE_SECONDS = 1.0
+_PING_SECONDS = 3.0
+
+# A line of 1 Mbit/s: what a message may take beside the time that the broker has for its confirm.
+_SLOW_LINE_BYTES_PER_SECOND = 125_000
+
+# A larger message has a channel of its own: where the broker refuses it, it closes the channel, and
+# with that goes all that is under way on it.
+_LARGE_BYTES = 64 << 10
+
+# Publications whose confirms are still to come; a broker that has no confirm for more gets no more.
+_MAX_OPEN = 1000
+
+_TICKS_BETWEEN_QUEUE_LOOKS = 5
+
+# RabbitMQ 3.8 and later, of a message over its `max_message_size`.
+_TOO_LARGE = re.compile(r"message size (\d+) is larger than")
+
+
+class RabbitEventPublisher:
+    """Publishes with `mandatory` and publisher confirms, many threads at once over one connection.
+
+    `topology` is declared on every connect, so that events published before any consumer ran are
+    kept. With an `expected_queue`, which is somebody else's to declare, nothing is published while
+    that is missing, though another queue may take it; it is looked for every few seconds.
+
+    The broker's confirm is overdue after `confirm_seconds` and the time that a slow line takes for
+    the message and those before it. That ends nothing: the publication goes on for as long as the
+    connection lives, and that goes when nothing comes from the broker any more.
+
+    `url` is `amqp(s)://user:password@host:port/vhost`, its parts percent-encoded. Connects at the
+    first use, so that it may be made before a fork. Raises ValueError for a bad URL.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "stowgate publisher",
+        topology: Sequence[EventQueue | TopicExchange],
+        expected_queue: str | None = None,
+        confirm_seconds: float = 10.0,
+        answer_seconds: float = _PING_SECONDS,
+    ) -> None:
+        self._confirm_seconds = confirm_seconds
+        self._answer_seconds = answer_seconds
+        self._connection = RabbitConnection(
+            url,
+            name=name,
+            topology=topology,
+            prefetch_count=0,
+            set_up=self._set_up,
+            on_tick=self._on_tick,
+            on_down=self._on_down,
+        )
+        self._expected_queue = _ExpectedQueue(expected_queue, self._connection)
+        self.overdue: str | None = None
+        # From here on only the I/O thread's.
+        self._shared = _Confirms(self._connection)
+        self._open: dict[_Key, _Publication] = {}
+        self._open_bytes = 0
+
+    def start(self) -> None:
+        """Begin to connect, without waiting for it."""
+        self._connection.start()
+
+    def begin(self, message: Message) -> "_Publication":
+        self._connection.require(self._answer_seconds)
+        self._expected_queue.check(self._answer_seconds)
+        publication = _Publication(message, self._connection, self._confirm_seconds)
+        if not self._connection.call(partial(self._send, publication)):
+            raise self._connection.unavailable("its connection is being made anew")
+        return publication
+
+    def publish(self, message: Message) -> None:
+        publication = self.begin(message)
+        while not publication.wait(publication.left_seconds):
+            if publication.overdue is not None:
+                raise BrokerUnavailable(publication.overdue)
+
+    def ping(self) -> None:
+        if self._expected_queue.name is None:
+            self._connection.ask(_open_and_close, self._answer_seconds)
+        else:
+            # The looks for the queue ask all the time. An answer to one more would have to wait
+            # behind the bytes of the requests that are under way.
+            self._connection.require(self._answer_seconds)
+            self._expected_queue.check(self._answer_seconds)
+
+    def close(self) -> None:
+        self._connection.close(_CLOSE_SECONDS)
+
+    def _set_up(self, channel: Channel, ready: Callable[[], None]) -> None:
+        def confirming() -> None:
+            ready()
+            self._expected_queue.look()
+
+        self._shared = _Confirms(self._connection)
+        self._shared.start(channel, confirming)
+
+    def _send(self, publication: "_Publication") -> None:
+        if not publication.fate.set_running_or_notify_cancel():
+            return
+        under_way = self._open.get(publication.key)
+        if under_way is not None:
+            publication.join(under_way)
+            return
+        try:
+            channel = self._connection.usable_channel()
+            if len(self._open) >= _MAX_OPEN:
+                raise self._connection.unavailable(
+                    f"{_MAX_OPEN} messages are on their way to it and not confirmed yet"
+                )
+            self._keep(publication)
+            if publication.size_bytes > _LARGE_BYTES:
+                self._send_alone(publication)
+            else:
+                self._shared.send(channel, publication)
+        except BrokerUnavailable as error:
+            publication.fail(error)
+
+    def _keep(self, publication: "_Publication") -> None:
+        """Remember it until its fate is known."""
+
+        def forget(_: Future[None]) -> None:
+            del self._open[publication.key]
+            self._open_bytes -= publication.size_bytes
+
+        self._open[publication.key] = publication
+        self._open_bytes += publication.size_bytes
+        publication.due_in(self._confirm_seconds + self._open_bytes / _SLOW_LINE_BYTES_PER_SECOND)
+        publication.fate.add_done_callback(forget)
+
+    def _send_alone(self, publication: "_Publication") -> None:
+        confirms = _Confirms(self._connection)
+
+        def on_open(channel: Channel) -> None:
+            confirms.start(channel, lambda: confirms.send(channel, publication))
+
+        def on_closed(channel: Channel, error: Exception) -> None:
+            if is_refusal(error, PRECONDITION_FAILED):
+                publication.refuse(error)
+            elif isinstance(error, ChannelClosedByBroker):
+                publication.fail(self._connection.unavailable(cause_in_words(error)))
+                self._connection.drop(channel, cause_in_words(error))
+
+        channel = self._connection.open_channel(on_open, on_closed)
+        publication.fate.add_done_callback(lambda _: close_channel(channel))
+
+    def _on_tick(self) -> None:
+        overdue = (publication.overdue for publication in self._open.values())
+        self.overdue = next(filter(None, overdue), None)
+        self._expected_queue.on_tick()
+
+    def _on_down(self, cause: str, error: BaseException | None) -> None:
+        refused = self._shared.refused(error)
+        if refused is not None:
+            refused.refuse(error)
+        for publication in list(self._open.values()):
+            publication.fail(
+                self._connection.unavailable(
+                    f"{cause}; the message was not confirmed, but may have arrived"
+                )
+            )
+        self.overdue = None
+        self._expected_queue.forget()
+
+
+class _ExpectedQueue:
+    """Whether somebody else's queue is there, as it was seen last; nothing without a name.
+
+    `check` is for any thread, all else for the I/O thread.
+    """
+
+    def __init__(self, name: str | None, connection: RabbitConnection) -> None:
+        self.name = name
+        self._connection = connection
+        self._is_known = threading.Event()
+        self._missing: str | None = None
+        self._looking = False
+        self._ticks = 0
+
+    def check(self, answer_seconds: float) -> None:
+        """Raises `Unroutable` while it is missing, and `BrokerUnavailable` where that is not known,
+        after a wait of `answer_seconds`."""
+        if self.name is None:
+            return
+        if not self._is_known.wait(answer_seconds):
+            raise self._connection.unavailable(
+                f"it has not answered yet whether there is a queue {self.name!r}"
+            )
+        if self._missing is not None:
+            raise Unroutable(self._missing)
+
+    def on_tick(self) -> None:
+        self._ticks += 1
+        if self._ticks % _TICKS_BETWEEN_QUEUE_LOOKS == 0:
+            self.look()
+
+    def look(self) -> None:
+        """Ask, on a channel of its own, as the answer that it is missing closes that."""
+        if self.name is None or self._looking:
+            return
+        try:
+            self._connection.open_channel(self._ask, self._on_answer)
+        except BrokerUnavailable:
+            return
+        self._looking = True
+
+    def forget(self) -> None:
+        """On the next connection it may be another broker."""
+        self._looking = False
+        self._is_known.clear()
+
+    def _ask(self, channel: Channel) -> None:
+        channel.queue_declare(self.name, passive=True, callback=lambda _: close_channel(channel))
+
+    def _on_answer(self, _channel: Channel, error: Exception) -> None:
+        self._looking = False
+        if is_refusal(error, NOT_FOUND):
+            self._missing = (
+                f"{self._connection.broker} has no queue {self.name!r}, and requests are held "
+                "until it has. Start the Workflow Manager, which declares it, or name the queue "
+                "that it has in STOWGATE_WORKFLOW_MANAGER_QUEUE"
+            )
+        elif isinstance(error, ChannelClosedByClient | ChannelClosedByBroker):
+            # Also where this user may not look: what is not known to be missing holds nothing.
+            self._missing = None
+        else:
+            return
+        self._is_known.set()
+
+
+_Key = tuple[str, str, str]
+
+
+class _Publication:
+    """A message on its way. Its fate is known to the I/O thread first, which alone decides it once
+    it has sent the message."""
+
+    def __init__(
+        self, message: Message, connection: RabbitConnection, confirm_seconds: float
+    ) -> None:
+        self.message = message
+        self.key: _Key = (message.message_id, message.exchange, message.routing_key)
+        self.size_bytes = len(message.body)
+        self.fate: Future[None] = Future()
+        self._connection = connection
+        self._begun_at = time.monotonic()
+        self._due_at = self._begun_at + confirm_seconds
+
+    @property
+    def left_seconds(self) -> float:
+        """Until it is overdue."""
+        return max(0.0, self._due_at - time.monotonic())
+
+    @property
+    def overdue(self) -> str | None:
+        if self.left_seconds:
+            return None
+        return (
+            f"{self._connection.broker} has not confirmed message {self.message.message_id}, of "
+            f"{self.size_bytes} bytes, for {time.monotonic() - self._begun_at:.0f} s; it may have "
+            "arrived all the same. See whether its queue has a leader, and whether the broker "
+            "keeps up"
+        )
+
+    def wait(self, seconds: float) -> bool:
+        try:
+            self.fate.result(seconds)
+        except TimeoutError:
+            # Where it was not even sent, nobody else decides its fate.
+            if self.overdue is not None and self.fate.cancel():
+                raise self._connection.unavailable("its connection takes no messages") from None
+            return False
+        return True
+
+    def due_in(self, seconds: float) -> None:
+        self._due_at = time.monotonic() + seconds
+
+    def join(self, under_way: "_Publication") -> None:
+        """Share the fate of an earlier publication of the same message."""
+
+        def share(fate: Future[None]) -> None:
+            error = fate.exception()
+            if error is None:
+                self.succeed()
+            else:
+                self.fail(error)
+
+        self._begun_at, self._due_at = under_way._begun_at, under_way._due_at
+        under_way.fate.add_done_callback(share)
+
+    def succeed(self) -> None:
+        if not self.fate.done():
+            self.fate.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.fate.done():
+            self.fate.set_exception(error)
+
+    def refuse(self, error: BaseException | None) -> None:
+        cause = "" if error is None else cause_in_words(error)
+        advice = (
+            "Raise max_message_size in its rabbitmq.conf, or have senders send fewer instances in "
+            "a request (STOWGATE_MAX_PARTS). Then replay the payload"
+            if _TOO_LARGE.search(cause)
+            else "Find out why in its log, and replay the payload"
+        )
+        self.fail(
+            MessageRefused(
+                f"{self._connection.broker} refuses message {self.message.message_id}, of "
+                f"{self.size_bytes} bytes, for good: {cause}. {advice}"
+            )
+        )
+
+
+class _Confirms:
+    """The publications on one channel whose confirms are still to come; on the I/O thread."""
+
+    def __init__(self, connection: RabbitConnection) -> None:
+        self._connection = connection
+        self._last_delivery_tag = 0
+        self._unconfirmed: dict[int, _Publication] = {}
+        self._returned: set[_Key] = set()
+
+    def start(self, channel: Channel, ready: Callable[[], None]) -> None:
+        channel.add_on_return_callback(self._on_return)
+        channel.confirm_delivery(self._on_confirm, callback=lambda _: ready())
+
+    def send(self, channel: Channel, publication: _Publication) -> None:
+        message = publication.message
+        try:
+            channel.basic_publish(
+                message.exchange,
+                message.routing_key,
+                message.body,
+                BasicProperties(
+                    content_type=message.content_type,
+                    delivery_mode=message.delivery_mode,
+                    message_id=message.message_id,
+                    correlation_id=message.correlation_id,
+                    type=message.type,
+                    app_id=message.app_id,
+                    timestamp=message.timestamp,
+                ),
+                mandatory=True,
+            )
+        except AMQPError as error:
+            publication.fail(self._connection.unavailable(cause_in_words(error)))
+        else:
+            self._last_delivery_tag += 1
+            self._unconfirmed[self._last_delivery_tag] = publication
+
+    def refused(self, error: BaseException | None) -> _Publication | None:
+        """The one that the broker closed the channel for, where it says that it is too large."""
+        found = _TOO_LARGE.search(cause_in_words(error)) if error is not None else None
+        if found is None or not is_refusal(error, PRECONDITION_FAILED):
+            return None
+        of_that_size = (p for p in self._unconfirmed.values() if p.size_bytes == int(found[1]))
+        return next(of_that_size, None)
+
+    def _on_return(
+        self, _channel: Channel, method: Basic.Return, properties: BasicProperties, _body: bytes
+    ) -> None:
+        self._returned.add((properties.message_id, method.exchange, method.routing_key))
+
+    def _on_confirm(self, frame: Any) -> None:
+        method = frame.method
+        confirmed = [
+            tag
+            for tag in self._unconfirmed
+            if tag == method.delivery_tag or (method.multiple and tag < method.delivery_tag)
+        ]
+        for tag in confirmed:
+            self._settle(self._unconfirmed.pop(tag), is_nack=isinstance(method, Basic.Nack))
+
+    def _settle(self, publication: _Publication, is_nack: bool) -> None:
+        message = publication.message
+        # A Basic.Return comes before the ack of the same publish, and bears no delivery tag.
+        if publication.key in self._returned:
+            self._returned.remove(publication.key)
+            publication.fail(
+                Unroutable(
+                    f"{self._connection.broker} has no queue for exchange {message.exchange!r} and "
+                    f"routing key {message.routing_key!r}, so message {message.message_id} came "
+                    "back. Start the service that declares it"
+                )
+            )
+        elif is_nack:
+            publication.fail(
+                self._connection.unavailable(
+                    f"it refused message {message.message_id} (basic.nack): its queue is full or "
+                    "has no leader"
+                )
+            )
+        else:
+            publication.succeed()
+
+
+class RabbitEventConsumer:
+    """Consumes one queue on one channel, `concurrency` events at a time.
+
+    The channel's prefetch count is `concurrency` too: each event that is delivered is in a
+    thread's hands at once and none waits behind another, so the crash that costs an event a
+    delivery costs it to those in hand only. Channels with a prefetch of one each would return the
+    same events. The threads are daemons, so that a handler that hangs cannot keep the process.
+
+    An event in hand when the connection is lost is delivered again, maybe while `handle` still
+    runs for the first delivery; that one's ack is then dropped.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        queue: EventQueue,
+        concurrency: int,
+        answer_seconds: float = 10.0,
+        close_seconds: float = 10.0,
+    ) -> None:
+        self._queue = queue
+        self._concurrency = concurrency
+        self._answer_seconds = answer_seconds
+        self._close_seconds = close_seconds
+        self._handle: Callable[[bytes], None] | None = None
+        self._threads: list[threading.Thread] = []
+        self._deliveries: SimpleQueue[_Delivery | None] = SimpleQueue()
+        self._closing = False
+        self._in_hand = 0
+        self._in_hand_changed = threading.Condition()
+        self._consumer_tag: str | None = None
+        self._connection = RabbitConnection(
+            url,
+            name="stowgate consumer",
+            topology=[queue],
+            prefetch_count=concurrency,
+            set_up=self._set_up,
+        )
+
+    def start(self, handle: Callable[[bytes], None]) -> None:
+        if self._handle is not None:
+            raise RuntimeError("this consumer is started already")
+        self._handle = handle
+        for number in range(self._concurrency):
+            thread = threading.Thread(
+                target=self._work, args=[handle], name=f"event-handler-{number}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+        self._connection.start()
+        self._connection.call(self._consume_if_connected)
+
+    def backlog(self) -> int:
+        return int(self._look(self._answer_seconds).message_count)
+
+    def consumers(self) -> int:
+        return int(self._look(self._answer_seconds).consumer_count)
+
+    def ping(self) -> None:
+        if self._closing:
+            raise self._connection.unavailable("this consumer is closed")
+        self._look(min(_PING_SECONDS, self._answer_seconds))
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        self._connection.call(self._cancel)
+        with self._in_hand_changed:
+            self._in_hand_changed.wait_for(lambda: self._in_hand == 0, self._close_seconds)
+        for _ in self._threads:
+            self._deliveries.put(None)
+        # What is still unacknowledged goes back to its queue when the channel closes.
+        self._connection.close(_CLOSE_SECONDS)
+
+    def _set_up(self, channel: Channel, ready: Callable[[], None]) -> None:
+        self._consumer_tag = None
+        if self._handle is None:
+            ready()
+        else:
+            self._consume(channel, ready)
+
+    def _consume_if_connected(self) -> None:
+        channel = self._connection.channel
+        if channel is not None and self._consumer_tag is None:
+            self._consume(channel, lambda: None)
+
+    def _consume(self, channel: Channel, ready: Callable[[], None]) -> None:
+        channel.add_on_cancel_callback(
+            lambda _: self._connection.drop(
+                channel, f"it cancelled the consumer: queue {self._queue.queue!r} was deleted"
+            )
+        )
+        self._consumer_tag = channel.basic_consume(
+            self._queue.queue, self._on_delivery, callback=lambda _: ready()
+        )
+
+    def _cancel(self) -> None:
+        channel = self._connection.channel
+        if channel is not None and self._consumer_tag is not None:
+            channel.basic_cancel(self._consumer_tag)
+
+    def _on_delivery(
+        self, channel: Channel, method: Basic.Deliver, _properties: BasicProperties, body: bytes
+    ) -> None:
+        with self._in_hand_changed:
+            self._in_hand += 1
+        self._deliveries.put(_Delivery(channel, method.delivery_tag, body))
+
+    def _work(self, handle: Callable[[bytes], None]) -> None:
+        while (delivery := self._deliveries.get()) is not None:
+            # Waiting behind a stale one, an event may have become stale itself.
+            if not self._closing and delivery.channel.is_open:
+                reason = rejection(handle, delivery.body, self._queue.queue)
+                self._connection.call(partial(delivery.settle, done=reason is None))
+            with self._in_hand_changed:
+                self._in_hand -= 1
+                self._in_hand_changed.notify_all()
+
+    def _look(self, answer_seconds: float) -> Queue.DeclareOk:
+        def look(channel: Channel, answer: Callable[[Queue.DeclareOk], None]) -> None:
+            channel.queue_declare(
+                self._queue.queue, passive=True, callback=lambda frame: answer(frame.method)
+            )
+
+        return self._connection.ask(look, answer_seconds)
+
+
+@dataclass(frozen=True)
+class _Delivery:
+    channel: Channel
+    delivery_tag: int
+    body: bytes
+
+    def settle(self, done: bool) -> None:
+        """Ack or reject; on the I/O thread.
+
+        A delivery tag means something on its own channel only. On any other it would settle
+        somebody else's event, or close the channel (AMQP 0-9-1, 1.8.3.13: unknown tag).
+        """
+        if not self.channel.is_open:
+            return
+        if done:
+            self.channel.basic_ack(self.delivery_tag)
+        else:
+            # Reject, because basic.nack no longer counts against the delivery limit since 4.3.
+            self.channel.basic_reject(self.delivery_tag, requeue=False)
+
+
+def _open_and_close(_channel: Channel, answer: Callable[[None], None]) -> None:
+    """The least that needs an answer: opening the channel was one."""
+    answer(None)

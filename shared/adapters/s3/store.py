@@ -1,0 +1,393 @@
+"""The object store on MinIO, or on any other that speaks plain S3."""
+
+import math
+import random
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http import HTTPStatus
+from threading import Lock
+from typing import Any, BinaryIO, Self
+from urllib.parse import urlsplit
+from uuid import uuid4
+from xml.etree import ElementTree
+
+import urllib3
+from minio import Minio
+from minio.datatypes import Object
+from minio.deleteobjects import DeleteObject
+from minio.error import InvalidResponseError, S3Error, ServerError
+from urllib3.exceptions import HTTPError, MaxRetryError
+
+from shared.adapters.s3.parts import PartsUpload
+from shared.adapters.s3.requests import PIECE_BYTES, BriefPool, SignedRequests, Window
+from shared.errors import (
+    ObjectMissing,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+    StowgateError,
+    VersionConflict,
+)
+from shared.ports import ListedObject, StoredObject, Writing, check_key, check_prefix
+from shared.runtime.threads import started_pool
+
+_CONNECT_SECONDS = 4.0
+_READ_SECONDS = 9.0
+# How long a store that said that it is full is believed to be.
+_FULL_SECONDS = 5.0
+
+_PART_BYTES = 8 * 1024 * 1024
+_MAX_PARTS = 10_000
+
+# Of all objects together: as many as keep a store busy.
+_PARTS_AT_ONCE = 4
+
+_KEYS_HINT = (
+    "look at STOWGATE_OBJECT_STORE_ACCESS_KEY and STOWGATE_OBJECT_STORE_SECRET_KEY, "
+    "and at what they may do there"
+)
+_BUCKET_HINT = "create the bucket, or look at STOWGATE_BUCKET and STOWGATE_STATE_BUCKET"
+_HINTS = {
+    "AccessDenied": _KEYS_HINT,
+    "InvalidAccessKeyId": _KEYS_HINT,
+    "SignatureDoesNotMatch": _KEYS_HINT,
+    "NoSuchBucket": _BUCKET_HINT,
+    "InvalidBucketName": _BUCKET_HINT,
+    "AuthorizationHeaderMalformed": "look at STOWGATE_OBJECT_STORE_REGION",
+    "PermanentRedirect": "look at STOWGATE_OBJECT_STORE_REGION",
+    "RequestTimeTooSkewed": "set the clocks of both machines",
+}
+_FULL_CODES = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded"}
+_PASSING_CODES = {
+    "BadDigest",
+    # Another operation on the key is under way, and says nothing of how that will end.
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "InternalError",
+    "OperationAborted",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "SlowDownRead",
+    "SlowDownWrite",
+    "XAmzContentSHA256Mismatch",
+}
+_PASSING_STATUSES = {408, 429}
+_PRECONDITION_FAILED = 412
+_INSUFFICIENT_STORAGE = 507
+
+# Names the write that an object comes from.
+_WRITE = "x-amz-meta-stowgate-write"
+
+# No conditional write is tried again later than this after its first attempt.
+_TRY_AGAIN_SECONDS = 5.0
+_FIRST_PAUSE_SECONDS = 0.05
+_MAX_PAUSE_SECONDS = 1.0
+
+
+class MinioObjectStore:
+    """One bucket of an S3 object store. Safe between threads; not to be taken through a fork.
+
+    Every request ends within 15 s, whether the store is dead, black-holed or silent: 4 s to
+    connect, 9 s for each answer, and no retry begun later than 2 s after the first attempt. A
+    refused connection fails at once. `put` of more than 8 MiB, `delete` of more than 1000 keys and
+    a long `list` take several requests, and a `put` that fails in the middle one more to clear up.
+    A conditional write whose answer leaves open what happened looks for its object and is tried
+    again, for 5 s; in a silent store it ends within 30 s. A version is the object's ETag.
+    """
+
+    def __init__(self, client: Minio, requests: SignedRequests, bucket: str, place: str) -> None:
+        """`place` is how error texts call the store."""
+        self._client = client
+        self._requests = requests
+        self._parts = started_pool(_PARTS_AT_ONCE, "part")
+        self._bucket = bucket
+        self._place = f"object store {place}, bucket {bucket}"
+        self._full_until = -math.inf
+
+    @classmethod
+    def connect(
+        cls, url: str, *, access_key: str, secret_key: str, region: str, bucket: str, threads: int
+    ) -> Self:
+        """A store for up to `threads` threads at once; sends nothing yet.
+
+        `url` is `http(s)://host[:port]`.
+        """
+        pool = BriefPool(
+            maxsize=threads + _PARTS_AT_ONCE,
+            blocksize=PIECE_BYTES,
+            timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS),
+        )
+        parts = urlsplit(url)
+        client = Minio(
+            endpoint=parts.netloc,
+            access_key=access_key,
+            secret_key=secret_key,
+            secure=parts.scheme == "https",
+            region=region,
+            http_client=pool,
+        )
+        # Whether a bucket is part of the path or of the host is minio-py's to know.
+        an_object = urlsplit(
+            client.get_presigned_url(method="GET", bucket_name=bucket, object_name="key")
+        )
+        requests = SignedRequests(
+            pool,
+            an_object._replace(path=an_object.path.removesuffix("key"), query="").geturl(),
+            access_key=access_key,
+            secret_key=secret_key,
+            region=region,
+        )
+        return cls(client, requests, bucket, url)
+
+    def prepare(self) -> None:
+        """Create the bucket where it is missing."""
+        with self._typed("create the bucket"):
+            if self._client.bucket_exists(bucket_name=self._bucket):
+                return
+            try:
+                self._client.make_bucket(bucket_name=self._bucket)
+            except S3Error as error:
+                if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                    raise
+        self.ping()
+
+    def put(
+        self,
+        key: str,
+        data: BinaryIO,
+        size_bytes: int,
+        content_type: str,
+        sha256: str | None = None,
+    ) -> None:
+        """Write `size_bytes` from `data`, all or nothing, over what may be there.
+
+        Goes in parts of 8 MiB (larger ones beyond 80 GB, as S3 takes 10,000), of which a piece each
+        is in memory. `data` can seek. Raises `ValueError` where it ends early; what it raises
+        passes through.
+        """
+        check_key(key)
+        if size_bytes > _PART_BYTES:
+            self.begin(key, data, content_type, size_bytes).finish(size_bytes)
+            return
+        with self._typed(f"put {key}"):
+            window = Window(data, Lock(), 0, size_bytes)
+            headers = {"Content-Type": content_type}
+            self._requests.send("PUT", key, window, headers=headers, sha256=sha256)
+
+    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:
+        """Write to `key` from `data` while that grows, up to `most_bytes`, in parts as `put`."""
+        check_key(key)
+        return PartsUpload(
+            self._requests,
+            self._parts,
+            key,
+            data,
+            content_type,
+            max(_PART_BYTES, -(-most_bytes // _MAX_PARTS)),
+            partial(self._typed, f"put {key}"),
+        )
+
+    def create(self, key: str, data: bytes, content_type: str) -> str:
+        """Write only where nothing is, and return the version. Raises `VersionConflict`.
+
+        `StoreUnavailable` leaves open whether it was written, after a look for it.
+        """
+        return self._put_if(None, key, data, content_type)
+
+    def replace(self, key: str, data: bytes, version: str, content_type: str) -> str:
+        """Write only over that version, and return the new one. Raises `VersionConflict`.
+
+        `StoreUnavailable` leaves open whether it was written, after a look for it.
+        """
+        return self._put_if(version, key, data, content_type)
+
+    def get(self, key: str) -> StoredObject:
+        """Read a whole small object. Raises `ObjectMissing`."""
+        answer = self._read(key, {})
+        return StoredObject(answer.data, _version(answer))
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Read `length` bytes from offset `start`, fewer at the end. Raises `ObjectMissing`."""
+        if start < 0 or length < 0:
+            raise ValueError(f"no such range: {length} bytes from {start}")
+        try:
+            # HTTP knows no empty range.
+            answer = self._read(key, {"Range": f"bytes={start}-{start + max(length, 1) - 1}"})
+        except _PastTheEnd:
+            return b""
+        return answer.data[:length]
+
+    def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
+        """Every object under `prefix` behind `after`, by key; asks for 1000 at a time."""
+        check_prefix(prefix)
+        return self._list(prefix, after)
+
+    def folders(self, after: str) -> Iterator[str]:
+        """The common prefixes at the top behind `after`, in order; asks for 1000 at a time."""
+        for found in self._pages("list", recursive=False, start_after=after or None):
+            name = (found.object_name or "").removesuffix("/")
+            if found.is_dir and name > after:
+                yield name
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove these, 1000 a request; a key with nothing under it is no error."""
+        with self._typed("delete"):
+            answers = self._client.remove_objects(
+                bucket_name=self._bucket, delete_object_list=_doomed(keys)
+            )
+            # Requests are sent as their answers are read, so all of them are.
+            failures = [answer for answer in answers if answer.code != "NoSuchKey"]
+        if failures:
+            first = failures[0]
+            raise self._error(f"delete {first.name}", first.code, first.message)
+
+    def check_room(self) -> None:
+        """Raises `StoreFull` for 5 s after a write found it full. S3 has no call that tells."""
+        if time.monotonic() < self._full_until:
+            raise StoreFull(f"{self._place}: it said a moment ago that it is full; free some space")
+
+    def ping(self) -> None:
+        """Return when the bucket can be reached with these keys."""
+        with self._typed("reach the bucket"):
+            if not self._client.bucket_exists(bucket_name=self._bucket):
+                raise self._error("reach the bucket", "NoSuchBucket", "it does not exist")
+
+    def _put_if(self, version: str | None, key: str, data: bytes, content_type: str) -> str:
+        """Write over that version, or where nothing is.
+
+        Each write has a name of its own, which the object carries. So a writer that sends it again,
+        as also a proxy in between may do, knows its own object, and of two that write the same
+        bytes one has written them.
+        """
+        check_key(key)
+        write = uuid4().hex
+        condition = {"If-None-Match": "*"} if version is None else {"If-Match": f'"{version}"'}
+        headers = {"Content-Type": content_type, **condition, _WRITE: write}
+        until, pause_seconds = time.monotonic() + _TRY_AGAIN_SECONDS, _FIRST_PAUSE_SECONDS
+        while True:
+            open_after: StoreUnavailable | None = None
+            try:
+                with self._typed(f"put {key}"):
+                    return self._send_if(key, data, headers)
+            except _ConditionFailed:
+                pass  # unless by an earlier attempt of its own
+            except StoreUnavailable as error:
+                open_after = error
+            try:
+                found_version, found_write = self._look(key)
+            except StoreUnavailable as error:
+                open_after = error
+            else:
+                if found_write == write and found_version is not None:
+                    return found_version
+                if open_after is None or found_version != version:
+                    raise VersionConflict(
+                        f"{self._place}: {key} is not what this write was to replace"
+                    )
+            if time.monotonic() + pause_seconds > until:
+                raise open_after
+            time.sleep(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311
+            pause_seconds = min(2 * pause_seconds, _MAX_PAUSE_SECONDS)
+
+    def _send_if(self, key: str, data: bytes, headers: dict[str, str]) -> str:
+        try:
+            # Not again without a look at what became of it.
+            answer = self._requests.send("PUT", key, data, headers=headers, again=False)
+        except S3Error as error:
+            if error.response.status == _PRECONDITION_FAILED or error.code == "NoSuchKey":
+                raise _ConditionFailed from error
+            raise
+        return _version(answer)
+
+    def _look(self, key: str) -> tuple[str | None, str | None]:
+        """The version of what is under that key, and the write that it comes from; None of what
+        there is not."""
+        with self._typed(f"look for {key}"):
+            try:
+                found = self._client.stat_object(bucket_name=self._bucket, object_name=key)
+            except S3Error as error:
+                if error.code == "NoSuchKey":
+                    return None, None
+                raise
+        return found.etag, (found.metadata or {}).get(_WRITE)
+
+    def _read(self, key: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        check_key(key)
+        with self._typed(f"read {key}"):
+            try:
+                return self._requests.send("GET", key, headers=headers)
+            except S3Error as error:
+                if error.code == "NoSuchKey":
+                    raise ObjectMissing(f"{self._place}: there is no {key}") from error
+                if error.code == "InvalidRange":
+                    raise _PastTheEnd(key) from error
+                raise
+
+    def _list(self, prefix: str, after: str) -> Iterator[ListedObject]:
+        doing = f"list {prefix!r}"
+        for found in self._pages(doing, prefix=prefix, recursive=True, start_after=after or None):
+            if found.object_name is None or found.last_modified is None:
+                continue  # a folder, which a recursive listing does not have
+            yield ListedObject(found.object_name, found.size or 0, found.last_modified)
+
+    def _pages(self, doing: str, **which: Any) -> Iterator[Object]:
+        with self._typed(doing):
+            try:
+                yield from self._client.list_objects(bucket_name=self._bucket, **which)
+            except ValueError as error:
+                # minio-py's, for XML that is no listing.
+                raise InvalidResponseError(HTTPStatus.OK, None, None) from error
+
+    @contextmanager
+    def _typed(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except S3Error as error:
+            status = error.response.status
+            raise self._error(doing, error.code or "", error.message, status) from error
+        except ServerError as error:
+            raise self._error(doing, "", None, error.status_code) from error
+        except (InvalidResponseError, ElementTree.ParseError) as error:
+            raise StoreUnavailable(
+                f"{self._place}: cannot {doing}: the answer is not S3's; is a proxy in between, or "
+                "is STOWGATE_OBJECT_STORE another server or port?"
+            ) from error
+        except HTTPError as error:
+            cause = error.reason if isinstance(error, MaxRetryError) else error
+            raise StoreUnavailable(
+                f"{self._place}: cannot {doing}: no answer ({type(cause).__name__}: {cause}); "
+                "is it running, and is STOWGATE_OBJECT_STORE right?"
+            ) from cause
+
+    def _error(self, doing: str, code: str, message: str | None, status: int = 0) -> StowgateError:
+        told = ", ".join(word for word in (code, message, f"HTTP {status}" * bool(status)) if word)
+        what = f"{self._place}: cannot {doing}: {told}"
+        # MinIO on a disk that is full to the last byte says InternalError and this.
+        out_of_space = "no space left on device" in (message or "")
+        if code in _FULL_CODES or status == _INSUFFICIENT_STORAGE or out_of_space:
+            self._full_until = time.monotonic() + _FULL_SECONDS
+            return StoreFull(f"{what}; free some space or give the store more")
+        if code in _PASSING_CODES or status in _PASSING_STATUSES or status >= 500:
+            return StoreUnavailable(f"{what}; look at the object store's own health and log")
+        return StoreRefused(f"{what}; {_HINTS.get(code, 'look at the object store and its log')}")
+
+
+class _ConditionFailed(Exception):
+    """The object is not what a conditional write was to find."""
+
+
+class _PastTheEnd(Exception):
+    """A range begins behind the object's last byte."""
+
+
+def _version(answer: urllib3.BaseHTTPResponse) -> str:
+    return answer.headers["ETag"].strip('"')
+
+
+def _doomed(keys: Iterable[str]) -> Iterator[DeleteObject]:
+    for key in keys:
+        check_key(key)
+        yield DeleteObject(name=key)

@@ -1,0 +1,134 @@
+"""Health and metrics over HTTP, the same for the API and the worker."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import structlog
+from flask import Response
+from flask.typing import ResponseReturnValue
+from prometheus_client import CollectorRegistry
+
+from shared.errors import StowgateError
+from shared.runtime.backends import Dependency
+from shared.runtime.metrics import CONTENT_TYPE, exposition
+
+_log = structlog.get_logger()
+
+# How old a report may be given again, and how long a caller waits where it is older.
+_RECENT_SECONDS = 30.0
+_WAIT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Report:
+    """For each dependency None, or why it is down; `checked_at` is by the monotonic clock."""
+
+    checked_at: float
+    faults: Mapping[str, str | None]
+
+
+class Readiness:
+    """Checks each dependency, for one caller at a time.
+
+    An engine that is silent keeps that caller waiting for seconds. Meanwhile all others get the
+    last report, so that they do not hold a thread each. Every change is logged, with its reason.
+    """
+
+    def __init__(
+        self,
+        dependencies: Mapping[str, Dependency],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._dependencies = dependencies
+        self._clock = clock
+        self._checking = threading.Lock()
+        self._last: Report | None = None
+
+    def check(self) -> Report | None:
+        """None where nothing recent is known, and a check is still under way."""
+        last = self._last
+        is_recent = last is not None and self._clock() - last.checked_at < _RECENT_SECONDS
+        if not self._checking.acquire(timeout=0 if is_recent else _WAIT_SECONDS):
+            return last if is_recent else None
+        try:
+            # While this one waited, another may have checked.
+            if self._last is last:
+                self._last = self._ask()
+            return self._last
+        finally:
+            self._checking.release()
+
+    def status(self, report: Report | None) -> str:
+        """`ready`, or what the faults make of this service: `degraded` or `unready`."""
+        if report is None:
+            return "unready"
+        down = [name for name, fault in report.faults.items() if fault is not None]
+        if any(self._dependencies[name].essential for name in down):
+            return "unready"
+        return "degraded" if down else "ready"
+
+    def age_seconds(self, report: Report | None) -> int:
+        return int(self._clock() - report.checked_at) if report else 0
+
+    def _ask(self) -> Report:
+        faults = {name: _fault(dependency) for name, dependency in self._dependencies.items()}
+        before = self._last.faults if self._last else {}
+        for name, fault in faults.items():
+            was_down = before.get(name) is not None
+            if fault is not None and not was_down:
+                _log.warning("dependency down", dependency=name, error=fault)
+            elif fault is None and was_down:
+                _log.info("dependency ready again", dependency=name)
+        return Report(self._clock(), faults)
+
+
+def health_views(
+    readiness: Readiness, registry: CollectorRegistry, may_read: Callable[[], bool]
+) -> dict[str, Callable[[], ResponseReturnValue]]:
+    """The views by endpoint.
+
+    Only a caller that `may_read` is told why a dependency is down, as the reasons name addresses,
+    buckets and folders.
+    """
+
+    def live() -> ResponseReturnValue:
+        return {"status": "live"}
+
+    def ready() -> ResponseReturnValue:
+        report = readiness.check()
+        faults = report.faults if report else {}
+        shows_faults = any(faults.values()) and may_read()
+        status = readiness.status(report)
+        return (
+            {
+                "status": status,
+                "dependencies": {
+                    name: _state(fault, shows_faults) for name, fault in faults.items()
+                },
+            },
+            HTTPStatus.SERVICE_UNAVAILABLE if status == "unready" else HTTPStatus.OK,
+            # RFC 9111 5.1
+            {"Age": str(readiness.age_seconds(report))},
+        )
+
+    def metrics() -> Response:
+        return Response(exposition(registry), content_type=CONTENT_TYPE)
+
+    return {"health.live": live, "health.ready": ready, "health.metrics": metrics}
+
+
+def _fault(dependency: Dependency) -> str | None:
+    try:
+        dependency.ping()
+    except StowgateError as error:
+        return str(error)
+    return None
+
+
+def _state(fault: str | None, shows_fault: bool) -> dict[str, str]:
+    if fault is None:
+        return {"status": "ready"}
+    return {"status": "down", "detail": fault} if shows_fault else {"status": "down"}

@@ -1,0 +1,109 @@
+"""Settings: environment variables, each also readable from the file that its `_FILE` twin names.
+
+Each is declared once, in the section of the process that reads it; README's tables are held to
+these declarations by a test.
+"""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from environs import EnvError, FileAwareEnv
+
+from shared.settings.parsers import without_password
+
+_PREFIX = "STOWGATE_"
+_TEST_PREFIX = "STOWGATE_TEST_"
+_FILE = "_FILE"
+
+
+class BadSetting(ValueError):
+    """One line: the variable, what it holds (secrets aside), and what would be right."""
+
+
+def setting(
+    default: str | None, parse: Callable[[str], Any], doc: str, *, secret: bool = False
+) -> Any:
+    """A field of a section, named as its variable is without the prefix, in lower case."""
+    return dataclasses.field(
+        metadata={"default": default, "parse": parse, "doc": doc, "secret": secret}
+    )
+
+
+@dataclass(frozen=True)
+class SettingsSection:
+    """Base of the sections."""
+
+    def validate(self) -> None:
+        """Raises `BadSetting` where two settings contradict each other."""
+
+
+Section = TypeVar("Section", bound=SettingsSection)
+
+
+class Declared(NamedTuple):
+    """One setting as an operator sees it; `default` is None where there is none."""
+
+    variable: str
+    default: str | None
+    doc: str
+
+
+def declared(section: type[SettingsSection]) -> list[Declared]:
+    """The settings of a section, with those of the sections that it is based on."""
+    return [
+        Declared(_variable(f), f.metadata["default"], f.metadata["doc"])
+        for f in dataclasses.fields(section)
+    ]
+
+
+def load(section: type[Section]) -> Section:
+    """Read the process's environment. Raises `BadSetting` at the first value that is not valid."""
+    env = FileAwareEnv(strip_whitespace=True)
+    settings = section(**{f.name: _value(f, env) for f in dataclasses.fields(section)})
+    settings.validate()
+    return settings
+
+
+def _value(field: "dataclasses.Field[Any]", env: FileAwareEnv) -> Any:
+    variable, spec = _variable(field), field.metadata
+    try:
+        raw = env.str(variable, None)
+    except (EnvError, ValueError, OSError) as error:
+        cause = error.__cause__ or error
+        why = cause.strerror if isinstance(cause, OSError) else "it is not UTF-8"
+        # Who confuses the two variables has the secret itself in this one.
+        shown = "" if spec["secret"] else f"is {os.environ[variable + _FILE]!r}, but "
+        raise BadSetting(
+            f"{variable}{_FILE} {shown}must name a file that can be read: {why}"
+        ) from error
+    raw = spec["default"] if raw is None or raw == "" else raw
+    try:
+        return None if raw is None else spec["parse"](raw)
+    except ValueError as error:
+        # A password has no place in any other URL, and stands in one all the same.
+        shown = "(a secret)" if spec["secret"] else repr(without_password(raw))
+        raise BadSetting(f"{variable} is {shown}, but must be {error}") from None
+
+
+def unknown_variables(
+    environ: Mapping[str, str], sections: Iterable[type[SettingsSection]]
+) -> list[str]:
+    """A sentence for each `STOWGATE_` variable that no section reads, as a typo leaves it."""
+    known = [d.variable for section in sections for d in declared(section)]
+    known += [name + _FILE for name in known]
+    words = [name.removeprefix(_PREFIX) for name in known]
+    sentences = []
+    for name in sorted(environ):
+        if name.startswith(_PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known:
+            near = difflib.get_close_matches(name.removeprefix(_PREFIX), words, n=1)
+            hint = f"; did you mean {_PREFIX}{near[0]}?" if near else ""
+            sentences.append(f"{name} is set, but no setting has that name{hint}")
+    return sentences
+
+
+def _variable(field: "dataclasses.Field[Any]") -> str:
+    return _PREFIX + field.name.upper()

@@ -1,0 +1,32 @@
+"""Telling the workers, of a broker that takes its time."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from prometheus_client import CollectorRegistry
+from service import wait_for
+
+from api.stow.announcements import Announcements
+from shared.events import InstancesStored
+from shared.runtime.metrics import ApiMetrics
+
+
+def test_what_a_broker_that_hangs_keeps_waiting_has_an_end_and_the_rest_is_the_relays() -> None:
+    goes_on, announced = threading.Event(), []
+
+    def announce(event: InstancesStored) -> None:
+        goes_on.wait(60)
+        announced.append(event.payload_id)
+
+    registry = CollectorRegistry()
+    announcements = Announcements(announce, ThreadPoolExecutor(1), ApiMetrics(registry))
+    for number in range(150):
+        announcements.make(str(number), "c")
+
+    left = registry.get_sample_value("stowgate_announcements_failed_total")
+    goes_on.set()
+
+    assert left == 50
+    wait_for(lambda: len(announced) == 100)
+    announcements.make("late", "c")
+    wait_for(lambda: announced[-1] == "late")

@@ -1,0 +1,232 @@
+"""A large instance that is on its way into the store while it arrives, over a real folder store."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from instances import new_instance, uid
+from prometheus_client import CollectorRegistry
+
+from api.http.problems import BadRequest
+from api.stow.answer import Answer
+from api.stow.ingest import Ingest, Receipt, Target
+from api.stow.multipart import MediaType, parse_media_type
+from api.stow.response import JSON_TYPE, Outcome, to_json
+from api.stow.upload import Limits, Uploads
+from shared.adapters.folder.store import FolderObjectStore
+from shared.errors import StoreUnavailable
+from shared.ids import PayloadIds
+from shared.ports import Writing
+from shared.records import Records
+from shared.runtime.metrics import ApiMetrics
+
+MIB = 1 << 20
+
+
+@dataclass
+class Begun:
+    """A writing that notes how it goes."""
+
+    key: str
+    writing: Writing
+    has_failed: bool = False
+    proceeded: list[int] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+
+    def proceed(self, size_bytes: int) -> None:
+        self.proceeded.append(size_bytes)
+
+    def finish(self, size_bytes: int) -> None:
+        self.ended.append("finished")
+        self.writing.finish(size_bytes)
+
+    def abandon(self) -> None:
+        self.ended.append("abandoned")
+
+
+class Store(FolderObjectStore):
+    is_away = False
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.begun: list[Begun] = []
+
+    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:
+        self.begun.append(
+            Begun(key, super().begin(key, data, content_type, most_bytes), self.is_away)
+        )
+        return self.begun[-1]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Arrives in pieces of 1 MiB; `meanwhile` is called before each with how much has come."""
+
+    data: bytes
+    meanwhile: Callable[[int], None] = lambda _: None
+    number: int = 1
+
+    @property
+    def media_type(self) -> MediaType:
+        return parse_media_type("application/dicom")
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self.data), MIB):
+            self.meanwhile(start)
+            yield self.data[start : start + MIB]
+
+
+@dataclass
+class Bench:
+    folder: Path
+    spool_memory_bytes: int = MIB
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.folder / "payloads")
+        state = FolderObjectStore(self.folder / "state")
+        self.store.prepare()
+        state.prepare()
+        limits = Limits(1 << 30, 10, self.spool_memory_bytes, 0, timedelta(hours=1))
+        self.ingest = Ingest(
+            uploads=Uploads(self.store, ThreadPoolExecutor(1), self.folder, limits),
+            records=Records(state),
+            recorded=lambda: None,
+            metrics=ApiMetrics(CollectorRegistry()),
+            mint=PayloadIds("stowgate").mint,
+        )
+
+    def post(self, *parts: Part) -> Receipt:
+        receipt = self.ingest.ingest(parts, Target(), "127.0.0.1", "c", self._render)
+        assert receipt is not None
+        receipt.answer.body.close()
+        return receipt
+
+    def _render(self, outcome: Outcome, heartbeat: Callable[[], None]) -> Answer:
+        self.failed = list(outcome.failed())
+        return Answer.of(200, JSON_TYPE, to_json(outcome, None), self.folder, heartbeat)
+
+    def stored(self) -> list[bytes]:
+        return [self.store.get(found.key).data for found in self.store.list("")]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_large_instance_is_on_its_way_before_the_rest_has_arrived(bench: Bench) -> None:
+    data = new_instance(PixelData=bytes(24 * MIB))
+
+    def meanwhile(come_bytes: int) -> None:
+        if come_bytes >= 18 * MIB:
+            (begun,) = bench.store.begun
+            assert begun.proceeded[-1] == come_bytes
+            assert bench.stored() == []
+
+    receipt = bench.post(Part(data, meanwhile))
+
+    assert receipt.stored == 1
+    (begun,) = bench.store.begun
+    study, series, instance = (
+        uid(data, f"{level}InstanceUID") for level in ("Study", "Series", "SOP")
+    )
+    assert begun.key == f"{receipt.payload_id}/dcm/{study}/{series}/{instance}.dcm"
+    assert begun.ended[0] == "finished"
+    assert bench.stored() == [data]
+
+
+def test_a_smaller_one_is_not_begun(bench: Bench) -> None:
+    bench.post(Part(new_instance(PixelData=bytes(12 * MIB))))
+
+    assert bench.store.begun == []
+    assert len(bench.stored()) == 1
+
+
+def test_what_is_refused_at_its_end_is_abandoned(bench: Bench) -> None:
+    data = new_instance(PixelData=bytes(24 * MIB))
+
+    bench.post(Part(data[:-9]))
+
+    assert "is cut" in bench.failed[0].detail
+    assert [begun.ended for begun in bench.store.begun] == [["abandoned"]]
+    assert bench.stored() == []
+
+
+def test_what_a_sender_does_not_send_to_its_end_is_abandoned(bench: Bench) -> None:
+    def meanwhile(come_bytes: int) -> None:
+        if come_bytes >= 18 * MIB:
+            raise BadRequest("the sender is gone")
+
+    with pytest.raises(BadRequest):
+        bench.post(Part(new_instance(PixelData=bytes(24 * MIB)), meanwhile))
+
+    assert [begun.ended for begun in bench.store.begun] == [["abandoned"]]
+    assert bench.stored() == []
+
+
+def test_what_follows_an_instance_that_could_not_be_stored_is_abandoned(bench: Bench) -> None:
+    small = [Part(new_instance()) for _ in range(8)]
+    put = bench.store.put
+
+    def refuse(key: str, data: BinaryIO, size_bytes: int, *rest: Any) -> None:
+        if size_bytes < MIB:
+            raise StoreUnavailable("gone")
+        put(key, data, size_bytes, *rest)
+
+    bench.store.put = refuse  # type: ignore[method-assign]
+
+    with pytest.raises(StoreUnavailable):
+        bench.post(*small, Part(new_instance(PixelData=bytes(24 * MIB))))
+
+    assert [begun.ended for begun in bench.store.begun] == [["abandoned"]]
+
+
+def test_a_store_that_was_away_in_the_middle_gets_all_of_it_at_the_end(bench: Bench) -> None:
+    data = new_instance(PixelData=bytes(24 * MIB))
+    bench.store.is_away = True
+
+    receipt = bench.post(Part(data))
+
+    assert receipt.stored == 1
+    assert [begun.ended[0] for begun in bench.store.begun] == ["abandoned"]
+    assert bench.stored() == [data]
+
+
+def test_an_instance_that_came_before_in_the_request_is_not_begun_again(bench: Bench) -> None:
+    data = new_instance(PixelData=bytes(24 * MIB))
+    part = partial(Part, data)
+
+    bench.post(part(), part(number=2))
+
+    assert len(bench.store.begun) == 1
+    assert bench.stored() == [data]
+
+
+def test_an_instance_whose_beginning_does_not_tell_its_key_is_stored_at_its_end(
+    bench: Bench,
+) -> None:
+    # In front of the UIDs of study and series, as large as all of its beginning.
+    file = new_instance()
+    at = file.index(b"\x20\x00\x0d\x00UI")
+    large = b"\x19\x00\x10\x11OB\0\0" + (20 * MIB).to_bytes(4, "little") + bytes(20 * MIB)
+    data = file[:at] + large + file[at:]
+
+    receipt = bench.post(Part(data))
+
+    assert receipt.stored == 1
+    assert bench.store.begun == []
+    assert bench.stored() == [data]
+
+
+def test_an_instance_in_memory_is_stored_at_its_end(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, spool_memory_bytes=64 * MIB)
+
+    bench.post(Part(new_instance(PixelData=bytes(24 * MIB))))
+
+    assert bench.store.begun == []
+    assert len(bench.stored()) == 1

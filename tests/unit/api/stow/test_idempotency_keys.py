@@ -1,0 +1,201 @@
+"""Claims on Idempotency-Keys, over a real folder store."""
+
+import tracemalloc
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from records_made import RECEIVED_AT, record
+
+from api.stow.idempotency import (
+    ClaimedKey,
+    ClaimUnreadable,
+    Fingerprint,
+    IdempotencyKeys,
+    StillRunning,
+)
+from shared.adapters.folder.store import FolderObjectStore
+from shared.ids import PayloadIds
+from shared.records import KEYS_KEPT, Records, UploadGivenUp
+
+LEASE = timedelta(seconds=60)
+
+
+@dataclass
+class Bench:
+    folder: Path
+    now: datetime = RECEIVED_AT
+
+    def __post_init__(self) -> None:
+        self.store = FolderObjectStore(self.folder)
+        self.store.prepare()
+        self.records = Records(self.store)
+        self.keys = IdempotencyKeys(
+            self.store, self.records, PayloadIds("stowgate").mint, LEASE, clock=lambda: self.now
+        )
+
+    def claim(self, key: str = "k", caller: str = "10.0.0.1") -> ClaimedKey | str:
+        return self.keys.claim(caller, "/dicomweb/studies", key)
+
+    def claimed(self) -> ClaimedKey:
+        claimed = self.claim()
+        assert isinstance(claimed, ClaimedKey)
+        return claimed
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_claimed_key_is_still_running_until_its_lease_ends(bench: Bench) -> None:
+    first = bench.claimed()
+    with pytest.raises(StillRunning):
+        bench.claim()
+
+    bench.now += LEASE + timedelta(seconds=1)
+
+    assert bench.claimed().payload_id != first.payload_id
+
+
+def test_a_key_that_is_kept_stays_claimed(bench: Bench) -> None:
+    first = bench.claimed()
+    for _ in range(5):
+        bench.now += LEASE * 0.6
+        first.keep()
+
+    with pytest.raises(StillRunning):
+        bench.claim()
+
+
+def test_who_lost_a_key_is_told_and_cannot_release_it_for_the_winner(bench: Bench) -> None:
+    loser = bench.claimed()
+    bench.now += LEASE * 2
+    bench.claimed()
+
+    with pytest.raises(StillRunning):
+        loser.keep()
+    with pytest.raises(StillRunning):
+        loser.release()
+
+    with pytest.raises(StillRunning):
+        bench.claim()
+
+
+def test_who_lost_a_key_cannot_write_its_record_any_more(bench: Bench) -> None:
+    loser = bench.claimed()
+    bench.now += LEASE * 2
+    bench.claimed()
+
+    with pytest.raises(UploadGivenUp):
+        bench.records.add(replace(record(), payload_id=loser.payload_id))
+
+
+def test_a_record_that_is_written_at_the_last_moment_keeps_its_key(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = bench.claimed()
+    bench.now += LEASE * 2
+    give_up = bench.records.give_up
+
+    def written_meanwhile(payload_id: str) -> bool:
+        bench.records.add(replace(record(), payload_id=payload_id))
+        return give_up(payload_id)
+
+    monkeypatch.setattr(bench.records, "give_up", written_meanwhile)
+
+    assert bench.claim() == first.payload_id
+
+
+def test_a_key_that_was_released_leaves_no_trace_but_its_claim(bench: Bench) -> None:
+    bench.claimed().release()
+    bench.claimed()
+
+    assert list(bench.store.list("pending/")) == []
+
+
+def test_a_released_key_is_free_at_once(bench: Bench) -> None:
+    bench.claimed().release()
+
+    assert isinstance(bench.claim(), ClaimedKey)
+
+
+def test_a_key_whose_record_is_written_leads_to_it_for_a_day(bench: Bench) -> None:
+    claimed = bench.claimed()
+    bench.records.add(replace(record(), payload_id=claimed.payload_id))
+
+    assert bench.claim() == claimed.payload_id
+    bench.now += KEYS_KEPT - timedelta(seconds=1)
+    assert bench.claim() == claimed.payload_id
+    bench.now += timedelta(seconds=2)
+    assert isinstance(bench.claim(), ClaimedKey)
+
+
+def test_a_claim_of_a_clock_that_was_ahead_keeps_nobody_waiting(bench: Bench) -> None:
+    bench.now += timedelta(days=365)
+    lost = bench.claimed()
+    bench.now -= timedelta(days=365)
+
+    assert bench.claimed().payload_id != lost.payload_id
+    with pytest.raises(UploadGivenUp):
+        bench.records.add(replace(record(), payload_id=lost.payload_id))
+
+
+def test_a_key_of_a_clock_that_was_ahead_leads_to_its_record_for_a_day(bench: Bench) -> None:
+    bench.now += timedelta(days=365)
+    claimed = bench.claimed()
+    bench.records.add(replace(record(), payload_id=claimed.payload_id))
+    bench.now -= timedelta(days=365)
+
+    assert bench.claim() == claimed.payload_id
+    bench.now += KEYS_KEPT - timedelta(seconds=1)
+    assert bench.claim() == claimed.payload_id
+    bench.now += timedelta(seconds=2)
+    assert isinstance(bench.claim(), ClaimedKey)
+
+
+def test_a_post_whose_clock_is_set_back_claims_its_key_again(bench: Bench) -> None:
+    first = bench.claimed()
+    bench.now -= timedelta(days=1)
+
+    first.keep()
+
+    with pytest.raises(StillRunning):
+        bench.claim()
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{}", b'{"until":1,"of_a_newer_version":2}'])
+def test_a_claim_that_cannot_be_read_is_named(bench: Bench, damaged: bytes) -> None:
+    bench.claimed()
+    (claim,) = bench.store.list("idempotency/")
+    bench.store.put(claim.key, BytesIO(damaged), len(damaged), "application/json")
+
+    with pytest.raises(ClaimUnreadable, match=claim.key):
+        bench.claim()
+
+
+def test_each_caller_has_keys_of_its_own(bench: Bench) -> None:
+    bench.claim(caller="10.0.0.1")
+
+    assert isinstance(bench.claim(caller="10.0.0.2"), ClaimedKey)
+
+
+def test_a_fingerprint_tells_order_and_number_of_parts() -> None:
+    prints = {str(Fingerprint(parts)) for parts in (["a"], ["a", "b"], ["b", "a"], ["ab"], [])}
+
+    assert len(prints) == 5
+
+
+def test_a_fingerprint_of_many_parts_does_not_hold_what_it_is_made_of() -> None:
+    digests = (f"{number:064x}" for number in range(20_000))
+
+    tracemalloc.start()
+    try:
+        Fingerprint(digests)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 100_000

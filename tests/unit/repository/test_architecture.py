@@ -1,0 +1,71 @@
+"""The house's rules, held against the code itself."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from api.settings import ApiSettings, UrlSettings
+from cli.settings import ClientSettings
+from shared.settings.loader import declared
+from shared.settings.services import CommonSettings
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).resolve().parents[3]
+MAY_IMPORT = {
+    "shared": {"shared"},
+    "api": {"api", "shared"},
+    "worker": {"worker", "shared"},
+    "cli": {"api", "cli", "shared", "worker"},
+}
+
+
+def _modules(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return {name.partition(".")[0] for name in found}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
+    for path in _modules(room):
+        assert _imports(path) & set(MAY_IMPORT) <= MAY_IMPORT[room], path
+
+
+def test_only_adapters_import_the_engines_libraries() -> None:
+    for room in MAY_IMPORT:
+        for path in _modules(room):
+            if "adapters" not in path.parts:
+                assert not _imports(path) & {"minio", "pika"}, path
+
+
+READERS = {
+    "Both services": (CommonSettings,),
+    "API": (ApiSettings, CommonSettings),
+    "Worker": (WorkerSettings, CommonSettings),
+    "Commands": (ClientSettings, UrlSettings),
+}
+"""Of each table in the README the section that it lists, without those that others list."""
+
+
+@pytest.mark.parametrize("heading", READERS)
+def test_the_readme_lists_the_settings_of_each_reader(heading: str) -> None:
+    section, *others = READERS[heading]
+    listed_elsewhere = {setting for other in others for setting in declared(other)}
+
+    table = (ROOT / "README.md").read_text().split(f"### {heading}\n")[1].partition("\n#")[0]
+
+    assert re.findall(r"^\| `(STOWGATE_\w+)` \| (?:`([^`]*)`|none) \| (.*) \|$", table, re.M) == [
+        (setting.variable, setting.default or "", setting.doc)
+        for setting in declared(section)
+        if setting not in listed_elsewhere
+    ]

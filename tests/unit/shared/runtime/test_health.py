@@ -1,0 +1,155 @@
+"""Health over HTTP while what it asks does not answer."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import pytest
+from flask import Flask
+from prometheus_client import CollectorRegistry
+from service import wait_for
+from structlog.testing import capture_logs
+
+from shared.errors import StoreUnavailable
+from shared.runtime.backends import Dependency
+from shared.runtime.health import Readiness, health_views
+
+STORE = "http://10.0.0.7:9000/monaideploy: cannot reach the bucket"
+
+
+class Engine:
+    """Answers at once, or fails, or keeps who asks waiting until it is let go."""
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+        self.asked = 0
+        self.silent = False
+        self.goes_on = threading.Event()
+
+    def ping(self) -> None:
+        self.asked += 1
+        if self.silent:
+            self.goes_on.wait(60)
+        if self.fault is not None:
+            raise StoreUnavailable(self.fault)
+
+
+class Probe:
+    """The health of a service with this engine, asked by any number at once."""
+
+    def __init__(self, engine: Engine, *, may_read: bool = True) -> None:
+        self.now = 1000.0
+        dependencies = {
+            "object_store": Dependency(engine.ping, essential=True),
+            "broker": Dependency(lambda: None, essential=False),
+        }
+        readiness = Readiness(dependencies, lambda: self.now)
+        self._app = Flask(__name__, static_folder=None)
+        views = health_views(readiness, CollectorRegistry(), lambda: may_read)
+        self._app.add_url_rule("/health/ready", view_func=views["health.ready"])
+
+    def ready(self) -> tuple[int, Mapping[str, Any], str]:
+        answer = self._app.test_client().get("/health/ready")
+        return answer.status_code, answer.json, answer.headers["Age"]
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def askers(engine: Engine) -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(20) as pool:
+        yield pool
+        engine.goes_on.set()
+
+
+def test_one_at_a_time_waits_for_a_silent_store_and_the_others_get_the_last_answer(
+    engine: Engine, askers: ThreadPoolExecutor
+) -> None:
+    probe = Probe(engine)
+    assert probe.ready()[0] == 200
+    engine.silent, engine.fault = True, STORE
+    looking = askers.submit(probe.ready)
+    wait_for(lambda: engine.asked == 2)
+    probe.now += 7
+
+    others = [askers.submit(probe.ready) for _ in range(19)]
+    wait(others, timeout=60)
+
+    assert not looking.done()
+    assert engine.asked == 2
+    assert {other.result()[0] for other in others} == {200}
+    assert {other.result()[2] for other in others} == {"7"}
+    engine.goes_on.set()
+    assert looking.result()[0] == 503
+    assert probe.ready()[0] == 503
+
+
+@pytest.mark.parametrize("last_seconds_ago", [None, 3600])
+def test_while_nothing_recent_is_known_others_are_not_told_that_it_is_ready(
+    engine: Engine, askers: ThreadPoolExecutor, last_seconds_ago: float | None
+) -> None:
+    probe = Probe(engine)
+    if last_seconds_ago is not None:
+        assert probe.ready()[0] == 200
+        probe.now += last_seconds_ago
+    asked = engine.asked
+    engine.silent = True
+    looking = askers.submit(probe.ready)
+    wait_for(lambda: engine.asked == asked + 1)
+
+    others = [askers.submit(probe.ready) for _ in range(3)]
+    wait(others, timeout=60)
+
+    assert not looking.done()
+    assert {(status, body["status"]) for status, body, _ in _results(others)} == {(503, "unready")}
+    engine.goes_on.set()
+    assert looking.result()[0] == 200
+
+
+def test_those_that_ask_together_at_first_are_all_told_what_one_of_them_finds(
+    engine: Engine, askers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.runtime.health._WAIT_SECONDS", 60.0)
+    probe = Probe(engine)
+    engine.silent = True
+    asking = [askers.submit(probe.ready) for _ in range(5)]
+    wait_for(lambda: engine.asked == 1)
+
+    engine.goes_on.set()
+
+    assert {status for status, _, _ in _results(asking)} == {200}
+
+
+def _results(futures: "list[Future[Any]]") -> list[Any]:
+    return [future.result() for future in futures]
+
+
+@pytest.mark.parametrize("may_read", [False, True])
+def test_only_who_may_read_is_told_why_a_dependency_is_down(engine: Engine, may_read: bool) -> None:
+    engine.fault = STORE
+
+    status, body, _ = Probe(engine, may_read=may_read).ready()
+
+    assert (status, body["status"]) == (503, "unready")
+    detail = {"detail": STORE} if may_read else {}
+    assert body["dependencies"] == {
+        "object_store": {"status": "down", **detail},
+        "broker": {"status": "ready"},
+    }
+
+
+def test_the_log_tells_each_change_of_a_dependency_once_and_why(engine: Engine) -> None:
+    probe = Probe(engine, may_read=False)
+    with capture_logs() as logged:
+        for fault in (None, STORE, STORE, None, None):
+            engine.fault = fault
+            probe.ready()
+
+    assert [(line["event"], line["dependency"], line.get("error")) for line in logged] == [
+        ("dependency down", "object_store", STORE),
+        ("dependency ready again", "object_store", None),
+    ]

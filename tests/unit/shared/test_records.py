@@ -1,0 +1,602 @@
+"""The ingest record: its shape on the wire and its moves, over a real folder store."""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+from weakref import ref
+
+import pytest
+import structlog
+from records_made import RECEIVED_AT, newest, record
+
+from shared.adapters.folder.store import FolderObjectStore
+from shared.dicom.left_out import NOTHING_LEFT_OUT, LeftOut
+from shared.errors import (
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+    StowgateError,
+    VersionConflict,
+)
+from shared.ids import PayloadIds, is_guid, minted_at, minted_before
+from shared.instances import StoredInstance
+from shared.ports import StoredObject
+from shared.records import (
+    HeldRecord,
+    IngestRecord,
+    Lease,
+    Records,
+    RecordUnreadable,
+    State,
+    UploadGivenUp,
+    decode,
+    encode,
+    newest_first,
+    payload_id_of,
+)
+
+LEFT_OUT = LeftOut(((1, 2), (3, 4)), (("52009230", "SQ"),), is_explicit=True)
+INSTANCE = StoredInstance("1.2.1", "1.2.2", "1.2.3", "1.2.4", 5, "ab", LEFT_OUT)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    store = FolderObjectStore(tmp_path)
+    store.prepare()
+    return Records(store)
+
+
+def test_a_record_comes_back_as_it_was_written() -> None:
+    for written in (
+        record(),
+        replace(
+            record(INSTANCE),
+            workflow="w",
+            vae_workflows=("a", "b"),
+            lease=Lease("me", RECEIVED_AT + timedelta(microseconds=7)),
+            state=State.OPENED,
+            attempts=3,
+            takeovers=1,
+            last_error="x",
+            workflows=("w",),
+            route="workflow-in-url",
+            opened_at=RECEIVED_AT,
+            workflow_request={"payload_id": "x"},
+        ),
+    ):
+        assert decode(encode(written)) == written
+
+
+NOTHING = asdict(NOTHING_LEFT_OUT)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"payload_id": "../../etc"},
+        {"attempts": 10**30},
+        {"received_at": "0001-01-01T00:00:00+23:59"},
+        {"instances": [{}]},
+        {"instances": [None]},
+        {"study_uid": 1},
+        {"study_uid": "../.."},
+        {"size_bytes": "5"},
+        {"left_out": {**NOTHING, "ranges": [[1]]}},
+        {"left_out": {**NOTHING, "ranges": [["a", "b"]]}},
+        {"left_out": {**NOTHING, "without_value": [["00100010"]]}},
+        {"left_out": {**NOTHING, "is_explicit": "yes"}},
+        {"left_out": {}},
+    ],
+    ids=str,
+)
+def test_a_record_with_a_value_of_another_kind_is_unreadable(changes: dict[str, object]) -> None:
+    """What was taken for a record would be used, and could not be written back."""
+    row = json.loads(encode(record(INSTANCE)))
+    for key, value in changes.items():
+        (row if key in row else row["instances"][0])[key] = value
+    with pytest.raises(RecordUnreadable):
+        decode(json.dumps(row).encode())
+
+
+def test_payload_ids_are_uuid_version_7_in_order_of_time() -> None:
+    moments = [RECEIVED_AT + timedelta(milliseconds=number) for number in range(1000)]
+
+    ids = [PayloadIds("stowgate").mint(moment) for moment in moments]
+
+    assert all(is_guid(i) and i[14] == "7" and i[19] in "89ab" for i in ids)
+    assert ids == sorted(ids)
+    assert [minted_at(i) for i in ids] == moments
+    assert all(i < minted_before(moments[500]) for i in ids[:500])
+    assert all(i > minted_before(moments[500]) for i in ids[500:])
+    assert newest_first(ids[1]) < newest_first(ids[0])
+
+
+def test_a_payload_id_tells_its_realm() -> None:
+    here, there = PayloadIds("here"), PayloadIds("there")
+
+    mine = [here.mint(RECEIVED_AT) for _ in range(200)]
+
+    assert len(set(mine)) == 200
+    assert all(map(here.minted, mine))
+    assert not any(map(there.minted, mine))
+    assert not any(here.minted(i) for i in ("", "x", "..", str(uuid4()), mine[0][:-1] + "g"))
+
+
+def test_a_change_over_an_old_version_is_a_conflict(records: Records) -> None:
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+    records.change(held, attempts=1)
+
+    with pytest.raises(VersionConflict):
+        records.change(held, attempts=2)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.attempts == 1
+
+
+def test_a_settled_record_cannot_be_settled_again(records: Records) -> None:
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+    records.settle(held, State.OPENED)
+
+    with pytest.raises(VersionConflict):
+        records.settle(held, State.FAILED)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is State.OPENED
+
+
+def test_a_request_that_is_out_counts_whatever_a_worker_that_took_over_made_of_it(
+    records: Records,
+) -> None:
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+    failed = records.change(held, state=State.FAILED)
+
+    records.settle(held, State.OPENED)
+    records.move(failed)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is State.OPENED
+    assert records.pending() == []
+    assert records.failed([]) == 0
+
+
+def test_a_record_that_is_cleared_away_later_is_opened_at_once(tmp_path: Path) -> None:
+    store = FolderObjectStore(tmp_path / "later")
+    store.prepare()
+    later: list[str] = []
+    records = Records(store, later.extend)
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+
+    records.settle(held, State.OPENED)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is State.OPENED
+    assert newest(records, State.PENDING, 10) == ([], None)
+    assert len(newest(records, None, 10)[0]) == 1
+    assert held.key in later
+    assert store.get(held.key).data
+
+
+def test_of_two_that_open_a_record_the_first_has_done_it(records: Records) -> None:
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+    records.settle(held, State.OPENED, route="first")
+
+    with pytest.raises(VersionConflict):
+        records.settle(held, State.OPENED, route="second")
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.route == "first"
+
+
+def test_a_record_that_is_opened_while_it_is_looked_for_is_found(tmp_path: Path) -> None:
+    store = _InterruptedStore(tmp_path)
+    store.prepare()
+    slow, quick = Records(store), Records(FolderObjectStore(tmp_path))
+    added = record()
+    quick.add(added)
+    held = quick.find(added.payload_id)
+    assert held is not None
+    store.before_get_of_pending = lambda: quick.settle(held, State.OPENED)
+
+    found = slow.find(added.payload_id)
+
+    assert found is not None
+    assert found.record.state is State.OPENED
+
+
+def test_adding_again_what_was_written_is_no_error(records: Records) -> None:
+    added = record()
+
+    records.add(added)
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+    records.settle(held, State.OPENED)
+    records.add(added)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is State.OPENED
+
+
+def test_a_record_in_two_places_is_listed_once_and_as_opened(tmp_path: Path) -> None:
+    store = FolderObjectStore(tmp_path)
+    store.prepare()
+    not_cleared: list[str] = []
+    records = Records(store, not_cleared.extend)
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+    settled = records.settle(held, State.OPENED)
+
+    assert held.key in not_cleared
+    assert newest(records, None, 10) == ([settled.record], None)
+    assert newest(records, State.PENDING, 10) == ([], None)
+
+
+def test_a_record_that_cannot_be_read_is_left_out_of_the_list(tmp_path: Path) -> None:
+    store = FolderObjectStore(tmp_path)
+    store.prepare()
+    records = Records(store)
+    broken, good = record(), record()
+    records.add(broken)
+    records.add(good)
+    (tmp_path / "pending" / newest_first(broken.payload_id)).write_bytes(b"{")
+
+    assert newest(records, None, 10) == ([good], None)
+
+
+def test_pages_follow_each_other_without_gap_or_overlap(records: Records) -> None:
+    ids = [f"0189{number:04x}-0000-7000-8000-000000000000" for number in range(10)]
+    for payload_id in ids:
+        records.add(replace(record(), payload_id=payload_id))
+
+    seen, cursor = [], ""
+    while cursor is not None:
+        page, cursor = newest(records, None, 3, cursor)
+        seen += [found.payload_id for found in page]
+
+    assert seen == ids[::-1]
+
+
+def test_a_page_holds_one_record_at_a_time(records: Records) -> None:
+    for _ in range(3):
+        records.add(record(INSTANCE))
+
+    page, _ = records.newest(None, 10)
+    seen: list[ref[IngestRecord]] = []
+    for found in page:
+        assert not any(earlier() for earlier in seen)
+        seen.append(ref(found))
+
+    assert len(seen) == 3
+
+
+def test_of_an_upload_that_was_given_up_no_record_can_be_written(records: Records) -> None:
+    late = record()
+
+    assert records.give_up(late.payload_id)
+    assert records.give_up(late.payload_id)
+
+    with pytest.raises(UploadGivenUp):
+        records.add(late)
+    assert records.find(late.payload_id) is None
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_an_upload_with_a_record_cannot_be_given_up(records: Records, state: State) -> None:
+    added = record()
+    records.add(added)
+    if state is not State.PENDING:
+        held = records.find(added.payload_id)
+        assert held is not None
+        records.settle(held, state)
+
+    assert not records.give_up(added.payload_id)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is state
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_a_record_that_is_written_while_its_upload_is_given_up_counts(
+    tmp_path: Path, state: State
+) -> None:
+    added = record()
+    store = _InterruptedStore(tmp_path)
+    store.prepare()
+    records = Records(store)
+
+    def write_and_settle() -> None:
+        records.add(added)
+        held = records.find(added.payload_id)
+        assert held is not None
+        if state is not State.PENDING:
+            records.settle(held, state)
+
+    store.before_create = write_and_settle
+
+    assert not records.give_up(added.payload_id)
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is state
+    assert list(records.fences()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EIO, StoreUnavailable),
+        (errno.ENOSPC, StoreFull),
+        (errno.EROFS, StoreRefused),
+    ],
+)
+def test_a_record_whose_name_is_on_no_disk_yet_is_not_taken_for_one(
+    records: Records, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StowgateError]
+) -> None:
+    added = record()
+
+    def broken(_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("shared.adapters.folder.store.sync_folder", broken)
+
+    with pytest.raises(kind):
+        records.add(added)
+
+    assert records.find(added.payload_id) is None
+
+
+def test_a_record_on_no_disk_that_cannot_be_removed_is_not_acknowledged(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: object) -> None:
+        raise OSError(errno.EIO, f"{path}")
+
+    monkeypatch.setattr("shared.adapters.folder.store.sync_folder", broken)
+    monkeypatch.setattr("shared.adapters.folder.store.os.unlink", broken)
+
+    with pytest.raises(StoreRefused, match="cannot be removed again"):
+        records.add(record())
+
+
+def test_an_upload_that_was_given_up_is_neither_listed_nor_counted(records: Records) -> None:
+    given_up, added = record(), record()
+    records.give_up(given_up.payload_id)
+    records.add(added)
+
+    assert [added.payload_id in listed.key for listed in records.pending()] == [True]
+    assert newest(records, None, 1) == ([added], None)
+
+
+def test_an_upload_stays_given_up_until_its_fence_is_removed(
+    records: Records, tmp_path: Path
+) -> None:
+    late = record()
+    records.give_up(late.payload_id)
+
+    (fence,) = records.fences()
+    assert payload_id_of(fence.key) == late.payload_id
+
+    (tmp_path / fence.key).unlink()
+    records.add(late)
+
+
+ODD_NAMES = {
+    "of the year 10889": newest_first("ffffffff-ffff-7000-8000-000000000000"),
+    "of the year 10000": newest_first("e677d21f-dc00-7000-8000-000000000000"),
+    "of two moments": "ff0123456789.01890000-0000-7000-8000-000000000000.json",
+    "in a folder": f"copies/{newest_first('01890000-0000-7000-8000-000000000000')}",
+    "of somebody's copy": "copy.json",
+}
+
+
+@pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
+def test_an_odd_name_is_passed_over_in_every_list_and_named_once(
+    records: Records, tmp_path: Path, name: str
+) -> None:
+    failed, added = _failed(records).record, record()
+    records.add(added)
+    for state in State:
+        for data in (b"", encode(added)):
+            place = tmp_path / state / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(data)
+
+    with structlog.testing.capture_logs() as log:
+        for _ in range(2):
+            assert [payload_id_of(found.key) for found in records.pending()] == [added.payload_id]
+            assert records.failed([]) == 1
+            assert list(records.fences()) == []
+            assert newest(records, State.FAILED, 10)[0][0].payload_id == failed.payload_id
+            assert len(newest(records, None, 10)[0]) == 2
+
+    assert {entry["key"] for entry in log} == {f"{state}/{name}" for state in State}
+    assert len(log) == len(State)
+
+
+def test_the_last_moment_that_can_be_told_is_no_odd_name(records: Records) -> None:
+    last = replace(record(), payload_id="e677d21f-dbff-7000-8000-000000000000")
+    records.add(last)
+
+    assert len(records.pending()) == 1
+    assert minted_at(last.payload_id).year == 9999
+
+
+def test_a_record_under_the_name_of_another_payload_is_unreadable(
+    records: Records, tmp_path: Path
+) -> None:
+    here, there = record(), record()
+    records.add(here)
+    (key,) = [found.key for found in records.pending()]
+    (tmp_path / key).write_bytes(encode(there))
+
+    with pytest.raises(RecordUnreadable, match="another payload"):
+        records.find(here.payload_id)
+
+
+def _failed(records: Records) -> HeldRecord:
+    added = record()
+    records.add(added)
+    return _fail(records, added.payload_id)
+
+
+def _fail(records: Records, payload_id: str) -> HeldRecord:
+    held = records.find(payload_id)
+    assert held is not None
+    records.settle(held, State.FAILED, last_error="x")
+    failed = records.find(payload_id)
+    assert failed is not None
+    return failed
+
+
+def test_a_replayed_record_that_fails_again_at_once_is_there_and_failed(tmp_path: Path) -> None:
+    store = _InterruptedStore(tmp_path)
+    store.prepare()
+    slow, quick = Records(store), Records(FolderObjectStore(tmp_path))
+    failed = _failed(quick)
+    payload_id = failed.record.payload_id
+    # Whatever a replay still does when its record is there for a worker to take.
+    store.before_delete = lambda: _fail(quick, payload_id)
+
+    replayed = slow.replay(failed, RECEIVED_AT)
+    if store.before_delete is not None:
+        _fail(quick, replayed.record.payload_id)
+
+    assert newest(quick, State.FAILED, 10)[0][0].payload_id == payload_id
+
+
+def test_a_move_that_stands_still_beside_a_replay_loses_nothing(tmp_path: Path) -> None:
+    store = _InterruptedStore(tmp_path)
+    store.prepare()
+    slow, quick = Records(store), Records(FolderObjectStore(tmp_path))
+    added = record()
+    quick.add(added)
+    held = quick.find(added.payload_id)
+    assert held is not None
+    settled = quick.change(held, state=State.FAILED, last_error="x")
+
+    def another_moves_it_and_it_is_replayed() -> None:
+        quick.move(settled)
+        failed = quick.find(added.payload_id)
+        assert failed is not None
+        quick.replay(failed, RECEIVED_AT)
+
+    store.before_delete = another_moves_it_and_it_is_replayed
+    slow.move(settled)
+
+    found = quick.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is State.FAILED
+
+
+def test_a_record_that_was_opened_by_another_replay_is_not_replayed(tmp_path: Path) -> None:
+    store = _InterruptedStore(tmp_path)
+    store.prepare()
+    slow, quick = Records(store), Records(FolderObjectStore(tmp_path))
+    failed = _failed(quick)
+
+    def another_replays_and_opens_it() -> None:
+        quick.settle(quick.replay(failed, RECEIVED_AT), State.OPENED)
+
+    store.before_create = another_replays_and_opens_it
+
+    with pytest.raises(VersionConflict):
+        slow.replay(failed, RECEIVED_AT)
+    found = quick.find(failed.record.payload_id)
+    assert found is not None
+    assert found.record.state is State.OPENED
+
+
+def test_a_replayed_record_is_listed_as_pending_alone(records: Records) -> None:
+    failed = _failed(records)
+
+    records.replay(failed, RECEIVED_AT)
+
+    assert newest(records, State.FAILED, 10) == ([], None)
+    assert [r.payload_id for r in newest(records, State.PENDING, 10)[0]] == [
+        failed.record.payload_id
+    ]
+    assert [r.state for r in newest(records, None, 10)[0]] == [State.PENDING]
+
+
+def test_a_fence_that_was_left_beside_a_failed_record_does_not_keep_it_from_a_replay(
+    tmp_path: Path,
+) -> None:
+    store = _InterruptedStore(tmp_path)
+    store.prepare()
+    late = Records(FolderObjectStore(tmp_path))
+    added = record()
+
+    def written_and_failed() -> None:
+        late.add(added)
+        _fail(late, added.payload_id)
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    store.before_create, store.before_delete = written_and_failed, killed
+    with pytest.raises(KeyboardInterrupt):
+        Records(store).give_up(added.payload_id)
+    failed = late.find(added.payload_id)
+    assert failed is not None
+
+    late.replay(failed, RECEIVED_AT)
+
+    found = late.find(added.payload_id)
+    assert found is not None
+    assert found.record.state is State.PENDING
+
+
+class _InterruptedStore(FolderObjectStore):
+    """Something happens just before the next creation, deletion, or read from pending/."""
+
+    before_create: Callable[[], object] | None = None
+    before_delete: Callable[[], object] | None = None
+    before_get_of_pending: Callable[[], object] | None = None
+
+    def get(self, key: str) -> StoredObject:
+        if key.startswith("pending/"):
+            meanwhile, self.before_get_of_pending = self.before_get_of_pending, None
+            if meanwhile is not None:
+                meanwhile()
+        return super().get(key)
+
+    def create(self, key: str, data: bytes, content_type: str) -> str:
+        meanwhile, self.before_create = self.before_create, None
+        if meanwhile is not None:
+            meanwhile()
+        return super().create(key, data, content_type)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        meanwhile, self.before_delete = self.before_delete, None
+        if meanwhile is not None:
+            meanwhile()
+        super().delete(keys)

@@ -1,0 +1,93 @@
+"""What opened records leave behind is removed, many by one request."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from shared.adapters.folder.store import FolderObjectStore
+from shared.errors import StoreRefused, StoreUnavailable
+from worker.pending_cleanup import Clearing
+
+
+class Counting(FolderObjectStore):
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.requests: list[list[str]] = []
+        self.away = False
+        self.refuses = False
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self.requests.append(list(keys))
+        if self.away:
+            raise StoreUnavailable("no answer")
+        if self.refuses:
+            raise StoreRefused("access denied")
+        super().delete(self.requests[-1])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Counting:
+    made = Counting(tmp_path / "bucket")
+    made.prepare()
+    for name in "abc":
+        made.create(f"pending/{name}", b"{}", "application/json")
+    return made
+
+
+def names(store: Counting) -> list[str]:
+    return [listed.key for listed in store.list("")]
+
+
+def test_all_that_was_added_is_removed_by_one_request(store: Counting) -> None:
+    clearing = Clearing(store)
+    clearing.add(["pending/a", "failed/a"])
+    clearing.add(["pending/b"])
+    assert names(store) == ["pending/a", "pending/b", "pending/c"]
+
+    clearing.clear(0)
+
+    assert names(store) == ["pending/c"]
+    assert store.requests == [["pending/a", "failed/a", "pending/b"]]
+
+
+def test_nothing_is_asked_of_the_store_where_nothing_was_added(store: Counting) -> None:
+    Clearing(store).clear(0)
+    assert store.requests == []
+
+
+def test_what_a_store_that_is_away_did_not_remove_is_removed_when_it_is_back(
+    store: Counting,
+) -> None:
+    clearing = Clearing(store)
+    clearing.add(["pending/a"])
+    store.away = True
+    clearing.clear(0)
+
+    store.away = False
+    clearing.add(["pending/b"])
+    clearing.clear(0)
+    assert names(store) == ["pending/c"]
+
+
+def test_of_what_a_store_that_is_away_did_not_remove_a_bounded_number_is_kept(
+    store: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.pending_cleanup._MOST", 2)
+    clearing = Clearing(store)
+    clearing.add(["pending/a", "pending/b", "pending/c"])
+    store.away = True
+    clearing.clear(0)
+
+    store.away = False
+    clearing.clear(0)
+    assert names(store) == ["pending/c"]
+
+
+def test_what_a_store_refuses_to_remove_is_not_asked_for_again(store: Counting) -> None:
+    clearing = Clearing(store)
+    clearing.add(["pending/a"])
+    store.refuses = True
+    clearing.clear(0)
+    clearing.clear(0)
+    assert len(store.requests) == 1

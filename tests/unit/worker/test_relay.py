@@ -1,0 +1,451 @@
+"""The relay, over a real folder store."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from prometheus_client import CollectorRegistry
+from records_made import RECEIVED_AT, newest, record
+
+from shared.adapters.folder.store import FolderObjectStore
+from shared.adapters.queues import Published
+from shared.errors import BrokerUnavailable, StoreRefused, StoreUnavailable, StowgateError
+from shared.events import InstancesStored
+from shared.ports import Publication, StoredObject
+from shared.records import HeldRecord, IngestRecord, Lease, Records, State, newest_first
+from shared.runtime.metrics import WorkerMetrics
+from shared.time import utc_now
+from worker.relay import Relay
+
+
+@dataclass
+class Bench:
+    folder: Path
+    now: datetime = RECEIVED_AT + timedelta(minutes=1)
+    backlog: int = 0
+    broken: bool = False
+    publication: Publication = field(default_factory=Published)
+    announced: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.store = FolderObjectStore(self.folder)
+        self.store.prepare()
+        self.records = Records(self.store)
+        self.registry = CollectorRegistry()
+        self.relay = self.another_relay(self.registry)
+
+    def another_relay(self, registry: CollectorRegistry) -> Relay:
+        return Relay(
+            records=self.records,
+            announce=self._announce,
+            backlog=lambda: self.backlog,
+            metrics=WorkerMetrics(registry),
+            clock=lambda: self.now,
+        )
+
+    def _announce(self, event: InstancesStored) -> Publication:
+        if self.broken:
+            raise BrokerUnavailable("gone")
+        self.announced.append(event.payload_id)
+        return self.publication
+
+    def add(self, **changes: object) -> IngestRecord:
+        added = replace(record(), **changes)  # type: ignore[arg-type]
+        self.records.add(added)
+        return added
+
+    def fail(self) -> HeldRecord:
+        held = self.records.find(self.add().payload_id)
+        assert held is not None
+        self.records.settle(held, State.FAILED)
+        failed = self.records.find(held.record.payload_id)
+        assert failed is not None
+        return failed
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_record_is_announced_when_it_is_due_and_not_before(bench: Bench) -> None:
+    added = bench.add(due_at=bench.now + timedelta(seconds=1))
+
+    bench.relay.look()
+    assert bench.announced == []
+
+    bench.now += timedelta(seconds=2)
+    bench.relay.look()
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_record_under_a_lease_is_due_when_the_lease_ran_out(bench: Bench) -> None:
+    added = bench.add(lease=Lease("worker", bench.now + timedelta(seconds=5)))
+
+    bench.relay.look()
+    assert bench.announced == []
+
+    bench.now += timedelta(seconds=6)
+    bench.relay.look()
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_record_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
+    added = bench.add(due_at=bench.now + timedelta(days=1))
+
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_record_under_a_lease_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
+    added = bench.add(lease=Lease("worker", bench.now + timedelta(days=365)))
+
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_lease_of_a_clock_that_is_not_too_far_ahead_is_left_alone(bench: Bench) -> None:
+    bench.add(lease=Lease("worker", bench.now + timedelta(hours=1)))
+
+    bench.relay.look()
+
+    assert bench.announced == []
+
+
+def test_a_clock_that_is_put_back_keeps_no_record_waiting(bench: Bench) -> None:
+    bench.now += timedelta(days=1)
+    added = bench.add(due_at=bench.now + timedelta(minutes=1))
+    bench.relay.look()
+    assert bench.announced == []
+
+    bench.now -= timedelta(days=1)
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_an_announced_record_is_left_alone_for_a_while(bench: Bench) -> None:
+    added = bench.add()
+
+    bench.relay.look()
+    bench.relay.look()
+    assert bench.announced == [added.payload_id]
+
+    bench.now += timedelta(minutes=1)
+    bench.relay.look()
+    assert bench.announced == [added.payload_id] * 2
+
+
+def test_a_queue_that_stays_long_starves_no_retry(bench: Bench) -> None:
+    retry = bench.add(attempts=1)
+    bench.backlog = 150
+    # What is in the queue is due too, and more of it comes all the time than is announced.
+    for number in range(500):
+        bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000")
+
+    bench.relay.look()
+
+    assert retry.payload_id in bench.announced
+
+
+def test_what_is_announced_for_the_first_time_is_not_kept_waiting_by_what_is_again(
+    bench: Bench,
+) -> None:
+    bench.backlog = 150
+    for number in range(100):
+        bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000")
+    for _ in range(10):
+        bench.relay.look()
+        bench.now += timedelta(seconds=40)
+
+    assert len(set(bench.announced)) == 100
+
+
+def test_a_long_queue_hardly_grows_by_what_waits_in_it(bench: Bench) -> None:
+    bench.backlog = 150
+    for number in range(10):
+        bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000")
+    for _ in range(6 * 60):
+        bench.relay.look()
+        bench.now += timedelta(minutes=1)
+
+    # Each after half a minute, one, two, and so on up to an hour.
+    assert 10 < max(Counter(bench.announced).values()) < 20
+
+
+def test_what_was_announced_into_a_long_queue_is_again_soon_when_it_is_short(bench: Bench) -> None:
+    bench.backlog = 150
+    added = bench.add()
+    for _ in range(60):
+        bench.relay.look()
+        bench.now += timedelta(minutes=1)
+    bench.announced.clear()
+
+    bench.backlog = 0
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_record_that_a_worker_came_to_see_is_announced_as_if_for_the_first_time(
+    bench: Bench,
+) -> None:
+    bench.backlog = 150
+    added = bench.add()
+    for _ in range(60):
+        bench.relay.look()
+        bench.now += timedelta(minutes=1)
+    bench.announced.clear()
+
+    held = bench.records.find(added.payload_id)
+    assert held is not None
+    bench.records.change(held, attempts=1, due_at=bench.now)
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_pass_announces_all_before_it_waits_for_the_broker(bench: Bench) -> None:
+    for _ in range(20):
+        bench.add()
+    seen: list[int] = []
+
+    class Slow(Published):
+        def wait(self, seconds: float) -> bool:
+            seen.append(len(bench.announced))
+            return super().wait(seconds)
+
+    bench.publication = Slow()
+    bench.relay.look()
+
+    assert seen == [20] * 20
+
+
+def test_an_announcement_that_is_overdue_was_made(bench: Bench) -> None:
+    added = bench.add()
+
+    class Overdue:
+        overdue = "for 40 s"
+
+        def wait(self, _: float) -> bool:
+            return False
+
+    bench.publication = Overdue()
+    assert bench.relay.look()
+    assert bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_an_announcement_whose_fate_nobody_knows_is_made_again(bench: Bench) -> None:
+    added = bench.add()
+
+    class Lost(Published):
+        def wait(self, seconds: float) -> bool:
+            raise BrokerUnavailable(f"lost within {seconds} s")
+
+    bench.publication = Lost()
+    assert not bench.relay.look()
+    bench.publication = Published()
+    assert bench.relay.look()
+
+    assert bench.announced == [added.payload_id] * 2
+
+
+def test_a_pass_fills_the_queue_no_further_than_short(bench: Bench) -> None:
+    for _ in range(150):
+        bench.add()
+    bench.backlog = 40
+
+    bench.relay.look()
+
+    assert len(bench.announced) == 60
+
+
+def test_what_has_waited_longest_comes_first(bench: Bench) -> None:
+    older = bench.add(payload_id="01890000-0000-7000-8000-000000000000")
+    newer = bench.add(payload_id="01990000-0000-7000-8000-000000000000")
+
+    bench.relay.look()
+
+    assert bench.announced == [older.payload_id, newer.payload_id]
+
+
+def test_what_fails_again_and_again_keeps_nothing_new_waiting(bench: Bench) -> None:
+    for number in range(150):
+        bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000", attempts=9)
+    new = bench.add(due_at=bench.now + timedelta(seconds=1))
+    for _ in range(2):
+        bench.relay.look()
+    assert len(bench.announced) == 150
+
+    bench.now += timedelta(minutes=1)
+    bench.announced.clear()
+    bench.relay.look()
+
+    assert len(bench.announced) == 100
+    assert bench.announced[0] == new.payload_id
+
+
+def test_a_relay_that_stands_by_shows_no_measurements(bench: Bench) -> None:
+    bench.add()
+    bench.relay.look()
+    assert bench.registry.get_sample_value("stowgate_pending") == 1
+
+    bench.relay.stand_by()
+
+    for name in ("stowgate_pending", "stowgate_failed", "stowgate_oldest_pending_seconds"):
+        assert bench.registry.get_sample_value(name) is None
+
+
+def test_a_broker_that_is_gone_ends_the_pass_and_the_next_one_goes_on(bench: Bench) -> None:
+    added = bench.add()
+    bench.broken = True
+    bench.relay.look()
+
+    bench.broken = False
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_record_settled_by_a_worker_that_died_is_moved_to_its_place(bench: Bench) -> None:
+    added = bench.add()
+    held = bench.records.find(added.payload_id)
+    assert held is not None
+    bench.records.change(held, state=State.FAILED)
+
+    bench.now = utc_now()
+    bench.relay.look()
+    assert len(bench.records.pending()) == 1
+
+    bench.now += timedelta(minutes=2)
+    bench.relay.look()
+    assert bench.records.pending() == []
+    found = bench.records.find(added.payload_id)
+    assert found is not None
+    assert found.key.startswith("failed/")
+    assert bench.announced == []
+
+
+def test_a_settled_record_of_a_clock_that_was_ahead_is_moved_to_its_place(bench: Bench) -> None:
+    held = bench.records.find(bench.add().payload_id)
+    assert held is not None
+    bench.records.change(held, state=State.FAILED)
+    bench.now = utc_now()
+    next_year = bench.now.timestamp() + 365 * 86400
+    os.utime(bench.folder / held.key, (next_year, next_year))
+
+    bench.relay.look()
+
+    assert bench.records.pending() == []
+
+
+def test_a_pass_reads_only_what_is_due_or_changed(bench: Bench) -> None:
+    for _ in range(20):
+        bench.add(due_at=bench.now + timedelta(hours=1))
+    bench.relay.look()
+    reads: list[str] = []
+    read = bench.records.read
+    bench.records.read = lambda key: reads.append(key) or read(key)  # type: ignore[method-assign, func-returns-value]
+
+    bench.relay.look()
+
+    assert reads == []
+
+
+def test_a_record_that_is_due_sooner_than_it_was_is_announced_then(bench: Bench) -> None:
+    added = bench.add(due_at=bench.now + timedelta(hours=1))
+    bench.relay.look()
+    held = bench.records.find(added.payload_id)
+    assert held is not None
+    # As a worker that stops hands it back, some time after it was seen.
+    bench.records.change(held, due_at=bench.now)
+    later = bench.records.pending()[0].modified_at.timestamp() + 1
+    os.utime(bench.folder / held.key, (later, later))
+
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_record_that_cannot_be_read_is_passed_over(bench: Bench) -> None:
+    unreadable = f"pending/{newest_first('01890000-0000-7000-8000-000000000000')}"
+    bench.store.put(unreadable, BytesIO(b"{}"), 2, "application/json")
+    added = bench.add()
+
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+@pytest.mark.parametrize("error", [StoreRefused("not for you"), StoreUnavailable("bad sector")])
+def test_a_record_that_the_store_keeps_to_itself_is_passed_over(
+    bench: Bench, error: StowgateError
+) -> None:
+    kept = bench.add(payload_id="01890000-0000-7000-8000-000000000000")
+    added = bench.add()
+    get = bench.store.get
+
+    def refuse(key: str) -> StoredObject:
+        if kept.payload_id in key:
+            raise error
+        return get(key)
+
+    bench.store.get = refuse  # type: ignore[method-assign]
+
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+
+
+def test_a_store_that_is_gone_is_not_asked_for_each_record(bench: Bench) -> None:
+    asked: list[str] = []
+
+    def be_gone(key: str = "") -> NoReturn:
+        asked.append(key)
+        raise StoreUnavailable("gone")
+
+    for _ in range(5):
+        bench.add()
+    bench.store.get = bench.store.ping = be_gone  # type: ignore[method-assign]
+
+    bench.relay.look()
+
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("name", ["zz-backup", "ffffffffffff.json.orig", "00.notes.txt", "~"])
+def test_what_is_no_record_by_its_name_is_passed_over(bench: Bench, name: str) -> None:
+    for state in State:
+        bench.store.put(f"{state}/{name}", BytesIO(b"{}"), 2, "application/json")
+    added = bench.add()
+
+    bench.relay.look()
+
+    assert bench.announced == [added.payload_id]
+    assert bench.registry.get_sample_value("stowgate_pending") == 1
+    assert bench.registry.get_sample_value("stowgate_failed") == 0
+    assert newest(bench.records, None, 10) == ([added], None)
+
+
+def test_it_measures_what_waits(bench: Bench) -> None:
+    bench.add()
+    bench.fail()
+    replayed = bench.fail()
+    bench.records.replay(replayed, bench.now)
+    bench.now = RECEIVED_AT + timedelta(seconds=90)
+
+    bench.relay.look()
+
+    assert bench.registry.get_sample_value("stowgate_pending") == 2
+    assert bench.registry.get_sample_value("stowgate_failed") == 1
+    age = bench.registry.get_sample_value("stowgate_oldest_pending_seconds")
+    assert age == 90
