@@ -8,7 +8,7 @@ COMPOSE := docker compose
 PYTEST := .venv/bin/python -m pytest --numprocesses 3 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format up down e2e faults chaos fuzz bench bench-guard bench-relay lock clean
+.PHONY: help run test check format up down e2e faults chaos fuzz bench bench-guard bench-relay bench-parts lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -66,6 +66,9 @@ bench-guard: .venv/.ready-dev ## whether it is still as fast, beside the same, a
 
 bench-relay: .venv/.ready ## what a look of the relay costs with many records
 	@PYTHONPATH=tests .venv/bin/python benchmarks/relay.py $(ARGS)
+
+bench-parts: .venv/.ready-dev ## what memory many small parts cost
+	@PYTHONPATH=tests .venv/bin/python benchmarks/parts.py $(ARGS)
 
 clean: ## remove what was set up; the data stays
 	rm -rf .venv .cache

@@ -1,12 +1,13 @@
 """Where a payload stands: the ingest records, as operators and senders see them."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-from flask import jsonify, request
+import orjson
+from flask import Response, jsonify, request
 from flask.typing import ResponseReturnValue
 from marshmallow import Schema, fields
 
@@ -14,6 +15,7 @@ from api.http.problems import BadRequest, Conflict, NotFound
 from shared.errors import Transient, VersionConflict
 from shared.events import InstancesStored
 from shared.ids import is_guid
+from shared.instances import StoredInstance, workflow_request_json
 from shared.records import MOST_LISTED, HeldRecord, IngestRecord, Records, State
 from shared.time import UtcDateTime, utc_now
 
@@ -28,15 +30,12 @@ class PayloadSchema(Schema):
     destination = fields.String(required=True)
     workflows = fields.List(fields.String(), required=True, allow_none=True)
     route = fields.String(required=True, allow_none=True)
-    file_count = fields.Function(
-        lambda record: len(record.instances), required=True, metadata={"type": "integer"}
-    )
+    file_count = fields.Integer(required=True)
     attempts = fields.Integer(required=True)
     last_error = fields.String(required=True, allow_none=True)
     workflow_request = fields.Raw(required=True, allow_none=True)
 
 
-_PAYLOAD = PayloadSchema()
 # A request names every instance: a page of them would be megabytes.
 LISTED = PayloadSchema(exclude=["workflow_request"])
 
@@ -47,7 +46,13 @@ def payload_views(
     """By their endpoints."""
 
     def show(payload_id: str) -> ResponseReturnValue:
-        return jsonify(_PAYLOAD.dump(find(payload_id).record))
+        return shown(find(payload_id).record)
+
+    def shown(record: IngestRecord, status: HTTPStatus = HTTPStatus.OK) -> Response:
+        pieces = _shown(record, records.instances(record))
+        # One whose instances are attached is sent as it is read.
+        body = pieces if record.instances is None else b"".join(pieces)
+        return Response(body, status, content_type="application/json")
 
     def find(payload_id: str) -> HeldRecord:
         held = records.find(payload_id.lower()) if is_guid(payload_id) else None
@@ -69,13 +74,23 @@ def payload_views(
         # Where the broker does not take it, the relay will announce it: it is due.
         with suppress(Transient):
             announce(InstancesStored(record.payload_id, record.correlation_id))
-        return jsonify(_PAYLOAD.dump(record)), HTTPStatus.ACCEPTED
+        return shown(record, HTTPStatus.ACCEPTED)
 
     def newest() -> ResponseReturnValue:
         page, cursor = records.newest(_state(), _limit(), _cursor())
         return jsonify({"payloads": list(map(_dump_listed, page)), "next": cursor})
 
     return {"payloads.show": show, "payloads.replay": replay, "payloads.newest": newest}
+
+
+def _shown(record: IngestRecord, instances: Iterator[StoredInstance]) -> Iterator[bytes]:
+    """As `PayloadSchema` has it, in pieces."""
+    yield orjson.dumps(LISTED.dump(record))[:-1] + b',"workflow_request":'
+    if record.workflow_request is None:
+        yield b"null"
+    else:
+        yield from workflow_request_json(record.workflow_request, instances)
+    yield b"}\n"
 
 
 def _dump_listed(record: IngestRecord) -> Any:

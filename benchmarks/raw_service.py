@@ -6,7 +6,7 @@ second thought for a sender that misbehaves.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
@@ -22,8 +22,9 @@ from shared.dicom.identity import identify
 from shared.dicom.structure import check_structure
 from shared.events import InstancesStored
 from shared.ids import PayloadIds
+from shared.instances import StoredInstance
 from shared.ports import ObjectStore
-from shared.records import IngestRecord, Records, StoredInstance
+from shared.records import IngestRecord, Records
 from shared.runtime.backends import open_backends
 from shared.runtime.logs import configure_logs
 from shared.settings.loader import load
@@ -89,7 +90,7 @@ def _app(payload_ids: PayloadIds, store: ObjectStore, add: Callable[[IngestRecor
         payload_id = payload_ids.mint(now)
         parts = request.get_data().removesuffix(END).split(PART_HEAD)[1:]
         each = threads.map if len(parts) > 1 else map
-        stored: Iterator[StoredInstance] = each(partial(put_checked, payload_id), parts)
+        stored: tuple[StoredInstance, ...] = tuple(each(partial(put_checked, payload_id), parts))
         add(
             IngestRecord(
                 payload_id=payload_id,
@@ -99,7 +100,8 @@ def _app(payload_ids: PayloadIds, store: ObjectStore, add: Callable[[IngestRecor
                 destination="default",
                 workflow=None,
                 vae_workflows=None,
-                instances=tuple(stored),
+                file_count=len(stored),
+                instances=stored,
                 due_at=now,
             )
         )

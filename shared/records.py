@@ -29,10 +29,10 @@ import structlog
 from marshmallow import Schema, ValidationError, fields
 
 from shared import versions
-from shared.dicom.left_out import NOTHING_LEFT_OUT, LeftOut
-from shared.dicom.uids import is_uid
+from shared.attachments import Attachments
 from shared.errors import ObjectMissing, Permanent, VersionConflict
 from shared.ids import has_moment, is_guid
+from shared.instances import StoredInstance, load_instance
 from shared.ports import ListedObject, ObjectStore
 from shared.time import UtcDateTime, has_ended
 
@@ -75,35 +75,6 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-def instance_path(study_uid: str, series_uid: str, sop_instance_uid: str) -> str:
-    """Below the payload's id, as the Workflow Manager wants it."""
-    return f"dcm/{study_uid}/{series_uid}/{sop_instance_uid}.dcm"
-
-
-@dataclass(frozen=True)
-class StoredInstance:
-    """One instance in the payloads' bucket.
-
-    `left_out` is what its metadata sidecar has no use for.
-    """
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    study_uid: str
-    series_uid: str
-    size_bytes: int
-    sha256: str
-    left_out: LeftOut = NOTHING_LEFT_OUT
-
-    @property
-    def path(self) -> str:
-        return instance_path(self.study_uid, self.series_uid, self.sop_instance_uid)
-
-    @property
-    def metadata_path(self) -> str:
-        return f"{self.path}.json"
-
-
 @dataclass(frozen=True)
 class Lease:
     """Until then, only this worker may open the workflow request of the record."""
@@ -116,22 +87,24 @@ class Lease:
 class FirstAnswer:
     """What a POST with an Idempotency-Key was answered, for when it is sent again.
 
-    `fingerprint` tells whether the body is the same one.
+    `fingerprint` tells whether the body is the same one. An answer without `body` is an attachment.
     """
 
     fingerprint: str
     status: int
     content_type: str
-    body: str
+    body: str | None
 
 
 @dataclass(frozen=True)
 class IngestRecord:
-    """`workflow` is the one in the URL; `vae_workflows` are those the VAE had on receipt, and
+    """`instances` is None where they are an attachment; `Records.instances` has them in any case.
+    `workflow` is the one in the URL; `vae_workflows` are those the VAE had on receipt, and
     None without a VAE. `due_at` is when the relay may announce the record again. `takeovers`
     counts the workers that held the lease and did not come to an end. `opened_at` is when the
-    request was out, which the record may say while it is still pending. `unknown` are fields that
-    a newer service wrote, and that are kept for it."""
+    request was out, which the record may say while it is still pending. `workflow_request` is that
+    request without its `payload`. `unknown` are fields that a newer service wrote, and that are
+    kept for it."""
 
     payload_id: str
     correlation_id: str
@@ -140,7 +113,8 @@ class IngestRecord:
     destination: str
     workflow: str | None
     vae_workflows: tuple[str, ...] | None
-    instances: tuple[StoredInstance, ...]
+    file_count: int
+    instances: tuple[StoredInstance, ...] | None
     due_at: datetime
     state: State = State.PENDING
     attempts: int = 0
@@ -166,42 +140,8 @@ class HeldRecord:
 
 
 class _Instances(fields.Field[tuple[StoredInstance, ...]]):
-    """Thousands of rows of our own making: a schema run per row would cost seconds."""
-
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> tuple[StoredInstance, ...]:
-        instances = tuple(
-            StoredInstance(**{**row, "left_out": _left_out(row["left_out"])}) for row in value
-        )
-        if not all(map(_is_stored_instance, instances)):
-            raise ValidationError("an instance has a value of another type")
-        return instances
-
-
-def _left_out(row: dict[str, Any]) -> LeftOut:
-    pairs = {name: tuple(map(tuple, row[name])) for name in ("ranges", "without_value")}
-    return LeftOut(**{**row, **pairs})
-
-
-def _are_pairs(pairs: tuple[Any, ...], kind: type) -> bool:
-    return all(len(pair) == 2 and all(isinstance(one, kind) for one in pair) for pair in pairs)
-
-
-def _is_stored_instance(instance: StoredInstance) -> bool:
-    uids = (
-        instance.sop_class_uid,
-        instance.sop_instance_uid,
-        instance.study_uid,
-        instance.series_uid,
-    )
-    return (
-        all(isinstance(uid, str) and is_uid(uid) for uid in uids)
-        and isinstance(instance.size_bytes, int)
-        and isinstance(instance.sha256, str)
-        and _are_pairs(instance.left_out.ranges, int)
-        and _are_pairs(instance.left_out.without_value, str)
-        and isinstance(instance.left_out.is_inflated, bool)
-        and isinstance(instance.left_out.is_explicit, bool | None)
-    )
+        return tuple(map(load_instance, value))
 
 
 class _Strings(fields.List[str]):
@@ -220,7 +160,7 @@ class _FirstAnswerSchema(Schema):
     fingerprint = fields.String(required=True)
     status = fields.Integer(required=True, strict=True)
     content_type = fields.String(required=True)
-    body = fields.String(required=True)
+    body = fields.String(required=True, allow_none=True)
 
 
 class _RecordSchema(Schema):
@@ -231,7 +171,8 @@ class _RecordSchema(Schema):
     destination = fields.String(required=True)
     workflow = fields.String(required=True, allow_none=True)
     vae_workflows = _Strings(fields.String(), required=True, allow_none=True)
-    instances = _Instances(required=True)
+    file_count = fields.Integer(required=True, strict=True)
+    instances = _Instances(required=True, allow_none=True)
     due_at = UtcDateTime(required=True)
     state = fields.Enum(State, by_value=True, required=True)
     attempts = fields.Integer(required=True, strict=True)
@@ -246,8 +187,9 @@ class _RecordSchema(Schema):
 
 
 VERSION = 1
-"""Of a record's shape. A field of its own that older services may ignore needs no new one, if it
-is not required here; one within an instance, a lease or a first answer does."""
+"""Of the shape of a record and its attachments. A field of its own that older services may ignore
+needs no new one, if it is not required here; one within an instance, a lease or a first answer
+does."""
 
 # Making one copies all its fields, which takes longer than what it is used for.
 _SCHEMA = _RecordSchema()
@@ -267,6 +209,8 @@ def decode(data: bytes) -> IngestRecord:
         row = _SCHEMA.load(found)
         if not is_guid(row["payload_id"]):
             raise ValueError("the payload id is no GUID")
+        if row["instances"] is not None and len(row["instances"]) != row["file_count"]:
+            raise ValueError("the instances are not as many as they were")
     except (ValueError, TypeError, KeyError, ValidationError) as error:
         raise RecordUnreadable(versions.why_unreadable(error)) from error
     lease, first_answer = row.pop("lease"), row.pop("first_answer")
@@ -331,6 +275,7 @@ class Records:
     ) -> None:
         """`clear` removes what an opened record leaves behind, which may be later; without it that
         is done at once."""
+        self.attachments = Attachments(store)
         self._store = store
         self._clear = clear or store.delete
         self._named: set[str] = set()
@@ -410,6 +355,15 @@ class Records:
         except RecordUnreadable as error:
             raise RecordUnreadable(f"{key} in the state bucket {error}") from error
         return HeldRecord(record, found.version, key, found.data)
+
+    def instances(self, record: IngestRecord) -> Iterator[StoredInstance]:
+        """The record's instances, in the order of the request, one at a time.
+
+        Raises `AttachmentUnreadable`, also while they are iterated.
+        """
+        if record.instances is not None:
+            return iter(record.instances)
+        return self.attachments.instances(record.payload_id, record.file_count)
 
     def change(self, held: HeldRecord, **changes: Any) -> HeldRecord:
         """Raises `VersionConflict` where somebody changed or moved the record meanwhile."""
@@ -506,8 +460,8 @@ class Records:
     ) -> tuple[Iterator[IngestRecord], str | None]:
         """Up to `limit` records behind `cursor`, the newest first, and the next cursor.
 
-        Each is read when it is asked for, as one may be megabytes. One that cannot be read is left
-        out and logged.
+        Each is read when it is asked for, so that one at a time is in memory. One that cannot be
+        read is left out and logged.
         """
         states = list(State) if state is None else [state]
         after = newest_first(cursor) if cursor else ""

@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 
 from shared.ids import PayloadIds
-from shared.records import IngestRecord, Records, State, StoredInstance
+from shared.instances import StoredInstance
+from shared.records import IngestRecord, Records, State
 
 RECEIVED_AT = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -17,6 +18,7 @@ def record(*instances: StoredInstance) -> IngestRecord:
         destination="default",
         workflow=None,
         vae_workflows=None,
+        file_count=len(instances),
         instances=instances,
         due_at=RECEIVED_AT,
     )

@@ -202,9 +202,17 @@ class Handler:
                 self._publisher.ping()
             keep_lease = partial(self._keep_lease, taken)
             again = record.attempts > 1
-            self._sidecars.write(record.payload_id, record.instances, keep_lease, again=again)
+            self._sidecars.write(
+                record.payload_id,
+                self._records.instances(record),
+                record.file_count,
+                keep_lease,
+                again=again,
+            )
+            instances = self._records.instances(record)
+            message = self._workflow_manager.message(record, request, instances)
             keep_lease(at_least=_BEFORE_PUBLISHING)
-            self._publish(taken, self._workflow_manager.message(record, request))
+            self._publish(taken, message)
         self._note_opened(
             taken,
             route=route.rule,
@@ -218,7 +226,7 @@ class Handler:
             "workflow request opened",
             route=route.rule,
             workflows=route.workflows,
-            file_count=len(record.instances),
+            file_count=record.file_count,
             attempts=record.attempts,
         )
 

@@ -2,15 +2,16 @@
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from io import BytesIO
+from itertools import islice
 
 from shared.dicom.metadata import metadata_json
 from shared.dicom.refusal import InstanceRefused
 from shared.errors import Permanent, Transient
+from shared.instances import StoredInstance
 from shared.ports import ObjectStore
-from shared.records import StoredInstance
 
 # Handed to the writers at a time.
 _BATCH = 100
@@ -47,12 +48,13 @@ class Sidecars:
     def write(
         self,
         payload_id: str,
-        instances: Sequence[StoredInstance],
+        instances: Iterable[StoredInstance],
+        count: int,
         between: Callable[[], None],
         *,
         again: bool,
     ) -> None:
-        """Write those that are missing.
+        """Write those that are missing of `count` instances, which are iterated once.
 
         Where that is likely to save work, `again` or with many instances, it is looked up which
         an earlier attempt has written; else all are written. `between` is called at least every
@@ -60,24 +62,23 @@ class Sidecars:
         `InstanceChanged`, `NoScratch`, `Stopping`, and what the object store raises.
         """
         prefix = f"{payload_id}/"
-        if again or len(instances) > _BATCH:
-            instances = self._missing(prefix, instances, between)
-        if len(instances) == 1 and _is_quick(instances[0]):
-            self._write(prefix, instances[0])
-            return
-        for start in range(0, len(instances), _BATCH):
-            self._write_batch(prefix, instances[start : start + _BATCH], between)
+        there = self._written(prefix, between) if again or count > _BATCH else set()
+        missing = (one for one in instances if _name(one.metadata_path) not in there)
+        while batch := list(islice(missing, _BATCH)):
+            if count == 1 and _is_quick(batch[0]):
+                self._write(prefix, batch[0])
+            else:
+                self._write_batch(prefix, batch, between)
 
-    def _missing(
-        self, prefix: str, instances: Sequence[StoredInstance], between: Callable[[], None]
-    ) -> list[StoredInstance]:
+    def _written(self, prefix: str, between: Callable[[], None]) -> set[str]:
+        """The names of the sidecars that are there, which no two of a payload share."""
         there = set()
         for number, found in enumerate(self._store.list(prefix)):
             if found.key.endswith(".json"):
-                there.add(found.key.removeprefix(prefix))
+                there.add(_name(found.key))
             if number % _BATCH == 0:
                 between()
-        return [instance for instance in instances if instance.metadata_path not in there]
+        return there
 
     def _write_batch(
         self, prefix: str, batch: Sequence[StoredInstance], between: Callable[[], None]
@@ -118,6 +119,10 @@ class Sidecars:
                 # Of a store that hangs, each piece would keep the process for seconds.
                 raise Stopping("this worker stops")
             yield self._store.read_range(key, start, end - start)
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _kept(instance: StoredInstance) -> Iterator[tuple[int, int]]:

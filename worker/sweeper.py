@@ -115,7 +115,7 @@ class Sweeper:
             self._next_claim_folder = (self._next_claim_folder + 1) % CLAIM_FOLDERS
 
     def _abandon(self, payload_id: str) -> bool:
-        """Remove the objects of an upload without a record; whether nothing is left of it.
+        """Remove what is there of an upload without a record; whether nothing is left of it.
 
         Raises `_HadRecord`. A worker writes sidecars only for a payload with a record. Whether
         records were lost is asked last, so that no restore can come between the look for this one
@@ -133,6 +133,12 @@ class Sweeper:
             self._cursor.record_missing(payload_id, "a worker has written its metadata")
         if payload_id <= self._cursor.read().since:
             raise _HadRecord
+        try:
+            # Before the instances, by which the next sweep finds what is left.
+            self._records.attachments.remove(payload_id)
+        except StowgateError as error:
+            self._pass_over(self._state, error)
+            return False
         if not self._remove(self._instances, keys):
             return False
         if keys:

@@ -4,11 +4,12 @@ An event that differs is dropped or dead-lettered over there without a word to u
 about it stands here, and a payload's message is the same, byte for byte, on every attempt.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
-import orjson
-
+from shared.instances import StoredInstance, workflow_request_json
 from shared.ports import Message
 from shared.records import IngestRecord
 from shared.time import iso_utc
@@ -31,11 +32,11 @@ class WorkflowManager:
     bucket: str
 
     def request(self, record: IngestRecord, route: Route) -> dict[str, Any]:
-        """The body of the WorkflowRequestEvent."""
+        """The body of the WorkflowRequestEvent, but for its last field, `payload`."""
         return {
             "payload_id": record.payload_id,
             "workflows": list(route.workflows),
-            "file_count": len(record.instances),
+            "file_count": record.file_count,
             "correlation_id": record.correlation_id,
             "bucket": self.bucket,
             "trigger": {
@@ -48,17 +49,17 @@ class WorkflowManager:
             "timestamp": iso_utc(record.received_at),
             "workflow_instance_id": None,
             "task_id": None,
-            "payload": [
-                {"path": instance.path, "metadata": instance.metadata_path}
-                for instance in record.instances
-            ],
         }
 
-    def message(self, record: IngestRecord, request: dict[str, Any]) -> Message:
+    def message(
+        self, record: IngestRecord, request: dict[str, Any], instances: Iterable[StoredInstance]
+    ) -> Message:
+        body = BytesIO()
+        body.writelines(workflow_request_json(request, instances))
         return Message(
             exchange=self.exchange,
             routing_key=self.routing_key,
-            body=orjson.dumps(request),
+            body=body.getvalue(),
             message_id=record.payload_id,
             correlation_id=record.correlation_id,
             type="WorkflowRequestEvent",

@@ -170,12 +170,21 @@ class IdempotencyKeys:
         return not self._records.give_up(first.payload_id)
 
 
-def fingerprint(part_digests: Iterable[str]) -> str:
+class Fingerprint:
     """What a body holds, whatever boundary its sender made up this time."""
-    whole = hashlib.sha256()
-    for number, digest in enumerate(part_digests):
-        whole.update(f"\n{digest}".encode() if number else digest.encode())
-    return whole.hexdigest()
+
+    def __init__(self, part_digests: Iterable[str] = ()) -> None:
+        self._whole = hashlib.sha256()
+        self._separator = b""
+        for digest in part_digests:
+            self.add(digest)
+
+    def add(self, part_digest: str) -> None:
+        self._whole.update(self._separator + part_digest.encode())
+        self._separator = b"\n"
+
+    def __str__(self) -> str:
+        return self._whole.hexdigest()
 
 
 def _decode(data: bytes, place: str) -> _Claim:

@@ -5,17 +5,19 @@ commit point. Until then nothing is acknowledged and nothing announced.
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import structlog
 
 from api.http.problems import SenderTooSlow
-from api.stow.idempotency import ClaimedKey, StillRunning, fingerprint
-from api.stow.response import Failed, Stored
+from api.stow.answer import Answer
+from api.stow.idempotency import ClaimedKey, StillRunning
+from api.stow.response import Outcome
 from api.stow.upload import ReceivedPart, Upload, Uploads
 from api.vae.registry import Vae
+from shared.attachments import MAX_INLINE_BYTES, Attachment
 from shared.errors import StowgateError
 from shared.records import FirstAnswer, IngestRecord, Records, UploadGivenUp
 from shared.runtime.metrics import ApiMetrics
@@ -44,20 +46,19 @@ class Target:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of the parts, in the order of the request. `payload_id` is None where nothing
-    was stored and no record written."""
+    """How many instances were stored and how many parts failed, and the answer that says so.
+
+    `payload_id` is None where nothing was stored and no record written.
+    """
 
     payload_id: str | None
-    stored: list[Stored]
-    failed: list[Failed]
+    stored: int
+    failed: int
+    answer: Answer
 
 
-@dataclass(frozen=True)
-class Keyed:
-    """A POST with an Idempotency-Key: its claim on the key, and how its answer is rendered."""
-
-    claimed: ClaimedKey
-    answer: Callable[[Receipt, str], FirstAnswer]
+Render = Callable[[Outcome, Callable[[], None]], Answer]
+"""Renders the answer; the second argument is called now and then meanwhile."""
 
 
 class Ingest:
@@ -85,33 +86,44 @@ class Ingest:
         target: Target,
         source: str,
         correlation_id: str,
-        keyed: "Keyed | None" = None,
+        render: Render,
+        claimed: ClaimedKey | None = None,
     ) -> Receipt | None:
         """Take one request's parts; None where it had none.
 
-        `source` is the sender's address as the Workflow Manager takes it. Raises a `Problem` for
-        a request that is refused as a whole, `StoreFull` where nothing was stored for want of
-        room, and what the object store raises when it cannot do its work. What was stored by then
-        is removed again.
+        `source` is the sender's address as the Workflow Manager takes it. The answer is rendered
+        once, before the record is written, and kept with it where an Idempotency-Key is `claimed`.
+        Raises a `Problem` for a request that is refused as a whole, `StoreFull` where nothing was
+        stored for want of room, and what the object store raises when it cannot do its work. What
+        was stored by then is removed again.
         """
         received_at = self._clock()
-        payload_id = keyed.claimed.payload_id if keyed else self._mint(received_at)
-        with ExitStack() as undo:
-            if keyed:
-                undo.callback(_release, keyed.claimed)
+        payload_id = claimed.payload_id if claimed else self._mint(received_at)
+        keep_key = claimed.keep if claimed else _nothing
+        upload = Upload(
+            payload_id,
+            self._uploads,
+            self._records.attachments,
+            vae=target.vae,
+            study_uid=target.study_uid,
+            between=keep_key,
+        )
+        with closing(upload), ExitStack() as unanswered, ExitStack() as undo:
+            if claimed:
+                undo.callback(_release, claimed)
             self._uploads.check_room()
-            keep_key = keyed.claimed.keep if keyed else _nothing
-            upload = Upload(payload_id, self._uploads, target.vae, keep_key)
             undo.callback(upload.discard)
             for part in parts:
                 upload.receive(part)
             upload.finish()
-            if not upload.arrivals:
+            if not upload.outcomes:
                 return None
-            stored, failed = upload.outcome(target.study_uid)
-            receipt = Receipt(payload_id, stored, failed)
-            if not stored:
-                self._count(receipt, 0)
+            answer = render(upload, keep_key)
+            unanswered.callback(answer.body.close)
+            receipt = Receipt(payload_id, upload.stored_count, upload.failed_count, answer)
+            if not receipt.stored:
+                unanswered.pop_all()
+                self._count(upload)
                 return replace(receipt, payload_id=None)
             record = IngestRecord(
                 payload_id=payload_id,
@@ -121,24 +133,26 @@ class Ingest:
                 destination=target.vae.name if target.vae else DEFAULT_DESTINATION,
                 workflow=target.workflow,
                 vae_workflows=target.vae.workflows if target.vae else None,
-                instances=upload.instances,
+                file_count=upload.stored_count,
+                instances=upload.recorded_instances(),
                 due_at=self._clock() + ANNOUNCEMENT_GRACE,
-                first_answer=keyed.answer(receipt, fingerprint(upload.digests)) if keyed else None,
+                first_answer=_first_answer(answer, upload) if claimed else None,
             )
-            if keyed:
-                keyed.claimed.keep(at_least=_BEFORE_COMMIT)
+            if claimed:
+                claimed.keep(at_least=_BEFORE_COMMIT)
             self._check_time(received_at)
             # A write that fails may have happened all the same, so from here on the objects stay;
             # without a record, the sweep by age removes them.
             undone = undo.pop_all()
-        try:
-            self._records.add(record)
-        except UploadGivenUp as error:
-            undone.close()
-            raise SenderTooSlow(str(error)) from error
-        self._recorded()
-        self._count(receipt, sum(i.size_bytes for i in record.instances))
-        return receipt
+            try:
+                self._records.add(record)
+            except UploadGivenUp as error:
+                undone.close()
+                raise SenderTooSlow(str(error)) from error
+            unanswered.pop_all()
+            self._recorded()
+            self._count(upload)
+            return receipt
 
     def _check_time(self, received_at: datetime) -> None:
         if self._clock() - received_at > self._uploads.limits.upload:
@@ -147,13 +161,19 @@ class Ingest:
                 f"the upload took longer than {limit_seconds:g} s; send it in several requests"
             )
 
-    def _count(self, receipt: Receipt, size_bytes: int) -> None:
-        self._metrics.received_bytes.inc(size_bytes)
-        for instance in receipt.stored:
-            outcome = f"{instance.warning:04X}" if instance.warning else "stored"
-            self._metrics.instances.labels(outcome).inc()
-        for failure in receipt.failed:
-            self._metrics.instances.labels(f"{failure.reason:04X}").inc()
+    def _count(self, upload: Upload) -> None:
+        self._metrics.received_bytes.inc(upload.stored_bytes)
+        for outcome, count in upload.outcomes.items():
+            self._metrics.instances.labels(outcome).inc(count)
+
+
+def _first_answer(answer: Answer, upload: Upload) -> FirstAnswer:
+    body: str | None = None
+    if answer.body.size_bytes <= MAX_INLINE_BYTES:
+        body = answer.body.open().read().decode()
+    else:
+        upload.attach(Attachment.ANSWER, answer.body)
+    return FirstAnswer(str(upload.fingerprint), answer.status, answer.content_type, body)
 
 
 def _nothing() -> None:

@@ -1,10 +1,10 @@
 """The answer of the Store transaction: PS3.18 10.5.3 and Annex I (Store Instances Response)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 from xml.etree import ElementTree
 
 import orjson
@@ -52,11 +52,19 @@ class Failed:
     sop_instance_uid: str | None = None
 
 
-def status(stored: Sequence[Stored], failed: Sequence[Failed]) -> HTTPStatus:
+class Outcome(Protocol):
+    """What became of the parts of a request, in its order. Each call begins anew, and ends the one
+    before it."""
+
+    def stored(self) -> Iterator[Stored]: ...
+    def failed(self) -> Iterator[Failed]: ...
+
+
+def status(outcome: Outcome) -> HTTPStatus:
     """PS3.18 Table 10.5.3-1."""
-    if not stored:
+    if next(outcome.stored(), None) is None:
         return HTTPStatus.CONFLICT
-    if failed or any(instance.warning for instance in stored):
+    if next(outcome.failed(), None) or any(instance.warning for instance in outcome.stored()):
         return HTTPStatus.ACCEPTED
     return HTTPStatus.OK
 
@@ -105,47 +113,69 @@ def _failed_item(failure: Failed) -> _Dataset:
     return item | _detail(failure.detail)
 
 
-def dataset(
-    stored: Sequence[Stored], failed: Sequence[Failed], archive_url: str | None
-) -> _Dataset:
-    """The response as the DICOM JSON Model (PS3.18 Annex F) has it, in ascending order of tags.
+def _sequences(
+    outcome: Outcome, archive_url: str | None
+) -> Iterator[tuple[str, Iterator[_Dataset]]]:
+    """Those of the response with their items, in ascending order of tags."""
+    yield "00081198", (_failed_item(f) for f in outcome.failed() if _is_instance(f))
+    yield "00081199", (_stored_item(instance, archive_url) for instance in outcome.stored())
+    yield "0008119A", (_failed_item(f) for f in outcome.failed() if not _is_instance(f))
+
+
+def _is_instance(failure: Failed) -> bool:
+    return bool(failure.sop_class_uid and failure.sop_instance_uid)
+
+
+def _studies_url(outcome: Outcome, archive_url: str | None) -> _Element:
+    """That of the study; where the request brought several, the archive's own."""
+    studies: set[str] = set()
+    if archive_url is not None:
+        for instance in outcome.stored():
+            studies.add(instance.study_uid)
+            if len(studies) > 1:
+                return _element("UR", archive_url)
+    return _element("UR", *(f"{archive_url}/studies/{study}" for study in studies))
+
+
+def to_json(outcome: Outcome, archive_url: str | None) -> Iterator[bytes]:
+    """The response by the DICOM JSON Model (PS3.18 Annex F), in pieces.
 
     `archive_url` is the base URL, in front of /studies, of what instances are retrieved from.
     """
-    known = [f for f in failed if f.sop_class_uid and f.sop_instance_uid]
-    other = [f for f in failed if not (f.sop_class_uid and f.sop_instance_uid)]
-    response: _Dataset = {"00081190": _studies_url(stored, archive_url)}
-    if known:
-        response["00081198"] = _element("SQ", *map(_failed_item, known))
-    if stored:
-        items = [_stored_item(instance, archive_url) for instance in stored]
-        response["00081199"] = _element("SQ", *items)
-    if other:
-        response["0008119A"] = _element("SQ", *map(_failed_item, other))
-    return response
+    yield b'{"00081190":' + orjson.dumps(_studies_url(outcome, archive_url))
+    for tag, items in _sequences(outcome, archive_url):
+        head, end = f',"{tag}":{{"vr":"SQ","Value":['.encode(), b""
+        for item in items:
+            yield head + orjson.dumps(item)
+            head, end = b",", b"]}"
+        yield end
+    yield b"}"
 
 
-def _studies_url(stored: Sequence[Stored], archive_url: str | None) -> _Element:
-    """That of the study; where the request brought several, the archive's own."""
-    studies = {instance.study_uid for instance in stored}
-    if archive_url is None or not studies:
-        return _element("UR")
-    path = f"/studies/{studies.pop()}" if len(studies) == 1 else ""
-    return _element("UR", f"{archive_url}{path}")
-
-
-def to_json(response: _Dataset) -> bytes:
-    return orjson.dumps(response)
-
-
-def to_xml(response: _Dataset) -> bytes:
-    """The Native DICOM Model (PS3.19 A.1)."""
-    root = ElementTree.Element(
-        "NativeDicomModel",
-        {"xmlns": "http://dicom.nema.org/PS3.19/models/NativeDICOM", "xml:space": "preserve"},
+def to_xml(outcome: Outcome, archive_url: str | None) -> Iterator[bytes]:
+    """The same by the Native DICOM Model (PS3.19 A.1)."""
+    yield (
+        b"<?xml version='1.0' encoding='UTF-8'?>\n"
+        b'<NativeDicomModel xmlns="http://dicom.nema.org/PS3.19/models/NativeDICOM" '
+        b'xml:space="preserve">'
     )
-    _append(root, response)
-    document: bytes = ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)
+    root = ElementTree.Element("Item")
+    _append(root, {"00081190": _studies_url(outcome, archive_url)})
+    yield _xml(root[0])
+    for tag, items in _sequences(outcome, archive_url):
+        keyword = keyword_for_tag(int(tag, 16))
+        head, end = f'<DicomAttribute tag="{tag}" vr="SQ" keyword="{keyword}">'.encode(), b""
+        for number, item in enumerate(items, start=1):
+            root = ElementTree.Element("Item", number=str(number))
+            _append(root, item)
+            yield head + _xml(root)
+            head, end = b"", b"</DicomAttribute>"
+        yield end
+    yield b"</NativeDicomModel>"
+
+
+def _xml(element: ElementTree.Element) -> bytes:
+    document: bytes = ElementTree.tostring(element, encoding="UTF-8", xml_declaration=False)
     return document
 
 
@@ -161,7 +191,4 @@ def _append(parent: ElementTree.Element, response: _Dataset) -> None:
             attributes["keyword"] = keyword_for_tag(int(tag, 16))
         attribute = ElementTree.SubElement(parent, "DicomAttribute", attributes)
         for number, value in enumerate(element.get("Value", []), start=1):
-            if element["vr"] == "SQ":
-                _append(ElementTree.SubElement(attribute, "Item", number=str(number)), value)
-            else:
-                ElementTree.SubElement(attribute, "Value", number=str(number)).text = str(value)
+            ElementTree.SubElement(attribute, "Value", number=str(number)).text = str(value)

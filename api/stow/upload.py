@@ -4,38 +4,45 @@ They are taken one at a time as they arrive. Each is spooled, its structure chec
 read; then it goes to the object store in another thread while the next part arrives.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
 from threading import BoundedSemaphore
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
 from api.http.problems import TooLarge, UnsupportedMediaType
 from api.stow.acceptance import refusal
 from api.stow.early_upload import EarlyUpload
+from api.stow.idempotency import Fingerprint
 from api.stow.multipart import MediaType
 from api.stow.response import Failed, FailureReason, Stored, WarningReason
 from api.stow.spool import Spool, check_room
+from api.stow.spooled_list import SpooledList
 from api.vae.registry import Vae
+from shared.attachments import MAX_INLINE_BYTES, Attachment, Attachments
 from shared.dicom.identity import Identity, identify, modality
 from shared.dicom.limits import DEFAULT, StructureLimits
 from shared.dicom.refusal import InstanceRefused
 from shared.dicom.structure import Structure, check_structure
 from shared.errors import StoreFull, StoreUnavailable, StowgateError
+from shared.instances import StoredInstance, instance_path, load_instance
 from shared.ports import ObjectStore
-from shared.records import StoredInstance, instance_path
 from shared.runtime.logs import where
 
 _log = structlog.get_logger()
 
 DICOM = "application/dicom"
+
+# Of what is kept of each part in memory, which is a number each for its SOP Instance UID and its
+# content: as many bits as no two parts will have in common, and no more memory than for 64 of them.
+_DIGEST_BYTES = 15
 
 # Stands for the digest of a part that is no DICOM, which is skipped unread.
 _FOREIGN = "foreign"
@@ -86,13 +93,12 @@ class Limits:
         return min(self.part_bytes, of_vae) if of_vae else self.part_bytes
 
 
-@dataclass
-class _Arrival:
-    """A part that is an instance, on its way into the store or failed."""
+@dataclass(frozen=True)
+class _Putting:
+    """An instance on its way into the store."""
 
-    failure: Failed | None = None
-    instance: StoredInstance | None = None
-    put: "Future[None] | None" = None
+    instance: StoredInstance
+    put: "Future[None]"
 
 
 class Uploads:
@@ -113,7 +119,7 @@ class Uploads:
         check_room(self.spool_folder, self.limits.min_free_bytes)
 
     def digests(self, parts: Iterable[ReceivedPart], vae: Vae | None) -> Iterator[str]:
-        """`Upload.digests` of a body that is sent again, of which nothing is kept.
+        """What `Upload.fingerprint` is made of, of a body that is sent again and not kept.
 
         Raises `TooLarge` where `Upload.receive` does.
         """
@@ -139,26 +145,45 @@ def _pieces(part: ReceivedPart, most_bytes: int) -> Iterator[bytes]:
 
 
 class Upload:
-    """The parts of one request and what becomes of them."""
+    """The parts of one request and what becomes of them, which `stored` and `failed` say.
+
+    Of each part little is kept in memory; the rest is spooled, until `close`.
+    """
 
     def __init__(
-        self, payload_id: str, uploads: Uploads, vae: Vae | None, between: Callable[[], None]
+        self,
+        payload_id: str,
+        uploads: Uploads,
+        attachments: Attachments,
+        *,
+        vae: Vae | None,
+        study_uid: str | None,
+        between: Callable[[], None],
     ) -> None:
-        """`between` is called between two pieces, and now and then while the store is slow."""
-        self.arrivals: list[_Arrival] = []
-        self.digests: list[str] = []
+        """`study_uid` is that of the URL. `between` is called between two pieces, and now and then
+        while the store is slow."""
+        self.fingerprint = Fingerprint()
+        self.outcomes: Counter[str] = Counter()
+        self.stored_bytes = 0
+        self._payload_id = payload_id
         self._prefix = f"{payload_id}/"
         self._store = uploads.store
+        self._attachments = attachments
         self._putters = uploads.putters
         self._room = uploads.room
         self._spool_folder = uploads.spool_folder
         self._limits = uploads.limits
         self._vae = vae
+        self._study_uid = study_uid
         self._part_bytes = uploads.limits.instance_bytes(vae)
         self._between = between
-        self._by_sop_instance_uid: dict[str, _Arrival] = {}
-        self._putting: deque[Future[None]] = deque()
+        self._contents: dict[int, int] = {}
+        self._instances = SpooledList(self._spool_folder, MAX_INLINE_BYTES, load_instance)
+        self._failures = SpooledList(self._spool_folder, MAX_INLINE_BYTES, _failure)
+        self._unsettled: deque[_Putting | Failed] = deque()
+        self._has_attached = False
         self._foreign_parts = 0
+        self._full: StoreFull | None = None
         self._store_is_away = False
 
     def receive(self, part: ReceivedPart) -> None:
@@ -166,7 +191,7 @@ class Upload:
         self._limits.check_number(part)
         if not _is_dicom(part):
             self._foreign_parts += 1
-            self.digests.append(_FOREIGN)
+            self.fingerprint.add(_FOREIGN)
             self._fail(
                 FailureReason.CANNOT_UNDERSTAND,
                 f"part {part.number}: its Content-Type is not {DICOM}",
@@ -183,7 +208,7 @@ class Upload:
                 spool.write(data)
                 early_upload.proceed()
                 self._between()
-            self.digests.append(spool.sha256)
+            self.fingerprint.add(spool.sha256)
             checked = self._check(part.number, spool)
             if checked is None:
                 return
@@ -234,7 +259,7 @@ class Upload:
 
     def _key_of_new(self, identity: Identity) -> str | None:
         """None where the request brought that instance before."""
-        if identity.sop_instance_uid in self._by_sop_instance_uid:
+        if _uid_digest(identity) in self._contents:
             return None
         return self._prefix + instance_path(
             identity.study_uid, identity.series_uid, identity.sop_instance_uid
@@ -242,10 +267,10 @@ class Upload:
 
     def _is_new(self, number: int, identity: Identity, sha256: str) -> bool:
         """False for an instance that the request brought before; no failure if it is equal."""
-        first = self._by_sop_instance_uid.get(identity.sop_instance_uid)
+        first = self._contents.get(_uid_digest(identity))
         if first is None:
             return True
-        if first.instance is None or first.instance.sha256 != sha256:
+        if first != _content_digest(sha256):
             self._fail(
                 FailureReason.DUPLICATE_SOP_INSTANCE,
                 f"part {number}: its SOP Instance UID came before in this request with other bytes",
@@ -255,8 +280,7 @@ class Upload:
         return False
 
     def _await_turn(self) -> None:
-        while len(self._putting) >= _PUTS_PER_UPLOAD:
-            self._settle(self._putting.popleft())
+        self._settle_to(_PUTS_PER_UPLOAD - 1)
         while not self._room.acquire(timeout=_STORE_PAUSE_SECONDS):
             self._between()
 
@@ -279,10 +303,8 @@ class Upload:
         )
         put = self._putters.submit(put_under, self._prefix + instance.path)
         put.add_done_callback(lambda _: self._free(close))
-        self._putting.append(put)
-        arrival = _Arrival(instance=instance, put=put)
-        self._by_sop_instance_uid[identity.sop_instance_uid] = arrival
-        self.arrivals.append(arrival)
+        self._unsettled.append(_Putting(instance, put))
+        self._contents[_uid_digest(identity)] = _content_digest(spool.sha256)
 
     def _free(self, close: Callable[[], None]) -> None:
         try:
@@ -290,17 +312,45 @@ class Upload:
         finally:
             self._room.release()
 
-    def _settle(self, put: "Future[None]") -> None:
-        while True:
-            try:
-                error = put.exception(_STORE_PAUSE_SECONDS)
-                break
-            except TimeoutError:
-                self._between()
+    def _settle_to(self, count: int) -> None:
+        """Wait for the store until so many are unsettled. One is in that list until it is, so that
+        `discard` waits for it too."""
+        while len(self._unsettled) > count:
+            first = self._unsettled[0]
+            self._note(first if isinstance(first, Failed) else self._settled(first))
+            self._unsettled.popleft()
+
+    def _settled(self, putting: _Putting) -> StoredInstance | Failed:
+        error = self._error_of(putting.put)
+        if error is None:
+            return putting.instance
         # A full store fails one instance; any other error of the store fails the request.
-        if error is not None and not isinstance(error, StoreFull):
-            self._store_is_away = isinstance(error, StoreUnavailable)
+        if not isinstance(error, StoreFull):
             raise error
+        self._full = error
+        return Failed(
+            FailureReason.OUT_OF_RESOURCES,
+            f"{error}; send it again when there is room",
+            putting.instance.sop_class_uid,
+            putting.instance.sop_instance_uid,
+        )
+
+    def _error_of(self, put: "Future[None]") -> BaseException | None:
+        while not wait([put], _STORE_PAUSE_SECONDS).done:
+            self._between()
+        error = put.exception()
+        self._store_is_away = isinstance(error, StoreUnavailable)
+        return error
+
+    def _note(self, outcome: StoredInstance | Failed) -> None:
+        if isinstance(outcome, Failed):
+            self._failures.append(outcome)
+            self.outcomes[f"{outcome.reason:04X}"] += 1
+        else:
+            self._instances.append(outcome)
+            self.stored_bytes += outcome.size_bytes
+            warning = self._warning(outcome)
+            self.outcomes[f"{warning:04X}" if warning else "stored"] += 1
 
     def _fail(
         self,
@@ -309,62 +359,104 @@ class Upload:
         sop_class_uid: str | None = None,
         sop_instance_uid: str | None = None,
     ) -> None:
-        failure = Failed(reason, detail, sop_class_uid, sop_instance_uid)
-        self.arrivals.append(_Arrival(failure=failure))
+        self._settle_to(_PUTS_PER_UPLOAD - 1)
+        self._unsettled.append(Failed(reason, detail, sop_class_uid, sop_instance_uid))
 
     def finish(self) -> None:
         """Wait for the store. To be called once the body has ended properly."""
-        while self._putting:
-            self._settle(self._putting.popleft())
-        if self.arrivals and self._foreign_parts == len(self.arrivals):
+        self._settle_to(0)
+        if self._foreign_parts and self._foreign_parts == self.outcomes.total():
             raise UnsupportedMediaType(f"no part of the request is {DICOM}")
-        full: BaseException | None = None
-        for arrival in self.arrivals:
-            error = arrival.put.exception() if arrival.put else None
-            if error and arrival.instance:
-                full = error
-                arrival.failure = Failed(
-                    FailureReason.OUT_OF_RESOURCES,
-                    f"{error}; send it again when there is room",
-                    arrival.instance.sop_class_uid,
-                    arrival.instance.sop_instance_uid,
-                )
-        if full and all(arrival.failure for arrival in self.arrivals):
-            raise full
+        if self._full and not self.stored_count:
+            raise self._full
 
     @property
-    def instances(self) -> tuple[StoredInstance, ...]:
-        return tuple(a.instance for a in self.arrivals if a.instance and not a.failure)
+    def stored_count(self) -> int:
+        return len(self._instances)
 
-    def outcome(self, study_uid: str | None) -> tuple[list[Stored], list[Failed]]:
-        stored = [
-            Stored(
+    @property
+    def failed_count(self) -> int:
+        return len(self._failures)
+
+    def stored(self) -> Iterator[Stored]:
+        for instance in self._instances:
+            yield Stored(
                 instance.sop_class_uid,
                 instance.sop_instance_uid,
                 instance.study_uid,
                 instance.series_uid,
-                None
-                if study_uid in (None, instance.study_uid)
-                else WarningReason.DATASET_DOES_NOT_MATCH_SOP_CLASS,
+                self._warning(instance),
             )
-            for instance in self.instances
-        ]
-        return stored, [a.failure for a in self.arrivals if a.failure]
+
+    def failed(self) -> Iterator[Failed]:
+        return iter(self._failures)
+
+    def _warning(self, instance: StoredInstance) -> WarningReason | None:
+        if self._study_uid in (None, instance.study_uid):
+            return None
+        return WarningReason.DATASET_DOES_NOT_MATCH_SOP_CLASS
+
+    def recorded_instances(self) -> tuple[StoredInstance, ...] | None:
+        """Those for the record; None where they are too many for it, and were attached.
+
+        Raises as `attach`.
+        """
+        if self._instances.spool.size_bytes <= MAX_INLINE_BYTES:
+            return tuple(self._instances)
+        self.attach(Attachment.INSTANCES, self._instances.spool)
+        return None
+
+    def attach(self, name: Attachment, spool: Spool) -> None:
+        """Store what the record will be too small for. Raises what the object store raises."""
+        self._has_attached = True
+        put = self._putters.submit(
+            self._attachments.put,
+            self._payload_id,
+            name,
+            spool.open(),
+            spool.size_bytes,
+            spool.sha256,
+        )
+        try:
+            error = self._error_of(put)
+        finally:
+            wait([put])
+        if error is not None:
+            raise error
 
     def discard(self) -> None:
         """Remove what was stored of a request that is not acknowledged.
 
         A store that does not answer is left to the sweep, as the sender waits for its answer.
         """
-        wait([arrival.put for arrival in self.arrivals if arrival.put])
-        keys = [self._prefix + a.instance.path for a in self.arrivals if a.instance]
-        if not keys or self._store_is_away:
+        wait([one.put for one in self._unsettled if isinstance(one, _Putting)])
+        if not self._contents or self._store_is_away:
             return
         try:
-            self._store.delete(keys)
+            if self._has_attached:
+                # Before the instances, by which the sweep finds what is left.
+                self._attachments.remove(self._payload_id)
+            self._store.delete(found.key for found in self._store.list(self._prefix))
         except StowgateError as error:
             _log.warning(
                 "objects of a refused upload are left to the sweep",
                 prefix=self._prefix,
                 error=str(error),
             )
+
+    def close(self) -> None:
+        self._instances.spool.close()
+        self._failures.spool.close()
+
+
+def _failure(row: dict[str, Any]) -> Failed:
+    return Failed(**{**row, "reason": FailureReason(row["reason"])})
+
+
+def _uid_digest(identity: Identity) -> int:
+    uid = identity.sop_instance_uid.encode()
+    return int.from_bytes(blake2b(uid, digest_size=_DIGEST_BYTES).digest())
+
+
+def _content_digest(sha256: str) -> int:
+    return int(sha256[: 2 * _DIGEST_BYTES], 16)

@@ -30,14 +30,17 @@ from api.routes import STORE_PATHS, STORE_SERVICE, template
 from api.stow import capabilities
 from api.stow import response as store_response
 from api.stow.announcements import Announcements
-from api.stow.idempotency import IdempotencyKeys, fingerprint
-from api.stow.ingest import Ingest, Keyed, Receipt, Target
+from api.stow.answer import Answer
+from api.stow.idempotency import ClaimedKey, Fingerprint, IdempotencyKeys
+from api.stow.ingest import Ingest, Target
 from api.stow.multipart import MalformedMultipart, MediaType, parse_media_type, read_parts
+from api.stow.response import Outcome
 from api.stow.upload import DICOM, ReceivedPart, Uploads
 from api.vae.registry import Vae, VaeRegistry
+from shared.attachments import Attachment
 from shared.dicom.uids import is_uid
 from shared.ids import WORKFLOW_ID_RULE, is_guid, is_workflow_id
-from shared.records import FirstAnswer, Records
+from shared.records import Records
 from shared.runtime.metrics import ApiMetrics
 
 MULTIPART = "multipart/related"
@@ -159,27 +162,36 @@ class StoreTransaction:
         _count(self._vae_rates, vae.name, most, f"for VAE {vae.name}")
 
     def _receive(self, body: RequestBody, target: Target) -> Response:
-        key, keyed = request.headers.get("Idempotency-Key"), None
+        key = request.headers.get("Idempotency-Key")
+        claimed: ClaimedKey | None = None
         piece_bytes = _PIECE_BYTES if key is None else _KEYED_PIECE_BYTES
         parts = _parts(request, body, piece_bytes, self._options.part_header_bytes)
         if key is not None:
             caller = g.caller.name or request.remote_addr or ""
-            claimed = self._keys.claim(caller, request.path, key)
-            if isinstance(claimed, str):
-                return self._again(claimed, self._uploads.digests(parts, target.vae))
-            keyed = Keyed(claimed, self._first_answer)
-        source = source_of(request.remote_addr)
-        receipt = self._ingest.ingest(parts, target, source, g.correlation_id, keyed)
+            found = self._keys.claim(caller, request.path, key)
+            if isinstance(found, str):
+                return self._again(found, self._uploads.digests(parts, target.vae))
+            claimed = found
+        receipt = self._ingest.ingest(
+            parts,
+            target,
+            source_of(request.remote_addr),
+            g.correlation_id,
+            self._rendered,
+            claimed,
+        )
         if receipt is None:
             return bare(HTTPStatus.NO_CONTENT)
         audit.about(
             payload_id=receipt.payload_id,
             workflow=target.workflow,
-            stored=len(receipt.stored),
-            failed=len(receipt.failed),
+            stored=receipt.stored,
+            failed=receipt.failed,
         )
-        status, content_type, text = _rendered(receipt, self._options.archive_url)
-        response = Response(text, status, content_type=content_type)
+        answer = receipt.answer
+        response = Response(answer.pieces(), answer.status, content_type=answer.content_type)
+        response.content_length = answer.body.size_bytes
+        response.call_on_close(answer.body.close)
         if receipt.payload_id is not None:
             # Behind the answer, as the worker that wakes may want the same cores.
             response.call_on_close(
@@ -187,19 +199,30 @@ class StoreTransaction:
             )
         return _with_links(response, receipt.payload_id, self._options.public_url)
 
-    def _first_answer(self, receipt: Receipt, body_fingerprint: str) -> FirstAnswer:
-        status, content_type, text = _rendered(receipt, self._options.archive_url)
-        return FirstAnswer(body_fingerprint, status, content_type, text.decode())
+    def _rendered(self, outcome: Outcome, heartbeat: Callable[[], None]) -> Answer:
+        content_type, render = store_response.JSON_TYPE, store_response.to_json
+        if _wants_xml(request):
+            content_type, render = store_response.XML_TYPE, store_response.to_xml
+        return Answer.of(
+            store_response.status(outcome),
+            content_type,
+            render(outcome, self._options.archive_url),
+            self._uploads.spool_folder,
+            heartbeat,
+        )
 
     def _again(self, payload_id: str, digests: Iterable[str]) -> Response:
         held = self._records.find(payload_id)
         first = held.record.first_answer if held else None
-        if first is None or first.fingerprint != fingerprint(digests):
+        if first is None or first.fingerprint != str(Fingerprint(digests)):
             raise Unprocessable(
                 "this Idempotency-Key was used for another body; a new request needs a new key"
             )
         audit.about(payload_id=payload_id, answered_before=True)
-        response = Response(first.body, first.status, content_type=first.content_type)
+        body: str | Iterator[bytes] | None = first.body
+        if body is None:
+            body = self._records.attachments.read(payload_id, Attachment.ANSWER)
+        response = Response(body, first.status, content_type=first.content_type)
         response.headers["Idempotent-Replayed"] = "true"
         return _with_links(response, payload_id, self._options.public_url)
 
@@ -340,15 +363,6 @@ def _only_part(part: _OnlyPart) -> Iterator[ReceivedPart]:
     yield part
     if part.body.received_bytes == 0:
         raise BadRequest(_BODY_LOST)
-
-
-def _rendered(receipt: Receipt, archive_url: str | None) -> tuple[int, str, bytes]:
-    """Status, media type and body."""
-    dataset = store_response.dataset(receipt.stored, receipt.failed, archive_url)
-    status = store_response.status(receipt.stored, receipt.failed)
-    if _wants_xml(request):
-        return status, store_response.XML_TYPE, store_response.to_xml(dataset)
-    return status, store_response.JSON_TYPE, store_response.to_json(dataset)
 
 
 def _with_links(response: Response, payload_id: str | None, public_url: str | None) -> Response:

@@ -18,7 +18,7 @@ import pika
 import pytest
 import requests
 from engines import ObjectStoreEndpoint, object_store_client
-from instances import multipart, new_instance, real_file, uid
+from instances import multipart, new_instance, one_series, real_file, uid
 from minio.error import S3Error
 from pika.adapters.blocking_connection import BlockingChannel
 from service import Service, running, wait_for
@@ -270,6 +270,25 @@ def test_a_request_says_what_was_stored_and_which_workflows_to_run(
         ("task_id", None),
         ("payload", [{"path": p, "metadata": f"{p}.json"} for p in paths]),
     ]
+
+
+def test_a_request_of_more_instances_than_a_record_has_room_for_names_each(pair: Pair) -> None:
+    headers = {"Idempotency-Key": str(uuid4())}
+    body = multipart(*one_series(500))
+
+    answer = pair.service.post("/dicomweb/studies", *body, **headers)
+
+    published = pair.published(answer)
+    assert violations(published.properties, published.body) == []
+    paths = [entry["path"] for entry in published.request["payload"]]
+    assert [path.rpartition("/")[2] for path in paths] == [
+        f"2.25.{10**29 + number}.dcm" for number in range(500)
+    ]
+    payload = pair.service.opened(answer.headers["X-Payload-ID"])
+    assert published.request == payload["workflow_request"]
+    again = pair.service.post("/dicomweb/studies", *body, **headers)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.content == answer.content
 
 
 def test_the_message_of_a_request_has_the_properties_of_the_contract(pair: Pair) -> None:

@@ -39,6 +39,7 @@ from shared.dicom.uids import SERIES_INSTANCE_UID, is_uid
 from shared.dicom.walk import StepKind, Walk
 from shared.errors import MalformedEvent
 from shared.ids import is_ae_title, is_guid, is_workflow_id
+from shared.instances import StoredInstance
 from shared.ports import check_key
 
 
@@ -106,7 +107,7 @@ class Instances:
         _element_cache.cache_clear()
         if metadata_json(data) != result.sidecar:
             raise Finding("elements cached from other files change the sidecar")
-        stored = records.StoredInstance(*ours, size_bytes=len(data), sha256="")
+        stored = StoredInstance(*ours, size_bytes=len(data), sha256="")
         check_key(f"{'x' * 36}/{stored.metadata_path}")
 
 
@@ -512,8 +513,9 @@ def _legal_record() -> Any:
         destination="MONAI",
         workflow=None,
         vae_workflows=("liver", "lung"),
+        file_count=1,
         instances=(
-            records.StoredInstance(
+            StoredInstance(
                 *("1.2.3", "1.2.4", "1.2.5", "1.2.6", 7, "ab" * 32),
                 LeftOut(((1, 2), (3, 4)), (("52009230", "SQ"),), is_explicit=True),
             ),
@@ -547,7 +549,7 @@ class Records:
     def verify(self, data: bytes, result: Any) -> None:  # noqa: ARG002
         if records.decode(records.encode(result)) != result:
             raise Finding("a record that changes in a round trip")
-        for instance in result.instances:
+        for instance in result.instances or ():
             if not (isinstance(instance.path, str) and isinstance(instance.size_bytes, int)):
                 raise Finding("an instance with a value of another type")
             records.newest_first(result.payload_id)

@@ -1,12 +1,12 @@
 """Bodies of any size in flat memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
 import pydicom
 import pytest
-from instances import BOUNDARY, new_instance, uid
+from instances import BOUNDARY, new_instance, one_series, uid
 from service import Service, running, wait_for
 
 GIB = 1 << 30
@@ -14,6 +14,9 @@ PIECE = bytes(1 << 20)
 
 # Fixed cost of threads, buffers and allocator, whatever the body.
 FLAT_BYTES = 96 << 20
+
+# A hundred bytes for each of 10,000 parts, and what the allocator makes of it.
+MANY_PARTS_BYTES = 16 << 20
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +61,52 @@ def test_one_instance_of_2_gib_is_stored_in_flat_memory(roomy: Service) -> None:
     stored.unlink()
 
 
-def test_5000_instances_in_one_request_are_stored_in_flat_memory(roomy: Service) -> None:
-    template = new_instance(SOPInstanceUID="2.25." + "1" * 30)
+def _many(count: int, look: Callable[[], None]) -> Iterator[bytes]:
+    """A body of so many instances; `look` is called now and then."""
+    for number, instance in enumerate(one_series(count)):
+        yield f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        yield instance + b"\r\n"
+        if number % 500 == 0:
+            look()
+    yield f"--{BOUNDARY}--\r\n".encode()
+
+
+def test_5000_instances_in_one_request_are_stored_and_opened_in_flat_memory(
+    roomy: Service,
+) -> None:
     before = roomy.memory_bytes()
-    highest = before
+    seen = [before]
 
-    def body() -> Iterator[bytes]:
-        nonlocal highest
-        for number in range(5000):
-            sop_instance_uid = f"2.25.{10**29 + number:030}".encode()
-            yield f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-            yield template.replace(b"2.25." + b"1" * 30, sop_instance_uid) + b"\r\n"
-            if number % 500 == 0:
-                highest = max(highest, roomy.memory_bytes())
-        yield f"--{BOUNDARY}--\r\n".encode()
-
-    answer = roomy.post("/dicomweb/studies", body(), f"multipart/related; boundary={BOUNDARY}")
+    answer = roomy.post(
+        "/dicomweb/studies",
+        _many(5000, lambda: seen.append(roomy.memory_bytes())),
+        f"multipart/related; boundary={BOUNDARY}",
+    )
 
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["00081199"]["Value"]) == 5000
     payload = roomy.opened(answer.headers["X-Payload-ID"], seconds=120)
     assert payload["file_count"] == len(payload["workflow_request"]["payload"]) == 5000
-    assert max(highest, roomy.memory_bytes()) - before < FLAT_BYTES
+    assert max(*seen, roomy.memory_bytes()) - before < FLAT_BYTES
+
+
+def test_10000_instances_take_hardly_more_memory_than_1000(tmp_path: Path) -> None:
+    peaks = []
+    with running("api", tmp_path) as api:
+        for count in (1000, 10_000):
+            seen: list[int] = []
+            answer = api.post(
+                "/dicomweb/studies",
+                _many(count, lambda seen=seen: seen.append(api.memory_bytes())),  # type: ignore[misc]
+                f"multipart/related; boundary={BOUNDARY}",
+            )
+            assert len(answer.json()["00081199"]["Value"]) == count
+            peaks.append(max(*seen, api.memory_bytes()))
+            listed = api.get("/payloads").json()["payloads"]
+            assert listed[0]["file_count"] == count
+            peaks[-1] = max(peaks[-1], api.memory_bytes())
+
+    assert peaks[1] - peaks[0] < MANY_PARTS_BYTES
 
 
 def test_parts_are_stored_while_later_ones_arrive(roomy: Service) -> None:

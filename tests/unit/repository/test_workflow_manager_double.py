@@ -11,7 +11,8 @@ from instances import real_file, uid
 from workflow_manager_double import APP_ID, Intake, violations, violations_in_store
 
 from shared.dicom.metadata import metadata_json
-from shared.records import IngestRecord, StoredInstance
+from shared.instances import StoredInstance
+from shared.records import IngestRecord
 from worker.routing import Route
 from worker.workflow_manager import WorkflowManager
 
@@ -302,11 +303,13 @@ def test_has_nothing_against_the_message_that_our_worker_makes() -> None:
         destination="default",
         workflow=None,
         vae_workflows=None,
+        file_count=1,
         instances=(StoredInstance("1.2", "1.2.3.4", "1.2.3", "1.2.3.5", 1, "0" * 64),),
         due_at=moment,
     )
     manager = WorkflowManager("monaideploy", "md.workflow.request", "monaideploy")
-    message = manager.message(record, manager.request(record, Route("a-rule", ("lung-nodules",))))
+    request = manager.request(record, Route("a-rule", ("lung-nodules",)))
+    message = manager.message(record, request, record.instances or ())
     assert violations(vars(message), message.body) == []
 
 

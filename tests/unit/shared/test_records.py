@@ -24,6 +24,7 @@ from shared.errors import (
     VersionConflict,
 )
 from shared.ids import PayloadIds, is_guid, minted_at, minted_before
+from shared.instances import StoredInstance
 from shared.ports import StoredObject
 from shared.records import (
     HeldRecord,
@@ -32,7 +33,6 @@ from shared.records import (
     Records,
     RecordUnreadable,
     State,
-    StoredInstance,
     UploadGivenUp,
     decode,
     encode,

@@ -3,7 +3,8 @@
 import json
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -12,8 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
-from instances import new_instance, real_file, uid
+from instances import new_instance, one_series, real_file, uid
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, record
 from service import wait_for
@@ -22,6 +24,7 @@ from shared import events
 from shared.adapters.folder.publisher import FolderEventPublisher
 from shared.adapters.folder.store import FolderObjectStore
 from shared.adapters.memory import MemoryBroker
+from shared.attachments import Attachment
 from shared.dicom.structure import check_structure
 from shared.errors import (
     MalformedEvent,
@@ -32,6 +35,7 @@ from shared.errors import (
     Unroutable,
     VersionConflict,
 )
+from shared.instances import StoredInstance
 from shared.ports import EventPublisher, ListedObject, Message, Publication
 from shared.records import (
     HeldRecord,
@@ -39,7 +43,6 @@ from shared.records import (
     Lease,
     Records,
     State,
-    StoredInstance,
     encode,
     payload_id_of,
 )
@@ -140,11 +143,13 @@ class SlowBroker:
 
     def __init__(self, look: Callable[[], object]) -> None:
         self.published: list[str] = []
+        self.messages: list[Message] = []
         self.overdue: str | None = None
         self._look = look
 
     def begin(self, message: Message) -> Publication:
         self.published.append(message.message_id)
+        self.messages.append(message)
         return self
 
     def wait(self, seconds: float) -> bool:
@@ -862,3 +867,106 @@ def test_retries_double_up_to_two_minutes() -> None:
     assert 0.5 <= waits[0] <= 1
     assert all(later > earlier for earlier, later in pairwise(waits[:7]))
     assert 90 <= max(waits) <= 120
+
+
+def _attach(
+    bench: Bench,
+    added: IngestRecord,
+    instances: Iterable[StoredInstance] = (),
+    count: int = 0,
+) -> IngestRecord:
+    """The same record as if its instances, or those given, were too many for it."""
+    rows = added.instances or instances
+    lines = b"".join(orjson.dumps(instance) + b"\n" for instance in rows)
+    bench.records.attachments.put(
+        added.payload_id, Attachment.INSTANCES, BytesIO(lines), len(lines), ""
+    )
+    held = bench.records.find(added.payload_id)
+    assert held is not None
+    file_count = added.file_count or count
+    return bench.records.change(held, instances=None, file_count=file_count).record
+
+
+def _published(bench: Bench, payload_id: str) -> bytes:
+    messages: list[Message] = []
+    bench.handler(Observed(bench.requests, messages.append)).open_workflow_request(payload_id)
+    (message,) = messages
+    return message.body
+
+
+@pytest.mark.parametrize("count", [1, 150])
+def test_attached_instances_get_the_same_message_and_sidecars_as_those_in_a_record(
+    bench: Bench, tmp_path: Path, count: int
+) -> None:
+    files = list(one_series(count))
+    inline = bench.add(*files)
+    expected = _published(bench, inline.payload_id)
+    other = Bench(tmp_path / "other")
+    attached = _attach(other, other.add(*files, payload_id=inline.payload_id))
+
+    assert _published(other, attached.payload_id) == expected
+
+    assert json.loads(expected)["file_count"] == len(json.loads(expected)["payload"]) == count
+    assert [(o.key, o.size_bytes) for o in other.instances.list("")] == [
+        (o.key, o.size_bytes) for o in bench.instances.list("")
+    ]
+    assert other.found(attached).workflow_request == bench.found(inline).workflow_request
+
+
+def test_the_message_of_attached_instances_is_the_same_on_every_attempt(bench: Bench) -> None:
+    added = _attach(bench, bench.add(*one_series(150)))
+    messages: list[Message] = []
+    lost = Observed(MemoryBroker().publisher(), messages.append)
+    for _ in range(2):
+        bench.handler(lost).open_workflow_request(added.payload_id)
+        bench.now = bench.found(added).due_at
+
+    assert _published(bench, added.payload_id) == messages[0].body == messages[1].body
+
+
+def test_a_record_says_little_however_many_instances_were_opened(bench: Bench) -> None:
+    added = _attach(bench, bench.add(*one_series(150)))
+
+    bench.handler().open_workflow_request(added.payload_id)
+
+    assert len(encode(bench.found(added))) < 2000
+
+
+def test_a_payload_whose_attached_instances_are_missing_fails_in_words(bench: Bench) -> None:
+    added = _attach(bench, bench.add(new_instance()))
+    bench.records.attachments.remove(added.payload_id)
+
+    bench.handler().open_workflow_request(added.payload_id)
+
+    found = bench.found(added)
+    assert found.state is State.FAILED
+    assert "instances.jsonl in the state bucket is missing; restore it" in (found.last_error or "")
+
+
+def _beside_the_message(bench: Bench, count: int) -> int:
+    """Bytes at the peak of an opening, without its message."""
+    file = new_instance(PixelData=None)
+    bench.instances.read_range = lambda *_: file  # type: ignore[method-assign]
+    bench.instances.put = lambda *_: None  # type: ignore[method-assign]
+    one = bench._stored(file)
+    rows = (replace(one, sop_instance_uid=f"1.2.{number}") for number in range(count))
+    added = _attach(bench, bench.add(), rows, count)
+    handler = bench.handler(published := SlowBroker(lambda: True))
+    tracemalloc.start()
+    try:
+        handler.open_workflow_request(added.payload_id)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    (message,) = published.messages
+    return peak - len(message.body)
+
+
+def test_ten_times_the_instances_take_hardly_more_memory_beside_the_message(
+    bench: Bench,
+) -> None:
+    few = _beside_the_message(bench, 300)
+
+    many = _beside_the_message(bench, 3000)
+
+    assert many - few < 2700 * 200

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, record
 
 from shared.adapters.folder.store import FolderObjectStore
+from shared.attachments import Attachment
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
 from shared.ports import ListedObject, StoredObject
@@ -68,7 +69,13 @@ class Bench:
         for name in ("1.dcm", "2.dcm"):
             key = f"{payload_id}/dcm/1.2/1.3/{name}"
             self.instances.put(key, BytesIO(b"x"), 1, "application/dicom")
+        for attachment in Attachment:
+            self.records.attachments.put(payload_id, attachment, BytesIO(b"x"), 1, "")
         return payload_id
+
+    def left_attached(self) -> set[str]:
+        """The payloads that have attachments."""
+        return {found.key.split("/")[1] for found in self.state.list("uploads/")}
 
     def left(self) -> set[str]:
         return set(self.instances.folders("")) - {"stowgate"}
@@ -85,13 +92,13 @@ def test_an_upload_without_a_record_is_removed_after_its_grace(bench: Bench) -> 
 
     bench.sweeper.sweep()
 
-    assert bench.left() == {young}
+    assert bench.left() == bench.left_attached() == {young}
     assert bench.registry.get_sample_value("stowgate_swept_objects_total") == 2
 
     bench.now += timedelta(seconds=2)
     bench.sweeper.sweep()
 
-    assert bench.left() == set()
+    assert bench.left() == bench.left_attached() == set()
     assert bench.registry.get_sample_value("stowgate_swept_objects_total") == 4
 
 
@@ -107,7 +114,8 @@ def test_an_upload_with_a_record_stays_whatever_its_state(bench: Bench, state: S
 
     bench.sweeper.sweep()
 
-    assert bench.left() == {added.payload_id}
+    assert bench.left() == bench.left_attached() == {added.payload_id}
+    assert len(list(bench.state.list("uploads/"))) == len(Attachment)
 
 
 def test_payloads_of_other_producers_are_never_touched(bench: Bench) -> None:
@@ -123,7 +131,7 @@ def test_payloads_of_other_producers_are_never_touched(bench: Bench) -> None:
 
     bench.sweeper.sweep()
 
-    assert bench.left() == foreign
+    assert bench.left() == bench.left_attached() == foreign
 
 
 def test_a_sweep_looks_only_at_what_is_new_since_the_last(bench: Bench) -> None:
@@ -258,6 +266,35 @@ def test_an_object_that_may_be_removed_after_all_is_removed_a_day_later(
 
     assert bench.left() == set()
     assert list(bench.state.list("pending/")) == []
+
+
+def test_attachments_that_may_not_be_removed_leave_the_instances_by_which_they_are_found(
+    bench: Bench, kept_by_the_disk: set[str]
+) -> None:
+    locked = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
+    kept_by_the_disk.add(f"uploads/{locked}")
+    bench.sweeper.sweep()
+    bench.now = utc_now() + timedelta(hours=25) + GRACE
+    bench.sweeper.sweep()
+    assert bench.left() == bench.left_attached() == {locked}
+
+    kept_by_the_disk.clear()
+    bench.sweeper.sweep()
+
+    assert bench.left() == bench.left_attached() == set()
+
+
+def test_what_an_api_attaches_after_it_was_given_up_is_removed_with_its_tombstone(
+    bench: Bench,
+) -> None:
+    late = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
+    bench.sweeper.sweep()
+    bench.records.attachments.put(late, Attachment.INSTANCES, BytesIO(b"x"), 1, "")
+
+    bench.now = utc_now() + timedelta(hours=25) + GRACE
+    bench.sweeper.sweep()
+
+    assert bench.left_attached() == set()
 
 
 def test_a_fence_and_a_claim_that_may_not_be_removed_keep_nothing_else(

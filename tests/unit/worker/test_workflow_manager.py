@@ -5,7 +5,7 @@ from dataclasses import replace
 from records_made import record
 
 from api.settings import MAX_PARTS
-from shared.records import StoredInstance
+from shared.instances import StoredInstance
 from worker.routing import resolve
 from worker.workflow_manager import WorkflowManager
 
@@ -22,13 +22,16 @@ def test_no_request_of_as_many_parts_as_may_be_set_is_too_large_for_a_broker_by_
     workflow = "w" * 128
     workflows = (workflow,) * (LARGEST_VAE_BYTES // len(f'"{workflow}",'))
     largest = replace(
-        record(*[instance] * MAX_PARTS),
+        record(),
+        file_count=MAX_PARTS,
+        instances=None,
         source="v6-0123456789ab",
         destination="D" * 15,
         vae_workflows=workflows,
     )
     manager = WorkflowManager("monaideploy", "md.workflow.request", "b" * 63)
 
-    message = manager.message(largest, manager.request(largest, resolve(largest)))
+    request = manager.request(largest, resolve(largest))
+    message = manager.message(largest, request, [instance] * MAX_PARTS)
 
     assert LARGEST_MESSAGE_BYTES * 0.99 < len(message.body) <= LARGEST_MESSAGE_BYTES

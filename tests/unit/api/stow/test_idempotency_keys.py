@@ -12,9 +12,9 @@ from records_made import RECEIVED_AT, record
 from api.stow.idempotency import (
     ClaimedKey,
     ClaimUnreadable,
+    Fingerprint,
     IdempotencyKeys,
     StillRunning,
-    fingerprint,
 )
 from shared.adapters.folder.store import FolderObjectStore
 from shared.ids import PayloadIds
@@ -183,7 +183,7 @@ def test_each_caller_has_keys_of_its_own(bench: Bench) -> None:
 
 
 def test_a_fingerprint_tells_order_and_number_of_parts() -> None:
-    prints = {fingerprint(parts) for parts in (["a"], ["a", "b"], ["b", "a"], ["ab"], [])}
+    prints = {str(Fingerprint(parts)) for parts in (["a"], ["a", "b"], ["b", "a"], ["ab"], [])}
 
     assert len(prints) == 5
 
@@ -193,7 +193,7 @@ def test_a_fingerprint_of_many_parts_does_not_hold_what_it_is_made_of() -> None:
 
     tracemalloc.start()
     try:
-        fingerprint(digests)
+        Fingerprint(digests)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

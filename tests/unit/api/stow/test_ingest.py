@@ -1,29 +1,36 @@
 """The use case of a POST where time passes in its last step, over real folder stores."""
 
 import errno
+import json
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import repeat
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import pytest
-from instances import new_instance
+from instances import new_instance, one_series
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, newest
 from service import wait_for
 
 from api.http.problems import SenderTooSlow
+from api.stow.answer import Answer
 from api.stow.early_upload import EarlyUpload
 from api.stow.idempotency import ClaimedKey, IdempotencyKeys, StillRunning
-from api.stow.ingest import Ingest, Keyed, Target
+from api.stow.ingest import Ingest, Target
 from api.stow.multipart import MediaType, parse_media_type
+from api.stow.response import JSON_TYPE, Outcome, to_json
 from api.stow.upload import Limits, Uploads
 from shared.adapters.folder.store import FolderObjectStore
+from shared.attachments import Attachment
+from shared.errors import StoreFull, StoreUnavailable
 from shared.ids import PayloadIds
-from shared.records import FirstAnswer, Records
+from shared.records import Records, State
 from shared.runtime.metrics import ApiMetrics, WorkerMetrics
 from shared.sweep_cursor import SweepCursor
 from worker.sweeper import Sweeper
@@ -48,7 +55,7 @@ class Part:
 class Bench:
     """An API and a sweeper on the same two buckets, and the same clock."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, parts: int = 1000) -> None:
         self.now = RECEIVED_AT
         self.confirmable = 0
         self.before_record: Callable[[], None] = lambda: None
@@ -58,7 +65,7 @@ class Bench:
             store.prepare()
         self.records = Records(self.state)
         payload_ids = PayloadIds("stowgate")
-        limits = Limits(1 << 20, 10, 1 << 20, 0, UPLOAD)
+        limits = Limits(1 << 20, parts, 1 << 20, 0, UPLOAD)
         self.uploads = Uploads(self.instances, ThreadPoolExecutor(1), folder, limits)
         self.ingest = Ingest(
             uploads=self.uploads,
@@ -98,15 +105,23 @@ class Bench:
         """Those that have objects."""
         return [name for name in self.instances.folders("") if name != "stowgate"]
 
-    def keyed(self) -> Keyed:
+    def claim(self) -> ClaimedKey:
         claimed = self.keys.claim("127.0.0.1", "/dicomweb/studies", "k")
         assert isinstance(claimed, ClaimedKey)
-        return Keyed(claimed, lambda *_: FirstAnswer("f", 200, "application/dicom+json", "{}"))
+        return claimed
 
-    def post(self, keyed: Keyed | None = None) -> str | None:
-        receipt = self.ingest.ingest([Part(new_instance())], Target(), "127.0.0.1", "c", keyed)
+    def post(self, claimed: ClaimedKey | None = None, *parts: Part) -> str | None:
+        receipt = self.ingest.ingest(
+            parts or [Part(new_instance())], Target(), "127.0.0.1", "c", self.render, claimed
+        )
         assert receipt is not None
+        receipt.answer.body.close()
         return receipt.payload_id
+
+    def render(self, outcome: Outcome, heartbeat: Callable[[], None]) -> Answer:
+        return Answer.of(
+            200, JSON_TYPE, to_json(outcome, None), self.uploads.spool_folder, heartbeat
+        )
 
 
 class _SlowStore(FolderObjectStore):
@@ -133,10 +148,28 @@ class _StateStore(FolderObjectStore):
         super().__init__(root)
         self._bench = bench
 
+    before_attachment: Callable[[], None] | None = None
+
     def create(self, key: str, data: bytes, content_type: str) -> str:
         if key.startswith("pending/") and data:
             self._bench.before_record()
         return super().create(key, data, content_type)
+
+    def put(
+        self,
+        key: str,
+        data: BinaryIO,
+        size_bytes: int,
+        content_type: str,
+        sha256: str | None = None,
+    ) -> None:
+        meanwhile, self.before_attachment = self.before_attachment, None
+        if meanwhile is not None:
+            meanwhile()
+        super().put(key, data, size_bytes, content_type, sha256)
+
+    def attached(self) -> list[str]:
+        return [found.key.split("/")[-1] for found in self.list("uploads/")]
 
 
 @pytest.fixture
@@ -207,9 +240,9 @@ def test_a_part_that_cannot_be_cleared_away_costs_no_later_upload_its_turn(
 def test_what_is_stored_late_of_an_upload_that_is_given_up_is_removed_with_the_rest(
     bench: Bench,
 ) -> None:
-    keyed = bench.keyed()
+    claimed = bench.claim()
     gave_up = threading.Event()
-    keep = keyed.claimed.keep
+    keep = claimed.keep
 
     def keep_or_note(*, at_least: float = 0.5) -> None:
         try:
@@ -218,17 +251,17 @@ def test_what_is_stored_late_of_an_upload_that_is_given_up_is_removed_with_the_r
             gave_up.set()
             raise
 
-    keyed.claimed.keep = keep_or_note  # type: ignore[method-assign]
+    claimed.keep = keep_or_note  # type: ignore[method-assign]
 
     def lose_the_key() -> None:
         bench.now += 2 * LEASE
-        bench.keyed()
+        bench.claim()
         wait_for(gave_up.is_set)
 
     bench.instances.before_put = lose_the_key
 
     with pytest.raises(StillRunning):
-        bench.post(keyed)
+        bench.post(claimed)
 
     bench.uploads.putters.shutdown()
     assert bench.payloads() == []
@@ -241,14 +274,14 @@ def test_an_upload_that_takes_longer_than_it_may_is_refused_and_removed(bench: B
             return super().__iter__()
 
     with pytest.raises(SenderTooSlow, match="longer than 3600 s; send it in several requests"):
-        bench.ingest.ingest([SlowPart(new_instance())], Target(), "127.0.0.1", "c")
+        bench.post(None, SlowPart(new_instance()))
 
     assert newest(bench.records, None, 10) == ([], None)
     assert bench.payloads() == []
 
 
 def test_a_key_is_kept_while_the_store_takes_its_time(bench: Bench) -> None:
-    keyed = bench.keyed()
+    claimed = bench.claim()
 
     def takes_longer_than_the_lease() -> None:
         for _ in range(3):
@@ -263,12 +296,12 @@ def test_a_key_is_kept_while_the_store_takes_its_time(bench: Bench) -> None:
 
     bench.instances.before_put = takes_longer_than_the_lease
 
-    assert bench.post(keyed) == keyed.claimed.payload_id
+    assert bench.post(claimed) == claimed.payload_id
 
 
 def test_a_key_is_not_taken_over_while_the_record_is_written(bench: Bench) -> None:
     """However much of its lease the body took: all of it is left to the last step."""
-    keyed = bench.keyed()
+    claimed = bench.claim()
 
     class SlowPart(Part):
         def __iter__(self) -> Iterator[bytes]:
@@ -278,22 +311,254 @@ def test_a_key_is_not_taken_over_while_the_record_is_written(bench: Bench) -> No
     def takes_its_time() -> None:
         bench.now += LEASE * 0.9
         with pytest.raises(StillRunning):
-            bench.keyed()
+            bench.claim()
 
     bench.before_record = takes_its_time
-    parts = [SlowPart(new_instance())]
-    receipt = bench.ingest.ingest(parts, Target(), "127.0.0.1", "c", keyed)
 
-    assert receipt is not None
-    assert receipt.payload_id == keyed.claimed.payload_id
+    assert bench.post(claimed, SlowPart(new_instance())) == claimed.payload_id
 
 
 def test_of_an_upload_that_was_given_up_nothing_is_left_and_its_key_is_free(bench: Bench) -> None:
-    keyed = bench.keyed()
-    bench.records.give_up(keyed.claimed.payload_id)
+    claimed = bench.claim()
+    bench.records.give_up(claimed.payload_id)
 
     with pytest.raises(SenderTooSlow, match="given up"):
-        bench.post(keyed)
+        bench.post(claimed)
 
     assert bench.payloads() == []
     assert isinstance(bench.keys.claim("127.0.0.1", "/dicomweb/studies", "k"), ClaimedKey)
+
+
+def parts(count: int) -> list[Part]:
+    return list(map(Part, one_series(count)))
+
+
+def test_few_instances_are_in_the_record_and_cost_no_further_request(bench: Bench) -> None:
+    requests: list[str] = []
+
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*given: object) -> Any:
+            requests.append(name)
+            return call(*given)
+
+        return count
+
+    for store in (bench.instances, bench.state):
+        for name in ("put", "begin", "create", "replace", "get", "read_range", "list", "delete"):
+            setattr(store, name, counted(name, getattr(store, name)))
+
+    payload_id = bench.post()
+
+    assert requests == ["put", "create", "list"]  # the last is this bench's own
+    assert payload_id is not None
+    held = bench.records.find(payload_id)
+    assert held is not None
+    assert held.record.instances is not None
+    assert len(held.record.instances) == held.record.file_count == 1
+
+
+def test_many_instances_are_attached_and_leave_the_record_small(bench: Bench) -> None:
+    payload_id = bench.post(None, *parts(400))
+
+    assert payload_id is not None
+    held = bench.records.find(payload_id)
+    assert held is not None
+    assert len(held.data) < 1000
+    assert (held.record.file_count, held.record.instances) == (400, None)
+    found = [*bench.records.instances(held.record)]
+    assert [instance.sop_instance_uid for instance in found] == [
+        f"2.25.{10**29 + number}" for number in range(400)
+    ]
+    stored = [listed.key for listed in bench.instances.list(f"{payload_id}/")]
+    assert stored == [f"{payload_id}/{instance.path}" for instance in found]
+    assert bench.state.attached() == ["instances.jsonl"]
+
+
+def test_a_long_answer_is_attached_where_it_may_be_asked_for_again(bench: Bench) -> None:
+    claimed = bench.claim()
+    payload_id = bench.post(claimed, *parts(600))
+
+    held = bench.records.find(claimed.payload_id)
+    assert held is not None
+    assert held.record.first_answer is not None
+    assert held.record.first_answer.body is None
+    assert len(held.data) < 1000
+    answer = b"".join(bench.records.attachments.read(claimed.payload_id, Attachment.ANSWER))
+    assert len(json.loads(answer)["00081199"]["Value"]) == 600
+    assert payload_id == claimed.payload_id
+    assert bench.state.attached() == ["answer", "instances.jsonl"]
+
+
+@pytest.mark.parametrize("is_keyed", [False, True])
+def test_of_an_upload_that_is_refused_behind_its_attachments_nothing_is_left(
+    bench: Bench, is_keyed: bool
+) -> None:
+    def takes_too_long() -> None:
+        bench.now += UPLOAD + timedelta(seconds=1)
+
+    claimed = bench.claim() if is_keyed else None
+    bench.state.before_attachment = takes_too_long
+
+    with pytest.raises((SenderTooSlow, StillRunning)):
+        bench.post(claimed, *parts(600))
+
+    assert bench.payloads() == bench.state.attached() == []
+
+
+def test_of_an_upload_that_is_given_up_behind_its_attachments_nothing_is_left(
+    bench: Bench,
+) -> None:
+    def stand_still() -> None:
+        bench.now += 3 * UPLOAD
+        bench.sweeper.sweep()
+
+    bench.before_record = stand_still
+
+    with pytest.raises(SenderTooSlow, match="given up"):
+        bench.post(bench.claim(), *parts(600))
+
+    assert bench.payloads() == bench.state.attached() == []
+
+
+def test_attachments_that_cannot_be_removed_leave_the_instances_to_the_sweep_too(
+    bench: Bench,
+) -> None:
+    """By which it finds them."""
+
+    def takes_too_long() -> None:
+        bench.now += UPLOAD + timedelta(seconds=1)
+        bench.state.delete = be_away  # type: ignore[method-assign]
+
+    def be_away(_: object) -> NoReturn:
+        raise StoreUnavailable("away")
+
+    bench.state.before_attachment = takes_too_long
+    with pytest.raises(SenderTooSlow):
+        bench.post(None, *parts(600))
+    assert len(bench.payloads()) == len(bench.state.attached()) == 1
+
+    del bench.state.delete  # type: ignore[misc]
+    bench.now += 3 * UPLOAD
+    bench.sweeper.sweep()
+
+    assert bench.payloads() == bench.state.attached() == []
+
+
+def test_a_crash_between_attachments_and_record_leaves_what_the_sweep_removes(
+    bench: Bench,
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die() -> NoReturn:
+        raise Killed
+
+    bench.before_record = die
+    with pytest.raises(Killed):
+        bench.post(bench.claim(), *parts(600))
+    assert bench.state.attached() == ["answer", "instances.jsonl"]
+
+    bench.now += 3 * UPLOAD
+    bench.sweeper.sweep()
+
+    assert bench.payloads() == bench.state.attached() == []
+    assert newest(bench.records, None, 10) == ([], None)
+
+
+def test_the_attachments_of_a_record_are_never_swept(bench: Bench) -> None:
+    claimed = bench.claim()
+    bench.post(claimed, *parts(600))
+    for state in (None, State.OPENED):
+        held = bench.records.find(claimed.payload_id)
+        assert held is not None
+        if state:
+            bench.records.settle(held, state)
+        for _ in range(3):
+            bench.now += 3 * UPLOAD
+            bench.sweeper.sweep()
+
+        assert bench.payloads() == [claimed.payload_id]
+        assert bench.state.attached() == ["answer", "instances.jsonl"]
+
+
+def test_a_key_is_kept_while_attachments_take_their_time(bench: Bench) -> None:
+    claimed = bench.claim()
+
+    def takes_longer_than_the_lease() -> None:
+        for _ in range(3):
+            claims = [bench.state.get(o.key).version for o in bench.state.list("idempotency/")]
+            bench.now += LEASE * 0.6
+            wait_for(
+                lambda known=claims: (  # type: ignore[misc]
+                    [bench.state.get(o.key).version for o in bench.state.list("idempotency/")]
+                    != known
+                )
+            )
+
+    bench.state.before_attachment = takes_longer_than_the_lease
+
+    assert bench.post(claimed, *parts(600)) == claimed.payload_id
+
+
+def test_a_full_store_fails_what_it_did_not_take_in_the_order_of_the_request(
+    bench: Bench,
+) -> None:
+    put, full = bench.instances.put, ["3", "5"]
+
+    def put_or_refuse(key: str, *given: Any) -> None:
+        if key.removesuffix(".dcm")[-1] in full:
+            raise StoreFull("the store is full")
+        put(key, *given)
+
+    bench.instances.put = put_or_refuse  # type: ignore[method-assign]
+    outcomes: list[tuple[list[str], list[str]]] = []
+
+    def render(outcome: Outcome, heartbeat: Callable[[], None]) -> Answer:
+        stored = [one.sop_instance_uid[-1] for one in outcome.stored()]
+        outcomes.append((stored, [(one.sop_instance_uid or "x")[-1] for one in outcome.failed()]))
+        return bench.render(outcome, heartbeat)
+
+    sent = parts(8)
+    sent.insert(4, Part(b"no DICOM"))
+    sent.append(sent[1])
+    receipt = bench.ingest.ingest(sent, Target(), "127.0.0.1", "c", render)
+
+    assert outcomes == [(["0", "1", "2", "4", "6", "7"], ["3", "x", "5"])]
+    assert receipt is not None
+    assert (receipt.stored, receipt.failed) == (6, 3)
+    receipt.answer.body.close()
+
+
+def _swallow(_: str, data: BinaryIO, *__: object) -> None:
+    """Take an object, in small pieces, and keep nothing: only memory is looked at."""
+    while data.read(1 << 12):
+        pass
+
+
+def _peak_bytes(tmp_path: Path, count: int, *, is_dicom: bool) -> int:
+    bench = Bench(tmp_path / f"{count}", parts=count)
+    bench.instances.put = bench.state.put = _swallow  # type: ignore[method-assign, assignment]
+    files = one_series(count, PixelData=None) if is_dicom else repeat(b"no DICOM", count)
+    claimed = bench.claim()
+    tracemalloc.start()
+    try:
+        receipt = bench.ingest.ingest(
+            map(Part, files), Target(), "127.0.0.1", "c", bench.render, claimed
+        )
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert receipt is not None
+    assert receipt.stored + receipt.failed == count
+    receipt.answer.body.close()
+    return peak
+
+
+@pytest.mark.parametrize("is_dicom", [True, False], ids=["stored", "failed"])
+def test_ten_times_the_parts_take_hardly_more_memory(tmp_path: Path, is_dicom: bool) -> None:
+    few = _peak_bytes(tmp_path, 200, is_dicom=is_dicom)
+
+    many = _peak_bytes(tmp_path, 2000, is_dicom=is_dicom)
+
+    # Of each part a little is kept, which tells whether an instance comes twice.
+    assert many - few < 1800 * 400
