@@ -28,6 +28,18 @@ _TICK_SECONDS = 1.0
 _TRICKLE_SECONDS = 60.0
 _MIN_BYTES_PER_SECOND = 64 * 1024
 
+# MinIO closes what idles for 30 s, and firewalls forget it after a minute or more, without a word.
+_MAX_IDLE_SECONDS = 25.0
+# A firewall sees that a connection lives, and the system drops one of which the far end knows
+# nothing any more, while it idles: after 10 s, and 3 times 5 s without an answer.
+_SOCKET_OPTIONS = [
+    *HTTPConnection.default_socket_options,
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+]
+
 
 class NoProgress(HTTPError):
     """The request stands still, or goes on so slowly that it would not end. Not tried again."""
@@ -100,6 +112,12 @@ class _Received(io.RawIOBase):
 class _HttpConnection(HTTPConnection):
     _progress = _Progress()
 
+    @property
+    def is_connected(self) -> bool:
+        """False has the pool make the connection anew."""
+        idle_seconds = time.monotonic() - self._progress.last
+        return idle_seconds < _MAX_IDLE_SECONDS and super().is_connected
+
     def connect(self) -> None:
         super().connect()
         self._progress = _Progress()
@@ -147,6 +165,7 @@ class ProgressPool(urllib3.PoolManager):
     def __init__(self, **named: Any) -> None:
         super().__init__(
             timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=_TICK_SECONDS),
+            socket_options=_SOCKET_OPTIONS,
             **named,
         )
         self.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}

@@ -40,6 +40,7 @@ from service import wait_for
 
 from shared.adapters.folder import FolderObjectStore
 from shared.adapters.minio_store import MinioObjectStore
+from shared.adapters.s3_connections import ProgressPool
 from shared.errors import (
     ObjectMissing,
     StoreFull,
@@ -984,6 +985,22 @@ def test_minio_waits_for_an_answer_that_takes_longer_than_a_silence_may(
 
     with store_of(Slow) as store:
         assert store.get("key").data == b"bytes"
+
+
+def test_connections_to_minio_show_firewalls_that_they_live(
+    object_store_endpoint: ObjectStoreEndpoint,
+) -> None:
+    pool = ProgressPool()
+    answer = pool.request("GET", object_store_endpoint.url, preload_content=False)
+    connection = answer.connection
+    assert connection is not None
+    for level, option, least in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    ):
+        assert connection.sock.getsockopt(level, option) == least
+    answer.close()
+    pool.clear()
 
 
 def test_minio_counts_progress_through_tls_too(

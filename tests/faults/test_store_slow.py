@@ -1,4 +1,4 @@
-"""The object store over a line that is slow."""
+"""The object store over a line that is slow, or behind a firewall that forgets."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -66,3 +66,17 @@ def test_a_line_that_falls_silent_in_the_middle_of_a_body_ends_the_put(
         held.release()
         with pytest.raises(StoreUnavailable, match="nothing went or came for"):
             sent.result()
+
+
+def test_the_first_put_after_a_firewall_forgot_all_connections_succeeds(
+    store: MinioObjectStore, line: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: put(store, f"before/{number}", 9), range(8)))
+    line.forget()
+    # As if they had idled for long.
+    monkeypatch.setattr("shared.adapters.s3_connections._MAX_IDLE_SECONDS", 0.0)
+
+    put(store, "first", 9)
+    store.create("created", b"first", TEXT)
+    assert store.get("first").data == bytes(9)
