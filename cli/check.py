@@ -22,7 +22,7 @@ from shared.config import (
     load_settings,
     unknown_variables,
 )
-from shared.engines import Engines, open_engines
+from shared.engines import VERSIONED, Engines, open_engines
 from shared.errors import StowgateError, VersionConflict
 from shared.listen import bind
 from shared.logs import configure_logs
@@ -55,6 +55,8 @@ def check() -> None:
             click.echo(f"wrong     {name}: {error}")
         else:
             click.echo(f"ok        {name}")
+    if engines.state.keeps_removed():
+        click.echo(f"warning   bucket {settings.state_bucket}: {VERSIONED}")
     engines.close()
     sys.exit(1 if wrong else 0)
 

@@ -218,6 +218,10 @@ class FolderObjectStore:
         if not os.access(self._temporary, os.W_OK | os.X_OK):
             raise StoreRefused(f"{self._root}: cannot be written to by user {os.geteuid()}")
 
+    def keeps_removed(self) -> bool:
+        """A folder has no versions."""
+        return False
+
     def _path(self, key: str) -> str:
         check_key(key)
         return f"{self._root}/{key}"

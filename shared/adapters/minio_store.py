@@ -15,9 +15,10 @@ from xml.etree import ElementTree
 
 import urllib3
 from minio import Minio
+from minio.commonconfig import ENABLED
 from minio.datatypes import Object
 from minio.deleteobjects import DeleteObject
-from minio.error import InvalidResponseError, S3Error, ServerError
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError
 
 from shared.adapters.s3_connections import NoProgress
@@ -256,6 +257,22 @@ class MinioObjectStore:
         with self._typed("reach the bucket"):
             if not self._client.bucket_exists(bucket_name=self._bucket):
                 raise self._error("reach the bucket", "NoSuchBucket", "it does not exist")
+
+    def keeps_removed(self) -> bool:
+        """Whether the bucket is versioned, and no lifecycle rule clears old versions away."""
+        try:
+            versioning = self._client.get_bucket_versioning(bucket_name=self._bucket)
+            if versioning.status is None:
+                return False
+            lifecycle = self._client.get_bucket_lifecycle(bucket_name=self._bucket)
+        except (MinioException, HTTPError, ElementTree.ParseError, ValueError):
+            # Many a store has no such calls, or does not let everybody make them.
+            return False
+        rules = lifecycle.rules if lifecycle else []
+        return not any(
+            rule.status == ENABLED and rule.noncurrent_version_expiration is not None
+            for rule in rules
+        )
 
     def _put_if(self, version: str | None, key: str, data: bytes, content_type: str) -> str:
         """Write over that version, or where nothing is.
