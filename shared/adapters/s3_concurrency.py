@@ -12,12 +12,16 @@ from shared.adapters.s3_connections import NoProgress
 # Of one body. Where it takes longer, others share the line with it, or the store is overloaded.
 _SLOW_SECONDS = 3.0
 
+# Before it is known how long one takes. Of many on a slow line, some would get no share of it.
+_FIRST_AT_ONCE = 4
+
 
 class ConcurrencyLimit:
     """Halves how many run at once when one was slow, and adds one when one was not."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most = self._allowed = most
+        self._most = most
+        self._allowed = min(_FIRST_AT_ONCE, most)
         self._clock = clock
         self._running = 0
         self.waiting = 0

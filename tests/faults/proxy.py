@@ -79,6 +79,7 @@ class Proxy:
         self._delay_seconds = 0.0
         self._bytes_per_second: float | None = None
         self._line = threading.Lock()
+        self._free_at = 0.0
         self._changed = threading.Condition()
         self._links: set[_Link] = set()
         self._holds: list[Hold] = []
@@ -196,6 +197,13 @@ class Proxy:
         with self._changed:
             self._links.discard(link)
 
+    def _queue(self, seconds: float) -> float:
+        """How long a piece takes to get over the line, behind those that came before it."""
+        with self._line:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now) + seconds
+            return self._free_at - now
+
     def _until_passing(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._state != "black hole")
@@ -216,8 +224,7 @@ class Proxy:
                 if self._delay_seconds:
                     time.sleep(self._delay_seconds)
                 if asking and (bytes_per_second := self._bytes_per_second):
-                    with self._line:
-                        time.sleep(len(piece) / bytes_per_second)
+                    time.sleep(self._queue(len(piece) / bytes_per_second))
                 self._until_passing()
                 target.sendall(piece)
             target.shutdown(socket.SHUT_WR)

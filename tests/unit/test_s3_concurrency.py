@@ -60,12 +60,15 @@ def be_slow(clock: Clock) -> Callable[[], None]:
     return pass_ten_seconds
 
 
-def test_bodies_that_are_quick_all_run_at_once(limit: ConcurrencyLimit) -> None:
+def test_bodies_that_are_quick_soon_all_run_at_once(limit: ConcurrencyLimit) -> None:
+    assert not run_at_once(limit, 5)
+    for _ in range(12):
+        send_together(limit, 1, lambda: None)
     assert run_at_once(limit, 16)
 
 
 def test_fewer_bodies_run_at_once_when_each_is_slow(limit: ConcurrencyLimit, clock: Clock) -> None:
-    send_together(limit, 8, be_slow(clock))
+    send_together(limit, 4, be_slow(clock))
     assert not run_at_once(limit, 2)
 
 
@@ -77,7 +80,7 @@ def test_one_body_runs_however_slow_all_were(limit: ConcurrencyLimit, clock: Clo
 def test_more_bodies_run_at_once_when_they_are_quick_again(
     limit: ConcurrencyLimit, clock: Clock
 ) -> None:
-    send_together(limit, 8, be_slow(clock))
+    send_together(limit, 4, be_slow(clock))
     for _ in range(16):
         send_together(limit, 1, lambda: None)
     assert run_at_once(limit, 16)
