@@ -18,7 +18,7 @@ from cli.client import check_client_ca
 from cli.settings import ALL_SETTINGS, ClientSettings
 from shared.errors import StowgateError, VersionConflict
 from shared.ports import ObjectStore
-from shared.runtime.backends import Backends, open_backends
+from shared.runtime.backends import VERSIONED, Backends, open_backends
 from shared.runtime.listen import bind
 from shared.runtime.logs import configure_logs
 from shared.settings.loader import BadSetting, load, unknown_variables
@@ -52,6 +52,8 @@ def check() -> None:
             click.echo(f"wrong     {name}: {error}")
         else:
             click.echo(f"ok        {name}")
+    if backends.state.keeps_removed():
+        click.echo(f"warning   bucket {settings.state_bucket}: {VERSIONED}")
     backends.close()
     sys.exit(1 if wrong else 0)
 

@@ -152,6 +152,12 @@ class ObjectStore(Protocol):
     def ping(self) -> None:
         """Return when the bucket can be reached."""
 
+    def keeps_removed(self) -> bool:
+        """Whether what is removed stays as versions for good, which each listing passes over.
+
+        False where the store does not tell.
+        """
+
 
 AMQP_SHORTSTR_MAX_BYTES = 255
 """AMQP 0-9-1, 4.2.5.3: exchange, routing key and the string properties are short strings."""

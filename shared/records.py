@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from heapq import merge
 from io import BytesIO
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 from uuid import UUID
 
@@ -461,14 +461,17 @@ class Records:
         """Up to `limit` records behind `cursor`, the newest first, and the next cursor.
 
         Each is read when it is asked for, so that one at a time is in memory. One that cannot be
-        read is left out and logged.
+        read is left out and logged. Takes one listing of up to 1000 names for each state, another
+        where that many tombstones are passed over, and for each record one read, two if it is
+        pending, and three if it has failed.
         """
         states = list(State) if state is None else [state]
         after = newest_first(cursor) if cursor else ""
         places = [self._list(s, f"{s}/{after}" if after else "") for s in states]
         keys = merge(*((o.key for o in place if not _is_fence(o)) for place in places), key=_name)
-        # A record in the middle of its move shows in two places.
-        ids = list(islice(dict.fromkeys(map(payload_id_of, keys)), limit + 1))
+        # A record in the middle of its move shows in two places, one after the other here.
+        names = (name for name, _ in groupby(keys, _name))
+        ids = [payload_id_of(name) for name in islice(names, limit + 1)]
         found = filter(None, map(self._find_readable, ids[:limit]))
         page = (held.record for held in found if state in (None, held.record.state))
         return page, ids[limit - 1] if len(ids) > limit else None

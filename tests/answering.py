@@ -1,6 +1,7 @@
 """HTTP servers on loopback that say what no real one can be made to say."""
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -79,11 +80,13 @@ class Forwarding(Answering):
 
 
 @contextmanager
-def serving(handler: type[Answering]) -> Iterator[str]:
+def serving(handler: type[Answering], tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The URL where it answers."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()

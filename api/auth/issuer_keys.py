@@ -171,7 +171,14 @@ class FetchedKeys:
 
     def _download(self) -> list[IssuerKey]:
         end = time.monotonic() + _MAX_WAIT_SECONDS
-        answer = self._pool.request("GET", self._url, preload_content=False, redirect=False)
+        answer = self._pool.request(
+            "GET",
+            self._url,
+            # Until the next fetch, a firewall in between may have forgotten the connection.
+            headers={"Connection": "close"},
+            preload_content=False,
+            redirect=False,
+        )
         try:
             if answer.status != 200:
                 raise Malformed(f"the issuer responded with status {answer.status}")

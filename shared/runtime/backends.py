@@ -24,6 +24,12 @@ _log = structlog.get_logger()
 
 _PREPARE_AGAIN_SECONDS = 2.0
 
+VERSIONED = (
+    "the state bucket is versioned: each listing passes over all that was ever removed, and so the "
+    "relay becomes slower; set a lifecycle rule that removes noncurrent versions after a day, and "
+    "expired delete markers"
+)
+
 
 def _instances_stored(exchange: str) -> EventQueue:
     return EventQueue(
@@ -98,6 +104,8 @@ class Backends:
             self.state.prepare()
             with suppress(CursorUnreadable):  # which each sweep says, and nothing else waits for
                 self.sweep_cursor.read()
+            if self.state.keeps_removed():
+                _log.warning(VERSIONED)
         except StowgateError as error:
             _log.warning("object store not ready; trying again", error=str(error))
             timer = threading.Timer(_PREPARE_AGAIN_SECONDS, self.prepare)

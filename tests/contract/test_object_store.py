@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from answering import Answering, Forwarding, serving
+from certificates import certificates
 from disks import small_disk
 from engines import ObjectStoreEndpoint, object_store_client
 from minio import MinioAdmin
@@ -37,6 +39,7 @@ from records_made import record
 from service import wait_for
 
 from shared.adapters.folder.store import FolderObjectStore
+from shared.adapters.s3.connections import ProgressPool
 from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import (
     ObjectMissing,
@@ -922,6 +925,117 @@ def test_minio_that_is_full_says_so_although_it_has_dropped_the_upload() -> None
     dropped = threading.Event()
     with store_of(FullInTheMiddle) as store, pytest.raises(StoreFull):
         put(store, "key", bytes(20 << 20))
+
+
+@pytest.mark.parametrize("part", ["status line", "headers", "body"])
+def test_minio_does_not_wait_without_end_for_an_answer_that_trickles(
+    monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr("shared.adapters.s3.connections._TRICKLE_SECONDS", 0.5)
+    gone = threading.Event()
+
+    class Trickling(Answering):
+        def do_GET(self) -> None:
+            told = {
+                "status line": b"",
+                "headers": b"HTTP/1.1 200 OK\r\nETag: ",
+                "body": b'HTTP/1.1 200 OK\r\nETag: "etag"\r\nContent-Length: 9999999\r\n\r\n',
+            }
+            self.wfile.write(told[part])
+            with contextlib.suppress(OSError):
+                while not gone.wait(0.05):
+                    self.wfile.write(b"H")
+
+    with store_of(Trickling) as store:
+        with pytest.raises(StoreUnavailable, match=r"too slow: .* look at its health"):
+            store.get("key")
+        gone.set()
+
+
+def test_minio_does_not_wait_without_end_for_a_store_that_takes_a_body_by_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shared.adapters.s3.connections._TRICKLE_SECONDS", 0.5)
+    monkeypatch.setattr("shared.adapters.s3.connections._MIN_BYTES_PER_SECOND", 1 << 30)
+    gone = threading.Event()
+
+    class Sipping(Answering):
+        def do_PUT(self) -> None:
+            while not gone.wait(0.01) and self.connection.recv(4096):
+                pass
+
+    with store_of(Sipping) as store:
+        with pytest.raises(StoreUnavailable, match="too slow"):
+            put(store, "key", bytes(8 * MIB))
+        gone.set()
+
+
+def test_minio_waits_for_an_answer_that_takes_longer_than_a_silence_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While something of it comes, now and then."""
+    monkeypatch.setattr("shared.adapters.s3.connections._SILENT_SECONDS", 0.5)
+    answer = b'HTTP/1.1 200 OK\r\nETag: "etag"\r\nContent-Length: 5\r\n\r\nbytes'
+
+    class Slow(Answering):
+        def do_GET(self) -> None:
+            for piece in (answer[start : start + 8] for start in range(0, len(answer), 8)):
+                self.wfile.write(piece)
+                time.sleep(0.1)
+
+    with store_of(Slow) as store:
+        assert store.get("key").data == b"bytes"
+
+
+def test_connections_to_minio_show_firewalls_that_they_live(
+    object_store_endpoint: ObjectStoreEndpoint,
+) -> None:
+    pool = ProgressPool()
+    answer = pool.request("GET", object_store_endpoint.url, preload_content=False)
+    connection = answer.connection
+    assert connection is not None
+    for level, option, least in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    ):
+        assert connection.sock.getsockopt(level, option) == least
+    answer.close()
+    pool.clear()
+
+
+def test_minio_counts_progress_through_tls_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("shared.adapters.s3.connections._TRICKLE_SECONDS", 0.5)
+    monkeypatch.setattr("shared.adapters.s3.connections._TICK_SECONDS", 0.1)
+    gone, received = threading.Event(), bytearray()
+
+    class Late(Answering):
+        protocol_version = "HTTP/1.1"
+
+        def do_PUT(self) -> None:
+            time.sleep(0.3)
+            received.extend(self.received())
+            time.sleep(0.3)
+            self.answer(200, ETag='"etag"')
+
+        def do_GET(self) -> None:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            with contextlib.suppress(OSError):
+                while not gone.wait(0.05):
+                    self.wfile.write(b"H")
+
+    made = certificates(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(made.certificate, made.key)
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.authority))
+    with serving(Late, tls) as url:
+        store = minio_store(ObjectStoreEndpoint(url, "access", "secret"), "bucket")
+        put(store, "key", generated(0, 8 * MIB))
+        assert received == generated(0, 8 * MIB)
+        with pytest.raises(StoreUnavailable, match="too slow"):
+            store.get("key")
+        gone.set()
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ class _Link:
     client: socket.socket
     upstream: socket.socket
     answers: list[Hold] = field(default_factory=list)
+    forgotten: bool = False
 
     def reset(self) -> None:
         for end in (self.client, self.upstream):
@@ -76,6 +77,9 @@ class Proxy:
         self._target = (host, port)
         self._state: _State = "pass"
         self._delay_seconds = 0.0
+        self._bytes_per_second: float | None = None
+        self._line = threading.Lock()
+        self._free_at = 0.0
         self._changed = threading.Condition()
         self._links: set[_Link] = set()
         self._holds: list[Hold] = []
@@ -112,6 +116,16 @@ class Proxy:
     def delay(self, seconds: float) -> None:
         """Each piece waits so long before it goes on."""
         self._delay_seconds = seconds
+
+    def slow_down(self, bytes_per_second: float | None) -> None:
+        """All that clients send shares a line of that rate; None to end that."""
+        self._bytes_per_second = bytes_per_second
+
+    def forget(self) -> None:
+        """Lose what comes on the connections that there are, as a firewall does that forgot them;
+        new ones pass."""
+        for link in self._all_links():
+            link.forgotten = True
 
     def hold(self, pattern: bytes) -> Hold:
         """Stop the first request that matches, on its way there."""
@@ -183,6 +197,13 @@ class Proxy:
         with self._changed:
             self._links.discard(link)
 
+    def _queue(self, seconds: float) -> float:
+        """How long a piece takes to get over the line, behind those that came before it."""
+        with self._line:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now) + seconds
+            return self._free_at - now
+
     def _until_passing(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._state != "black hole")
@@ -198,8 +219,12 @@ class Proxy:
                 window = window[-_OVERLAP_BYTES:] + piece
                 if not (self._may_ask(link, window) if asking else self._may_answer(link)):
                     raise ConnectionResetError
+                if link.forgotten:
+                    continue
                 if self._delay_seconds:
                     time.sleep(self._delay_seconds)
+                if asking and (bytes_per_second := self._bytes_per_second):
+                    time.sleep(self._queue(len(piece) / bytes_per_second))
                 self._until_passing()
                 target.sendall(piece)
             target.shutdown(socket.SHUT_WR)

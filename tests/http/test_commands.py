@@ -21,9 +21,11 @@ import pytest
 from answering import Answering, serving
 from click.testing import CliRunner
 from disks import small_disk
+from engines import ObjectStoreEndpoint
 from instances import new_instance, real_file, uid
 from limits import MAX_PARTS
 from service import STOWGATE, Service, environment, running, wait_for
+from versioning import clear_versions, versioned
 
 from cli.send import send
 
@@ -491,6 +493,28 @@ def test_check_says_in_words_what_is_wrong_and_exits_with_1(tmp_path: Path) -> N
     assert "hidden-word" not in checked.stdout + checked.stderr
 
 
+@pytest.mark.parametrize("rule", [True, False])
+def test_check_warns_of_a_versioned_state_bucket_without_a_rule_that_clears_it(
+    tmp_path: Path, object_store_endpoint: ObjectStoreEndpoint, bucket: str, rule: bool
+) -> None:
+    with versioned(object_store_endpoint) as state:
+        if rule:
+            clear_versions(object_store_endpoint, state)
+        checked = _run(
+            "check",
+            data=tmp_path,
+            STOWGATE_OBJECT_STORE=object_store_endpoint.url,
+            STOWGATE_OBJECT_STORE_ACCESS_KEY=object_store_endpoint.access_key,
+            STOWGATE_OBJECT_STORE_SECRET_KEY=object_store_endpoint.secret_key,
+            STOWGATE_BUCKET=bucket,
+            STOWGATE_STATE_BUCKET=state,
+        )
+
+    assert checked.returncode == 0, checked.stdout
+    warnings = [line for line in checked.stdout.splitlines() if line.startswith("warning")]
+    assert [state in line and "lifecycle rule" in line for line in warnings] == [True] * (not rule)
+
+
 def _store_that_ignores(header: str) -> type[Answering]:
     """As much of an S3 object store as `check` asks of one."""
     objects: dict[str, bytes] = {}
@@ -500,7 +524,11 @@ def _store_that_ignores(header: str) -> type[Answering]:
             self.answer(200)
 
         def do_GET(self) -> None:
-            found = objects[self.path]
+            found = objects.get(self.path)
+            if found is None:
+                refusal = b"<Error><Code>NotImplemented</Code></Error>"
+                self.answer(501, refusal, Content_Type="application/xml")
+                return
             self.answer(200, found, ETag=_etag(found))
 
         def do_PUT(self) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from http import HTTPStatus
 from io import BytesIO
@@ -20,9 +21,12 @@ from minio.credentials.credentials import Credentials
 from minio.error import InvalidResponseError, S3Error
 from minio.signer import sign_v4_s3
 
+from shared.adapters.s3.concurrency import ConcurrencyLimit
+from shared.adapters.s3.connections import ProgressPool
+
 _RETRY_SECONDS = 2.0
 
-# A time-out is for one piece as it is sent; of plain bytes, all would be one piece.
+# What is in memory of a body on its way. One that is no longer does not wait for its turn.
 PIECE_BYTES = 1 << 20
 
 
@@ -37,6 +41,7 @@ class SignedRequests:
         access_key: str,
         secret_key: str,
         region: str,
+        most_at_once: int,
     ) -> None:
         self._bucket = urlsplit(bucket_url)
         # Straight to the one server that is asked: finding it again costs as much as signing.
@@ -46,6 +51,7 @@ class SignedRequests:
         self._credentials = Credentials(access_key, secret_key)
         self._region = region
         self._wants_md5 = False
+        self._large_bodies = ConcurrencyLimit(most_at_once)
 
     def send(
         self,
@@ -66,22 +72,36 @@ class SignedRequests:
         `S3Error`, `InvalidResponseError` for what is no answer of S3, what urllib3 raises, and what
         a `Window` raises.
         """
-        given = dict(headers or {})
-        try:
-            sha256 = sha256 or _digest("sha256", body).hex()
-            if method == "PUT" and self._wants_md5:
-                given["Content-MD5"] = _md5(body)
-            response = self._send(method, key, body, query or {}, given, sha256, again)
-            if method == "PUT" and "Content-MD5" not in given and _asks_for_md5(response):
-                self._wants_md5 = True
-                given["Content-MD5"] = _md5(body)
-                response = self._send(method, key, body, query or {}, given, sha256, again)
-        except SourceFailed as failed:
-            raise failed.error from None
+        with self._large_bodies.turn() if len(body) > PIECE_BYTES else nullcontext():
+            response = self._answer(method, key, body, query or {}, headers or {}, sha256, again)
         if response.status not in (200, 204, 206):
             raise _refusal(response)
         if method in ("GET", "PUT") and "ETag" not in response.headers:
             raise _not_of_s3(response)
+        return response
+
+    def _answer(
+        self,
+        method: str,
+        key: str,
+        body: "bytes | Window",
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        sha256: str | None,
+        again: bool,
+    ) -> urllib3.BaseHTTPResponse:
+        given = dict(headers)
+        try:
+            sha256 = sha256 or _digest("sha256", body).hex()
+            if method == "PUT" and self._wants_md5:
+                given["Content-MD5"] = _md5(body)
+            response = self._send(method, key, body, query, given, sha256, again)
+            if method == "PUT" and "Content-MD5" not in given and _asks_for_md5(response):
+                self._wants_md5 = True
+                given["Content-MD5"] = _md5(body)
+                response = self._send(method, key, body, query, given, sha256, again)
+        except SourceFailed as failed:
+            raise failed.error from None
         return response
 
     def _send(
@@ -230,7 +250,7 @@ class BriefRetry(urllib3.Retry):
         return super(BriefRetry, retry).increment(*given, **named)
 
 
-class BriefPool(urllib3.PoolManager):
+class BriefPool(ProgressPool):
     def urlopen(  # type: ignore[override]  # as PoolManager's own
         self, method: str, url: str, redirect: bool = True, **named: Any
     ) -> urllib3.BaseHTTPResponse:

@@ -15,11 +15,13 @@ from xml.etree import ElementTree
 
 import urllib3
 from minio import Minio
+from minio.commonconfig import ENABLED
 from minio.datatypes import Object
 from minio.deleteobjects import DeleteObject
-from minio.error import InvalidResponseError, S3Error, ServerError
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError
 
+from shared.adapters.s3.connections import NoProgress
 from shared.adapters.s3.parts import PartsUpload
 from shared.adapters.s3.requests import PIECE_BYTES, BriefPool, SignedRequests, Window
 from shared.errors import (
@@ -33,8 +35,6 @@ from shared.errors import (
 from shared.ports import ListedObject, StoredObject, Writing, check_key, check_prefix
 from shared.runtime.threads import started_pool
 
-_CONNECT_SECONDS = 4.0
-_READ_SECONDS = 9.0
 # How long a store that said that it is full is believed to be.
 _FULL_SECONDS = 5.0
 
@@ -90,10 +90,13 @@ _MAX_PAUSE_SECONDS = 1.0
 class MinioObjectStore:
     """One bucket of an S3 object store. Safe between threads; not to be taken through a fork.
 
-    Every request ends within 15 s, whether the store is dead, black-holed or silent: 4 s to
-    connect, 9 s for each answer, and no retry begun later than 2 s after the first attempt. A
-    refused connection fails at once. `put` of more than 8 MiB, `delete` of more than 1000 keys and
-    a long `list` take several requests, and a `put` that fails in the middle one more to clear up.
+    Every request to a store that is dead, black-holed or silent ends within 15 s: 4 s to connect,
+    9 s without progress, and no retry begun later than 2 s after the first attempt. A refused
+    connection fails at once. What goes on slowly is waited for: a minute, and the time that its
+    bytes take at 64 KiB/s. While bodies over 1 MiB are slow, fewer go at once, and the others wait
+    for their turn; they fail with the one that makes no progress. `put` of more than 8 MiB,
+    `delete` of more than 1000 keys and a long `list` take several requests, and a `put` that fails
+    in the middle one more to clear up.
     A conditional write whose answer leaves open what happened looks for its object and is tried
     again, for 5 s; in a silent store it ends within 30 s. A version is the object's ETag.
     """
@@ -118,7 +121,6 @@ class MinioObjectStore:
         pool = BriefPool(
             maxsize=threads + _PARTS_AT_ONCE,
             blocksize=PIECE_BYTES,
-            timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS),
         )
         parts = urlsplit(url)
         client = Minio(
@@ -139,6 +141,7 @@ class MinioObjectStore:
             access_key=access_key,
             secret_key=secret_key,
             region=region,
+            most_at_once=threads + _PARTS_AT_ONCE,
         )
         return cls(client, requests, bucket, url)
 
@@ -255,6 +258,22 @@ class MinioObjectStore:
             if not self._client.bucket_exists(bucket_name=self._bucket):
                 raise self._error("reach the bucket", "NoSuchBucket", "it does not exist")
 
+    def keeps_removed(self) -> bool:
+        """Whether the bucket is versioned, and no lifecycle rule clears old versions away."""
+        try:
+            versioning = self._client.get_bucket_versioning(bucket_name=self._bucket)
+            if versioning.status is None:
+                return False
+            lifecycle = self._client.get_bucket_lifecycle(bucket_name=self._bucket)
+        except (MinioException, HTTPError, ElementTree.ParseError, ValueError):
+            # Many a store has no such calls, or does not let everybody make them.
+            return False
+        rules = lifecycle.rules if lifecycle else []
+        return not any(
+            rule.status == ENABLED and rule.noncurrent_version_expiration is not None
+            for rule in rules
+        )
+
     def _put_if(self, version: str | None, key: str, data: bytes, content_type: str) -> str:
         """Write over that version, or where nothing is.
 
@@ -354,6 +373,10 @@ class MinioObjectStore:
             raise StoreUnavailable(
                 f"{self._place}: cannot {doing}: the answer is not S3's; is a proxy in between, or "
                 "is STOWGATE_OBJECT_STORE another server or port?"
+            ) from error
+        except NoProgress as error:
+            raise StoreUnavailable(
+                f"{self._place}: cannot {doing}: {error}; look at its health, and at the line to it"
             ) from error
         except HTTPError as error:
             cause = error.reason if isinstance(error, MaxRetryError) else error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answering import Answering, serving
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -427,6 +428,26 @@ def test_old_keys_are_refreshed_in_the_background() -> None:
         wait_for(lambda: keys.find("first") is None)
         assert keys.find("second") is not None
         assert issuer.asked == 2
+
+
+def test_keys_are_fetched_on_a_connection_of_their_own_each_time() -> None:
+    """A firewall forgets one that idles for five minutes, and it would be used in vain."""
+    addresses: list[object] = []
+    keys_made = json.dumps({"keys": [Key("first").jwk()]}).encode()
+
+    class KeepsConnections(Answering):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            addresses.append(self.client_address)
+            self.answer(200, keys_made)
+
+    with serving(KeepsConnections) as url:
+        keys = FetchedKeys(url, 1)
+        keys.ping()
+        keys.ping()
+
+    assert len(set(addresses)) == 2
 
 
 def test_concurrent_requests_share_one_fetch_and_few_wait() -> None:

@@ -1,0 +1,61 @@
+"""How many large bodies go to the object store at once."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Condition
+
+from urllib3.exceptions import HTTPError
+
+from shared.adapters.s3.connections import NoProgress
+
+# Of one body. Where it takes longer, others share the line with it, or the store is overloaded.
+_SLOW_SECONDS = 3.0
+
+# Before it is known how long one takes. Of many on a slow line, some would get no share of it.
+_FIRST_AT_ONCE = 4
+
+
+class ConcurrencyLimit:
+    """Halves how many run at once when one was slow, and adds one when one was not."""
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._allowed = min(_FIRST_AT_ONCE, most)
+        self._clock = clock
+        self._running = 0
+        self.waiting = 0
+        self._stalls = 0
+        self._changed = Condition()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits while too many run. When one of those stalls, all that wait raise `NoProgress`, so
+        that a store that is silent keeps nobody for longer than one request does."""
+        with self._changed:
+            stalls = self._stalls
+            self.waiting += 1
+            self._changed.wait_for(lambda: self._running < self._allowed or self._stalls != stalls)
+            self.waiting -= 1
+            if self._stalls != stalls:
+                raise NoProgress("the request before this one made no progress")
+            self._running += 1
+        began = self._clock()
+        has_failed = False
+        try:
+            yield
+        except HTTPError:
+            has_failed = True
+            raise
+        finally:
+            self._end(self._clock() - began > _SLOW_SECONDS, has_failed)
+
+    def _end(self, was_slow: bool, has_failed: bool) -> None:
+        with self._changed:
+            if was_slow:
+                self._allowed = min(self._allowed, max(1, self._running // 2))
+                self._stalls += has_failed
+            else:
+                self._allowed = min(self._allowed + 1, self._most)
+            self._running -= 1
+            self._changed.notify_all()
