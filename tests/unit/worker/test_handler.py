@@ -69,24 +69,31 @@ class Bench:
         self.records = Records(self.state)
         self.requests = FolderEventPublisher(self.folder / "requests")
         self.missing: list[str] = []
+        self._writers: list[ThreadPoolExecutor] = []
 
     def handler(
         self,
         publisher: EventPublisher | None = None,
         owner: str = "me",
     ) -> Handler:
+        self._writers.append(ThreadPoolExecutor(2))
         return Handler(
             records=self.records,
             record_missing=lambda payload_id, _: self.missing.append(payload_id),
             instances=self.instances,
             publisher=publisher or self.requests,
             workflow_manager=WorkflowManager("monaideploy", "md.workflow.request", "payloads"),
-            sidecar_writers=ThreadPoolExecutor(2),
+            sidecar_writers=self._writers[-1],
             owner=owner,
             lease=LEASE,
             metrics=WorkerMetrics(CollectorRegistry()),
             clock=lambda: self.now,
         )
+
+    def finish_writing(self) -> None:
+        """Wait for sidecars that an attempt was writing when it failed."""
+        for writers in self._writers:
+            writers.shutdown()
 
     def add(self, *files: bytes, **changes: object) -> IngestRecord:
         added = replace(record(*map(self._stored, files)), **changes)  # type: ignore[arg-type]
@@ -204,6 +211,7 @@ class SidecarPuts:
         self._put(key, *given)
 
     def of_the_next_attempt(self) -> list[str]:
+        self.bench.finish_writing()
         self.keys.clear()
         self.fails_at = None
         added = self.bench.records.pending()[0]
@@ -230,6 +238,7 @@ def test_an_attempt_goes_on_with_the_sidecars_where_the_store_was_away(bench: Be
     puts = SidecarPuts(bench, fails_at=150)
     bench.handler().open_workflow_request(added.payload_id)
     assert bench.found(added).state is State.PENDING
+    bench.finish_writing()
     written = {found.key for found in bench.instances.list("") if found.key.endswith(".json")}
     assert 100 <= len(written) < 250
 
