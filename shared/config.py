@@ -538,6 +538,13 @@ class Settings:
         "queue that the Workflow Manager declares: while it is missing, requests are held, and "
         "`/health/ready` says so",
     )
+    workflow_manager_dead_letter_exchange: str = setting(
+        "monaideploy-dead-letter",
+        _amqp_name,
+        "exchange that this queue dead-letters to; Stowgate binds a queue of its own there and so "
+        "learns which requests the Workflow Manager refused. While it is missing, `/health/ready` "
+        "reports it",
+    )
 
     @property
     def scheme(self) -> str:

@@ -12,12 +12,20 @@ from shared.adapters.folder import FolderObjectStore
 from shared.adapters.folder_publisher import FolderEventPublisher
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.minio_store import MinioObjectStore
-from shared.adapters.queues import EventQueue, TopicExchange
+from shared.adapters.queues import DeadLetterQueue, EventQueue, NoDeadLetters, TopicExchange
 from shared.adapters.rabbitmq import RabbitEventConsumer, RabbitEventPublisher
+from shared.adapters.rabbitmq_dead_letters import RabbitDeadLetterConsumer
 from shared.config import Settings
 from shared.errors import BrokerUnavailable, StowgateError
 from shared.ids import PayloadIds
-from shared.ports import EventConsumer, EventPublisher, Message, ObjectStore, Publication
+from shared.ports import (
+    DeadLetterConsumer,
+    EventConsumer,
+    EventPublisher,
+    Message,
+    ObjectStore,
+    Publication,
+)
 from shared.sweep_cursor import CursorUnreadable, SweepCursor
 
 _log = structlog.get_logger()
@@ -47,7 +55,7 @@ class Dependency:
 class Engines:
     """`instances` is the payloads' bucket, `state` that of records and registry. `publisher`
     takes our own events, which go to `queue`, and `requests` those for the Workflow Manager, which
-    may be large and keep no event waiting."""
+    may be large and keep no event waiting. `dead_letters` has those that it refused."""
 
     instances: ObjectStore
     state: ObjectStore
@@ -56,6 +64,7 @@ class Engines:
     publisher: EventPublisher
     consumer: EventConsumer
     requests: EventPublisher
+    dead_letters: DeadLetterConsumer
 
     def announce(self, event: events.InstancesStored) -> None:
         """Tell a worker. Raises what `EventPublisher.publish` raises."""
@@ -75,6 +84,7 @@ class Engines:
             "free_space": Dependency(self.instances.check_room, essential=False),
             "broker": Dependency(ping_broker, essential=False),
             "workflow_manager_queue": Dependency(self._ping_requests, essential=False),
+            "workflow_manager_refusals": Dependency(self.dead_letters.ping, essential=False),
         }
 
     def _ping_requests(self) -> None:
@@ -106,6 +116,7 @@ class Engines:
 
     def close(self) -> None:
         self.consumer.close()
+        self.dead_letters.close()
         self.publisher.close()
         self.requests.close()
 
@@ -129,6 +140,7 @@ def open_engines(settings: Settings) -> Engines:
                 queue, concurrency=settings.openings, close_seconds=settings.hand_back_seconds
             ),
             requests=FolderEventPublisher(settings.workflow_requests),
+            dead_letters=NoDeadLetters(),
         )
     return Engines(
         instances=instances,
@@ -154,6 +166,17 @@ def open_engines(settings: Settings) -> Engines:
             topology=[TopicExchange(settings.workflow_manager_exchange)],
             expected_queue=settings.workflow_manager_queue,
             confirm_seconds=settings.broker_confirm_seconds,
+        ),
+        dead_letters=RabbitDeadLetterConsumer(
+            settings.broker,
+            queue=DeadLetterQueue(
+                exchange=settings.workflow_manager_dead_letter_exchange,
+                routing_key=settings.workflow_manager_routing_key,
+                queue=f"{settings.event_exchange}.refusals",
+                dead_letter=queue.dead_letter,
+            ),
+            answer_seconds=settings.broker_confirm_seconds,
+            close_seconds=settings.hand_back_seconds,
         ),
     )
 

@@ -21,14 +21,17 @@ from shared.ids import PayloadIds
 from shared.listen import bind, url_of
 from shared.logs import where
 from shared.metrics import WorkerMetrics
-from shared.ports import EventConsumer
+from shared.ports import DeadLetter, DeadLetterConsumer, EventConsumer
 from shared.records import Records
+from shared.refusals import Refusals
 from shared.threads import started_pool
 from worker.clearing import Clearing
 from worker.handler import Handler
 from worker.health_server import HealthServer
 from worker.leader import LeaderLease, Leadership, SoleLeader
+from worker.refusals import RefusalNotes
 from worker.relay import Relay
+from worker.replays import Replays
 from worker.sweeper import Sweeper
 from worker.workflow_manager import WorkflowManager
 
@@ -62,8 +65,15 @@ class Worker:
         clearing: Clearing,
         leader: Leadership,
         routines_end_seconds: float,
+        *,
+        dead_letters: DeadLetterConsumer,
+        note_refusal: Callable[[DeadLetter], None],
+        replays: Replays,
     ) -> None:
         self._consumer = consumer
+        self._dead_letters = dead_letters
+        self._note_refusal = note_refusal
+        self._replays = replays
         self._handler = handler
         self._clearing = clearing
         self._leader = leader
@@ -76,6 +86,7 @@ class Worker:
 
     def start(self) -> None:
         self._consumer.start(self._handler)
+        self._dead_letters.start(self._note_refusal)
         for thread in self._threads:
             thread.start()
 
@@ -83,7 +94,9 @@ class Worker:
         """Finish or hand back what is in hand, in bounded time."""
         self._stopping.set()
         self._handler.stop()
+        self._replays.stop()
         self._consumer.close()
+        self._dead_letters.close()
         end = time.monotonic() + self._routines_end_seconds
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -113,20 +126,34 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
     records = Records(engines.state, clearing.add)
     owner = f"{socket.gethostname()}/{os.getpid()}/{uuid4()}"
     lease = timedelta(seconds=settings.lease_seconds)
+    payload_ids = PayloadIds(settings.state_bucket)
+    refusals = Refusals(engines.state)
+    workflow_manager = WorkflowManager(
+        exchange=settings.workflow_manager_exchange,
+        routing_key=settings.workflow_manager_routing_key,
+        bucket=settings.bucket,
+    )
+    replays = Replays(
+        records=records,
+        refusals=refusals,
+        instances=engines.instances,
+        publisher=engines.requests,
+        workflow_manager=workflow_manager,
+        owner=owner,
+        lease=lease,
+        metrics=metrics,
+    )
     handler = Handler(
         records=records,
         record_missing=engines.sweep_cursor.record_missing,
         instances=engines.instances,
         publisher=engines.requests,
-        workflow_manager=WorkflowManager(
-            exchange=settings.workflow_manager_exchange,
-            routing_key=settings.workflow_manager_routing_key,
-            bucket=settings.bucket,
-        ),
+        workflow_manager=workflow_manager,
         sidecar_writers=started_pool(max(_SIDECARS_AT_ONCE, settings.openings), "sidecar"),
         owner=owner,
         lease=lease,
         metrics=metrics,
+        publish_replay=replays.publish,
     )
     relay = Relay(
         records=records,
@@ -139,7 +166,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         state=engines.state,
         records=records,
         cursor=engines.sweep_cursor,
-        payload_ids=PayloadIds(settings.state_bucket),
+        payload_ids=payload_ids,
         # An upload that took longer than it may is not acknowledged, whatever came of it.
         grace=2 * timedelta(seconds=settings.max_upload_seconds),
         pause=timedelta(seconds=settings.sweep_seconds),
@@ -157,6 +184,10 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         elif not relay.look():
             leader.release()  # another worker may reach what this one does not
 
+    def replay_once() -> None:
+        if leader.leads():
+            replays.publish_due()
+
     def sweep_once() -> None:
         if leader.leads():
             sweeper.sweep()
@@ -166,12 +197,16 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         handler,
         [
             Routine("relay", relay_once, settings.relay_seconds),
+            Routine("replays", replay_once, settings.relay_seconds),
             Routine("sweeper", sweep_once, settings.sweep_seconds),
             Routine("clearing", clearing.clear, _CLEARING_SECONDS),
         ],
         clearing,
         leader,
         settings.routines_end_seconds,
+        dead_letters=engines.dead_letters,
+        note_refusal=RefusalNotes(records, refusals, payload_ids, metrics),
+        replays=replays,
     )
 
 

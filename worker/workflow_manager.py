@@ -4,6 +4,7 @@ An event that differs is dropped or dead-lettered over there without a word to u
 about it stands here, and a payload's message is the same, byte for byte, on every attempt.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +55,21 @@ class WorkflowManager:
             ],
         }
 
-    def message(self, record: IngestRecord, request: dict[str, Any]) -> Message:
+    def message(self, record: IngestRecord, request: dict[str, Any], number: int = 0) -> Message:
+        """`number` is 0 for the first request, and n for its nth replay; the body is the same."""
         return Message(
             exchange=self.exchange,
             routing_key=self.routing_key,
             body=orjson.dumps(request),
-            message_id=record.payload_id,
+            message_id=f"{record.payload_id}.{number}" if number else record.payload_id,
             correlation_id=record.correlation_id,
             type="WorkflowRequestEvent",
             app_id=APP_ID,
             timestamp=int(record.received_at.timestamp()),
         )
+
+
+def number_of(message_id: str, payload_id: str) -> int:
+    """Which request of the payload the message was; 0 too where its id is not one of ours."""
+    found = re.fullmatch(rf"{re.escape(payload_id)}\.([1-9][0-9]{{0,5}})", message_id)
+    return int(found[1]) if found else 0

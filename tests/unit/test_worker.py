@@ -78,10 +78,20 @@ def _with_something_to_clear(
     routines_end_seconds: float = 60,
 ) -> Worker:
     clearing = Clearing(engines.state)
-    handler = compose(settings, engines, CollectorRegistry())._handler
+    composed = compose(settings, engines, CollectorRegistry())
     engines.state.create("pending/opened", b"{}", "application/json")
     clearing.add(["pending/opened"])
-    return Worker(engines.consumer, handler, routines, clearing, SoleLeader(), routines_end_seconds)
+    return Worker(
+        engines.consumer,
+        composed._handler,
+        routines,
+        clearing,
+        SoleLeader(),
+        routines_end_seconds,
+        dead_letters=engines.dead_letters,
+        note_refusal=composed._note_refusal,
+        replays=composed._replays,
+    )
 
 
 def test_a_worker_that_stops_clears_what_it_opened_last(
