@@ -17,6 +17,7 @@ from api.auth.own_hosts import OwnHosts
 from api.cors import Cors
 from api.openapi import openapi_document
 from api.paths import routed_path
+from api.payload_states import Payloads
 from api.proxies import KnownProxies
 from api.status import status_blueprint
 from api.stow import StoreTransaction, stow_blueprint
@@ -27,7 +28,6 @@ from shared.events import InstancesStored
 from shared.health import Readiness, health_blueprint
 from shared.logs import where
 from shared.metrics import ApiMetrics
-from shared.records import Records
 from shared.vae import VaeRegistry
 
 _log = structlog.get_logger()
@@ -63,7 +63,7 @@ def create_app(
     own_hosts: OwnHosts | None,
     metrics_open: bool,
     vaes: VaeRegistry,
-    records: Records,
+    payloads: Payloads,
     announce: Callable[[InstancesStored], None],
     dependencies: Mapping[str, Dependency],
     registry: CollectorRegistry,
@@ -79,7 +79,7 @@ def create_app(
     problems.install(app)
     app.register_blueprint(stow_blueprint(store, public_url, metrics))
     app.register_blueprint(vae_blueprint(vaes, public_url))
-    app.register_blueprint(status_blueprint(records, announce))
+    app.register_blueprint(status_blueprint(payloads, announce))
     app.register_blueprint(
         health_blueprint(
             Readiness(dependencies), registry, lambda: guard.may(authenticator, Scope.READ)

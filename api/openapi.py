@@ -14,7 +14,8 @@ from api.capabilities import CONTENT_TYPE as WADL_TYPE
 from api.status import LISTED, PayloadSchema
 from api.store_response import JSON_TYPE, XML_TYPE
 from api.vae import CHANGE_SCHEMA
-from shared.records import MOST_LISTED, State
+from shared.records import MOST_LISTED
+from shared.refusals import PayloadState
 from shared.time import UtcDateTime
 from shared.vae import AE_TITLE_SHAPE, UID_SHAPE, WORKFLOW_ID_SHAPE, VaeSchema
 
@@ -360,7 +361,7 @@ _READINESS = {
 
 def _status_paths(spec: APISpec) -> None:
     query = [
-        {"name": "state", "schema": {"type": "string", "enum": [str(state) for state in State]}},
+        {"name": "state", "schema": {"type": "string", "enum": list(map(str, PayloadState))}},
         {"name": "limit", "schema": {"type": "integer", "minimum": 1, "maximum": MOST_LISTED}},
         {"name": "cursor", "schema": _GUID},
     ]
@@ -395,11 +396,14 @@ def _status_paths(spec: APISpec) -> None:
         parameters=_parameters("{payload_id}"),
         operations={
             "post": {
-                "summary": "Open the workflow request of a failed payload once more",
+                "summary": "Open the workflow request of a failed or refused payload once more",
                 "responses": {
                     "202": _json("pending again", {"$ref": "#/components/schemas/Payload"}),
                     "404": _problem("no such payload"),
-                    "409": _problem("it is not failed"),
+                    "409": _problem(
+                        "it is neither failed nor refused, or it is being replayed already, or "
+                        "its objects are gone"
+                    ),
                 },
             }
         },

@@ -10,20 +10,24 @@ from flask import Blueprint, jsonify, request
 from flask.typing import ResponseReturnValue
 from marshmallow import Schema, fields
 
-from api.problems import BadRequest, Conflict, NoSuchThing
-from shared.errors import Transient, VersionConflict
+from api.payload_states import Payload, Payloads
+from api.problems import BadRequest, NoSuchThing
+from shared.errors import Transient
 from shared.events import InstancesStored
 from shared.ids import is_guid
-from shared.records import MOST_LISTED, HeldRecord, IngestRecord, Records, State
-from shared.time import UtcDateTime, utc_now
+from shared.records import MOST_LISTED
+from shared.refusals import PayloadState
+from shared.time import UtcDateTime, iso_utc
 
 
 class PayloadSchema(Schema):
     payload_id = fields.UUID(required=True)
     correlation_id = fields.UUID(required=True)
-    state = fields.Enum(State, by_value=True, required=True)
+    state = fields.Enum(PayloadState, by_value=True, required=True)
     received_at = UtcDateTime(required=True)
     opened_at = UtcDateTime(required=True, allow_none=True)
+    refused_at = UtcDateTime(required=True, allow_none=True)
+    refusals = fields.Integer(required=True)
     source = fields.String(required=True)
     destination = fields.String(required=True)
     workflows = fields.List(fields.String(), required=True, allow_none=True)
@@ -41,55 +45,58 @@ _PAYLOAD = PayloadSchema()
 LISTED = PayloadSchema(exclude=["workflow_request"])
 
 
-def status_blueprint(records: Records, announce: Callable[[InstancesStored], None]) -> Blueprint:
+def status_blueprint(payloads: Payloads, announce: Callable[[InstancesStored], None]) -> Blueprint:
     blueprint = Blueprint("status", __name__, url_prefix="/payloads")
 
     @blueprint.get("/<payload_id>")
     def show(payload_id: str) -> ResponseReturnValue:
-        return jsonify(_PAYLOAD.dump(find(payload_id).record))
+        return jsonify(_dump(find(payload_id)))
 
-    def find(payload_id: str) -> HeldRecord:
-        held = records.find(payload_id.lower()) if is_guid(payload_id) else None
-        if held is None:
+    def find(payload_id: str) -> Payload:
+        found = payloads.find(payload_id.lower()) if is_guid(payload_id) else None
+        if found is None:
             raise NoSuchThing(
                 "there is no payload of that id: either the id is mistyped, or the upload was "
                 "never acknowledged"
             )
-        return held
+        return found
 
     @blueprint.post("/<payload_id>/replay")
     def replay(payload_id: str) -> ResponseReturnValue:
-        held = find(payload_id)
-        if held.record.state is not State.FAILED:
-            raise Conflict(f"the payload is {held.record.state}; only a failed one can be replayed")
-        try:
-            record = records.replay(held, due_at=utc_now()).record
-        except VersionConflict as error:
-            raise Conflict("the payload is being moved or replayed already") from error
-        # Where the broker does not take it, the relay will announce it: it is due.
+        replayed = payloads.replay(find(payload_id))
+        record = replayed.record
+        # Where the broker does not take it, a worker finds it by itself: it is due.
         with suppress(Transient):
             announce(InstancesStored(record.payload_id, record.correlation_id))
-        return jsonify(_PAYLOAD.dump(record)), HTTPStatus.ACCEPTED
+        return jsonify(_dump(replayed)), HTTPStatus.ACCEPTED
 
     @blueprint.get("")
     def newest() -> ResponseReturnValue:
-        page, cursor = records.newest(_state(), _limit(), _cursor())
-        return jsonify({"payloads": list(map(_dump_listed, page)), "next": cursor})
+        page, cursor = payloads.newest(_state(), _limit(), _cursor())
+        return jsonify({"payloads": [_dump(found, LISTED) for found in page], "next": cursor})
 
     return blueprint
 
 
-def _dump_listed(record: IngestRecord) -> Any:
-    return LISTED.dump(record)
+def _dump(payload: Payload, schema: Schema = _PAYLOAD) -> dict[str, Any]:
+    refusal = payload.refusal
+    refused_at = None if refusal is None else iso_utc(refusal.refused_at)
+    row: dict[str, Any] = schema.dump(payload.record)
+    return row | {
+        "state": payload.state,
+        "refused_at": refused_at,
+        "refusals": payload.outcome.refusals,
+        "last_error": payload.last_error,
+    }
 
 
-def _state() -> State | None:
+def _state() -> PayloadState | None:
     given = request.args.get("state")
     if given is None:
         return None
-    if given not in list(State):
-        raise BadRequest(f"state must be one of {', '.join(State)}")
-    return State(given)
+    if given not in list(PayloadState):
+        raise BadRequest(f"state must be one of {', '.join(PayloadState)}")
+    return PayloadState(given)
 
 
 def _limit() -> int:

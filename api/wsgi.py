@@ -12,6 +12,7 @@ from api.auth.own_hosts import OwnHosts
 from api.confirmations import Confirmations
 from api.idempotency import IdempotencyKeys
 from api.ingest import Ingest
+from api.payload_states import Payloads
 from api.slots import EXTENSION, Slots
 from api.stow import StoreTransaction, StowOptions
 from api.upload import Limits, Uploads
@@ -21,6 +22,7 @@ from shared.engines import Engines
 from shared.ids import PayloadIds
 from shared.metrics import ApiMetrics
 from shared.records import Records
+from shared.refusals import Refusals
 from shared.threads import started_pool
 from shared.vae import VaeRegistry
 
@@ -95,7 +97,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         own_hosts=OwnHosts(settings.public_url) if settings.is_for_this_machine else None,
         metrics_open=settings.metrics_open,
         vaes=vaes,
-        records=records,
+        payloads=Payloads(records, Refusals(engines.state), engines.instances),
         announce=engines.announce,
         dependencies=engines.dependencies(engines.publisher.ping),
         registry=registry,

@@ -74,6 +74,7 @@ def _attempts(settings: Settings, engines: Engines) -> Iterator[tuple[str, Calla
     yield "free space", engines.instances.check_room
     yield "broker", engines.publisher.ping
     yield "queue of the Workflow Manager", engines.requests.ping
+    yield "refusals of the Workflow Manager", engines.dead_letters.ping
 
 
 def _try_address(address: Address, variable: str) -> None:

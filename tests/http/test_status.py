@@ -29,6 +29,8 @@ FIELDS = {
     "state",
     "received_at",
     "opened_at",
+    "refused_at",
+    "refusals",
     "source",
     "destination",
     "workflows",
@@ -144,6 +146,7 @@ def test_health_is_live_and_ready_with_every_dependency(stowgate: Service) -> No
             "free_space": {"status": "ready"},
             "broker": {"status": "ready"},
             "workflow_manager_queue": {"status": "ready"},
+            "workflow_manager_refusals": {"status": "ready"},
         },
     }
 
