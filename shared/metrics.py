@@ -127,7 +127,9 @@ class Backlog(Collector):
                 oldest_pending_seconds,
             ),
             GaugeMetricFamily(
-                "stowgate_failed", "records that need a person: see `stowgate failed`", failed
+                "stowgate_failed",
+                "payloads that failed: see `stowgate payloads list --state failed`",
+                failed,
             ),
         )
 

@@ -123,7 +123,7 @@ def test_commands_say_who_asks(by_password: Service, tmp_path: Path) -> None:
         ["send", str(file)],
         ["vae", "list"],
         ["payloads", "list"],
-        ["failed", "list"],
+        ["payloads", "replay", "--all"],
     ):
         stranger = _run(*arguments, *place)
         assert stranger.returncode == 2

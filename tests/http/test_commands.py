@@ -575,7 +575,8 @@ def test_an_address_that_is_taken_stops_the_start_with_one_line(
 
 
 @pytest.mark.parametrize(
-    "command", [["send", "."], ["vae", "list"], ["payloads", "list"], ["failed", "list"]]
+    "command",
+    [["send", "."], ["vae", "list"], ["payloads", "list"], ["payloads", "replay", "--all"]],
 )
 def test_a_bad_setting_makes_a_command_that_asks_the_api_exit_with_2(command: list[str]) -> None:
     asked = _run(*command, STOWGATE_LISTEN="nowhere")
@@ -613,8 +614,7 @@ def test_a_name_that_is_no_text_is_asked_for_like_any_other(stowgate: Service) -
         (["vae", "show"], ".."),
         (["vae", "remove"], ""),
         (["payloads", "show"], ""),
-        (["failed", "show"], ""),
-        (["failed", "replay", "01890000-0000-7000-8000-000000000000"], ""),
+        (["payloads", "replay", "01890000-0000-7000-8000-000000000000"], ""),
         (["send", ".", "--study"], ""),
         (["send", ".", "--workflow"], ""),
         (["send", ".", "--vae"], ".."),
@@ -710,13 +710,13 @@ def test_an_api_whose_events_stay_in_its_own_memory_says_so_in_one_line(tmp_path
 
 
 def test_every_command_says_how_it_is_used() -> None:
-    for command in ("run", "api", "worker", "send", "vae", "payloads", "failed", "user", "check"):
+    for command in ("run", "api", "worker", "send", "vae", "payloads", "user", "check"):
         shown = _run(command, "--help")
         assert shown.returncode == 0
         assert "Usage: stowgate" in shown.stdout
 
 
-@pytest.mark.parametrize("command", [[], ["vae"], ["payloads"], ["failed"]])
+@pytest.mark.parametrize("command", [[], ["vae"], ["payloads"]])
 def test_help_says_in_whole_sentences_what_each_command_does(command: list[str]) -> None:
     _, summaries = _run(*command, "--help").stdout.split("Commands:\n")
 
