@@ -89,10 +89,10 @@ class Ingest:
     ) -> Receipt | None:
         """Take one request's parts; None where it had none.
 
-        `source` is the sender's address as the Workflow Manager takes it. Raises a `Problem` for
-        a request that is refused as a whole, `StoreFull` where nothing was stored for want of
-        room, and what the object store raises when it cannot do its work. What was stored by then
-        is removed again.
+        `source` is the sender's name or address as the Workflow Manager takes it. Raises a
+        `Problem` for a request that is refused as a whole, `StoreFull` where nothing was stored for
+        want of room, and what the object store raises when it cannot do its work. What was stored
+        by then is removed again.
         """
         received_at = self._clock()
         payload_id = keyed.claimed.payload_id if keyed else self._mint(received_at)

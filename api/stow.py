@@ -162,7 +162,8 @@ class StoreTransaction:
             if isinstance(claimed, str):
                 return self._again(claimed, self._uploads.digests(parts, target.vae))
             keyed = Keyed(claimed, self._first_answer)
-        source = source_of(request.remote_addr)
+        vae_source = target.vae.source if target.vae else None
+        source = g.caller.source or vae_source or source_of(request.remote_addr)
         receipt = self._ingest.ingest(parts, target, source, g.correlation_id, keyed)
         if receipt is None:
             return bare(HTTPStatus.NO_CONTENT)

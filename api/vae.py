@@ -20,7 +20,7 @@ CHANGE_SCHEMA = VaeSchema(exclude=["virtual_ae_title"])
 
 _LISTS = ("workflows", "plug_in_assemblies")
 _ACCEPTED = ("accepted_sop_classes", "accepted_transfer_syntaxes", "accepted_modalities")
-_COUNTS = ("max_instance_bytes", "max_requests_per_minute")
+_SINGLE = ("max_instance_bytes", "max_requests_per_minute", "source")
 
 _MOST_BYTES = 1 << 20
 
@@ -147,7 +147,7 @@ def _changeable(given: dict[str, Any]) -> dict[str, Any]:
     """What may be changed of a VAE. Nothing accepted would be no use: an empty list is no limit."""
     lists = {name: tuple(given[name] or ()) for name in _LISTS if name in given}
     accepted = {name: tuple(given[name] or ()) or None for name in _ACCEPTED if name in given}
-    return lists | accepted | {name: given[name] for name in _COUNTS if name in given}
+    return lists | accepted | {name: given[name] for name in _SINGLE if name in given}
 
 
 def _words(messages: Any) -> str:

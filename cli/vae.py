@@ -55,6 +55,11 @@ def list_all(api: Api) -> None:
 @click.option(
     "--max-requests-per-minute", type=int, help="How many POSTs to it are accepted in a minute."
 )
+@click.option(
+    "--source",
+    help="The sender's name for the Workflow Manager, which a workflow's data_origins may list; "
+    "without it, the caller's, or the address that it sends from.",
+)
 @with_api
 def add(
     ae_title: str,
@@ -65,6 +70,7 @@ def add(
     modalities: tuple[str, ...],
     max_instance_bytes: int | None,
     max_requests_per_minute: int | None,
+    source: str | None,
     api: Api,
 ) -> None:
     """Create a Virtual Application Entity with this AE_TITLE."""
@@ -76,6 +82,7 @@ def add(
         "acceptedModalities": modalities or None,
         "maxInstanceBytes": max_instance_bytes,
         "maxRequestsPerMinute": max_requests_per_minute,
+        "source": source,
     }
     body |= {field: value for field, value in given.items() if value is not None}
     show_json(api.call("POST", "/config/vae", body))

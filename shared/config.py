@@ -382,6 +382,12 @@ class Settings:
         "for `jwt`: claim with what a caller is bound to: AE titles, or `AET/workflow`; without it "
         "the caller may store to all",
     )
+    jwt_source_claim: str = setting(
+        "stowgate_source",
+        _text,
+        "for `jwt`: claim with the caller's name for the Workflow Manager, `source`; without it, "
+        "that is the address that it sends from",
+    )
     client_user: str | None = setting(
         None, _text, "user name that `stowgate send` and the like give the API"
     )

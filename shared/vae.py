@@ -22,9 +22,12 @@ from shared.errors import ObjectMissing, Permanent, StowgateError, VersionConfli
 from shared.ids import (
     AE_TITLE,
     AE_TITLE_RULE,
+    SOURCE,
+    SOURCE_RULE,
     WORKFLOW_ID,
     WORKFLOW_ID_RULE,
     is_ae_title,
+    is_source,
     is_workflow_id,
 )
 from shared.ports import ObjectStore
@@ -40,6 +43,7 @@ _MODALITY_RULE = "a modality is 1 to 16 of A-Z 0-9 _ and spaces, none of those a
 # What the rules say, in JSON Schema.
 Shape = dict[str, Any]
 AE_TITLE_SHAPE: Shape = {"pattern": f"^{AE_TITLE}$"}
+SOURCE_SHAPE: Shape = {"pattern": f"^{SOURCE}$"}
 WORKFLOW_ID_SHAPE: Shape = {"pattern": f"^{WORKFLOW_ID}$"}
 UID_SHAPE: Shape = {"pattern": f"^{UID}$", "maxLength": UID_MAX_CHARACTERS}
 
@@ -49,8 +53,9 @@ class Vae:
     """A Virtual Application Entity; the field names on the wire are the Informatics Gateway's.
 
     From `accepted_sop_classes` on they are its policy, which that does not know: what it accepts,
-    of what size and how often, and None where that is not limited. `unknown` are fields that a
-    newer service wrote, and that are kept for it.
+    of what size and how often, and None where that is not limited. `source` is an addition too: the
+    sender's name for the Workflow Manager, None for the caller's or the address. `unknown` are
+    fields that a newer service wrote, and that are kept for it.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Vae:
     accepted_modalities: tuple[str, ...] | None = None
     max_instance_bytes: int | None = None
     max_requests_per_minute: int | None = None
+    source: str | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -128,6 +134,7 @@ class VaeSchema(Schema):
     )
     max_instance_bytes = _count("maxInstanceBytes", 2**53)
     max_requests_per_minute = _count("maxRequestsPerMinute", 1_000_000)
+    source = _text(SOURCE_RULE, is_source, SOURCE_SHAPE, allow_none=True)
     created_by = fields.String(data_key="createdBy", dump_only=True)
     updated_by = fields.String(data_key="updatedBy", dump_only=True)
     date_time_created = UtcDateTime(data_key="dateTimeCreated", dump_only=True)

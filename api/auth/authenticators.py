@@ -23,6 +23,7 @@ def authenticator(settings: Settings) -> Authenticator:
             algorithms=settings.jwt_algorithms,
             leeway_seconds=settings.jwt_leeway_seconds,
             vaes_claim=settings.jwt_vaes_claim,
+            source_claim=settings.jwt_source_claim,
         )
         return BearerTokens(_keys(settings.jwt_keys or "", most_waiting + uploads), rules)
     return Anyone()

@@ -18,6 +18,7 @@ from werkzeug.security import check_password_hash, generate_password_hash
 from api.auth.guard import BINDING_RULE, REALM, Caller, Scope, is_binding
 from api.auth.watched_file import Malformed, WatchedFile
 from api.problems import TooBusy, Unauthorized
+from shared.ids import SOURCE_RULE, is_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,9 +42,9 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
 _LINE = re.compile(
     rf"(?P<name>{_NAME}):(?P<scopes>[a-z,]+):"
     rf"(?P<hash>{re.escape(_METHOD)}\$[A-Za-z0-9]+\$[0-9a-f]{{128}})"
-    r"(?::(?P<vaes>[^:]+))?"
+    r"(?::(?P<vaes>[^:]*)(?::(?P<source>[^:]+))?)?"
 )
-LINE_RULE = "name:scopes:hash[:bindings], as `stowgate user` prints it"
+LINE_RULE = "name:scopes:hash[:bindings[:source]], as `stowgate user` prints it"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class User:
     password_hash: str = field(repr=False)
 
 
-def check_user(name: str, vaes: Iterable[str]) -> None:
-    """Raises `Malformed` for a name or a binding that is none."""
+def check_user(name: str, vaes: Iterable[str], source: str | None = None) -> None:
+    """Raises `Malformed` for a name, a binding or a source that is not valid."""
     if not re.fullmatch(_NAME, name):
         raise Malformed(
             f"{name!r} is no user name: one is 1 to 64 of A-Z a-z 0-9 . _ @ - and begins with a "
@@ -62,12 +63,20 @@ def check_user(name: str, vaes: Iterable[str]) -> None:
     for binding in vaes:
         if not is_binding(binding):
             raise Malformed(f"{binding!r} is no binding: {BINDING_RULE}")
+    if source is not None and not is_source(source):
+        raise Malformed(f"{source!r} is not a valid source: {SOURCE_RULE}")
 
 
-def user_line(name: str, scopes: Iterable[Scope], password: str, vaes: Iterable[str] = ()) -> str:
+def user_line(
+    name: str,
+    scopes: Iterable[Scope],
+    password: str,
+    vaes: Iterable[str] = (),
+    source: str | None = None,
+) -> str:
     """The line of a user that `check_user` has let pass."""
     fields = [name, ",".join(scopes), generate_password_hash(password, _METHOD), ",".join(vaes)]
-    return ":".join(filter(None, fields))
+    return ":".join([*fields, source or ""]).rstrip(":")
 
 
 def parse_users(text: str) -> Mapping[str, User]:
@@ -77,7 +86,8 @@ def parse_users(text: str) -> Mapping[str, User]:
         if not line.strip() or line.startswith("#"):
             continue
         found = _LINE.fullmatch(line.strip())
-        if not found:
+        # Nobody is let store anywhere because a binding is empty.
+        if not found or (found["vaes"] == "" and found["source"] is None):
             raise Malformed(f"its line {number} is not {LINE_RULE}")
         scopes = found["scopes"].split(",")
         if not set(scopes) <= set(Scope):
@@ -87,7 +97,10 @@ def parse_users(text: str) -> Mapping[str, User]:
         vaes = frozenset(found["vaes"].split(",")) if found["vaes"] else None
         if not all(map(is_binding, vaes or ())):
             raise Malformed(f"its line {number} has a binding that is none: {BINDING_RULE}")
-        caller = Caller(found["name"], frozenset(map(Scope, scopes)), vaes)
+        source = found["source"]
+        if source is not None and not is_source(source):
+            raise Malformed(f"its line {number} has a source that is not valid: {SOURCE_RULE}")
+        caller = Caller(found["name"], frozenset(map(Scope, scopes)), vaes, source)
         users[caller.name or ""] = User(caller, found["hash"])
     if not users:
         raise Malformed("it has no user")

@@ -10,6 +10,7 @@ from werkzeug.datastructures import Authorization
 from api.auth.guard import REALM, Caller, Scope
 from api.auth.issuer_keys import IssuerKeys
 from api.problems import Unauthorized
+from shared.ids import SOURCE_RULE, is_source
 
 SCOPE_PREFIX = "stowgate:"
 """Is in front of a scope in a token, since an `admin` of some other service is none of this one."""
@@ -33,13 +34,15 @@ _WORDS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
 
 @dataclass(frozen=True)
 class TokenRules:
-    """What a token must be; `vaes_claim` names the claim with the bindings of its caller."""
+    """What a token must be; `vaes_claim` and `source_claim` name the claims with the bindings and
+    the source of its caller."""
 
     issuer: str
     audience: str
     algorithms: Sequence[str]
     leeway_seconds: int
     vaes_claim: str
+    source_claim: str
 
 
 class BearerTokens:
@@ -100,7 +103,10 @@ class BearerTokens:
             if words is None:
                 raise _invalid("bindings must be a list of strings, or one with spaces between")
             vaes = frozenset(words)
-        return Caller(name, scopes, vaes)
+        source = claims.get(self._rules.source_claim)
+        if source is not None and not (isinstance(source, str) and is_source(source)):
+            raise _invalid(f"its source is not valid: {SOURCE_RULE}")
+        return Caller(name, scopes, vaes, source)
 
 
 def _words(claim: Any) -> list[str] | None:

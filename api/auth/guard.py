@@ -30,11 +30,13 @@ class Caller:
 
     `vaes` are the Virtual Application Entities that it is bound to: `AET` for what that stands for,
     its own workflows, and `AET/workflow` for that one workflow. None lets it store anywhere.
+    `source` is its name for the Workflow Manager, and None for the address that it sends from.
     """
 
     name: str | None
     scopes: frozenset[Scope]
     vaes: frozenset[str] | None = None
+    source: str | None = None
 
     def may_store_to(self, aet: str | None, workflow: str | None) -> bool:
         """As far as the URL alone tells; for the rest see `may_open`."""

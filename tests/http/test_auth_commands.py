@@ -97,6 +97,8 @@ def test_a_user_is_warned_of_a_password_that_not_every_client_can_send(tmp_path:
     ("arguments", "broken"),
     [
         (["a b"], "'a b' is no user name: one is 1 to 64 of A-Z a-z 0-9 . _ @ - and begins"),
+        (["a", "--source", "CT:1"], "'CT:1' is not a valid source: a source is 1 to 15"),
+        (["a", "--source", ""], "'' is not a valid source: a source is 1 to 15"),
         (["a", "--vae", "AE 1"], "'AE 1' is no binding: a binding is an AE title, or one with /"),
         (["a", "--vae", "AE-1/"], "'AE-1/' is no binding: a binding is an AE title"),
     ],

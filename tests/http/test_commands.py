@@ -396,6 +396,7 @@ def test_vae_add_takes_a_policy(stowgate: Service) -> None:
         *("vae", "add", title, "--url", stowgate.url, "--sop-class", ct_image),
         *("--transfer-syntax", explicit, "--modality", "CT", "--modality", "PT"),
         *("--max-instance-bytes", "1000000", "--max-requests-per-minute", "60"),
+        *("--source", "CT ROOM 1"),
     )
 
     assert added.returncode == 0, added.stderr
@@ -405,6 +406,7 @@ def test_vae_add_takes_a_policy(stowgate: Service) -> None:
         "acceptedModalities": ["CT", "PT"],
         "maxInstanceBytes": 1_000_000,
         "maxRequestsPerMinute": 60,
+        "source": "CT ROOM 1",
     }
     assert policy.items() <= json.loads(added.stdout).items()
 

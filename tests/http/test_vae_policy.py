@@ -144,6 +144,11 @@ def test_a_policy_can_be_changed_and_taken_away_and_the_rest_stays(stowgate: Ser
         ({"maxRequestsPerMinute": -1}, "maxRequestsPerMinute"),
         ({"maxRequestsPerMinute": 1_000_001}, "maxRequestsPerMinute"),
         ({"maxRequestsPerMinute": "many"}, "maxRequestsPerMinute"),
+        ({"source": "sixteen-letters-"}, "a source is 1 to 15"),
+        ({"source": ""}, "a source is 1 to 15"),
+        ({"source": " CT"}, "a source is 1 to 15"),
+        ({"source": "CT:1"}, "a source is 1 to 15"),
+        ({"source": 7}, "source"),
     ],
 )
 def test_a_policy_that_breaks_a_rule_is_400_says_which_and_breaks_the_published_schema(
