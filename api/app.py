@@ -22,6 +22,7 @@ from api.proxies import KnownProxies
 from api.status import status_blueprint
 from api.stow import StoreTransaction, stow_blueprint
 from api.vae import vae_blueprint
+from api.workflow_manager_api import WorkflowManagerApi
 from shared.config import Network
 from shared.engines import Dependency
 from shared.events import InstancesStored
@@ -65,6 +66,7 @@ def create_app(
     vaes: VaeRegistry,
     payloads: Payloads,
     announce: Callable[[InstancesStored], None],
+    workflow_manager: WorkflowManagerApi | None,
     dependencies: Mapping[str, Dependency],
     registry: CollectorRegistry,
     metrics: ApiMetrics,
@@ -79,7 +81,7 @@ def create_app(
     problems.install(app)
     app.register_blueprint(stow_blueprint(store, public_url, metrics))
     app.register_blueprint(vae_blueprint(vaes, public_url))
-    app.register_blueprint(status_blueprint(payloads, announce))
+    app.register_blueprint(status_blueprint(payloads, announce, workflow_manager))
     app.register_blueprint(
         health_blueprint(
             Readiness(dependencies), registry, lambda: guard.may(authenticator, Scope.READ)

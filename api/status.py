@@ -12,12 +12,31 @@ from marshmallow import Schema, fields
 
 from api.payload_states import Payload, Payloads
 from api.problems import BadRequest, NoSuchThing
+from api.workflow_manager_api import WorkflowManagerApi, WorkflowManagerSilent
 from shared.errors import Transient
 from shared.events import InstancesStored
 from shared.ids import is_guid
 from shared.records import MOST_LISTED
 from shared.refusals import PayloadState
 from shared.time import UtcDateTime, iso_utc
+
+
+class TaskSchema(Schema):
+    task_id = fields.String(required=True, allow_none=True)
+    task_type = fields.String(required=True, allow_none=True)
+    status = fields.String(required=True, allow_none=True)
+    reason = fields.String(required=True, allow_none=True)
+
+
+class WorkflowInstanceSchema(Schema):
+    """What the Workflow Manager says of one workflow that it started for a payload."""
+
+    id = fields.String(required=True, allow_none=True)
+    workflow_id = fields.String(required=True, allow_none=True)
+    workflow_name = fields.String(required=True, allow_none=True)
+    status = fields.String(required=True, allow_none=True)
+    start_time = fields.String(required=True, allow_none=True)
+    tasks = fields.List(fields.Nested(TaskSchema), required=True)
 
 
 class PayloadSchema(Schema):
@@ -38,19 +57,46 @@ class PayloadSchema(Schema):
     attempts = fields.Integer(required=True)
     last_error = fields.String(required=True, allow_none=True)
     workflow_request = fields.Raw(required=True, allow_none=True)
+    workflow_instances = fields.List(
+        fields.Nested(WorkflowInstanceSchema),
+        allow_none=True,
+        metadata={"description": "with STOWGATE_WORKFLOW_MANAGER_URL; null where it is not known"},
+    )
+    workflow_instances_error = fields.String(
+        allow_none=True, metadata={"description": "why it is not known"}
+    )
 
 
 _PAYLOAD = PayloadSchema()
 # A request names every instance: a page of them would be megabytes.
-LISTED = PayloadSchema(exclude=["workflow_request"])
+LISTED = PayloadSchema(
+    exclude=["workflow_request", "workflow_instances", "workflow_instances_error"]
+)
 
 
-def status_blueprint(payloads: Payloads, announce: Callable[[InstancesStored], None]) -> Blueprint:
+def status_blueprint(
+    payloads: Payloads,
+    announce: Callable[[InstancesStored], None],
+    workflow_manager: WorkflowManagerApi | None,
+) -> Blueprint:
     blueprint = Blueprint("status", __name__, url_prefix="/payloads")
 
     @blueprint.get("/<payload_id>")
     def show(payload_id: str) -> ResponseReturnValue:
-        return jsonify(_dump(find(payload_id)))
+        found = find(payload_id)
+        return jsonify(_dump(found) | _progress(found))
+
+    def _progress(payload: Payload) -> dict[str, Any]:
+        """How far it is over there, where that can be asked."""
+        if workflow_manager is None:
+            return {}
+        instances, why = None, None
+        if payload.record.opened_at is not None:
+            try:
+                instances = workflow_manager.workflow_instances(payload.record.payload_id)
+            except WorkflowManagerSilent as error:
+                why = str(error)
+        return {"workflow_instances": instances, "workflow_instances_error": why}
 
     def find(payload_id: str) -> Payload:
         found = payloads.find(payload_id.lower()) if is_guid(payload_id) else None

@@ -16,6 +16,7 @@ from api.payload_states import Payloads
 from api.slots import EXTENSION, Slots
 from api.stow import StoreTransaction, StowOptions
 from api.upload import Limits, Uploads
+from api.workflow_manager_api import WorkflowManagerApi
 from shared.config import Settings
 from shared.dicom.limits import StructureLimits
 from shared.engines import Engines
@@ -99,6 +100,7 @@ def compose(settings: Settings, engines: Engines, registry: CollectorRegistry) -
         vaes=vaes,
         payloads=Payloads(records, Refusals(engines.state), engines.instances),
         announce=engines.announce,
+        workflow_manager=WorkflowManagerApi.from_settings(settings),
         dependencies=engines.dependencies(engines.publisher.ping),
         registry=registry,
         metrics=metrics,

@@ -13,6 +13,7 @@ import click
 
 from api.auth.authenticators import authenticator
 from api.tls import server_context
+from api.workflow_manager_api import WorkflowManagerApi
 from cli.http import check_client_ca
 from shared.config import (
     Address,
@@ -75,6 +76,9 @@ def _attempts(settings: Settings, engines: Engines) -> Iterator[tuple[str, Calla
     yield "broker", engines.publisher.ping
     yield "queue of the Workflow Manager", engines.requests.ping
     yield "refusals of the Workflow Manager", engines.dead_letters.ping
+    workflow_manager = WorkflowManagerApi.from_settings(settings)
+    if workflow_manager is not None:
+        yield "API of the Workflow Manager", workflow_manager.ping
 
 
 def _try_address(address: Address, variable: str) -> None:

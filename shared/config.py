@@ -551,6 +551,27 @@ class Settings:
         "learns which requests the Workflow Manager refused. While it is missing, `/health/ready` "
         "reports it",
     )
+    workflow_manager_url: str | None = setting(
+        None,
+        http_url,
+        "base URL of the Workflow Manager's API, which `GET /payloads/{id}` asks how far a payload "
+        "is; without it nothing is asked",
+    )
+    workflow_manager_user: str | None = setting(
+        None, _text, "user name that the Workflow Manager's API is given"
+    )
+    workflow_manager_password: str | None = setting(
+        None, _text, "password of that user", secret=True
+    )
+    workflow_manager_token: str | None = setting(
+        None, _visible, "token that it is given instead", secret=True
+    )
+    workflow_manager_ca: Path | None = setting(
+        None,
+        _path,
+        "PEM file of the authorities that the certificate of the Workflow Manager's API may come "
+        "from; by default those that the system trusts",
+    )
 
     @property
     def scheme(self) -> str:
