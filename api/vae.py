@@ -60,6 +60,7 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
         name = given.get("name") or given["virtual_ae_title"]
         if name == _PLUG_INS:
             raise BadRequest(f"name: {_PLUG_INS} is the name of the list of plug-ins")
+        _check_plug_ins(given)
         audit.about(vae=name)
         try:
             vae = vaes.add(
@@ -81,6 +82,7 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
         given = _load(CHANGE_SCHEMA, receiving)
         if "name" not in given:
             raise BadRequest("name: the VAE to change must be named in the body")
+        _check_plug_ins(given)
         audit.about(vae=given["name"])
         try:
             vae = vaes.update(
@@ -101,6 +103,15 @@ def vae_blueprint(vaes: VaeRegistry, public_url: str | None) -> Blueprint:
             raise NoSuchThing("there is no VAE of that name") from error
 
     return blueprint
+
+
+def _check_plug_ins(given: dict[str, Any]) -> None:
+    """A plug-in that is not run may be the one that was to remove patient data."""
+    if given.get("plug_in_assemblies"):
+        raise BadRequest(
+            "plugInAssemblies: Stowgate has no input plug-in of that name, so it cannot do what "
+            f"the plug-in would; GET {url_for('.plug_ins')} lists those that it has"
+        )
 
 
 def _load(schema: Schema, receiving: BoundedSemaphore) -> dict[str, Any]:

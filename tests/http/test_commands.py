@@ -388,6 +388,16 @@ def test_vae_commands_add_list_show_and_remove(stowgate: Service) -> None:
     assert "already" in again.stderr
 
 
+def test_vae_add_says_what_several_workflows_depend_on(stowgate: Service) -> None:
+    def add(*workflows: str) -> str:
+        given = [word for workflow in workflows for word in ("--workflow", workflow)]
+        return _run("vae", "add", f"AE-{uuid4().hex[:6]}", *given, "--url", stowgate.url).stderr
+
+    (line,) = add("a", "b").splitlines()
+    assert "starts none of them; see docs/workflows.md" in line
+    assert add("a") == add() == ""
+
+
 def test_vae_add_takes_a_policy(stowgate: Service) -> None:
     title = f"AE-{uuid4().hex[:6]}"
     ct_image, explicit = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
