@@ -67,6 +67,7 @@ FACTS: dict[str, Fact] = {
         (["refused"], PayloadState.REFUSED),
         (["refused", "replay requested"], PayloadState.PENDING),
         (["refused", "replay requested", "replayed"], PayloadState.OPENED),
+        (["refused", "replayed", "replay requested"], PayloadState.OPENED),
         (["refused", "replay requested", "refused again"], PayloadState.REFUSED),
         (["refused", "replay requested", "replayed", "refused again"], PayloadState.REFUSED),
         (["refused", "replay requested", "refused again", "replayed"], PayloadState.REFUSED),

@@ -173,21 +173,22 @@ def test_a_payload_without_objects_is_not_published(bench: Bench) -> None:
     assert "objects are gone" in (bench.refusals.refusal(of, 1).detail or "")
 
 
-@pytest.mark.parametrize("refused_again", [False, True])
+@pytest.mark.parametrize("is_refused_again", [False, True])
 def test_what_a_worker_left_behind_of_a_replay_that_is_out_is_removed_and_not_published(
-    bench: Bench, refused_again: bool
+    bench: Bench, is_refused_again: bool
 ) -> None:
     of = bench.refused()
-    bench.refusals.note_replayed(of, 1, bench.now)
-    bench.refusals.request_replay(of, 1, bench.now)
-    if refused_again:
+    if is_refused_again:
         bench.refusals.note(Refusal(of, 1, RefusalReason.REJECTED, bench.now))
+    else:
+        bench.refusals.note_replayed(of, 1, bench.now)
+        bench.refusals.request_replay(of, 1, bench.now)
 
     bench.replays().publish_due()
 
     assert bench.sent() == []
     assert list(bench.refusals.replays()) == []
-    expected = PayloadState.REFUSED if refused_again else PayloadState.OPENED
+    expected = PayloadState.REFUSED if is_refused_again else PayloadState.OPENED
     assert bench.state_of(of) is expected
 
 
