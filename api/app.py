@@ -18,13 +18,14 @@ from api.http.client_address import TrustedProxies
 from api.http.cors import Cors
 from api.http.paths import routed_path
 from api.openapi import openapi_document
-from api.payloads import payload_views
+from api.payloads.states import Payloads
+from api.payloads.views import payload_views
+from api.payloads.workflow_manager_api import WorkflowManagerApi
 from api.routes import ROUTES, SCOPES, Scope
 from api.stow.view import StoreTransaction, correlate, stow_views
 from api.vae.registry import VaeRegistry
 from api.vae.views import vae_views
 from shared.events import InstancesStored
-from shared.records import Records
 from shared.runtime.backends import Dependency
 from shared.runtime.health import Readiness, health_views
 from shared.runtime.logs import where
@@ -45,8 +46,9 @@ def create_app(
     own_hosts: OwnHosts | None,
     metrics_open: bool,
     vaes: VaeRegistry,
-    records: Records,
+    payloads: Payloads,
     announce: Callable[[InstancesStored], None],
+    workflow_manager: WorkflowManagerApi | None,
     dependencies: Mapping[str, Dependency],
     registry: CollectorRegistry,
     metrics: ApiMetrics,
@@ -77,7 +79,7 @@ def create_app(
     views = {
         **stow_views(store, public_url),
         **vae_views(vaes, public_url, watchdog),
-        **payload_views(records, announce),
+        **payload_views(payloads, announce, workflow_manager),
         **health_views(
             Readiness(dependencies), registry, lambda: guard.may(authenticator, Scope.READ)
         ),

@@ -10,6 +10,8 @@ from api.admission.watchdog import Watchdog
 from api.app import create_app
 from api.auth.authenticators import authenticator
 from api.auth.own_hosts import OwnHosts
+from api.payloads.states import Payloads
+from api.payloads.workflow_manager_api import WorkflowManagerApi
 from api.settings import ApiSettings
 from api.stow.announcements import Announcements
 from api.stow.confirmations import Confirmations
@@ -20,6 +22,7 @@ from api.stow.view import StoreTransaction, StowOptions
 from api.vae.registry import VaeRegistry
 from shared.ids import PayloadIds
 from shared.records import Records
+from shared.refusals import Refusals
 from shared.runtime.backends import Backends
 from shared.runtime.metrics import ApiMetrics
 from shared.runtime.threads import started_pool
@@ -100,8 +103,9 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
         own_hosts=OwnHosts(settings.public_url) if settings.is_for_this_machine else None,
         metrics_open=settings.metrics_open,
         vaes=vaes,
-        records=records,
+        payloads=Payloads(records, Refusals(backends.state), backends.instances),
         announce=backends.announce,
+        workflow_manager=WorkflowManagerApi.from_settings(settings),
         dependencies=backends.dependencies(backends.publisher.ping),
         registry=registry,
         metrics=metrics,

@@ -28,6 +28,7 @@ from shared.settings.parsers import (
     plain_text,
     proxies,
     some_of,
+    visible,
     whole_number,
 )
 from shared.settings.services import CommonSettings
@@ -131,6 +132,12 @@ class ApiSettings(UrlSettings, CommonSettings):
         plain_text,
         "for `jwt`: claim with what a caller is bound to: AE titles, or `AET/workflow`; without it "
         "the caller may store to all",
+    )
+    jwt_source_claim: str = setting(
+        "stowgate_source",
+        plain_text,
+        "for `jwt`: claim with the caller's name for the Workflow Manager, `source`; without it, "
+        "that is the address that it sends from",
     )
     metrics_open: bool = setting(
         "true", flag, "`false` shows the API's `/metrics` to callers with the scope `read` only"
@@ -239,6 +246,27 @@ class ApiSettings(UrlSettings, CommonSettings):
         whole_number(1, 3600),
         "a sender that sends nothing for this long, or less than 1 MiB (64 KiB with an "
         "`Idempotency-Key`) in four times this long, is cut off with 408",
+    )
+    workflow_manager_url: str | None = setting(
+        None,
+        http_url,
+        "base URL of the Workflow Manager's API, which `GET /payloads/{id}` asks how far a payload "
+        "is; without it nothing is asked",
+    )
+    workflow_manager_user: str | None = setting(
+        None, plain_text, "user name that the Workflow Manager's API is given"
+    )
+    workflow_manager_password: str | None = setting(
+        None, plain_text, "password of that user", secret=True
+    )
+    workflow_manager_token: str | None = setting(
+        None, visible, "token that it is given instead", secret=True
+    )
+    workflow_manager_ca: Path | None = setting(
+        None,
+        absolute_path,
+        "PEM file of the authorities that the certificate of the Workflow Manager's API may come "
+        "from; by default those that the system trusts",
     )
 
     @property

@@ -12,6 +12,7 @@ from uuid import uuid4
 import click
 
 from api.auth.authenticators import authenticator
+from api.payloads.workflow_manager_api import WorkflowManagerApi
 from api.server.tls import server_context
 from api.settings import ApiSettings, guard_listen
 from cli.client import check_client_ca
@@ -75,6 +76,10 @@ def _attempts(
     yield "free space", backends.instances.check_room
     yield "broker", backends.publisher.ping
     yield "queue of the Workflow Manager", backends.requests.ping
+    yield "refusals of the Workflow Manager", backends.dead_letters.ping
+    workflow_manager = WorkflowManagerApi.from_settings(settings)
+    if workflow_manager is not None:
+        yield "API of the Workflow Manager", workflow_manager.ping
 
 
 def _try_address(address: Address, variable: str) -> None:

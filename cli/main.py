@@ -14,7 +14,6 @@ _MODULES = {
     "send": "cli.send",
     "vae": "cli.vae",
     "payloads": "cli.payloads",
-    "failed": "cli.failed",
     "user": "cli.user",
     "check": "cli.check",
 }

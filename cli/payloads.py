@@ -1,19 +1,27 @@
-"""`stowgate payloads`: what came in and where it stands."""
+"""`stowgate payloads`: what came in and where it stands, and once more."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
-from cli.client import Api, segment, show_json, show_rows, with_api
-from shared.records import MOST_LISTED, State
+from cli.client import Api, Unusable, segment, show_json, show_rows, with_api
+from shared.records import MOST_LISTED
+from shared.refusals import PayloadState
+
+_REPLAYABLE = (PayloadState.FAILED, PayloadState.REFUSED)
 
 
-@click.group(short_help="List and show payloads: what came in, where it stands.")
+@click.group(short_help="List, show and replay payloads: what came in, where it stands.")
 def payloads() -> None:
     """Payloads: what came in and where it stands."""
 
 
 @payloads.command("list")
 @click.option(
-    "--state", type=click.Choice([str(state) for state in State]), help="Those in this state only."
+    "--state",
+    type=click.Choice([str(state) for state in PayloadState]),
+    help="Those in this state only.",
 )
 @click.option(
     "--limit",
@@ -56,3 +64,54 @@ def list_newest(state: str | None, limit: int, cursor: str | None, api: Api) -> 
 def show(payload_id: str, api: Api) -> None:
     """Show a payload, with the workflow request that was opened for it."""
     show_json(api.call("GET", f"/payloads/{segment(payload_id)}"))
+
+
+@payloads.command(short_help="Open workflow requests that failed or were refused once more.")
+@click.argument("payload_ids", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Replay all of them, the oldest first.")
+@click.option(
+    "--state",
+    type=click.Choice([str(state) for state in _REPLAYABLE]),
+    help="With --all: those in this state only.",
+)
+@with_api
+def replay(payload_ids: tuple[str, ...], everything: bool, state: str | None, api: Api) -> None:
+    """Open the workflow requests of these payloads once more, under the same payload ids.
+
+    A payload can be replayed when it is failed (no request could be opened) or refused (the
+    Workflow Manager refused it). Exits with 2 when one cannot be replayed.
+    """
+    if everything == bool(payload_ids):
+        raise click.UsageError("give the payloads to replay, or --all")
+    if state is not None and not everything:
+        raise click.UsageError("--state is for --all")
+    chosen = payload_ids
+    if everything:
+        states = [str(one) for one in _REPLAYABLE] if state is None else [state]
+        found = [row["payload_id"] for one in states for row in _newest_first(api, one)]
+        # Payload ids are UUIDv7, which sort by time.
+        chosen = tuple(sorted(found))
+        if not chosen:
+            click.echo(f"no payload is {' or '.join(states)}: nothing to replay", err=True)
+    paths = {payload_id: f"/payloads/{segment(payload_id)}/replay" for payload_id in chosen}
+    not_replayed = 0
+    for payload_id, path in paths.items():
+        try:
+            api.call("POST", path)
+        except Unusable as error:
+            not_replayed += 1
+            click.echo(f"{payload_id}  {error}", err=True)
+        else:
+            click.echo(f"{payload_id}  pending")
+    if not_replayed:
+        raise Unusable(f"not replayed: {not_replayed} of {len(paths)}")
+
+
+def _newest_first(api: Api, state: str) -> Iterator[dict[str, Any]]:
+    fields = {"state": state, "limit": str(MOST_LISTED)}
+    while True:
+        page = api.call("GET", "/payloads", **fields)
+        yield from page["payloads"]
+        if page["next"] is None:
+            return
+        fields["cursor"] = page["next"]

@@ -29,14 +29,19 @@ _LEAST_CHARACTERS = 8
     help="An AE title to store to, for its own workflows, or with another one that the user may "
     "name in the URL; may be repeated.",
 )
-def user(name: str, scopes: tuple[str, ...], vaes: tuple[str, ...]) -> None:
+@click.option(
+    "--source",
+    help="The user's name for the Workflow Manager, which a workflow's data_origins may list; "
+    "without it, the address that the user sends from.",
+)
+def user(name: str, scopes: tuple[str, ...], vaes: tuple[str, ...], source: str | None) -> None:
     """Print the line of the user NAME for the file STOWGATE_USERS, with the password hashed.
 
     The password is asked for, or read from the standard input where that is not a terminal. Without
     --vae the user may store to any, and name any workflow.
     """
     try:
-        check_user(name, vaes)
+        check_user(name, vaes, source)
     except Malformed as error:
         raise click.ClickException(str(error)) from error
     if sys.stdin.isatty():
@@ -51,4 +56,4 @@ def user(name: str, scopes: tuple[str, ...], vaes: tuple[str, ...]) -> None:
             "another character set than UTF-8, and are then refused with 401.",
             err=True,
         )
-    click.echo(user_line(name, map(Scope, dict.fromkeys(scopes)), password, vaes))
+    click.echo(user_line(name, map(Scope, dict.fromkeys(scopes)), password, vaes, source))

@@ -55,6 +55,11 @@ def list_all(api: Api) -> None:
 @click.option(
     "--max-requests-per-minute", type=int, help="How many POSTs to it are accepted in a minute."
 )
+@click.option(
+    "--source",
+    help="The sender's name for the Workflow Manager, which a workflow's data_origins may list; "
+    "without it, the caller's, or the address that it sends from.",
+)
 @with_api
 def add(
     ae_title: str,
@@ -65,6 +70,7 @@ def add(
     modalities: tuple[str, ...],
     max_instance_bytes: int | None,
     max_requests_per_minute: int | None,
+    source: str | None,
     api: Api,
 ) -> None:
     """Create a Virtual Application Entity with this AE_TITLE."""
@@ -76,17 +82,30 @@ def add(
         "acceptedModalities": modalities or None,
         "maxInstanceBytes": max_instance_bytes,
         "maxRequestsPerMinute": max_requests_per_minute,
+        "source": source,
     }
     body |= {field: value for field, value in given.items() if value is not None}
     show_json(api.call("POST", "/config/vae", body))
+    if len(workflows) > 1:
+        click.echo(
+            "Note: if the condition of one of these workflows is false, the Workflow Manager "
+            "starts none of them; see docs/workflows.md",
+            err=True,
+        )
 
 
 @vae.command(short_help="Create here the VAEs of another Stowgate or a Gateway.")
 @click.argument("source_url")
+@click.option(
+    "--without-plug-ins",
+    is_flag=True,
+    help="Copy VAEs with plug-ins that cannot be run here, and leave those plug-ins out.",
+)
 @with_api
-def copy(source_url: str, api: Api) -> None:
+def copy(source_url: str, without_plug_ins: bool, api: Api) -> None:
     """Create here all VAEs of SOURCE_URL, another Stowgate or an Informatics Gateway.
 
+    A VAE with plug-ins that cannot be run here is not copied: one of them may remove patient data.
     Exits with 1 when some could not be created; those that were created stay.
     """
     source = Api(
@@ -99,15 +118,30 @@ def copy(source_url: str, api: Api) -> None:
     listed = source.call("GET", "/config/vae")
     if not isinstance(listed, list) or not all(isinstance(found, dict) for found in listed):
         raise Unusable(f"{source_url} has something other than a list of VAEs at /config/vae")
+    plug_ins_here = api.call("GET", "/config/vae/plug-ins")
     refused = 0
     for found in listed:
+        given = found.get("plugInAssemblies") or []
+        missing = [name for name in given if name not in plug_ins_here]
+        if missing and not without_plug_ins:
+            refused += 1
+            click.echo(
+                f"not copied: {found.get('name')}: Stowgate cannot run its plug-ins "
+                f"{', '.join(map(repr, missing))}, which may remove patient data or change "
+                "instances in another way. Move their work into its workflows, and copy it with "
+                "--without-plug-ins",
+                err=True,
+            )
+            continue
         try:
-            created = api.call("POST", "/config/vae", found)
+            kept = [name for name in given if name not in missing]
+            created = api.call("POST", "/config/vae", {**found, "plugInAssemblies": kept})
         except Unusable as error:
             refused += 1
             click.echo(f"not copied: {found.get('name')}: {error.message}", err=True)
         else:
-            click.echo(f"copied {created['name']}")
+            left_out = f" without {', '.join(map(repr, missing))}" if missing else ""
+            click.echo(f"copied {created['name']}{left_out}")
     sys.exit(1 if refused else 0)
 
 

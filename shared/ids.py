@@ -9,6 +9,7 @@ from uuid import UUID
 # For whole texts, in a syntax that JSON Schema has too.
 WORKFLOW_ID = "(?!vae$)[A-Za-z0-9][A-Za-z0-9._~-]{0,127}"
 AE_TITLE = "[A-Za-z0-9_-]{1,15}"
+SOURCE = "[A-Za-z0-9._-](?:[A-Za-z0-9._ -]{0,13}[A-Za-z0-9._-])?"
 _GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 WORKFLOW_ID_RULE = (
@@ -16,6 +17,7 @@ WORKFLOW_ID_RULE = (
     "and is not 'vae'"
 )
 AE_TITLE_RULE = "an AE title is 1 to 15 of A-Z a-z 0-9 _ -"
+SOURCE_RULE = "a source is 1 to 15 of A-Z a-z 0-9 . _ - and spaces, which neither begin nor end it"
 
 _CHECK_BYTES = 4
 
@@ -72,6 +74,11 @@ def is_guid(text: str) -> bool:
 
 def is_workflow_id(text: str) -> bool:
     return re.fullmatch(WORKFLOW_ID, text) is not None
+
+
+def is_source(text: str) -> bool:
+    """Whether the Workflow Manager accepts it as the name of a sender."""
+    return re.fullmatch(SOURCE, text) is not None
 
 
 def is_ae_title(text: str) -> bool:

@@ -252,3 +252,32 @@ class EventConsumer(Protocol):
 
     def close(self) -> None:
         """Take no more events, wait a bounded time for those in hand, hand back the rest."""
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message that left a queue undone. `reason` is what its last `x-death` says, empty where
+    there is none, and `at` when that was, by the broker's clock. `message_id` is empty where the
+    message has none."""
+
+    body: bytes
+    message_id: str
+    reason: str
+    at: datetime | None
+
+
+class DeadLetterConsumer(Protocol):
+    """Receives copies of what somebody else's queue dead-letters, on a queue of our own."""
+
+    def start(self, handle: Callable[[DeadLetter], None]) -> None:
+        """Call `handle` with each, several at a time, until closed.
+
+        One is done when `handle` returns. Where that raises a `StowgateError` the same one is
+        tried again until it is done or this is closed; then it goes to another consumer.
+        """
+
+    def ping(self) -> None:
+        """Return when dead letters are received now; raises `BrokerUnavailable`."""
+
+    def close(self) -> None:
+        """Take no more, wait a bounded time for those in hand, hand back the rest."""

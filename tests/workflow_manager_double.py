@@ -7,10 +7,15 @@ exchange and queues, consumes, and prints a line for each request:
     accepted {payload_id} workflows=[...] files=N source=... destination=...
     duplicate {payload_id} workflows=[...]
     REJECTED {payload_id}: violation; violation
+    REQUEUED {payload_id}: no workflow matches; or the predicate of a workflow is false
 
-It is configured by WORKFLOW_MANAGER_BROKER (an AMQP URL), WORKFLOW_MANAGER_EXCHANGE and
-WORKFLOW_MANAGER_ROUTING_KEY. With WORKFLOW_MANAGER_OBJECT_STORE (`http(s)://host:port`) and its
-..._ACCESS_KEY and ..._SECRET_KEY it also looks at the objects that a request names.
+What is requeued comes back after some seconds, and is dead-lettered when it has come back three
+times. It is configured by WORKFLOW_MANAGER_BROKER (an AMQP URL), WORKFLOW_MANAGER_EXCHANGE,
+WORKFLOW_MANAGER_ROUTING_KEY, WORKFLOW_MANAGER_REQUEUE_SECONDS and WORKFLOW_MANAGER_WORKFLOWS: a
+file with a JSON list of workflows, `{"id": ..., "ae_title": ..., "data_origins": [...],
+"predicate": true}`, which is read again for each request. Without that file any workflow is known,
+and one that matches is always there. With WORKFLOW_MANAGER_OBJECT_STORE (`http(s)://host:port`)
+and its ..._ACCESS_KEY and ..._SECRET_KEY it also looks at the objects that a request names.
 """
 
 import json
@@ -22,7 +27,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
+from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
@@ -105,7 +114,10 @@ _READ_TAGS = {
 }
 
 _DELIVERY_LIMIT = 3
-_DEAD_LETTER_EXCHANGE = "monaideploy-dead-letter"
+DEAD_LETTER_EXCHANGE = "monaideploy-dead-letter"
+_REQUEUE_SECONDS = 3.0
+# Those that wait to be requeued must not keep others out.
+_PREFETCH_COUNT = 100
 _AGAIN_SECONDS = 1.0
 _SILENCE_SECONDS = 5.0
 
@@ -422,33 +434,93 @@ def _parses(vr: str, text: str) -> bool:
     return bool(_INTEGER.fullmatch(text))
 
 
+class Verdict(Enum):
+    """What is done with a message."""
+
+    ACKNOWLEDGE = "acknowledge"
+    REJECT = "reject"
+    REQUEUE = "requeue"
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """What the Workflow Manager goes by when it chooses. `predicate` is whether its condition is
+    true; without `data_origins` it takes any source."""
+
+    id: str
+    ae_title: str
+    data_origins: tuple[str, ...] = ()
+    predicate: bool = True
+
+    def matches(self, source: str, destination: str) -> bool:
+        return self.ae_title == destination and (
+            not self.data_origins or source in self.data_origins
+        )
+
+
 class Intake:
     """What the Workflow Manager does with each message: refuse it, or remember its workflows."""
 
-    def __init__(self, store_of: Callable[[str], GetObject] | None = None) -> None:
-        """`store_of` gives access to the bucket of a name."""
+    def __init__(
+        self,
+        store_of: Callable[[str], GetObject] | None = None,
+        workflows: Callable[[], Sequence[Workflow] | None] = lambda: None,
+    ) -> None:
+        """`store_of` gives access to the bucket of a name. `workflows` are those that there are
+        now; None where every workflow is."""
         self._store_of = store_of
+        self._workflows = workflows
         # Looked up before it is added to, as the real one does, which has no unique index.
         self._opened: set[tuple[str, str]] = set()
 
-    def take(self, properties: Mapping[str, Any], body: bytes) -> tuple[bool, str]:
-        """Whether the message is to be acknowledged, and the line to print."""
+    def take(self, properties: Mapping[str, Any], body: bytes) -> tuple[Verdict, str]:
+        """What is to be done with the message, and the line to print."""
         found = violations(properties, body)
         if not found and self._store_of is not None:
             found = violations_in_store(self._store_of(_parse(body)["bucket"]), body)
         if found:
-            return False, f"REJECTED {_payload_id(body)}: {'; '.join(found)}"
+            return Verdict.REJECT, f"REJECTED {_payload_id(body)}: {'; '.join(found)}"
         request = _parse(body)
         payload_id, workflows = request["payload_id"], request["workflows"]
+        known = self._workflows()
+        why = None if known is None else _why_none_starts(request, known)
+        if why is not None:
+            return Verdict.REQUEUE, f"REQUEUED {payload_id}: {why}"
         asked = {(payload_id, workflow) for workflow in workflows or [""]}
         if asked <= self._opened:
-            return True, f"duplicate {payload_id} workflows={workflows}"
+            return Verdict.ACKNOWLEDGE, f"duplicate {payload_id} workflows={workflows}"
         self._opened |= asked
         trigger = request["trigger"]
-        return True, (
+        return Verdict.ACKNOWLEDGE, (
             f"accepted {payload_id} workflows={workflows} files={request['file_count']} "
             f"source={trigger['source']} destination={trigger['destination']}"
         )
+
+
+def _why_none_starts(request: Mapping[str, Any], known: Sequence[Workflow]) -> str | None:
+    """None where all that match are started. An id that is not known is passed over in silence,
+    and one false predicate keeps all from starting."""
+    asked, trigger = request["workflows"], request["trigger"]
+    matching = [
+        workflow
+        for workflow in known
+        if (
+            workflow.id in asked
+            if asked
+            else workflow.matches(trigger["source"], trigger["destination"])
+        )
+    ]
+    if not matching:
+        return "no workflow matches"
+    false = [workflow.id for workflow in matching if not workflow.predicate]
+    return f"the predicate of {', '.join(false)} is false" if false else None
+
+
+def workflows_in(text: str) -> list[Workflow]:
+    return [
+        Workflow(**{**row, "data_origins": tuple(row.get("data_origins", ()))})
+        for row in json.loads(text)
+    ]
 
 
 def _payload_id(body: bytes) -> str:
@@ -456,37 +528,72 @@ def _payload_id(body: bytes) -> str:
     return found[1].decode() if found else "(no payload id)"
 
 
-def declare(channel: BlockingChannel, exchange: str, routing_key: str) -> None:
-    """The real one's exchanges and queues; a queue is named as its routing key."""
+def declare(
+    channel: BlockingChannel,
+    exchange: str,
+    routing_key: str,
+    queue: str | None = None,
+    dead_letter_exchange: str = DEAD_LETTER_EXCHANGE,
+) -> None:
+    """The real one's exchanges and queues; without `queue` it is named as its routing key."""
+    queue = queue or routing_key
     channel.exchange_declare(exchange, "topic", durable=True)
-    channel.exchange_declare(_DEAD_LETTER_EXCHANGE, "topic", durable=True)
+    channel.exchange_declare(dead_letter_exchange, "topic", durable=True)
     channel.queue_declare(
-        routing_key,
+        queue,
         durable=True,
         arguments={
             "x-queue-type": "quorum",
             "x-delivery-limit": _DELIVERY_LIMIT,
-            "x-dead-letter-exchange": _DEAD_LETTER_EXCHANGE,
+            "x-dead-letter-exchange": dead_letter_exchange,
         },
     )
-    channel.queue_declare(f"{routing_key}-dead-letter", durable=True)
-    channel.queue_bind(routing_key, exchange, routing_key)
-    channel.queue_bind(f"{routing_key}-dead-letter", _DEAD_LETTER_EXCHANGE, routing_key)
+    channel.queue_declare(f"{queue}-dead-letter", durable=True)
+    channel.queue_bind(queue, exchange, routing_key)
+    channel.queue_bind(f"{queue}-dead-letter", dead_letter_exchange, routing_key)
 
 
-def _consume(url: str, exchange: str, routing_key: str, intake: Intake) -> None:
-    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
-        channel = connection.channel()
-        declare(channel, exchange, routing_key)
-        channel.basic_qos(prefetch_count=1)
+def consume(
+    connection: pika.BlockingConnection,
+    queue: str,
+    intake: Intake,
+    say: Callable[[str], None],
+    requeue_seconds: float = _REQUEUE_SECONDS,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> None:
+    """Take what comes until told to stop, and do with it what the real one does."""
+    channel = connection.channel()
+    channel.basic_qos(prefetch_count=_PREFETCH_COUNT)
+    for method, properties, body in channel.consume(queue, inactivity_timeout=0.2):
+        if is_stopping():
+            return
+        if method is None:
+            continue
+        verdict, line = intake.take(vars(properties), body)
+        say(line)
+        if verdict is Verdict.ACKNOWLEDGE:
+            channel.basic_ack(method.delivery_tag)
+        elif verdict is Verdict.REJECT:
+            channel.basic_reject(method.delivery_tag, requeue=False)
+        else:
+            again = partial(channel.basic_reject, method.delivery_tag, requeue=True)
+            connection.call_later(requeue_seconds, again)
+
+
+def _consume(environ: Mapping[str, str], intake: Intake) -> None:
+    exchange = environ.get("WORKFLOW_MANAGER_EXCHANGE", "monaideploy")
+    routing_key = environ.get("WORKFLOW_MANAGER_ROUTING_KEY", "md.workflow.request")
+    seconds = float(environ.get("WORKFLOW_MANAGER_REQUEUE_SECONDS", _REQUEUE_SECONDS))
+    parameters = pika.URLParameters(environ["WORKFLOW_MANAGER_BROKER"])
+    with pika.BlockingConnection(parameters) as connection:
+        declare(connection.channel(), exchange, routing_key)
         print(f"waiting for {routing_key}", flush=True)
-        for method, properties, body in channel.consume(routing_key):
-            acknowledged, line = intake.take(vars(properties), body)
-            print(line, flush=True)
-            if acknowledged:
-                channel.basic_ack(method.delivery_tag)
-            else:
-                channel.basic_reject(method.delivery_tag, requeue=False)
+        consume(connection, routing_key, intake, partial(print, flush=True), seconds)
+
+
+def _workflows(environ: Mapping[str, str]) -> Callable[[], Sequence[Workflow] | None]:
+    file = environ.get("WORKFLOW_MANAGER_WORKFLOWS")
+    return lambda: workflows_in(Path(file).read_text()) if file else None
 
 
 def _object_store(environ: Mapping[str, str]) -> Callable[[str], GetObject] | None:
@@ -530,15 +637,10 @@ def main(environ: Mapping[str, str]) -> None:
     signal.signal(signal.SIGTERM, stop)
     # What it says at length is told below in a line.
     logging.getLogger("pika").setLevel(logging.CRITICAL)
-    intake = Intake(_object_store(environ))
+    intake = Intake(_object_store(environ), _workflows(environ))
     while True:
         try:
-            _consume(
-                environ["WORKFLOW_MANAGER_BROKER"],
-                environ.get("WORKFLOW_MANAGER_EXCHANGE", "monaideploy"),
-                environ.get("WORKFLOW_MANAGER_ROUTING_KEY", "md.workflow.request"),
-                intake,
-            )
+            _consume(environ, intake)
         except (
             AMQPError,
             AMQPConnectorException,

@@ -82,10 +82,12 @@ class Handler:
         lease: timedelta,
         metrics: WorkerMetrics,
         clock: Clock = utc_now,
+        publish_replay: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`owner` names this worker, as no other, in the leases that it takes. One that dies
         leaves its payloads to others after `lease`; one that lives renews it. `record_missing`
-        hears of payloads whose record is lost, and how that shows."""
+        hears of payloads whose record is lost, and how that shows. `publish_replay` gets the
+        id of each opened payload that an event names."""
         self._records = records
         self._record_missing = record_missing
         self._publisher = publisher
@@ -94,6 +96,7 @@ class Handler:
         self._lease = lease
         self._metrics = metrics
         self._clock = clock
+        self._publish_replay = publish_replay
         self._stopping = threading.Event()
         self._sidecars = Sidecars(instances, sidecar_writers, self._stopping)
 
@@ -131,6 +134,7 @@ class Handler:
             return
         if held.record.state is State.OPENED:
             self._records.clear_left(held, self._clock())
+            self._publish_replay(payload_id)
         if held.record.state is not State.PENDING:
             return
         lease = held.record.lease

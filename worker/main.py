@@ -15,8 +15,9 @@ from flask import Flask
 from prometheus_client import CollectorRegistry
 
 from shared.ids import PayloadIds
-from shared.ports import EventConsumer
+from shared.ports import DeadLetter, DeadLetterConsumer, EventConsumer
 from shared.records import Records
+from shared.refusals import Refusals
 from shared.runtime.backends import Backends, open_backends
 from shared.runtime.health import Readiness, health_views
 from shared.runtime.listen import bind, url_of
@@ -27,7 +28,9 @@ from worker.handler import Handler
 from worker.health_server import HealthServer
 from worker.leader import LeaderLease, Leadership, SoleLeader
 from worker.pending_cleanup import Clearing
+from worker.refusals import RefusalNotes
 from worker.relay import Relay
+from worker.replays import Replays
 from worker.settings import WorkerSettings
 from worker.sweeper import Sweeper
 from worker.workflow_manager import WorkflowManager
@@ -68,8 +71,15 @@ class Worker:
         clearing: Clearing,
         leader: Leadership,
         routines_end_seconds: float,
+        *,
+        dead_letters: DeadLetterConsumer,
+        note_refusal: Callable[[DeadLetter], None],
+        replays: Replays,
     ) -> None:
         self._consumer = consumer
+        self._dead_letters = dead_letters
+        self._note_refusal = note_refusal
+        self._replays = replays
         self._handler = handler
         self._clearing = clearing
         self._leader = leader
@@ -82,6 +92,7 @@ class Worker:
 
     def start(self) -> None:
         self._consumer.start(self._handler)
+        self._dead_letters.start(self._note_refusal)
         for thread in self._threads:
             thread.start()
 
@@ -89,7 +100,9 @@ class Worker:
         """Finish or hand back what is in hand, in bounded time."""
         self._stopping.set()
         self._handler.stop()
+        self._replays.stop()
         self._consumer.close()
+        self._dead_letters.close()
         end = time.monotonic() + self._routines_end_seconds
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -119,20 +132,34 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
     records = Records(backends.state, clearing.add)
     owner = f"{socket.gethostname()}/{os.getpid()}/{uuid4()}"
     lease = timedelta(seconds=settings.lease_seconds)
+    payload_ids = PayloadIds(settings.state_bucket)
+    refusals = Refusals(backends.state)
+    workflow_manager = WorkflowManager(
+        exchange=settings.workflow_manager_exchange,
+        routing_key=settings.workflow_manager_routing_key,
+        bucket=settings.bucket,
+    )
+    replays = Replays(
+        records=records,
+        refusals=refusals,
+        instances=backends.instances,
+        publisher=backends.requests,
+        workflow_manager=workflow_manager,
+        owner=owner,
+        lease=lease,
+        metrics=metrics,
+    )
     handler = Handler(
         records=records,
         record_missing=backends.sweep_cursor.record_missing,
         instances=backends.instances,
         publisher=backends.requests,
-        workflow_manager=WorkflowManager(
-            exchange=settings.workflow_manager_exchange,
-            routing_key=settings.workflow_manager_routing_key,
-            bucket=settings.bucket,
-        ),
+        workflow_manager=workflow_manager,
         sidecar_writers=started_pool(max(_SIDECARS_AT_ONCE, settings.openings), "sidecar"),
         owner=owner,
         lease=lease,
         metrics=metrics,
+        publish_replay=replays.publish,
     )
     relay = Relay(
         records=records,
@@ -145,7 +172,7 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
         state=backends.state,
         records=records,
         cursor=backends.sweep_cursor,
-        payload_ids=PayloadIds(settings.state_bucket),
+        payload_ids=payload_ids,
         # An upload that took longer than it may is not acknowledged, whatever came of it.
         grace=2 * timedelta(seconds=settings.max_upload_seconds),
         pause=timedelta(seconds=settings.sweep_seconds),
@@ -163,6 +190,10 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
         elif not relay.look():
             leader.release()  # another worker may reach what this one does not
 
+    def replay_once() -> None:
+        if leader.leads():
+            replays.publish_due()
+
     def sweep_once() -> None:
         if leader.leads():
             sweeper.sweep()
@@ -172,12 +203,16 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
         handler,
         [
             Routine("relay", relay_once, settings.relay_seconds),
+            Routine("replays", replay_once, settings.relay_seconds),
             Routine("sweeper", sweep_once, settings.sweep_seconds),
             Routine("clearing", clearing.clear, _CLEARING_SECONDS),
         ],
         clearing,
         leader,
         settings.routines_end_seconds,
+        dead_letters=backends.dead_letters,
+        note_refusal=RefusalNotes(records, refusals, payload_ids, metrics),
+        replays=replays,
     )
 
 

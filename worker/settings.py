@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from shared.settings.loader import setting
-from shared.settings.parsers import Address, address, amqp_name, whole_number
+from shared.settings.parsers import Address, address, whole_number
 from shared.settings.services import CommonSettings
 
 _OPENINGS = 4
@@ -28,9 +28,6 @@ class WorkerSettings(CommonSettings):
         "5", whole_number(1, 3600), "pause between two passes of the relay"
     )
     sweep_seconds: int = setting("600", whole_number(1, 86400), "pause between two sweeps")
-    workflow_manager_routing_key: str = setting(
-        "md.workflow.request", amqp_name, "routing key of a workflow request"
-    )
 
     @property
     def openings(self) -> int:

@@ -4,6 +4,7 @@ An event that differs is dropped or dead-lettered over there without a word to u
 about it stands here, and a payload's message is the same, byte for byte, on every attempt.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
@@ -52,17 +53,28 @@ class WorkflowManager:
         }
 
     def message(
-        self, record: IngestRecord, request: dict[str, Any], instances: Iterable[StoredInstance]
+        self,
+        record: IngestRecord,
+        request: dict[str, Any],
+        instances: Iterable[StoredInstance],
+        number: int = 0,
     ) -> Message:
+        """`number` is 0 for the first request, and n for its nth replay; the body is the same."""
         body = BytesIO()
         body.writelines(workflow_request_json(request, instances))
         return Message(
             exchange=self.exchange,
             routing_key=self.routing_key,
             body=body.getvalue(),
-            message_id=record.payload_id,
+            message_id=f"{record.payload_id}.{number}" if number else record.payload_id,
             correlation_id=record.correlation_id,
             type="WorkflowRequestEvent",
             app_id=APP_ID,
             timestamp=int(record.received_at.timestamp()),
         )
+
+
+def number_of(message_id: str, payload_id: str) -> int:
+    """Which request of the payload the message was; 0 too where its id is not one of ours."""
+    found = re.fullmatch(rf"{re.escape(payload_id)}\.([1-9][0-9]{{0,5}})", message_id)
+    return int(found[1]) if found else 0

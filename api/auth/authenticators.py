@@ -27,6 +27,7 @@ def authenticator(settings: ApiSettings) -> Authenticator:
             algorithms=settings.jwt_algorithms,
             leeway_seconds=settings.jwt_leeway_seconds,
             vaes_claim=settings.jwt_vaes_claim,
+            source_claim=settings.jwt_source_claim,
         )
         return BearerTokens(_keys(settings.jwt_keys or "", max_waiting + uploads), rules)
     return NoAuthentication()

@@ -19,6 +19,7 @@ from api.auth.guard import BINDING_RULE, REALM, Caller, is_binding
 from api.auth.watched_file import Malformed, WatchedFile
 from api.http.problems import TooBusy, Unauthorized
 from api.routes import Scope
+from shared.ids import SOURCE_RULE, is_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,9 +43,9 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
 _LINE = re.compile(
     rf"(?P<name>{_NAME}):(?P<scopes>[a-z,]+):"
     rf"(?P<hash>{re.escape(_METHOD)}\$[A-Za-z0-9]+\$[0-9a-f]{{128}})"
-    r"(?::(?P<vaes>[^:]+))?"
+    r"(?::(?P<vaes>[^:]*)(?::(?P<source>[^:]+))?)?"
 )
-LINE_RULE = "name:scopes:hash[:bindings], as `stowgate user` prints it"
+LINE_RULE = "name:scopes:hash[:bindings[:source]], as `stowgate user` prints it"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class User:
     password_hash: str = field(repr=False)
 
 
-def check_user(name: str, vaes: Iterable[str]) -> None:
-    """Check a user name and its bindings. Raises `Malformed`."""
+def check_user(name: str, vaes: Iterable[str], source: str | None = None) -> None:
+    """Check a user name, its bindings and its source. Raises `Malformed`."""
     if not re.fullmatch(_NAME, name):
         raise Malformed(
             f"{name!r} is not a valid user name: use 1 to 64 of A-Z a-z 0-9 . _ @ -, beginning "
@@ -65,12 +66,20 @@ def check_user(name: str, vaes: Iterable[str]) -> None:
     for binding in vaes:
         if not is_binding(binding):
             raise Malformed(f"{binding!r} is not a valid binding: {BINDING_RULE}")
+    if source is not None and not is_source(source):
+        raise Malformed(f"{source!r} is not a valid source: {SOURCE_RULE}")
 
 
-def user_line(name: str, scopes: Iterable[Scope], password: str, vaes: Iterable[str] = ()) -> str:
+def user_line(
+    name: str,
+    scopes: Iterable[Scope],
+    password: str,
+    vaes: Iterable[str] = (),
+    source: str | None = None,
+) -> str:
     """Return the line of a user that `check_user` has validated."""
     fields = [name, ",".join(scopes), generate_password_hash(password, _METHOD), ",".join(vaes)]
-    return ":".join(filter(None, fields))
+    return ":".join([*fields, source or ""]).rstrip(":")
 
 
 def parse_users(text: str) -> Mapping[str, User]:
@@ -80,7 +89,8 @@ def parse_users(text: str) -> Mapping[str, User]:
         if not line.strip() or line.startswith("#"):
             continue
         found = _LINE.fullmatch(line.strip())
-        if not found:
+        # An empty binding allows no destination.
+        if not found or (found["vaes"] == "" and found["source"] is None):
             raise Malformed(f"line {number} is not {LINE_RULE}")
         scopes = found["scopes"].split(",")
         if not set(scopes) <= set(Scope):
@@ -90,7 +100,10 @@ def parse_users(text: str) -> Mapping[str, User]:
         vaes = frozenset(found["vaes"].split(",")) if found["vaes"] else None
         if not all(map(is_binding, vaes or ())):
             raise Malformed(f"line {number} has an invalid binding: {BINDING_RULE}")
-        caller = Caller(found["name"], frozenset(map(Scope, scopes)), vaes)
+        source = found["source"]
+        if source is not None and not is_source(source):
+            raise Malformed(f"line {number} has an invalid source: {SOURCE_RULE}")
+        caller = Caller(found["name"], frozenset(map(Scope, scopes)), vaes, source)
         users[caller.name or ""] = User(caller, found["hash"])
     if not users:
         raise Malformed("the file has no users")

@@ -11,6 +11,7 @@ from api.auth.guard import REALM, Caller
 from api.auth.issuer_keys import IssuerKeys
 from api.http.problems import Unauthorized
 from api.routes import Scope
+from shared.ids import SOURCE_RULE, is_source
 
 SCOPE_PREFIX = "stowgate:"
 """The prefix of a scope in a token, so that the `admin` of another service gets no access."""
@@ -34,13 +35,15 @@ _WORDS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
 
 @dataclass(frozen=True)
 class TokenRules:
-    """The requirements for a token; `vaes_claim` names the claim with the caller's bindings."""
+    """The requirements for a token; `vaes_claim` and `source_claim` name the claims with the
+    caller's bindings and source."""
 
     issuer: str
     audience: str
     algorithms: Sequence[str]
     leeway_seconds: int
     vaes_claim: str
+    source_claim: str
 
 
 class BearerTokens:
@@ -105,7 +108,10 @@ class BearerTokens:
                     "the bindings must be a list of strings, or one string with spaces between them"
                 )
             vaes = frozenset(words)
-        return Caller(name, scopes, vaes)
+        source = claims.get(self._rules.source_claim)
+        if source is not None and not (isinstance(source, str) and is_source(source)):
+            raise _invalid(f"its source is not valid: {SOURCE_RULE}")
+        return Caller(name, scopes, vaes, source)
 
 
 def _words(claim: Any) -> list[str] | None:

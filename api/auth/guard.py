@@ -22,11 +22,13 @@ class Caller:
 
     `vaes` are its bindings to Virtual Application Entities: `AET` allows the workflows of that VAE,
     `AET/workflow` that workflow only. None allows every destination.
+    `source` is its name for the Workflow Manager; None means its address.
     """
 
     name: str | None
     scopes: frozenset[Scope]
     vaes: frozenset[str] | None = None
+    source: str | None = None
 
     def may_store_to(self, aet: str | None, workflow: str | None) -> bool:
         """Check what the URL alone shows; `may_open` checks the workflow."""

@@ -91,7 +91,7 @@ class Ingest:
     ) -> Receipt | None:
         """Take one request's parts; None where it had none.
 
-        `source` is the sender's address as the Workflow Manager takes it. The answer is rendered
+        `source` is the sender's name or address for the Workflow Manager. The answer is rendered
         once, before the record is written, and kept with it where an Idempotency-Key is `claimed`.
         Raises a `Problem` for a request that is refused as a whole, `StoreFull` where nothing was
         stored for want of room, and what the object store raises when it cannot do its work. What

@@ -172,10 +172,11 @@ class StoreTransaction:
             if isinstance(found, str):
                 return self._again(found, self._uploads.digests(parts, target.vae))
             claimed = found
+        vae_source = target.vae.source if target.vae else None
         receipt = self._ingest.ingest(
             parts,
             target,
-            source_of(request.remote_addr),
+            g.caller.source or vae_source or source_of(request.remote_addr),
             g.correlation_id,
             self._rendered,
             claimed,

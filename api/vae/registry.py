@@ -21,9 +21,12 @@ from shared.errors import ObjectMissing, Permanent, StowgateError, VersionConfli
 from shared.ids import (
     AE_TITLE,
     AE_TITLE_RULE,
+    SOURCE,
+    SOURCE_RULE,
     WORKFLOW_ID,
     WORKFLOW_ID_RULE,
     is_ae_title,
+    is_source,
     is_workflow_id,
 )
 from shared.ports import ObjectStore
@@ -39,6 +42,7 @@ _MODALITY_RULE = "a modality is 1 to 16 of A-Z 0-9 _ and spaces, without a space
 # The rules in JSON Schema.
 Shape = dict[str, Any]
 AE_TITLE_SHAPE: Shape = {"pattern": f"^{AE_TITLE}$"}
+SOURCE_SHAPE: Shape = {"pattern": f"^{SOURCE}$"}
 WORKFLOW_ID_SHAPE: Shape = {"pattern": f"^{WORKFLOW_ID}$"}
 UID_SHAPE: Shape = {"pattern": f"^{UID}$", "maxLength": MAX_UID_CHARACTERS}
 
@@ -48,7 +52,8 @@ class Vae:
     """A Virtual Application Entity, with the field names of the Informatics Gateway in JSON.
 
     The fields from `accepted_sop_classes` on are its policy, which the Gateway does not have; None
-    means no limit. `unknown` keeps the fields that a newer version wrote.
+    means no limit. `source` is the sender's name for the Workflow Manager, also an addition.
+    `unknown` keeps the fields that a newer version wrote.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Vae:
     accepted_modalities: tuple[str, ...] | None = None
     max_instance_bytes: int | None = None
     max_requests_per_minute: int | None = None
+    source: str | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -126,6 +132,7 @@ class VaeSchema(Schema):
     )
     max_instance_bytes = _count("maxInstanceBytes", 2**53)
     max_requests_per_minute = _count("maxRequestsPerMinute", 1_000_000)
+    source = _text(SOURCE_RULE, is_source, SOURCE_SHAPE, allow_none=True)
     created_by = fields.String(data_key="createdBy", dump_only=True)
     updated_by = fields.String(data_key="updatedBy", dump_only=True)
     date_time_created = UtcDateTime(data_key="dateTimeCreated", dump_only=True)

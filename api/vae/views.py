@@ -24,7 +24,7 @@ CHANGE_SCHEMA = VaeSchema(exclude=["virtual_ae_title"])
 
 _LISTS = ("workflows", "plug_in_assemblies")
 _ACCEPTED = ("accepted_sop_classes", "accepted_transfer_syntaxes", "accepted_modalities")
-_COUNTS = ("max_instance_bytes", "max_requests_per_minute")
+_SINGLE = ("max_instance_bytes", "max_requests_per_minute", "source")
 
 _MAX_BYTES = 1 << 20
 
@@ -69,6 +69,7 @@ def vae_views(
         name = given.get("name") or given["virtual_ae_title"]
         if name == _PLUG_INS:
             raise BadRequest(f"name: {_PLUG_INS} is reserved for the list of plug-ins")
+        _check_plug_ins(given)
         audit.about(vae=name)
         try:
             vae = vaes.add(
@@ -89,6 +90,7 @@ def vae_views(
         given = _load(CHANGE_SCHEMA, receiving, watchdog)
         if "name" not in given:
             raise BadRequest("name: required in the body, to identify the VAE")
+        _check_plug_ins(given)
         audit.about(vae=given["name"])
         try:
             vae = vaes.update(
@@ -115,6 +117,15 @@ def vae_views(
         "vae.update": update,
         "vae.remove": remove,
     }
+
+
+def _check_plug_ins(given: dict[str, Any]) -> None:
+    """A plug-in that is not run may be the one that was to remove patient data."""
+    if given.get("plug_in_assemblies"):
+        raise BadRequest(
+            "plugInAssemblies: Stowgate has no input plug-in of that name, so it cannot do what "
+            f"the plug-in would; GET {url_for('.plug_ins')} lists those that it has"
+        )
 
 
 def _load(schema: Schema, receiving: BoundedSemaphore, watchdog: Watchdog) -> dict[str, Any]:
@@ -152,7 +163,7 @@ def _changeable(given: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that a request changes; an empty list of accepted values means no limit."""
     lists = {name: tuple(given[name] or ()) for name in _LISTS if name in given}
     accepted = {name: tuple(given[name] or ()) or None for name in _ACCEPTED if name in given}
-    return lists | accepted | {name: given[name] for name in _COUNTS if name in given}
+    return lists | accepted | {name: given[name] for name in _SINGLE if name in given}
 
 
 def _words(messages: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import structlog
 
 from shared.errors import MalformedEvent, StowgateError
+from shared.ports import DeadLetter
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,23 @@ class TopicExchange:
     name: str
 
 
+@dataclass(frozen=True)
+class DeadLetterQueue:
+    """A queue of ours for what the queue of somebody else dead-letters to `exchange`, which is a
+    topic exchange and not ours to declare.
+
+    It keeps the newest `max_bytes`. What comes back unfinished `delivery_limit` times goes to the
+    exchange `dead_letter`. RabbitMQ limits that by itself from 4.0 only, so it is always named.
+    """
+
+    exchange: str
+    routing_key: str
+    queue: str
+    dead_letter: str
+    delivery_limit: int = 20
+    max_bytes: int = 1 << 30
+
+
 class Published:
     """A publication that was through when it began."""
 
@@ -44,6 +62,19 @@ class Published:
 
     def wait(self, seconds: float) -> bool:  # noqa: ARG002
         return True
+
+
+class NoDeadLetters:
+    """Where no broker is, nothing refuses a workflow request."""
+
+    def start(self, handle: Callable[[DeadLetter], None]) -> None:
+        """Never calls it."""
+
+    def ping(self) -> None:
+        """There is nothing to reach."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 def rejection(handle: Callable[[bytes], None], body: bytes, queue: str) -> str | None:

@@ -11,12 +11,20 @@ from shared import events
 from shared.adapters.folder.publisher import FolderEventPublisher
 from shared.adapters.folder.store import FolderObjectStore
 from shared.adapters.memory import MemoryBroker
-from shared.adapters.queues import EventQueue, TopicExchange
+from shared.adapters.queues import DeadLetterQueue, EventQueue, NoDeadLetters, TopicExchange
+from shared.adapters.rabbitmq.dead_letters import RabbitDeadLetterConsumer
 from shared.adapters.rabbitmq.publisher import RabbitEventConsumer, RabbitEventPublisher
 from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import BrokerUnavailable, StowgateError
 from shared.ids import PayloadIds
-from shared.ports import EventConsumer, EventPublisher, Message, ObjectStore, Publication
+from shared.ports import (
+    DeadLetterConsumer,
+    EventConsumer,
+    EventPublisher,
+    Message,
+    ObjectStore,
+    Publication,
+)
 from shared.settings.services import CommonSettings
 from shared.sweep_cursor import CursorUnreadable, SweepCursor
 
@@ -53,7 +61,7 @@ class Dependency:
 class Backends:
     """`instances` is the payloads' bucket, `state` that of records and registry. `publisher`
     takes our own events, which go to `queue`, and `requests` those for the Workflow Manager, which
-    may be large and keep no event waiting."""
+    may be large and keep no event waiting. `dead_letters` has those that it refused."""
 
     instances: ObjectStore
     state: ObjectStore
@@ -62,6 +70,7 @@ class Backends:
     publisher: EventPublisher
     consumer: EventConsumer
     requests: EventPublisher
+    dead_letters: DeadLetterConsumer
 
     def announce(self, event: events.InstancesStored) -> None:
         """Tell a worker. Raises what `EventPublisher.publish` raises."""
@@ -81,6 +90,7 @@ class Backends:
             "free_space": Dependency(self.instances.check_room, essential=False),
             "broker": Dependency(ping_broker, essential=False),
             "workflow_manager_queue": Dependency(self._ping_requests, essential=False),
+            "workflow_manager_refusals": Dependency(self.dead_letters.ping, essential=False),
         }
 
     def _ping_requests(self) -> None:
@@ -114,6 +124,7 @@ class Backends:
 
     def close(self) -> None:
         self.consumer.close()
+        self.dead_letters.close()
         self.publisher.close()
         self.requests.close()
 
@@ -142,6 +153,7 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
                 queue, concurrency=openings, close_seconds=settings.hand_back_seconds
             ),
             requests=FolderEventPublisher(settings.workflow_requests),
+            dead_letters=NoDeadLetters(),
         )
     return Backends(
         instances=instances,
@@ -167,6 +179,17 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
             topology=[TopicExchange(settings.workflow_manager_exchange)],
             expected_queue=settings.workflow_manager_queue,
             confirm_seconds=settings.broker_confirm_seconds,
+        ),
+        dead_letters=RabbitDeadLetterConsumer(
+            settings.broker,
+            queue=DeadLetterQueue(
+                exchange=settings.workflow_manager_dead_letter_exchange,
+                routing_key=settings.workflow_manager_routing_key,
+                queue=f"{settings.event_exchange}.refusals",
+                dead_letter=queue.dead_letter,
+            ),
+            answer_seconds=settings.broker_confirm_seconds,
+            close_seconds=settings.hand_back_seconds,
         ),
     )
 

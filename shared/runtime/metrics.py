@@ -91,6 +91,18 @@ class WorkerMetrics:
             "objects removed that no record claims",
             registry=registry,
         )
+        self.dead_letters = Counter(
+            "stowgate_dead_letters",
+            "dead letters of the Workflow Manager's queue, by what they were: `noted` is a refusal "
+            "of a request of Stowgate's, counted once",
+            ["kind"],
+            registry=registry,
+        )
+        self.replayed = Counter(
+            "stowgate_replays_published",
+            "workflow requests that were published again after a refusal",
+            registry=registry,
+        )
         self.backlog = Backlog(registry)
 
 
@@ -103,6 +115,7 @@ class Backlog(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._gauges: tuple[Metric, ...] = ()
+        self._refused: tuple[Metric, ...] = ()
         registry.register(self)
 
     def measured(self, *, pending: int, oldest_pending_seconds: float, failed: int) -> None:
@@ -114,15 +127,28 @@ class Backlog(Collector):
                 oldest_pending_seconds,
             ),
             GaugeMetricFamily(
-                "stowgate_failed", "records that need a person: see `stowgate failed`", failed
+                "stowgate_failed",
+                "payloads that failed: see `stowgate payloads list --state failed`",
+                failed,
+            ),
+        )
+
+    def measured_refused(self, count: int) -> None:
+        self._refused = (
+            GaugeMetricFamily(
+                "stowgate_refused",
+                "payloads that the Workflow Manager refused: see "
+                "`stowgate payloads list --state refused`",
+                count,
             ),
         )
 
     def forget(self) -> None:
         self._gauges = ()
+        self._refused = ()
 
     def collect(self) -> Iterable[Metric]:
-        return self._gauges
+        return self._gauges + self._refused
 
 
 def exposition(registry: CollectorRegistry) -> bytes:

@@ -69,11 +69,21 @@ class CommonSettings(SettingsSection):
     workflow_manager_exchange: str = setting(
         "monaideploy", amqp_name, "topic exchange of the Workflow Manager"
     )
+    workflow_manager_routing_key: str = setting(
+        "md.workflow.request", amqp_name, "routing key of a workflow request"
+    )
     workflow_manager_queue: str = setting(
         "md.workflow.request",
         amqp_name,
         "queue that the Workflow Manager declares: while it is missing, requests are held, and "
         "`/health/ready` says so",
+    )
+    workflow_manager_dead_letter_exchange: str = setting(
+        "monaideploy-dead-letter",
+        amqp_name,
+        "exchange that this queue dead-letters to; Stowgate binds a queue of its own there and so "
+        "learns which requests the Workflow Manager refused. While it is missing, `/health/ready` "
+        "reports it",
     )
     max_upload_seconds: int = setting(
         "21600",

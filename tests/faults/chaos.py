@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import random
+import re
 import shutil
 import statistics
 import sys
@@ -27,7 +28,7 @@ from typing import Any
 import requests
 from engines import NotToBeHad, ObjectStoreEndpoint, object_store_client
 from killable import NOT_SERVING, Part, broker, object_store, stowgate
-from ledger import Attempt, Finding, Ledger, orphans
+from ledger import Attempt, Finding, Ledger, Request, orphans
 from minio import Minio
 from minio.error import MinioException
 from senders import VAE, VAE_WORKFLOW, Senders, Studies
@@ -39,13 +40,17 @@ KINDS = (API, WORKER, BROKER, OBJECT_STORE)
 KILL, FREEZE, RESTART = "kill", "freeze", "restart"
 ACTIONS = (KILL, FREEZE, RESTART)
 
-BUCKET = "monaideploy"
+BUCKET, STATE_BUCKET = "monaideploy", "stowgate"
 
 _PROGRESS_SECONDS = 5.0
 # Longer than the longest pause between two attempts of a worker.
 _SETTLE_SECONDS = 150.0
 _PAGE = 200
 _CASES_SHOWN = 10
+# For so long nothing must be refused any more; a dead letter may wait for a worker.
+_QUIET_SECONDS = 5.0
+
+_FACT = re.compile(r"[0-9a-f]{12}\.([0-9a-f-]{36})/([0-9]+)\.json")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Options:
     lease_seconds: int
     max_upload_seconds: int
     sweep_seconds: int
+    refused_share: float
 
     @property
     def sweep_grace_seconds(self) -> float:
@@ -315,6 +321,8 @@ class Report:
                 ("recorded, answer lost, sent again", ledger.recorded_without_answer()),
                 ("requests received", len({d.payload_id for d in ledger.deliveries})),
                 ("published twice", twice.count),
+                ("refusals noted", len(ledger.noted)),
+                ("replays published", len(ledger.replayed)),
                 ("redelivered by the broker", ledger.redelivered()),
                 ("orphans before the sweep", self.orphans_before),
                 ("posting, s", f"{self.posting_seconds:.0f}"),
@@ -358,6 +366,8 @@ class Report:
             "must_be_zero": {finding.name: finding.count for finding in self.must_be_zero},
             "acknowledged": len({a.post.number for a in self.ledger.acknowledged}),
             "published_twice": self.ledger.published_twice().count,
+            "refusals": len(self.ledger.noted),
+            "replays": len(self.ledger.replayed),
             "orphans_before": self.orphans_before,
             "hits": [[r.kind, r.action] for r in self.recoveries],
         }
@@ -389,7 +399,12 @@ class Soak:
             store, endpoint = object_store(self.folder / "object-store", stack, self.say)
             queue, broker_url = broker(self.folder / "broker", stack, self.say)
             parts, urls = self._services(endpoint, broker_url, stack)
-            wanted = WorkflowRequests(broker_url, self.folder / "requests.jsonl")
+            wanted = WorkflowRequests(
+                broker_url,
+                self.folder / "requests.jsonl",
+                self.options.refused_share,
+                self.options.seed,
+            )
             wanted.start()
             stack.callback(wanted.stop)
             _until_ready(urls.values())
@@ -414,6 +429,8 @@ class Soak:
             bucket = Bucket(object_store_client(endpoint))
             api = Status(list(api_urls.values()))
             self._until_nothing_is_pending(api)
+            wanted.refusing = False
+            self._until_nothing_is_refused(api)
             payloads = api.payloads()
             left = orphans(bucket.keys(), payloads)
             folders = {part.name: self._folder(part.name) for part in parts if part.kind == WORKER}
@@ -423,7 +440,18 @@ class Soak:
             wanted.drain()
             self.say("reading everything that is stored")
             payloads, keys = api.payloads(), bucket.keys()
-            ledger = Ledger(attempts, wanted.deliveries, payloads, keys, bucket.sha256(keys))
+            state = Bucket(object_store_client(endpoint), STATE_BUCKET)
+            ledger = Ledger(
+                attempts,
+                wanted.deliveries,
+                payloads,
+                keys,
+                bucket.sha256(keys),
+                rejected=frozenset(wanted.rejected),
+                dead_letters=frozenset(wanted.dead_letters),
+                noted=state.requests_in("refused/"),
+                replayed=state.requests_in("replayed/"),
+            )
             told = Told.by(folders)
             _find_first_successes(chaos.recoveries, ledger, told)
             return Report(
@@ -450,6 +478,7 @@ class Soak:
             "STOWGATE_OBJECT_STORE_ACCESS_KEY": endpoint.access_key,
             "STOWGATE_OBJECT_STORE_SECRET_KEY": endpoint.secret_key,
             "STOWGATE_BUCKET": BUCKET,
+            "STOWGATE_STATE_BUCKET": STATE_BUCKET,
             "STOWGATE_BROKER": broker_url,
             "STOWGATE_LEASE_SECONDS": str(self.options.lease_seconds),
             "STOWGATE_MAX_UPLOAD_SECONDS": str(self.options.max_upload_seconds),
@@ -498,7 +527,10 @@ class Soak:
             urls, Studies(options.seed), options.posts, options.seed, gate.may_send, write_down
         )
         blows = schedule(options, list(chaos.parts.values()))
+        stopping = threading.Event()
+        replays = threading.Thread(target=_replay_some, args=[urls, options.seed, stopping])
         with ThreadPoolExecutor(options.senders + 1) as threads:
+            replays.start()
             work = {threads.submit(senders.run) for _ in range(options.senders)}
             work.add(threads.submit(chaos.run, blows, gate, options.posts))
             while work:
@@ -511,6 +543,8 @@ class Soak:
                     f"{len(wanted.deliveries)} requests"
                 )
                 failures += [part.exception() for part in done]
+            stopping.set()
+            replays.join()
         book.close()
         for failure in failures:
             if failure is not None and not isinstance(failure, Aborted):
@@ -530,6 +564,24 @@ class Soak:
             if now > next_word:
                 self.say(f"waiting for {pending} pending payloads")
                 next_word = now + _PROGRESS_SECONDS
+            time.sleep(0.2)
+
+    def _until_nothing_is_refused(self, api: "Status") -> None:
+        """Replay what is refused, until nothing is; in the end, what still is counts as lost.
+
+        A dead letter may be on its way, so what was replayed may be refused a second time.
+        """
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        quiet_since = time.monotonic()
+        while time.monotonic() < min(deadline, quiet_since + _QUIET_SECONDS):
+            refused = list(api.payloads("refused"))
+            if refused or api.pending():
+                quiet_since = time.monotonic()
+            if refused:
+                self.say(f"replaying {len(refused)} payloads that were refused")
+            for payload_id in refused:
+                api.replay(payload_id)
+            self._until_nothing_is_pending(api)
             time.sleep(0.2)
 
     def _until_swept(self, bucket: "Bucket", api: "Status", left: Sequence[str]) -> None:
@@ -564,6 +616,11 @@ class Status:
         # One that is settled and not moved yet is listed too, with the state that counts.
         return sum(p["state"] == "pending" for p in self.payloads("pending").values())
 
+    def replay(self, payload_id: str) -> None:
+        """202, or 409 where it is being replayed already; whatever else is tried again later."""
+        with suppress(*NOT_SERVING):
+            requests.post(f"{self.urls[0]}/payloads/{payload_id}/replay", timeout=60)
+
     def knows(self, payload_id: str) -> bool:
         return self._get(f"/payloads/{payload_id}", {}).status_code == 200
 
@@ -583,13 +640,21 @@ class Status:
 @dataclass(frozen=True)
 class Bucket:
     client: Minio
+    name: str = BUCKET
+
+    def requests_in(self, prefix: str) -> frozenset[Request]:
+        """The requests that objects are about whose keys are {prefix}{order}.{payload}/{n}.json."""
+        found = (_FACT.fullmatch(key.removeprefix(prefix)) for key in self.keys(prefix))
+        return frozenset((match[1], int(match[2])) for match in found if match)
 
     def keys(self, prefix: str = "") -> frozenset[str]:
         """Asked again where it must be: MinIO takes a while to trust its drive after a freeze."""
         deadline = time.monotonic() + _SETTLE_SECONDS
         while True:
             try:
-                found = self.client.list_objects(bucket_name=BUCKET, prefix=prefix, recursive=True)
+                found = self.client.list_objects(
+                    bucket_name=self.name, prefix=prefix, recursive=True
+                )
                 return frozenset(o.object_name for o in found if o.object_name)
             except (MinioException, HTTPError):
                 if time.monotonic() > deadline:
@@ -625,6 +690,19 @@ def _find_first_successes(recoveries: Sequence[Recovery], ledger: Ledger, told: 
             recovery.first_success_seconds = later[0] - recovery.revived_at
 
 
+def _replay_some(urls: Mapping[str, str], seed: int, stopping: threading.Event) -> None:
+    """Replay what is refused while everything is killed, now and then the same one twice."""
+    rng = random.Random(f"{seed}/replays")
+    while not stopping.wait(rng.uniform(0.2, 1.0)):
+        api = Status(rng.sample(sorted(urls.values()), len(urls)))
+        with suppress(TimeoutError, ValueError, KeyError):
+            for payload_id in list(api.payloads("refused"))[:20]:
+                if stopping.is_set():
+                    return
+                for _ in range(rng.choice([1, 2])):
+                    api.replay(payload_id)
+
+
 def _create_vae(urls: Mapping[str, str]) -> None:
     vae = {"virtualAeTitle": VAE, "workflows": [VAE_WORKFLOW]}
     requests.post(f"{min(urls.values())}/config/vae", json=vae, timeout=30).raise_for_status()
@@ -656,6 +734,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         lease_seconds=arguments.lease_seconds,
         max_upload_seconds=arguments.max_upload_seconds,
         sweep_seconds=arguments.sweep_seconds,
+        refused_share=arguments.refused_share,
     )
 
 
@@ -668,6 +747,9 @@ def main() -> int:
     parser.add_argument("--lease-seconds", type=int, default=10)
     parser.add_argument("--max-upload-seconds", type=int, default=10)
     parser.add_argument("--sweep-seconds", type=int, default=5)
+    parser.add_argument(
+        "--refused-share", type=float, default=0.1, help="of the requests, which are rejected"
+    )
     parser.add_argument("--report", type=Path, help="write the result there too, as JSON")
     arguments = parser.parse_args()
     options = _options(arguments)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+Request = tuple[str, int]
+"""A payload id, and the number of one of its requests: 0 is the first, n the nth replay."""
+
 WITNESS = "stowgate"
 """The folder in the payloads' bucket that is of no payload: it has the sweep's witness."""
 
@@ -53,7 +56,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Delivery:
-    """One message taken from the Workflow Manager's queue; `redelivered` as AMQP has it."""
+    """One message taken from the Workflow Manager's queue; `redelivered` as AMQP has it. `number`
+    is 0 for the first request of its payload, and n for the nth replay."""
 
     payload_id: str
     body: bytes
@@ -61,6 +65,7 @@ class Delivery:
     redelivered: bool
     at: float
     violations: tuple[str, ...] = ()
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,21 @@ class Finding:
 @dataclass(frozen=True)
 class Ledger:
     """Everything known at the end. `payloads` is what the API tells of each payload, by its id;
-    `object_keys` are those of the payloads' bucket, and `sha256` that of each instance in it."""
+    `object_keys` are those of the payloads' bucket, and `sha256` that of each instance in it.
+
+    `rejected` are the requests that the Workflow Manager rejected, and `dead_letters` those in its
+    dead-letter queue, where the broker may have put more. `noted` are the refusals that Stowgate
+    noted, and `replayed` the replays that it published."""
 
     attempts: Sequence[Attempt]
     deliveries: Sequence[Delivery]
     payloads: Mapping[str, Mapping[str, Any]]
     object_keys: frozenset[str]
     sha256: Mapping[str, str]
+    rejected: frozenset[Request] = frozenset()
+    dead_letters: frozenset[Request] = frozenset()
+    noted: frozenset[Request] = frozenset()
+    replayed: frozenset[Request] = frozenset()
 
     @cached_property
     def acknowledged(self) -> list[Attempt]:
@@ -99,6 +112,13 @@ class Ledger:
         found = defaultdict(list)
         for delivery in self.deliveries:
             found[delivery.payload_id].append(delivery)
+        return dict(found)
+
+    @cached_property
+    def _deliveries_by_request(self) -> dict[Request, list[Delivery]]:
+        found = defaultdict(list)
+        for delivery in self.deliveries:
+            found[delivery.payload_id, delivery.number].append(delivery)
         return dict(found)
 
     def _post_of(self, payload_id: str) -> Post | None:
@@ -120,6 +140,9 @@ class Ledger:
             ("acknowledged, but not every instance", self._incomplete()),
             ("keys with more than one payload", self._keys_with_several_payloads()),
             ("keys with more than one answer", self._keys_with_several_answers()),
+            ("refused and not noted", self._refused_and_not_noted()),
+            ("noted and not refused", self._noted_and_not_refused()),
+            ("replays lost", self._replays_lost()),
         ]
         return [Finding(name, tuple(cases)) for name, cases in rows]
 
@@ -169,23 +192,40 @@ class Ledger:
     def published_twice(self) -> Finding:
         """Payloads whose request reached the queue more than once, with the same bytes."""
         cases = []
-        for payload_id, copies in self._deliveries_by_payload.items():
+        for (payload_id, number), copies in self._deliveries_by_request.items():
             times = _publications(copies)
             if times > 1:
                 attempts = self.payloads.get(payload_id, {}).get("attempts")
-                cases.append(f"payload {payload_id} {times} times in {attempts} attempts:")
+                replay = f" (replay {number})" if number else ""
+                cases.append(f"payload {payload_id} {times} times in {attempts} attempts{replay}:")
         return Finding("published twice", tuple(cases))
 
     def redelivered(self) -> int:
         """Copies that the broker delivered again; none is a publication."""
-        groups = self._deliveries_by_payload.values()
+        groups = self._deliveries_by_request.values()
         return len(self.deliveries) - sum(map(_publications, groups))
 
     def _published_without_attempt(self) -> Iterable[str]:
-        for payload_id, copies in self._deliveries_by_payload.items():
+        for (payload_id, number), copies in self._deliveries_by_request.items():
             attempts = self.payloads.get(payload_id, {}).get("attempts", 0)
-            if _publications(copies) > attempts:
+            # Nothing says how often a replay was attempted once it was published.
+            if number == 0 and _publications(copies) > attempts:
                 yield f"payload {payload_id}: {_publications(copies)} times, {attempts} attempts"
+
+    def _refused_and_not_noted(self) -> Iterable[str]:
+        for payload_id, number in sorted(self.dead_letters - self.noted):
+            yield f"payload {payload_id}, request {number}"
+
+    def _noted_and_not_refused(self) -> Iterable[str]:
+        for payload_id, number in sorted(self.noted - self.rejected - self.dead_letters):
+            yield f"payload {payload_id}, request {number}"
+
+    def _replays_lost(self) -> Iterable[str]:
+        """All that was refused is replayed in the end; so each refusal has a replay that came."""
+        for payload_id, number in sorted(self.noted):
+            replay = (payload_id, number + 1)
+            if replay not in self.replayed or replay not in self._deliveries_by_request:
+                yield f"payload {payload_id}, replay {number + 1}"
 
     def _violations(self) -> Iterable[str]:
         for delivery in self.deliveries:

@@ -7,7 +7,7 @@ import re
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from proxy import Proxy
 from senders import _stored as stored_uids
 from service import Service, running, wait_for
-from workflow_manager_double import violations
+from workflow_manager_double import declare, violations
 
 ROUTING_KEY = "md.workflow.request"
 
@@ -113,6 +113,7 @@ class Node:
     service: Service
     store: Proxy
     broker: Proxy
+    settings: Mapping[str, str]
 
     def kill(self) -> None:
         self.service.kill()
@@ -164,6 +165,8 @@ class Site:
         self.events = f"{self.name}-events"
         self.event_queue = f"{self.events}.instances-stored"
         self.dead_letters = f"{self.events}.dead-letter"
+        self.refusal_queue = f"{self.events}.refusals"
+        self.dead_letter_exchange = f"{self.name}-dead-letter"
         self.broker_url = broker_url
         self.attempts: list[Attempt] = []
         self.deliveries: list[Delivery] = []
@@ -180,6 +183,7 @@ class Site:
             "STOWGATE_EVENT_EXCHANGE": self.events,
             "STOWGATE_WORKFLOW_MANAGER_EXCHANGE": self.name,
             "STOWGATE_WORKFLOW_MANAGER_QUEUE": self.name,
+            "STOWGATE_WORKFLOW_MANAGER_DEAD_LETTER_EXCHANGE": self.dead_letter_exchange,
             "STOWGATE_LEASE_SECONDS": "3",
             "STOWGATE_IDLE_SECONDS": "2",
             **settings,
@@ -199,9 +203,15 @@ class Site:
 
     def remove_from_broker(self) -> None:
         with self.channel() as channel:
-            for queue in (self.name, self.event_queue, self.dead_letters):
+            for queue in (
+                self.name,
+                f"{self.name}-dead-letter",
+                self.event_queue,
+                self.dead_letters,
+                self.refusal_queue,
+            ):
                 channel.queue_delete(queue)
-            for exchange in (self.name, self.events, self.dead_letters):
+            for exchange in (self.name, self.events, self.dead_letters, self.dead_letter_exchange):
                 channel.exchange_delete(exchange)
 
     def remove(self) -> None:
@@ -242,7 +252,7 @@ class Site:
         if self._endpoint is not None:
             given["STOWGATE_OBJECT_STORE"] = f"http://{store.place}"
         service = self._stack.enter_context(running(command, self._data, **given))
-        node = Node(f"{command} {len(self._nodes) + 1}", service, store, broker)
+        node = Node(f"{command} {len(self._nodes) + 1}", service, store, broker, given)
         self._stack.callback(node.resume)
         self._nodes.append(node)
         return node
@@ -261,11 +271,9 @@ class Site:
             yield connection.channel()
 
     def start_workflow_manager(self) -> None:
-        """Its exchange and queue, as it declares them."""
+        """Its exchanges and queues, as it declares them."""
         with self.channel() as channel:
-            channel.exchange_declare(self.name, "topic", durable=True)
-            channel.queue_declare(self.name, durable=True, arguments={"x-queue-type": "quorum"})
-            channel.queue_bind(self.name, self.name, ROUTING_KEY)
+            declare(channel, self.name, ROUTING_KEY, self.name, self.dead_letter_exchange)
 
     def take_requests(self) -> list[Delivery]:
         """Every request that the Workflow Manager has received until now."""

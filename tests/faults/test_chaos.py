@@ -36,6 +36,7 @@ def test_nothing_is_lost_or_doubled_while_everything_is_killed_in_turn(tmp_path:
     result = json.loads(report.read_bytes())
     assert result["acknowledged"] == 150
     assert set(result["must_be_zero"].values()) == {0}
+    assert result["replays"] == result["refusals"] > 0
     assert {kind for kind, action in result["hits"] if action == KILL} == set(KINDS)
 
 
@@ -71,6 +72,16 @@ WHOLE = Ledger(
 )
 
 
+REFUSED = replace(
+    WHOLE,
+    deliveries=[DELIVERY, replace(DELIVERY, number=1)],
+    rejected=frozenset({("p", 0)}),
+    dead_letters=frozenset({("p", 0)}),
+    noted=frozenset({("p", 0)}),
+    replayed=frozenset({("p", 1)}),
+)
+
+
 def _found(ledger: Ledger) -> dict[str, int]:
     return {finding.name: finding.count for finding in ledger.must_be_zero() if finding.count}
 
@@ -79,6 +90,11 @@ def test_books_that_agree_have_no_findings() -> None:
     assert _found(WHOLE) == {}
     assert WHOLE.orphans() == []
     assert WHOLE.published_twice().count == 0
+
+
+def test_a_replay_is_neither_doubled_nor_published_twice() -> None:
+    assert _found(REFUSED) == {}
+    assert REFUSED.published_twice().count == 0
 
 
 @pytest.mark.parametrize(
@@ -151,6 +167,25 @@ def test_books_that_agree_have_no_findings() -> None:
                 ledger, attempts=[ATTEMPT, replace(ATTEMPT, answer_sha256="dd")]
             ),
             "keys with more than one answer",
+        ),
+        (
+            lambda ledger: replace(ledger, dead_letters=frozenset({("p", 0)})),
+            "refused and not noted",
+        ),
+        (
+            lambda ledger: replace(
+                ledger,
+                noted=frozenset({("p", 0)}),
+                replayed=frozenset({("p", 1)}),
+                deliveries=[DELIVERY, replace(DELIVERY, number=1)],
+            ),
+            "noted and not refused",
+        ),
+        (lambda _: replace(REFUSED, replayed=frozenset()), "replays lost"),
+        (lambda _: replace(REFUSED, deliveries=[DELIVERY]), "replays lost"),
+        (
+            lambda _: replace(REFUSED, payloads={"p": {**OPENED, "state": "refused"}}),
+            "acknowledged and lost",
         ),
     ],
 )

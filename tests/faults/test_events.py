@@ -87,15 +87,15 @@ def test_a_permanent_failure_is_failed_with_its_reason_and_one_command_replays_i
 
     failed = site.record(payload_id, lambda record: record["state"] == "failed")
     assert any(key in failed["last_error"] for key in instances)
-    listed = _failed(api.service.url, tmp_path, "list")
+    listed = _payloads(api.service.url, tmp_path, "list", "--state", "failed")
     assert (listed.returncode, payload_id in listed.stdout) == (0, True)
 
     for key, data in instances.items():
         site.payloads.put(key, data)
-    assert _failed(api.service.url, tmp_path, "replay", payload_id).returncode == 0
+    assert _payloads(api.service.url, tmp_path, "replay", payload_id).returncode == 0
     site.opened(payload_id)
     # There is nothing left to replay.
-    assert _failed(api.service.url, tmp_path, "replay", payload_id).returncode == 2
+    assert _payloads(api.service.url, tmp_path, "replay", payload_id).returncode == 2
 
     ledger = reconcile(site)
     assert [delivery.payload_id for delivery in ledger.deliveries] == [payload_id]
@@ -105,9 +105,9 @@ def _instance_keys(site: Site) -> list[str]:
     return [key for key in site.payloads.listing() if key.endswith(".dcm")]
 
 
-def _failed(url: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def _payloads(url: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [STOWGATE, "failed", *arguments, "--url", url],
+        [STOWGATE, "payloads", *arguments, "--url", url],
         env=environment(folder, {}) | {"COLUMNS": "400"},
         capture_output=True,
         text=True,

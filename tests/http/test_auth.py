@@ -226,6 +226,10 @@ NOW = int(time.time())
         pytest.param(lambda k: k.token(sub=None), "lacks", id="no-subject"),
         pytest.param(lambda k: k.token(sub="a\nb"), "printable", id="forged-line"),
         pytest.param(lambda k: k.token(stowgate_vaes=7), "list of strings", id="vaes"),
+        pytest.param(lambda k: k.token(stowgate_source=7), "its source is not valid", id="source"),
+        pytest.param(
+            lambda k: k.token(stowgate_source="x" * 16), "a source is 1 to 15", id="long-source"
+        ),
         pytest.param(lambda _: "a.b.c", "malformed", id="nonsense"),
         pytest.param(lambda _: nested_header(), "malformed", id="nested"),
     ],

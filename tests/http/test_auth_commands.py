@@ -102,6 +102,8 @@ def test_a_password_beyond_ascii_causes_a_warning(tmp_path: Path) -> None:
             "'AE 1' is not a valid binding: a binding is an AE title, or an AE title, a slash",
         ),
         (["a", "--vae", "AE-1/"], "'AE-1/' is not a valid binding: a binding is an AE title"),
+        (["a", "--source", "CT:1"], "'CT:1' is not a valid source: a source is 1 to 15"),
+        (["a", "--source", ""], "'' is not a valid source: a source is 1 to 15"),
     ],
 )
 def test_the_name_and_bindings_are_checked_before_the_password_is_read(
@@ -126,7 +128,7 @@ def test_commands_send_the_configured_credentials(by_password: Service, tmp_path
         ["send", str(file)],
         ["vae", "list"],
         ["payloads", "list"],
-        ["failed", "list"],
+        ["payloads", "replay", "--all"],
     ):
         anonymous = _run(*arguments, *place)
         assert anonymous.returncode == 2

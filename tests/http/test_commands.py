@@ -390,6 +390,16 @@ def test_vae_commands_add_list_show_and_remove(stowgate: Service) -> None:
     assert "already" in again.stderr
 
 
+def test_vae_add_says_what_several_workflows_depend_on(stowgate: Service) -> None:
+    def add(*workflows: str) -> str:
+        given = [word for workflow in workflows for word in ("--workflow", workflow)]
+        return _run("vae", "add", f"AE-{uuid4().hex[:6]}", *given, "--url", stowgate.url).stderr
+
+    (line,) = add("a", "b").splitlines()
+    assert "starts none of them; see docs/workflows.md" in line
+    assert add("a") == add() == ""
+
+
 def test_vae_add_takes_a_policy(stowgate: Service) -> None:
     title = f"AE-{uuid4().hex[:6]}"
     ct_image, explicit = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
@@ -398,6 +408,7 @@ def test_vae_add_takes_a_policy(stowgate: Service) -> None:
         *("vae", "add", title, "--url", stowgate.url, "--sop-class", ct_image),
         *("--transfer-syntax", explicit, "--modality", "CT", "--modality", "PT"),
         *("--max-instance-bytes", "1000000", "--max-requests-per-minute", "60"),
+        *("--source", "CT ROOM 1"),
     )
 
     assert added.returncode == 0, added.stderr
@@ -407,6 +418,7 @@ def test_vae_add_takes_a_policy(stowgate: Service) -> None:
         "acceptedModalities": ["CT", "PT"],
         "maxInstanceBytes": 1_000_000,
         "maxRequestsPerMinute": 60,
+        "source": "CT ROOM 1",
     }
     assert policy.items() <= json.loads(added.stdout).items()
 
@@ -605,7 +617,8 @@ def test_an_address_that_is_taken_stops_the_start_with_one_line(
 
 
 @pytest.mark.parametrize(
-    "command", [["send", "."], ["vae", "list"], ["payloads", "list"], ["failed", "list"]]
+    "command",
+    [["send", "."], ["vae", "list"], ["payloads", "list"], ["payloads", "replay", "--all"]],
 )
 def test_a_bad_setting_makes_a_command_that_asks_the_api_exit_with_2(command: list[str]) -> None:
     asked = _run(*command, STOWGATE_LISTEN="nowhere")
@@ -643,8 +656,7 @@ def test_a_name_that_is_no_text_is_asked_for_like_any_other(stowgate: Service) -
         (["vae", "show"], ".."),
         (["vae", "remove"], ""),
         (["payloads", "show"], ""),
-        (["failed", "show"], ""),
-        (["failed", "replay", "01890000-0000-7000-8000-000000000000"], ""),
+        (["payloads", "replay", "01890000-0000-7000-8000-000000000000"], ""),
         (["send", ".", "--study"], ""),
         (["send", ".", "--workflow"], ""),
         (["send", ".", "--vae"], ".."),
@@ -740,13 +752,13 @@ def test_an_api_whose_events_stay_in_its_own_memory_says_so_in_one_line(tmp_path
 
 
 def test_every_command_says_how_it_is_used() -> None:
-    for command in ("run", "api", "worker", "send", "vae", "payloads", "failed", "user", "check"):
+    for command in ("run", "api", "worker", "send", "vae", "payloads", "user", "check"):
         shown = _run(command, "--help")
         assert shown.returncode == 0
         assert "Usage: stowgate" in shown.stdout
 
 
-@pytest.mark.parametrize("command", [[], ["vae"], ["payloads"], ["failed"]])
+@pytest.mark.parametrize("command", [[], ["vae"], ["payloads"]])
 def test_help_says_in_whole_sentences_what_each_command_does(command: list[str]) -> None:
     _, summaries = _run(*command, "--help").stdout.split("Commands:\n")
 

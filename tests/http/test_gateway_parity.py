@@ -222,12 +222,12 @@ def saying(listed: bytes) -> Iterator[str]:
         yield url
 
 
-def copied(stowgate: Service, source_url: str) -> "subprocess.CompletedProcess[str]":
+def copied(stowgate: Service, source_url: str, *more: str) -> "subprocess.CompletedProcess[str]":
     """What `docs/migrating.md` says to do, with the URLs of this test."""
     (line,) = re.findall(r"^\$ \.venv/bin/stowgate (vae copy .*)$", MIGRATING.read_text(), re.M)
     urls = {"http://gateway:5000": source_url, "http://stowgate:8080": stowgate.url}
     return subprocess.run(
-        [STOWGATE, *(urls.get(word, word) for word in line.split())],
+        [STOWGATE, *(urls.get(word, word) for word in line.split()), *more],
         env=environment(Path("unused"), {}),
         capture_output=True,
         text=True,
@@ -236,11 +236,29 @@ def copied(stowgate: Service, source_url: str) -> "subprocess.CompletedProcess[s
     )
 
 
+PLUG_IN = "Monai.Deploy.Example.PlugIn, Monai.Deploy.Example"
+
+
+def test_a_vae_with_plug_ins_is_copied_only_when_told_to_leave_them_out(stowgate: Service) -> None:
+    plain, changing = (f"v-{uuid4().hex[:6]}" for _ in range(2))
+    vaes = [of_a_gateway(changing, plugInAssemblies=[PLUG_IN]), of_a_gateway(plain)]
+    with gateway(*vaes) as source_url:
+        done = copied(stowgate, source_url)
+        missing = stowgate.get(f"/config/vae/{changing}").status_code
+        told = copied(stowgate, source_url, "--without-plug-ins")
+
+    assert (done.returncode, done.stdout.split()) == (1, ["copied", plain])
+    assert f"not copied: {changing}: Stowgate cannot run its plug-ins '{PLUG_IN}'" in done.stderr
+    assert "--without-plug-ins" in done.stderr
+    assert missing == 404
+    assert f"copied {changing} without '{PLUG_IN}'\n" in told.stdout
+    assert stowgate.get(f"/config/vae/{changing}").json()["plugInAssemblies"] == []
+
+
 def test_the_vaes_of_a_gateway_are_copied_as_they_are(stowgate: Service) -> None:
     names = [f"v-{uuid4().hex[:6]}" for _ in range(2)]
-    plug_in = "Monai.Deploy.Example.PlugIn, Monai.Deploy.Example"
     vaes = [
-        of_a_gateway(names[0], workflows=["a", "b"], plugInAssemblies=[plug_in]),
+        of_a_gateway(names[0], workflows=["a", "b"]),
         of_a_gateway(names[1], workflows=[]),
     ]
     with gateway(*vaes) as source_url:

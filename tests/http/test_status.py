@@ -34,6 +34,8 @@ FIELDS = {
     "state",
     "received_at",
     "opened_at",
+    "refused_at",
+    "refusals",
     "source",
     "destination",
     "workflows",
@@ -149,6 +151,7 @@ def test_health_is_live_and_ready_with_every_dependency(stowgate: Service) -> No
             "free_space": {"status": "ready"},
             "broker": {"status": "ready"},
             "workflow_manager_queue": {"status": "ready"},
+            "workflow_manager_refusals": {"status": "ready"},
         },
     }
 

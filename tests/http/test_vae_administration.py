@@ -107,7 +107,7 @@ def test_name_and_ae_title_are_unique(stowgate: Service) -> None:
     assert "AE title" in same_title.json()["detail"]
 
 
-def test_put_changes_workflows_and_plug_ins_and_nothing_else(stowgate: Service) -> None:
+def test_put_changes_workflows_and_nothing_else(stowgate: Service) -> None:
     title = _title()
     before = _call(stowgate, "POST", body={"virtualAeTitle": title, "workflows": ["a"]}).json()
 
@@ -117,7 +117,6 @@ def test_put_changes_workflows_and_plug_ins_and_nothing_else(stowgate: Service) 
         body={
             "name": title,
             "workflows": ["b"],
-            "plugInAssemblies": ["Some.PlugIn, Assembly"],
             "virtualAeTitle": "other",
         },
     )
@@ -125,9 +124,35 @@ def test_put_changes_workflows_and_plug_ins_and_nothing_else(stowgate: Service) 
     assert answer.status_code == 200
     after = answer.json()
     assert after["workflows"] == ["b"]
-    assert after["plugInAssemblies"] == ["Some.PlugIn, Assembly"]
     assert after.pop("dateTimeUpdated") >= before["dateTimeCreated"]
-    assert after | {"workflows": ["a"], "plugInAssemblies": []} == before
+    assert after | {"workflows": ["a"]} == before
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_a_plug_in_that_is_not_there_is_refused_and_changes_nothing(
+    stowgate: Service, method: str
+) -> None:
+    title = _title()
+    if method == "PUT":
+        assert _call(stowgate, "POST", body={"virtualAeTitle": title}).status_code == 201
+    plug_ins = {"plugInAssemblies": ["Some.PlugIn, Assembly"]}
+
+    answer = _call(
+        stowgate,
+        method,
+        body={"name": title, "virtualAeTitle": title, "workflows": ["a"]} | plug_ins,
+    )
+
+    assert answer.status_code == 400
+    assert "no input plug-in of that name" in answer.json()["detail"]
+    assert "/config/vae/plug-ins" in answer.json()["detail"]
+    left = _call(stowgate, "GET", f"/{title}")
+    assert left.status_code == 404 or left.json()["workflows"] == []
+    for none in ([], None):
+        allowed = _call(
+            stowgate, "POST", body={"virtualAeTitle": _title(), "plugInAssemblies": none}
+        )
+        assert allowed.status_code == 201
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,11 @@ def test_a_policy_can_be_changed_and_removed_without_other_changes(stowgate: Ser
         ({"maxRequestsPerMinute": -1}, "maxRequestsPerMinute"),
         ({"maxRequestsPerMinute": 1_000_001}, "maxRequestsPerMinute"),
         ({"maxRequestsPerMinute": "many"}, "maxRequestsPerMinute"),
+        ({"source": "sixteen-letters-"}, "a source is 1 to 15"),
+        ({"source": ""}, "a source is 1 to 15"),
+        ({"source": " CT"}, "a source is 1 to 15"),
+        ({"source": "CT:1"}, "a source is 1 to 15"),
+        ({"source": 7}, "source"),
     ],
 )
 def test_an_invalid_policy_is_400_and_violates_the_openapi_schema(

@@ -59,6 +59,7 @@ def test_a_worker_tells_strangers_states_and_its_log_the_reasons(worker: Service
             "free_space": {"status": "ready"},
             "broker": {"status": "down"},
             "workflow_manager_queue": {"status": "down"},
+            "workflow_manager_refusals": {"status": "down"},
         },
     }
     wait_for(lambda: '"dependency": "broker", "error"' in worker.log.read_text())

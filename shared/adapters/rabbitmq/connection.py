@@ -27,7 +27,7 @@ from pika.exceptions import (
     ConnectionClosed,
 )
 
-from shared.adapters.queues import EventQueue, TopicExchange
+from shared.adapters.queues import DeadLetterQueue, EventQueue, TopicExchange
 from shared.errors import BrokerUnavailable
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class RabbitConnection:
         url: str,
         *,
         name: str,
-        topology: Sequence[EventQueue | TopicExchange],
+        topology: Sequence[EventQueue | TopicExchange | DeadLetterQueue],
         prefetch_count: int,
         set_up: Callable[[Channel, Callable[[], None]], None],
         on_tick: Callable[[], None] = lambda: None,
@@ -475,9 +475,22 @@ class _Declaration(Protocol):
     ) -> None: ...
 
 
-def _declarations(item: EventQueue | TopicExchange) -> Iterator[_Declaration]:
+def _declarations(item: EventQueue | TopicExchange | DeadLetterQueue) -> Iterator[_Declaration]:
     if isinstance(item, TopicExchange):
         yield _exchange(item.name, "topic")
+        return
+    if isinstance(item, DeadLetterQueue):
+        yield _queue(
+            item.queue,
+            {
+                "x-queue-type": "quorum",
+                "x-delivery-limit": item.delivery_limit,
+                "x-dead-letter-exchange": item.dead_letter,
+                # Where no worker runs for long, the broker's disk must not fill up.
+                "x-overflow": "drop-head",
+                "x-max-length-bytes": item.max_bytes,
+            },
+        )
         return
     yield _exchange(item.dead_letter, "fanout")
     yield _queue(

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 from instances import real_file, uid
-from workflow_manager_double import APP_ID, Intake, violations, violations_in_store
+from workflow_manager_double import (
+    APP_ID,
+    Intake,
+    Verdict,
+    Workflow,
+    violations,
+    violations_in_store,
+    workflows_in,
+)
 
 from shared.dicom.metadata import metadata_json
 from shared.instances import StoredInstance
@@ -436,11 +444,11 @@ def test_takes_each_workflow_of_a_payload_once() -> None:
         for workflows in (["a"], ["a"], ["a", "b"], ["b", "a"])
     )
     assert first == (
-        True,
+        Verdict.ACKNOWLEDGE,
         f"accepted {PAYLOAD_ID} workflows=['a'] files=2 source=203.0.113.7 "
         "destination=AETITLE_OF_15_C",
     )
-    assert again == (True, f"duplicate {PAYLOAD_ID} workflows=['a']")
+    assert again == (Verdict.ACKNOWLEDGE, f"duplicate {PAYLOAD_ID} workflows=['a']")
     assert another[1].startswith("accepted")
     assert everything[1].startswith("duplicate")
 
@@ -455,8 +463,8 @@ def test_takes_the_same_workflow_for_another_payload() -> None:
 
 def test_refuses_a_request_that_breaks_rules_and_names_them_all() -> None:
     request = with_value(("trigger", "source"), "")
-    acknowledged, line = Intake().take(PROPERTIES | {"delivery_mode": 1}, encoded(request))
-    assert not acknowledged
+    verdict, line = Intake().take(PROPERTIES | {"delivery_mode": 1}, encoded(request))
+    assert verdict is Verdict.REJECT
     assert line.startswith(f"REJECTED {PAYLOAD_ID}: property delivery_mode is 1, not 2; ")
     assert "trigger.source" in line
 
@@ -468,7 +476,39 @@ def test_refuses_a_request_whose_objects_are_missing() -> None:
         buckets.append(bucket)
         return lambda _key: None
 
-    acknowledged, line = Intake(store_of).take(PROPERTIES, encoded(REQUEST))
-    assert not acknowledged
+    verdict, line = Intake(store_of).take(PROPERTIES, encoded(REQUEST))
+    assert verdict is Verdict.REJECT
     assert f"there is no object {PATH}.json" in line
     assert buckets == ["monaideploy"]
+
+
+HERE = REQUEST["trigger"]["destination"]
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "verdict"),
+    [
+        ([], [], Verdict.REQUEUE),
+        ([Workflow("a", HERE)], [], Verdict.ACKNOWLEDGE),
+        ([Workflow("a", HERE.lower())], [], Verdict.REQUEUE),
+        ([Workflow("a", HERE, ("203.0.113.7",))], [], Verdict.ACKNOWLEDGE),
+        ([Workflow("a", HERE, ("CT",))], [], Verdict.REQUEUE),
+        ([Workflow("a", HERE), Workflow("b", HERE, predicate=False)], [], Verdict.REQUEUE),
+        ([Workflow("a", "OTHER")], ["a"], Verdict.ACKNOWLEDGE),
+        ([Workflow("a", HERE)], ["b"], Verdict.REQUEUE),
+        ([Workflow("a", HERE)], ["a", "b"], Verdict.ACKNOWLEDGE),
+        ([Workflow("a", HERE), Workflow("b", HERE, predicate=False)], ["a", "b"], Verdict.REQUEUE),
+    ],
+)
+def test_starts_the_workflows_that_match_or_none(
+    known: list[Workflow], asked: list[str], verdict: Verdict
+) -> None:
+    intake = Intake(workflows=lambda: known)
+
+    assert intake.take(PROPERTIES, encoded(with_value(("workflows",), asked)))[0] is verdict
+
+
+def test_reads_workflows_from_json() -> None:
+    text = '[{"id": "a", "ae_title": "AE", "data_origins": ["CT"], "predicate": false}]'
+
+    assert workflows_in(text) == [Workflow("a", "AE", ("CT",), predicate=False)]

@@ -79,11 +79,19 @@ def _with_something_to_clear(
     routines_end_seconds: float = 60,
 ) -> Worker:
     clearing = Clearing(backends.state)
-    handler = compose(settings, backends, CollectorRegistry())._handler
+    composed = compose(settings, backends, CollectorRegistry())
     backends.state.create("pending/opened", b"{}", "application/json")
     clearing.add(["pending/opened"])
     return Worker(
-        backends.consumer, handler, routines, clearing, SoleLeader(), routines_end_seconds
+        backends.consumer,
+        composed._handler,
+        routines,
+        clearing,
+        SoleLeader(),
+        routines_end_seconds,
+        dead_letters=backends.dead_letters,
+        note_refusal=composed._note_refusal,
+        replays=composed._replays,
     )
 
 

@@ -1,0 +1,234 @@
+"""Payloads as people see them: an ingest record, with what became of its request since."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice, takewhile
+
+import structlog
+
+from api.http.problems import Conflict
+from shared.errors import ObjectMissing, VersionConflict
+from shared.instances import StoredInstance
+from shared.ports import ObjectStore
+from shared.records import IngestRecord, Records, RecordUnreadable, State
+from shared.refusals import (
+    NOTHING_KNOWN,
+    OBJECTS_GONE,
+    Outcome,
+    OutcomeUnreadable,
+    PayloadState,
+    Refusal,
+    RefusalReason,
+    Refusals,
+    Replay,
+    has_objects,
+    ordered_name,
+)
+from shared.time import Clock, utc_now
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Payload:
+    """`refusal` is the last one, and `replay` one that is to be published; both only while they
+    are what the state comes from."""
+
+    record: IngestRecord
+    outcome: Outcome = NOTHING_KNOWN
+    refusal: Refusal | None = None
+    replay: Replay | None = None
+
+    @property
+    def state(self) -> PayloadState:
+        return self.outcome.state(self.record)
+
+    @property
+    def last_error(self) -> str | None:
+        """In words, also of a refusal."""
+        if self.refusal is not None:
+            return refusal_in_words(self.refusal, self.record)
+        if self.replay is not None:
+            return self.replay.last_error
+        return self.record.last_error
+
+
+class Payloads:
+    """Every call may raise what the object store raises, and `RecordUnreadable`."""
+
+    def __init__(
+        self,
+        records: Records,
+        refusals: Refusals,
+        instances: ObjectStore,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._records = records
+        self._refusals = refusals
+        self._instances = instances
+        self._clock = clock
+
+    def find(self, payload_id: str) -> Payload | None:
+        held = self._records.find(payload_id)
+        if held is None:
+            return None
+        is_opened = held.record.state is State.OPENED
+        return self._payload(
+            held.record, self._refusals.outcome(payload_id) if is_opened else NOTHING_KNOWN
+        )
+
+    def instances(self, payload: Payload) -> Iterator[StoredInstance]:
+        """Those of the payload, read as they are iterated where there are many."""
+        return self._records.instances(payload.record)
+
+    def replay(self, payload: Payload) -> Payload:
+        """Have the workflow request published once more. Raises `Conflict`."""
+        record, outcome = payload.record, payload.outcome
+        try:
+            if payload.state is PayloadState.FAILED:
+                return self._replay_failed(record.payload_id)
+            if payload.state is not PayloadState.REFUSED:
+                raise Conflict(
+                    f"the payload is {payload.state}; only one that is failed or refused can be "
+                    "replayed"
+                )
+            if not has_objects(self._instances, record.payload_id):
+                raise Conflict(OBJECTS_GONE)
+            number = outcome.next_replay
+            self._refusals.request_replay(record.payload_id, number, self._clock())
+        except VersionConflict as error:
+            raise Conflict("the payload is being moved or replayed already") from error
+        if self._refusals.outcome(record.payload_id).replayed >= number:
+            # Another call had it published between this one's look and its write.
+            raise Conflict("the payload was replayed already")
+        return self._payload(record, self._refusals.outcome(record.payload_id))
+
+    def _replay_failed(self, payload_id: str) -> Payload:
+        held = self._records.find(payload_id)
+        if held is None:
+            raise VersionConflict(f"payload {payload_id} has no record any more")
+        return Payload(self._records.replay(held, due_at=self._clock()).record)
+
+    def newest(
+        self, state: PayloadState | None, limit: int, cursor: str = ""
+    ) -> tuple[Iterator[Payload], str | None]:
+        """Up to `limit` payloads behind `cursor`, the newest first, and the next cursor.
+
+        A page may have fewer where payloads are in another state than their records are.
+        """
+        if state is PayloadState.REFUSED:
+            return self._in_state(state, limit, cursor)
+        place = None if state is None else State(state)
+        found, following = self._records.newest(place, limit, cursor)
+        outcomes = dict(self._outcomes(cursor, following))
+        page = (self._payload(r, outcomes.get(r.payload_id, NOTHING_KNOWN)) for r in found)
+        if state is not PayloadState.PENDING:
+            return (p for p in page if state in (None, p.state)), following
+        return self._with_replays(page, outcomes, limit, following)
+
+    def _outcomes(self, cursor: str, until: str | None) -> Iterator[tuple[str, Outcome]]:
+        last = None if until is None else ordered_name(until)
+        return takewhile(
+            lambda item: last is None or ordered_name(item[0]) <= last,
+            self._refusals.outcomes(cursor),
+        )
+
+    def _in_state(
+        self, state: PayloadState, limit: int, cursor: str
+    ) -> tuple[Iterator[Payload], str | None]:
+        found = (
+            (payload_id, outcome)
+            for payload_id, outcome in self._refusals.outcomes(cursor)
+            if outcome.state_when_opened is state
+        )
+        listed = list(islice(found, limit + 1))
+        page = (self._readable(*item) for item in listed[:limit])
+        return (
+            (p for p in page if p is not None and p.state is state),
+            listed[limit - 1][0] if len(listed) > limit else None,
+        )
+
+    def _with_replays(
+        self,
+        page: Iterator[Payload],
+        outcomes: dict[str, Outcome],
+        limit: int,
+        following: str | None,
+    ) -> tuple[Iterator[Payload], str | None]:
+        """Payloads whose replay is to be published have their records among the opened ones."""
+        replayed = [
+            of
+            for of, outcome in outcomes.items()
+            if outcome.state_when_opened is PayloadState.PENDING
+        ]
+        if not replayed:
+            return page, following
+        pending = {p.record.payload_id: p for p in page}
+        ids = sorted({*pending, *replayed}, key=ordered_name)
+        if len(ids) > limit:
+            ids, following = ids[:limit], ids[limit - 1]
+        found = (pending.get(of) or self._readable(of, outcomes[of]) for of in ids)
+        return (p for p in found if p is not None and p.state is PayloadState.PENDING), following
+
+    def _readable(self, payload_id: str, outcome: Outcome) -> Payload | None:
+        """None for one whose record cannot be read, which the list of all reports."""
+        try:
+            held = self._records.find(payload_id)
+        except RecordUnreadable:
+            return None
+        return None if held is None else self._payload(held.record, outcome)
+
+    def _payload(self, record: IngestRecord, outcome: Outcome) -> Payload:
+        payload = Payload(record, outcome)
+        if record.state is not State.OPENED or outcome.refused is None:
+            return payload
+        try:
+            if payload.state is PayloadState.REFUSED:
+                refusal = self._refusals.refusal(record.payload_id, outcome.refused)
+                return replace(payload, refusal=refusal)
+            if payload.state is PayloadState.PENDING:
+                held = self._refusals.replay(record.payload_id, outcome.next_replay)
+                return replace(payload, replay=held.replay if held else None)
+        except (ObjectMissing, OutcomeUnreadable) as error:
+            # Its key tells the state; only time and reason are missing.
+            _log.error("refusal shown without its reason", error=str(error))
+        return payload
+
+
+def refusal_in_words(refusal: Refusal, record: IngestRecord) -> str:
+    """What happened, the causes that are possible, and what to do.
+
+    The Workflow Manager gives no reason. `docs/workflows.md` has the rules that are named here.
+    """
+    replay = f"then run stowgate payloads replay {refusal.payload_id}"
+    if refusal.reason is RefusalReason.NOT_SENT:
+        return f"the replay was not published: {refusal.detail}"
+    if refusal.reason is RefusalReason.REJECTED:
+        return (
+            "the Workflow Manager rejected the workflow request, because it breaks one of its "
+            f"rules: source ({record.source!r}) and destination ({record.destination!r}) have 1 to "
+            "15 characters, the bucket name has 3 to 63, the correlation id is a GUID, and no "
+            "workflow id is empty. Find the rule in the log of the Workflow Manager, correct the "
+            f"setting, {replay}"
+        )
+    if refusal.reason is RefusalReason.DELIVERY_LIMIT:
+        return (
+            "the Workflow Manager gave the workflow request up after several deliveries. Either "
+            f"{_no_workflow(record)}; or the condition (predicate) of a matching workflow is "
+            "false, which keeps all of them from starting; or it could not read the bucket. Its "
+            f"log says which. Create or correct the workflow, {replay}"
+        )
+    return (
+        "the broker removed the workflow request from the Workflow Manager's queue, by a policy "
+        "such as a time-to-live or a maximum length. Correct the policy, and see whether the "
+        f"Workflow Manager runs, {replay}"
+    )
+
+
+def _no_workflow(record: IngestRecord) -> str:
+    if record.workflows:
+        return f"it has no workflow with the id {' or '.join(map(repr, record.workflows))}"
+    return (
+        f"it has no workflow for AE title {record.destination!r} and source {record.source!r} "
+        "(informatics_gateway.ae_title must be equal, and data_origins empty or with this source)"
+    )

@@ -1,0 +1,176 @@
+"""Where a payload stands: the ingest records, as operators and senders see them."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from flask import Response, jsonify, request
+from flask.typing import ResponseReturnValue
+from marshmallow import Schema, fields
+
+from api.http.problems import BadRequest, NotFound
+from api.payloads.states import Payload, Payloads
+from api.payloads.workflow_manager_api import WorkflowManagerApi, WorkflowManagerSilent
+from shared.errors import Transient
+from shared.events import InstancesStored
+from shared.ids import is_guid
+from shared.instances import StoredInstance, workflow_request_json
+from shared.records import MOST_LISTED
+from shared.refusals import PayloadState
+from shared.time import UtcDateTime, iso_utc
+
+
+class TaskSchema(Schema):
+    task_id = fields.String(required=True, allow_none=True)
+    task_type = fields.String(required=True, allow_none=True)
+    status = fields.String(required=True, allow_none=True)
+    reason = fields.String(required=True, allow_none=True)
+
+
+class WorkflowInstanceSchema(Schema):
+    """What the Workflow Manager says of one workflow that it started for a payload."""
+
+    id = fields.String(required=True, allow_none=True)
+    workflow_id = fields.String(required=True, allow_none=True)
+    workflow_name = fields.String(required=True, allow_none=True)
+    status = fields.String(required=True, allow_none=True)
+    start_time = fields.String(required=True, allow_none=True)
+    tasks = fields.List(fields.Nested(TaskSchema), required=True)
+
+
+class PayloadSchema(Schema):
+    payload_id = fields.UUID(required=True)
+    correlation_id = fields.UUID(required=True)
+    state = fields.Enum(PayloadState, by_value=True, required=True)
+    received_at = UtcDateTime(required=True)
+    opened_at = UtcDateTime(required=True, allow_none=True)
+    refused_at = UtcDateTime(required=True, allow_none=True)
+    refusals = fields.Integer(required=True)
+    source = fields.String(required=True)
+    destination = fields.String(required=True)
+    workflows = fields.List(fields.String(), required=True, allow_none=True)
+    route = fields.String(required=True, allow_none=True)
+    file_count = fields.Integer(required=True)
+    attempts = fields.Integer(required=True)
+    last_error = fields.String(required=True, allow_none=True)
+    workflow_request = fields.Raw(required=True, allow_none=True)
+    workflow_instances = fields.List(
+        fields.Nested(WorkflowInstanceSchema),
+        allow_none=True,
+        metadata={"description": "with STOWGATE_WORKFLOW_MANAGER_URL; null where it is not known"},
+    )
+    workflow_instances_error = fields.String(
+        allow_none=True, metadata={"description": "why it is not known"}
+    )
+
+
+# A request names every instance: a page of them would be megabytes.
+LISTED = PayloadSchema(
+    exclude=["workflow_request", "workflow_instances", "workflow_instances_error"]
+)
+
+
+def payload_views(
+    payloads: Payloads,
+    announce: Callable[[InstancesStored], None],
+    workflow_manager: WorkflowManagerApi | None,
+) -> dict[str, Callable[..., ResponseReturnValue]]:
+    """By their endpoints."""
+
+    def show(payload_id: str) -> ResponseReturnValue:
+        found = find(payload_id)
+        return shown(found, progress(found))
+
+    def shown(
+        payload: Payload, progress: Mapping[str, Any], status: HTTPStatus = HTTPStatus.OK
+    ) -> Response:
+        pieces = _shown(payload, progress, payloads.instances(payload))
+        # One whose instances are attached is sent as it is read.
+        body = pieces if payload.record.instances is None else b"".join(pieces)
+        return Response(body, status, content_type="application/json")
+
+    def progress(payload: Payload) -> dict[str, Any]:
+        """How far it is over there, where that can be asked."""
+        if workflow_manager is None:
+            return {}
+        instances, why = None, None
+        if payload.record.opened_at is not None:
+            try:
+                instances = workflow_manager.workflow_instances(payload.record.payload_id)
+            except WorkflowManagerSilent as error:
+                why = str(error)
+        return {"workflow_instances": instances, "workflow_instances_error": why}
+
+    def find(payload_id: str) -> Payload:
+        found = payloads.find(payload_id.lower()) if is_guid(payload_id) else None
+        if found is None:
+            raise NotFound(
+                "there is no payload of that id: either the id is mistyped, or the upload was "
+                "never acknowledged"
+            )
+        return found
+
+    def replay(payload_id: str) -> ResponseReturnValue:
+        replayed = payloads.replay(find(payload_id))
+        record = replayed.record
+        # Where the broker does not take it, a worker finds it by itself: it is due.
+        with suppress(Transient):
+            announce(InstancesStored(record.payload_id, record.correlation_id))
+        return shown(replayed, {}, HTTPStatus.ACCEPTED)
+
+    def newest() -> ResponseReturnValue:
+        page, cursor = payloads.newest(_state(), _limit(), _cursor())
+        return jsonify({"payloads": [_dump(found) for found in page], "next": cursor})
+
+    return {"payloads.show": show, "payloads.replay": replay, "payloads.newest": newest}
+
+
+def _shown(
+    payload: Payload, progress: Mapping[str, Any], instances: Iterator[StoredInstance]
+) -> Iterator[bytes]:
+    """As `PayloadSchema` has it, in pieces."""
+    request = payload.record.workflow_request
+    yield orjson.dumps({**_dump(payload), **progress})[:-1] + b',"workflow_request":'
+    if request is None:
+        yield b"null"
+    else:
+        yield from workflow_request_json(request, instances)
+    yield b"}\n"
+
+
+def _dump(payload: Payload) -> dict[str, Any]:
+    refusal = payload.refusal
+    refused_at = None if refusal is None else iso_utc(refusal.refused_at)
+    row: dict[str, Any] = LISTED.dump(payload.record)
+    return row | {
+        "state": payload.state,
+        "refused_at": refused_at,
+        "refusals": payload.outcome.refusals,
+        "last_error": payload.last_error,
+    }
+
+
+def _state() -> PayloadState | None:
+    given = request.args.get("state")
+    if given is None:
+        return None
+    if given not in list(PayloadState):
+        raise BadRequest(f"state must be one of {', '.join(PayloadState)}")
+    return PayloadState(given)
+
+
+def _limit() -> int:
+    given = request.args.get("limit", "50")
+    if not (re.fullmatch("[0-9]{1,3}", given) and 1 <= int(given) <= MOST_LISTED):
+        raise BadRequest(f"limit must be a whole number from 1 to {MOST_LISTED}")
+    return int(given)
+
+
+def _cursor() -> str:
+    given = request.args.get("cursor", "")
+    if given and not is_guid(given):
+        raise BadRequest("cursor must be what an earlier answer gave as next")
+    return given.lower()

@@ -1,0 +1,331 @@
+"""What became of a workflow request after it was opened: refused by the Workflow Manager, replayed.
+
+The request of a payload is published under a number: 0 for the first, n for the nth replay. What
+happened to a number is one small object in the state bucket, beside the record, which never changes
+for it:
+
+- `refused/…/{number}.json`: the Workflow Manager refused it;
+- `replays/…/{number}.json`: this replay is to be published; a worker has a lease on it;
+- `replayed/…/{number}.json`: this replay was published.
+
+Each is created once, by a conditional write, so the same fact noted twice counts once, and the
+order in which the facts arrive does not matter. `docs/decisions/0009` has the table of states.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from heapq import merge
+from itertools import groupby
+from typing import Any
+
+import orjson
+from marshmallow import EXCLUDE, Schema, ValidationError, fields
+
+from shared import versions
+from shared.errors import ObjectMissing, Permanent, VersionConflict
+from shared.ports import ObjectStore
+from shared.records import IngestRecord, Lease, State, newest_first
+from shared.time import UtcDateTime
+
+VERSION = 1
+"""Of the shape of these objects. A field that older services may ignore needs no new one."""
+
+_JSON = "application/json"
+
+_REFUSED, _REPLAYS, _REPLAYED = "refused", "replays", "replayed"
+
+_DIGITS = 6
+MAX_NUMBER = 10**_DIGITS - 1
+_KEY = re.compile(
+    rf"(?P<place>[a-z]+)/(?P<name>[0-9a-f]{{12}}\.(?P<payload_id>[0-9a-f-]{{36}}))"
+    rf"/(?P<number>[0-9]{{{_DIGITS}}})\.json"
+)
+
+
+class RefusalReason(StrEnum):
+    """The first two are what `x-death` of the Workflow Manager's dead letters says."""
+
+    REJECTED = "rejected"
+    DELIVERY_LIMIT = "delivery_limit"
+    NOT_SENT = "not_sent"
+    """A replay that was never published, as the broker refused it or the objects were gone."""
+    OTHER = "other"
+    """A policy of the broker removed it from the queue: `expired`, `maxlen`."""
+
+
+class PayloadState(StrEnum):
+    """Where a payload stands, for people: the states of its record, and `refused`."""
+
+    PENDING = "pending"
+    OPENED = "opened"
+    FAILED = "failed"
+    REFUSED = "refused"
+
+
+class OutcomeUnreadable(Permanent):
+    """What lies beside a record is damaged, or was written by a newer Stowgate."""
+
+
+class ObjectsGone(Permanent):
+    """A request about a payload without objects would be refused again."""
+
+
+OBJECTS_GONE = (
+    "the payload's objects are gone from the object store, as the Workflow Manager deletes them "
+    "after its retention time and by its API; have the study sent again"
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """`detail` says in words why a replay could not be published; None for all other reasons."""
+
+    payload_id: str
+    number: int
+    reason: RefusalReason
+    refused_at: datetime
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A replay that is to be published. `due_at` is when the next attempt may begin, and `unknown`
+    are fields that a newer service wrote."""
+
+    payload_id: str
+    number: int
+    due_at: datetime
+    attempts: int = 0
+    last_error: str | None = None
+    lease: Lease | None = None
+    unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class HeldReplay:
+    """A replay with the version that the next write must find."""
+
+    replay: Replay
+    version: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a payload's requests, by their numbers.
+
+    `refused` is the last one that the Workflow Manager refused, and `refusals` how many it refused;
+    `replayed` is the last one that was published, and `replay` the last one that is to be.
+    """
+
+    refused: int | None = None
+    refusals: int = 0
+    replayed: int = 0
+    replay: int | None = None
+
+    def state(self, record: IngestRecord) -> PayloadState:
+        """While the record itself is not opened, its own state counts."""
+        if record.state is not State.OPENED:
+            return PayloadState(record.state)
+        return self.state_when_opened
+
+    @property
+    def state_when_opened(self) -> PayloadState:
+        if self.refused is not None and self.replay == self.refused + 1 > self.replayed:
+            return PayloadState.PENDING
+        if self.refused is not None and self.refused >= self.replayed:
+            return PayloadState.REFUSED
+        return PayloadState.OPENED
+
+    @property
+    def next_replay(self) -> int:
+        return (0 if self.refused is None else self.refused) + 1
+
+
+NOTHING_KNOWN = Outcome()
+
+
+class _LeaseSchema(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+    owner = fields.String(required=True)
+    until = UtcDateTime(required=True)
+
+
+class _RefusalSchema(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+    payload_id = fields.String(required=True)
+    number = fields.Integer(required=True, strict=True)
+    reason = fields.Enum(RefusalReason, by_value=True, required=True)
+    refused_at = UtcDateTime(required=True)
+    detail = fields.String(load_default=None, allow_none=True)
+
+
+class _ReplaySchema(Schema):
+    payload_id = fields.String(required=True)
+    number = fields.Integer(required=True, strict=True)
+    due_at = UtcDateTime(required=True)
+    attempts = fields.Integer(required=True, strict=True)
+    last_error = fields.String(required=True, allow_none=True)
+    lease = fields.Nested(_LeaseSchema, required=True, allow_none=True)
+
+
+_REFUSAL, _REPLAY = _RefusalSchema(), _ReplaySchema()
+
+
+class Refusals:
+    """What lies beside the records in the state bucket. Every call may raise what the object store
+    raises, and those that read an object `OutcomeUnreadable`."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def note(self, refusal: Refusal) -> bool:
+        """Note a refusal; False where the same request's refusal was noted before."""
+        row = {"version": VERSION, **asdict(refusal)}
+        return self._create(_key(_REFUSED, refusal.payload_id, refusal.number), row)
+
+    def refusal(self, payload_id: str, number: int) -> Refusal:
+        """Raises `ObjectMissing`."""
+        key = _key(_REFUSED, payload_id, number)
+        row, _ = _decode(key, self._store.get(key).data, _REFUSAL)
+        return Refusal(**row)
+
+    def outcome(self, payload_id: str) -> Outcome:
+        """What became of this payload's requests; one request to the store where nothing did."""
+        refused = self._numbers(_REFUSED, payload_id)
+        if not refused:
+            return NOTHING_KNOWN
+        return _outcome(
+            refused, self._numbers(_REPLAYED, payload_id), self._numbers(_REPLAYS, payload_id)
+        )
+
+    def outcomes(self, after: str = "") -> Iterator[tuple[str, Outcome]]:
+        """The payloads behind that payload id of which a request was refused, the newest first.
+
+        Lazy. Costs a listing and no read of an object.
+        """
+        listings = (self._list(place, after) for place in (_REFUSED, _REPLAYS, _REPLAYED))
+        for name, found in groupby(merge(*listings), key=lambda item: item[0]):
+            numbers: dict[str, list[int]] = {_REFUSED: [], _REPLAYS: [], _REPLAYED: []}
+            for _, place, number in found:
+                numbers[place].append(number)
+            if numbers[_REFUSED]:
+                payload_id = name.partition(".")[2]
+                yield (
+                    payload_id,
+                    _outcome(numbers[_REFUSED], numbers[_REPLAYED], numbers[_REPLAYS]),
+                )
+
+    def request_replay(self, payload_id: str, number: int, due_at: datetime) -> Replay:
+        """Have the payload's request published again under this number.
+
+        Raises `VersionConflict` where that was requested already.
+        """
+        replay = Replay(payload_id, number, due_at)
+        self._store.create(_key(_REPLAYS, payload_id, number), _encode_replay(replay), _JSON)
+        return replay
+
+    def replays(self) -> Iterator[tuple[str, int]]:
+        """Payload id and number of every replay that is to be published."""
+        for name, _, number in self._list(_REPLAYS):
+            yield name.partition(".")[2], number
+
+    def last_replay(self, payload_id: str) -> int | None:
+        """The number of the replay of this payload that is to be published."""
+        return max(self._numbers(_REPLAYS, payload_id), default=None)
+
+    def replay(self, payload_id: str, number: int) -> HeldReplay | None:
+        """None where it is not to be published any more."""
+        key = _key(_REPLAYS, payload_id, number)
+        try:
+            found = self._store.get(key)
+        except ObjectMissing:
+            return None
+        row, unknown = _decode(key, found.data, _REPLAY)
+        lease = row.pop("lease")
+        return HeldReplay(
+            Replay(lease=None if lease is None else Lease(**lease), unknown=unknown, **row),
+            found.version,
+        )
+
+    def change(self, held: HeldReplay, **changes: Any) -> HeldReplay:
+        """Raises `VersionConflict` where another worker changed or finished it."""
+        replay = replace(held.replay, **changes)
+        key = _key(_REPLAYS, replay.payload_id, replay.number)
+        version = self._store.replace(key, _encode_replay(replay), held.version, _JSON)
+        return HeldReplay(replay, version)
+
+    def note_replayed(self, payload_id: str, number: int, moment: datetime) -> None:
+        """Note that the replay was published; harmless when several do it."""
+        row = {"version": VERSION, "payload_id": payload_id, "number": number, "sent_at": moment}
+        self._create(_key(_REPLAYED, payload_id, number), row)
+        self.forget_replay(payload_id, number)
+
+    def forget_replay(self, payload_id: str, number: int) -> None:
+        """Publish it no more."""
+        self._store.delete([_key(_REPLAYS, payload_id, number)])
+
+    def _create(self, key: str, row: Mapping[str, Any]) -> bool:
+        try:
+            self._store.create(key, orjson.dumps(row, option=orjson.OPT_UTC_Z), _JSON)
+        except VersionConflict:
+            return False
+        return True
+
+    def _numbers(self, place: str, payload_id: str) -> list[int]:
+        prefix = f"{place}/{ordered_name(payload_id)}/"
+        return [int(f["number"]) for o in self._store.list(prefix) if (f := _KEY.fullmatch(o.key))]
+
+    def _list(self, place: str, after: str = "") -> Iterator[tuple[str, str, int]]:
+        """What is no fact by its key, such as a copy by hand, is passed over."""
+        behind = _key(place, after, MAX_NUMBER) if after else ""
+        for listed in self._store.list(f"{place}/", behind):
+            found = _KEY.fullmatch(listed.key)
+            if found:
+                yield found["name"], place, int(found["number"])
+
+
+def ordered_name(payload_id: str) -> str:
+    """A payload's name in these listings, in the same ascending order as the records' names."""
+    return newest_first(payload_id).removesuffix(".json")
+
+
+def _key(place: str, payload_id: str, number: int) -> str:
+    return f"{place}/{ordered_name(payload_id)}/{number:0{_DIGITS}d}.json"
+
+
+def _outcome(refused: list[int], replayed: list[int], replays: list[int]) -> Outcome:
+    return Outcome(
+        refused=max(refused),
+        refusals=len(refused),
+        replayed=max(replayed, default=0),
+        replay=max(replays, default=None),
+    )
+
+
+def _encode_replay(replay: Replay) -> bytes:
+    row = asdict(replay)
+    unknown = row.pop("unknown")
+    return orjson.dumps({**unknown, "version": VERSION, **row}, option=orjson.OPT_UTC_Z)
+
+
+def _decode(key: str, data: bytes, schema: Schema) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        found = versions.loads(data, VERSION)
+        unknown = {name: found.pop(name) for name in found.keys() - schema.fields.keys()}
+        return schema.load(found), unknown
+    except (ValueError, ValidationError) as error:
+        raise OutcomeUnreadable(
+            f"{key} in the state bucket {versions.why_unreadable(error)}"
+        ) from error
+
+
+def has_objects(instances: ObjectStore, payload_id: str) -> bool:
+    """Whether anything of the payload is still there. The Workflow Manager deletes all or none."""
+    return next(iter(instances.list(f"{payload_id}/dcm/")), None) is not None

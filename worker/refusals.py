@@ -1,0 +1,97 @@
+"""The use case of a dead letter of the Workflow Manager's: note that it refused a request of ours.
+
+What is done with a dead letter is decided by its payload id alone. One that is not ours, or that
+nothing can be noted for, is done with as well: it would only come again.
+"""
+
+import re
+from dataclasses import dataclass
+
+import orjson
+import structlog
+
+from shared.ids import PayloadIds, is_guid
+from shared.ports import DeadLetter
+from shared.records import Records, RecordUnreadable
+from shared.refusals import Refusal, RefusalReason, Refusals
+from shared.runtime.metrics import WorkerMetrics
+from shared.time import Clock, iso_utc, utc_now
+from worker.workflow_manager import number_of
+
+_log = structlog.get_logger()
+_audit_log = structlog.get_logger("audit")
+
+# Of a word of the broker's, as it may go into a log.
+_REASON = re.compile(r"[a-z_]{1,32}")
+
+
+@dataclass(frozen=True)
+class RefusalNotes:
+    """Notes each refusal beside the record of its payload. Safe between threads."""
+
+    records: Records
+    refusals: Refusals
+    payload_ids: PayloadIds
+    metrics: WorkerMetrics
+    clock: Clock = utc_now
+
+    def __call__(self, letter: DeadLetter) -> None:
+        """Raises what the object store raises; the same dead letter may then be given again."""
+        kind = self._note(letter)
+        self.metrics.dead_letters.labels(kind).inc()
+
+    def _note(self, letter: DeadLetter) -> str:
+        payload_id = _payload_id(letter.body)
+        if payload_id is None:
+            _log.warning("dead letter passed over: its body is not a workflow request")
+            return "unreadable"
+        if not self.payload_ids.minted(payload_id):
+            return "foreign"
+        if not self._has_record(payload_id):
+            _log.error(
+                "dead letter passed over: its payload has no ingest record", payload_id=payload_id
+            )
+            return "without-record"
+        reason = _reason(letter.reason)
+        refusal = Refusal(
+            payload_id=payload_id,
+            number=number_of(letter.message_id, payload_id),
+            reason=reason,
+            refused_at=letter.at or self.clock(),
+        )
+        if not self.refusals.note(refusal):
+            _log.info("refusal was noted before", payload_id=payload_id, replay=refusal.number)
+            return "noted-before"
+        _audit_log.info(
+            "workflow request refused",
+            outcome="refused",
+            payload_id=payload_id,
+            replay=refusal.number,
+            reason=reason.value,
+            refused_at=iso_utc(refusal.refused_at),
+        )
+        if reason is RefusalReason.OTHER:
+            word = letter.reason if _REASON.fullmatch(letter.reason) else "none"
+            _log.warning("request removed from its queue", payload_id=payload_id, x_death=word)
+        return "noted"
+
+    def _has_record(self, payload_id: str) -> bool:
+        try:
+            return self.records.find(payload_id) is not None
+        except RecordUnreadable:
+            return True
+
+
+def _payload_id(body: bytes) -> str | None:
+    try:
+        request = orjson.loads(body)
+        payload_id = request["payload_id"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    return payload_id.lower() if isinstance(payload_id, str) and is_guid(payload_id) else None
+
+
+def _reason(word: str) -> RefusalReason:
+    if word in (RefusalReason.REJECTED, RefusalReason.DELIVERY_LIMIT):
+        return RefusalReason(word)
+    return RefusalReason.OTHER

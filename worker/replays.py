@@ -1,0 +1,204 @@
+"""Publishes the workflow request of a refused payload again: the same body, under the next number.
+
+A replay is an object in the state bucket until its request is published. A worker takes it by a
+lease, as it takes a record, so that two never publish one payload at a time. The API announces a
+replay to a worker; one whose announcement was lost is found by `publish_due`.
+"""
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import structlog
+
+from shared.errors import Permanent, StowgateError, Transient, VersionConflict
+from shared.ports import EventPublisher, Message, ObjectStore
+from shared.records import IngestRecord, Lease, Records, State
+from shared.refusals import (
+    OBJECTS_GONE,
+    HeldReplay,
+    ObjectsGone,
+    PayloadState,
+    Refusal,
+    RefusalReason,
+    Refusals,
+    Replay,
+    has_objects,
+)
+from shared.runtime.metrics import WorkerMetrics
+from shared.time import Clock, has_ended, utc_now
+from worker.handler import retry_seconds
+from worker.routing import resolve
+from worker.workflow_manager import WorkflowManager
+
+_log = structlog.get_logger()
+
+# Between two looks at the lease while the broker's confirm is awaited.
+_LOOK_SECONDS = 0.5
+
+# Looks at a confirm that is still to come, of a worker that stops.
+_MAX_LOOKS_WHILE_STOPPING = 6
+
+
+class Replays:
+    def __init__(
+        self,
+        *,
+        records: Records,
+        refusals: Refusals,
+        instances: ObjectStore,
+        publisher: EventPublisher,
+        workflow_manager: WorkflowManager,
+        owner: str,
+        lease: timedelta,
+        metrics: WorkerMetrics,
+        clock: Clock = utc_now,
+    ) -> None:
+        """`owner` and `lease` are as the handler's."""
+        self._records = records
+        self._refusals = refusals
+        self._instances = instances
+        self._publisher = publisher
+        self._workflow_manager = workflow_manager
+        self._owner = owner
+        self._lease = lease
+        self._metrics = metrics
+        self._clock = clock
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def publish(self, payload_id: str) -> None:
+        """Publish the payload's replay, if there is one to be published and no other worker has it.
+
+        What goes wrong is noted on the replay, which is tried again. Raises what the object store
+        raises where that cannot be done, and `VersionConflict` where another worker got in between.
+        """
+        number = self._refusals.last_replay(payload_id)
+        if number is not None:
+            self._publish(payload_id, number)
+
+    def publish_due(self) -> None:
+        """Publish every replay that is due, and count the payloads that are refused.
+
+        Raises what the object store raises where it does not answer.
+        """
+        refused = sum(
+            outcome.state_when_opened is PayloadState.REFUSED
+            for _, outcome in self._refusals.outcomes()
+        )
+        self._metrics.backlog.measured_refused(refused)
+        for payload_id, number in list(self._refusals.replays()):
+            if self._stopping.is_set():
+                return
+            try:
+                self._publish(payload_id, number)
+            except VersionConflict:
+                _log.info("another worker has the replay", payload_id=payload_id)
+            except Permanent as error:
+                _log.error("replay passed over", payload_id=payload_id, error=str(error))
+
+    def _publish(self, payload_id: str, number: int) -> None:
+        held = self._refusals.replay(payload_id, number)
+        if held is None:
+            return
+        outcome = self._refusals.outcome(payload_id)
+        if outcome.replayed >= number or (outcome.refused or 0) >= number:
+            # Its worker died, or was taken for dead, before it could note that it was published.
+            self._refusals.note_replayed(payload_id, number, self._clock())
+            return
+        if not self._is_due(held.replay):
+            return
+        found = self._records.find(payload_id)
+        if found is None or found.record.state is not State.OPENED:
+            return
+        taken = _Taken(self._refusals, held)
+        taken.change(lease=self._new_lease(), attempts=held.replay.attempts + 1)
+        self._publish_taken(found.record, taken)
+
+    def _is_due(self, replay: Replay) -> bool:
+        now = self._clock()
+        if replay.lease is not None and not has_ended(replay.lease.until, now):
+            return False
+        return replay.attempts == 0 or has_ended(replay.due_at, now)
+
+    def _publish_taken(self, record: IngestRecord, taken: "_Taken") -> None:
+        payload_id, number = record.payload_id, taken.replay.number
+        try:
+            if not has_objects(self._instances, payload_id):
+                raise ObjectsGone(OBJECTS_GONE)
+            self._await_confirm(self._message(record, number), taken)
+        except VersionConflict:
+            raise
+        except Transient as error:
+            self._try_later(taken, error)
+        except Permanent as error:
+            self._refusals.note(
+                Refusal(payload_id, number, RefusalReason.NOT_SENT, self._clock(), str(error))
+            )
+            self._refusals.forget_replay(payload_id, number)
+            _log.error("replay failed", payload_id=payload_id, replay=number, error=str(error))
+        else:
+            self._refusals.note_replayed(payload_id, number, self._clock())
+            self._metrics.replayed.inc()
+            _log.info("workflow request published again", payload_id=payload_id, replay=number)
+
+    def _message(self, record: IngestRecord, number: int) -> Message:
+        request = record.workflow_request or self._workflow_manager.request(record, resolve(record))
+        instances = self._records.instances(record)
+        return self._workflow_manager.message(record, request, instances, number)
+
+    def _await_confirm(self, message: Message, taken: "_Taken") -> None:
+        """Wait for the broker's confirm under the lease, as a first request's is waited for."""
+        publication = self._publisher.begin(message)
+        looks_left = _MAX_LOOKS_WHILE_STOPPING
+        while not publication.wait(_LOOK_SECONDS):
+            looks_left -= self._stopping.is_set()
+            if looks_left == 0:
+                raise Transient(
+                    "a worker stopped before the broker had confirmed the request, which may have "
+                    "arrived"
+                )
+            lease = taken.replay.lease
+            if lease is not None and lease.until - self._clock() > self._lease * 0.5:
+                continue
+            try:
+                taken.change(lease=self._new_lease(), last_error=publication.overdue)
+            except VersionConflict:
+                raise
+            except StowgateError as error:
+                # The request is out, whatever becomes of the lease.
+                _log.warning("lease not renewed; trying again", error=str(error))
+
+    def _try_later(self, taken: "_Taken", error: Transient) -> None:
+        wait_seconds = retry_seconds(taken.replay.attempts)
+        taken.change(
+            lease=None,
+            last_error=str(error),
+            due_at=self._clock() + timedelta(seconds=wait_seconds),
+        )
+        _log.warning(
+            "workflow request not published again; trying again",
+            payload_id=taken.replay.payload_id,
+            error=str(error),
+            wait_seconds=round(wait_seconds, 1),
+        )
+
+    def _new_lease(self) -> Lease:
+        return Lease(self._owner, self._clock() + self._lease)
+
+
+class _Taken:
+    """A replay under this worker's lease, always in the version that was written last."""
+
+    def __init__(self, refusals: Refusals, held: HeldReplay) -> None:
+        self._refusals = refusals
+        self._held = held
+
+    @property
+    def replay(self) -> Replay:
+        return self._held.replay
+
+    def change(self, **changes: Any) -> None:
+        self._held = self._refusals.change(self._held, **changes)
