@@ -19,7 +19,7 @@ from service import Service, running, wait_for
 from wire import connect, everything, head, read_answer, statuses
 
 from api.auth.basic import user_line
-from api.auth.guard import Scope
+from api.routes import Scope
 
 DICOM = "application/dicom"
 BEGUN = head(

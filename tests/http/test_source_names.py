@@ -12,8 +12,8 @@ from issuer import AUDIENCE, ISSUER, Key
 from service import Service, running, wait_for
 
 from api.auth.basic import parse_users, user_line
-from api.auth.guard import Scope
 from api.auth.watched_file import Malformed
+from api.routes import Scope
 
 PASSWORD = "correct-horse-battery"
 ADDRESS = "127.0.0.1"

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import Service, running, wait_for
 
 from api.main import compose
-from api.payloads import PayloadSchema
+from api.payloads.views import PayloadSchema
 from api.settings import ApiSettings
 from api.vae.registry import VaeSchema
 from api.vae.views import CHANGE_SCHEMA
