@@ -500,7 +500,7 @@ def test_check_says_in_words_what_is_wrong_and_exits_with_1(tmp_path: Path) -> N
 
     assert checked.returncode == 1
     wrong = [line.split()[1] for line in checked.stdout.splitlines() if line.startswith("wrong")]
-    assert wrong == ["bucket", "bucket", "broker:", "queue"]
+    assert wrong == ["bucket", "bucket", "broker:", "queue", "refusals"]
     assert "STOWGATE_BROKR" in checked.stdout
     assert "hidden-word" not in checked.stdout + checked.stderr
 
