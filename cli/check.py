@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from uuid import uuid4
 
 import click
 
@@ -22,11 +21,12 @@ from shared.config import (
     load_settings,
     unknown_variables,
 )
-from shared.engines import Engines, open_engines
-from shared.errors import StowgateError, VersionConflict
+from shared.engines import Engines, open_engines, open_stores
+from shared.errors import StowgateError
 from shared.listen import bind
 from shared.logs import configure_logs
 from shared.ports import ObjectStore
+from shared.store_conformance import check_payload_bucket, check_state_bucket
 
 
 class _Wrong(Exception):
@@ -69,9 +69,10 @@ def _attempts(settings: Settings, engines: Engines) -> Iterator[tuple[str, Calla
     if settings.client_ca is not None:
         yield "STOWGATE_CLIENT_CA", lambda: check_client_ca(settings)
     yield "spool", lambda: _try_spool(settings)
-    yield f"bucket {settings.bucket}", lambda: _try_bucket(engines.instances)
-    yield f"bucket {settings.state_bucket}", lambda: _try_bucket(engines.state)
-    yield "free space", engines.instances.check_room
+    instances, state = open_stores(settings)
+    yield f"bucket {settings.bucket}", lambda: _try_bucket(instances, check_payload_bucket)
+    yield f"bucket {settings.state_bucket}", lambda: _try_bucket(state, check_state_bucket)
+    yield "free space", instances.check_room
     yield "broker", engines.publisher.ping
     yield "queue of the Workflow Manager", engines.requests.ping
 
@@ -110,26 +111,6 @@ def _try_spool(settings: Settings) -> None:
         )
 
 
-def _try_bucket(store: ObjectStore) -> None:
-    """With real objects, and with the conditional writes that leases and VAEs stand on."""
+def _try_bucket(store: ObjectStore, check: Callable[[ObjectStore], None]) -> None:
     store.prepare()
-    key = f"stowgate-check/{uuid4()}"
-    version = store.create(key, b"1", "text/plain")
-    try:
-        if store.get(key).data != b"1":
-            raise _Wrong("an object was read back with other bytes than were written")
-        try:
-            store.create(key, b"2", "text/plain")
-        except VersionConflict:
-            pass
-        else:
-            raise _Wrong("the store ignores If-None-Match; Stowgate needs conditional writes")
-        store.replace(key, b"3", version, "text/plain")
-        try:
-            store.replace(key, b"4", version, "text/plain")
-        except VersionConflict:
-            pass
-        else:
-            raise _Wrong("the store ignores If-Match; Stowgate needs conditional writes")
-    finally:
-        store.delete([key])
+    check(store)

@@ -6,6 +6,7 @@ import sys
 import click
 
 from shared.config import BadSetting
+from shared.errors import StoreUnfit
 
 _MODULES = {
     "run": "cli.serve",
@@ -51,6 +52,6 @@ def stowgate() -> None:
 def main() -> None:
     try:
         stowgate()
-    except BadSetting as error:
+    except (BadSetting, StoreUnfit) as error:
         click.echo(f"stowgate: {error}", err=True)
         sys.exit(1)

@@ -7,6 +7,7 @@ and when prometheus_client, which looks at its environment on import, can see wh
 import ctypes
 import gc
 import os
+import sys
 import tempfile
 import threading
 from contextlib import ExitStack, suppress
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 import structlog
+from gunicorn.arbiter import Arbiter
 
 from api.server import Server
 from api.tls import server_context
@@ -27,6 +29,7 @@ from shared.config import (
     unknown_variables,
 )
 from shared.engines import Engines, open_engines
+from shared.errors import StoreUnfit
 from shared.listen import bind, url_of
 from shared.logs import configure_logs
 
@@ -64,7 +67,7 @@ def run() -> None:
         engines = open_engines(settings)
         app = api.wsgi.compose(settings, engines, registry)
         opener = worker.main.compose(settings, engines, registry)
-        engines.prepare()
+        _prepare(engines)
         opener.start()
         embedded.append((opener, engines))
         return app
@@ -110,7 +113,7 @@ def api() -> None:
         import api.wsgi
 
         engines = open_engines(settings)
-        engines.prepare()
+        _prepare(engines)
         opened.append(engines)
         return api.wsgi.compose(settings, engines, CollectorRegistry())
 
@@ -166,6 +169,15 @@ def _start_api() -> Settings:
     # Each process has its own; this one is made to find a bad file before there are processes.
     authenticator(settings)
     return settings
+
+
+def _prepare(engines: Engines) -> None:
+    """In an API process; where the store must not be used, the whole service ends."""
+    try:
+        engines.prepare()
+    except StoreUnfit as error:
+        click.echo(f"stowgate: {error}", err=True)
+        sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
 
 def _server_of(settings: Settings) -> partial[Server]:

@@ -15,14 +15,16 @@ from shared.adapters.minio_store import MinioObjectStore
 from shared.adapters.queues import EventQueue, TopicExchange
 from shared.adapters.rabbitmq import RabbitEventConsumer, RabbitEventPublisher
 from shared.config import Settings
-from shared.errors import BrokerUnavailable, StowgateError
+from shared.errors import BrokerUnavailable, StoreUnfit, StowgateError
 from shared.ids import PayloadIds
 from shared.ports import EventConsumer, EventPublisher, Message, ObjectStore, Publication
 from shared.sweep_cursor import CursorUnreadable, SweepCursor
+from shared.verified_store import Verification, VerifiedObjectStore
 
 _log = structlog.get_logger()
 
 _PREPARE_AGAIN_SECONDS = 2.0
+_VERIFY_AGAIN_SECONDS = 60.0
 
 
 def _instances_stored(exchange: str) -> EventQueue:
@@ -47,7 +49,8 @@ class Dependency:
 class Engines:
     """`instances` is the payloads' bucket, `state` that of records and registry. `publisher`
     takes our own events, which go to `queue`, and `requests` those for the Workflow Manager, which
-    may be large and keep no event waiting."""
+    may be large and keep no event waiting. `prepare_stores` creates the buckets
+    where they are missing and verifies them; it raises `StoreUnfit`."""
 
     instances: ObjectStore
     state: ObjectStore
@@ -56,6 +59,7 @@ class Engines:
     publisher: EventPublisher
     consumer: EventConsumer
     requests: EventPublisher
+    prepare_stores: Callable[[], None]
 
     def announce(self, event: events.InstancesStored) -> None:
         """Tell a worker. Raises what `EventPublisher.publish` raises."""
@@ -88,21 +92,36 @@ class Engines:
         self.state.ping()
 
     def prepare(self) -> None:
-        """Create the buckets where they are missing, and have the sweep begin.
+        """Create the buckets where they are missing, verify the store, and have the sweep begin.
 
         A store that does not answer yet, or refuses, is no reason not to start: this goes on in the
-        background until it succeeds, and meanwhile the service says that it is not ready.
+        background until it succeeds, and until then the service is not ready. Raises `StoreUnfit`
+        where the store answers and must not be used; found later, that keeps it from being ready.
         """
         try:
-            self.instances.prepare()
-            self.state.prepare()
-            with suppress(CursorUnreadable):  # which each sweep says, and nothing else waits for
-                self.sweep_cursor.read()
+            self._prepare()
+        except StoreUnfit:
+            raise
         except StowgateError as error:
             _log.warning("object store not ready; trying again", error=str(error))
-            timer = threading.Timer(_PREPARE_AGAIN_SECONDS, self.prepare)
-            timer.daemon = True
-            timer.start()
+            self._prepare_again(_PREPARE_AGAIN_SECONDS)
+
+    def _prepare(self) -> None:
+        self.prepare_stores()
+        with suppress(CursorUnreadable):  # which each sweep says, and nothing else waits for
+            self.sweep_cursor.read()
+
+    def _prepare_again(self, pause_seconds: float) -> None:
+        def prepare() -> None:
+            try:
+                self.prepare()
+            except StoreUnfit as error:
+                _log.error("object store unfit; nothing is stored there", error=str(error))
+                self._prepare_again(_VERIFY_AGAIN_SECONDS)
+
+        timer = threading.Timer(pause_seconds, prepare)
+        timer.daemon = True
+        timer.start()
 
     def close(self) -> None:
         self.consumer.close()
@@ -113,7 +132,7 @@ class Engines:
 def open_engines(settings: Settings) -> Engines:
     """Connects to nothing yet."""
     queue = _instances_stored(settings.event_exchange)
-    instances, state = (_store(settings, name) for name in (settings.bucket, settings.state_bucket))
+    instances, state, prepare_stores = _stores(settings)
     sweep_cursor = SweepCursor(
         state=state, instances=instances, payload_ids=PayloadIds(settings.state_bucket)
     )
@@ -129,6 +148,7 @@ def open_engines(settings: Settings) -> Engines:
                 queue, concurrency=settings.openings, close_seconds=settings.hand_back_seconds
             ),
             requests=FolderEventPublisher(settings.workflow_requests),
+            prepare_stores=prepare_stores,
         )
     return Engines(
         instances=instances,
@@ -155,12 +175,47 @@ def open_engines(settings: Settings) -> Engines:
             expected_queue=settings.workflow_manager_queue,
             confirm_seconds=settings.broker_confirm_seconds,
         ),
+        prepare_stores=prepare_stores,
     )
 
 
-def _store(settings: Settings, bucket: str) -> ObjectStore:
+def _stores(settings: Settings) -> tuple[ObjectStore, ObjectStore, Callable[[], None]]:
+    """The buckets of the instances and of the state, and what prepares both.
+
+    A folder is not verified: its lock is the kernel's, and nothing that one machine does shows what
+    another machine does on the same folder.
+    """
+    instances, state = open_stores(settings)
+    if isinstance(instances, FolderObjectStore) or isinstance(state, FolderObjectStore):
+
+        def prepare() -> None:
+            instances.prepare()
+            state.prepare()
+
+        return instances, state, prepare
+    verification = Verification(instances=instances, state=state)
+    return (
+        VerifiedObjectStore(instances, verification),
+        VerifiedObjectStore(state, verification),
+        verification.run,
+    )
+
+
+_Stores = tuple[FolderObjectStore, FolderObjectStore] | tuple[MinioObjectStore, MinioObjectStore]
+
+
+def open_stores(settings: Settings) -> _Stores:
+    """The buckets of the instances and of the state, as they are, verified or not."""
     if settings.object_store == "folder":
-        return FolderObjectStore(settings.data / bucket, min_free_bytes=settings.min_free_bytes)
+        return _folder(settings, settings.bucket), _folder(settings, settings.state_bucket)
+    return _s3(settings, settings.bucket), _s3(settings, settings.state_bucket)
+
+
+def _folder(settings: Settings, bucket: str) -> FolderObjectStore:
+    return FolderObjectStore(settings.data / bucket, min_free_bytes=settings.min_free_bytes)
+
+
+def _s3(settings: Settings, bucket: str) -> MinioObjectStore:
     return MinioObjectStore.connect(
         settings.object_store,
         access_key=settings.object_store_access_key or "",

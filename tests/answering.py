@@ -78,10 +78,15 @@ class Forwarding(Answering):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle
 
 
+class _Server(ThreadingHTTPServer):
+    # Of more connections at once than wait here, Linux has some try again after a second.
+    request_queue_size = 128
+
+
 @contextmanager
 def serving(handler: type[Answering]) -> Iterator[str]:
     """The URL where it answers."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
@@ -21,6 +21,7 @@ from minio.error import InvalidResponseError, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError
 
 from shared.adapters.s3_parts import PartsUpload
+from shared.adapters.s3_race import Reply, put_at_once
 from shared.adapters.s3_requests import PIECE_BYTES, BriefPool, SignedRequests, Window
 from shared.errors import (
     ObjectMissing,
@@ -77,6 +78,7 @@ _PASSING_CODES = {
 _PASSING_STATUSES = {408, 429}
 _PRECONDITION_FAILED = 412
 _INSUFFICIENT_STORAGE = 507
+_NOT_IMPLEMENTED = 501
 
 # Names the write that an object comes from.
 _WRITE = "x-amz-meta-stowgate-write"
@@ -255,6 +257,25 @@ class MinioObjectStore:
             if not self._client.bucket_exists(bucket_name=self._bucket):
                 raise self._error("reach the bucket", "NoSuchBucket", "it does not exist")
 
+    def identify(self) -> str:
+        """Where this bucket is, and which engine answers there, as far as that says."""
+        with self._typed("ask for its name"):
+            try:
+                headers = self._requests.send("GET", "stowgate-check/name").headers
+            except S3Error as error:
+                headers = error.response.headers
+        return f"{self._place} ({headers.get('Server') or 'an engine that names itself nowhere'})"
+
+    def put_at_once(
+        self, key: str, bodies: Sequence[bytes], version: str | None
+    ) -> Sequence[Reply]:
+        """Have a writer for each body create the object, or replace that version of it, all at the
+        same moment; returns the store's answers.
+
+        No answer is looked into, and none is waited for longer than 9 s. Raises `StoreUnavailable`.
+        """
+        return put_at_once(self._requests, key, bodies, _condition(version))
+
     def _put_if(self, version: str | None, key: str, data: bytes, content_type: str) -> str:
         """Write over that version, or where nothing is.
 
@@ -264,8 +285,7 @@ class MinioObjectStore:
         """
         check_key(key)
         write = uuid4().hex
-        condition = {"If-None-Match": "*"} if version is None else {"If-Match": f'"{version}"'}
-        headers = {"Content-Type": content_type, **condition, _WRITE: write}
+        headers = {"Content-Type": content_type, **_condition(version), _WRITE: write}
         until, pause_seconds = time.monotonic() + _TRY_AGAIN_SECONDS, _FIRST_PAUSE_SECONDS
         while True:
             open_after: StoreUnavailable | None = None
@@ -370,7 +390,8 @@ class MinioObjectStore:
         if code in _FULL_CODES or status == _INSUFFICIENT_STORAGE or out_of_space:
             self._full_until = time.monotonic() + _FULL_SECONDS
             return StoreFull(f"{what}; free some space or give the store more")
-        if code in _PASSING_CODES or status in _PASSING_STATUSES or status >= 500:
+        is_passing = code in _PASSING_CODES or status in _PASSING_STATUSES or status >= 500
+        if is_passing and status != _NOT_IMPLEMENTED:
             return StoreUnavailable(f"{what}; look at the object store's own health and log")
         return StoreRefused(f"{what}; {_HINTS.get(code, 'look at the object store and its log')}")
 
@@ -381,6 +402,11 @@ class _ConditionFailed(Exception):
 
 class _PastTheEnd(Exception):
     """A range begins behind the object's last byte."""
+
+
+def _condition(version: str | None) -> dict[str, str]:
+    """RFC 9110 13.1: only over that version, or only where nothing is."""
+    return {"If-None-Match": "*"} if version is None else {"If-Match": f'"{version}"'}
 
 
 def _version(answer: urllib3.BaseHTTPResponse) -> str:

@@ -39,6 +39,7 @@ class SignedRequests:
         region: str,
     ) -> None:
         self._bucket = urlsplit(bucket_url)
+        self.server = self._bucket._replace(path="")
         # Straight to the one server that is asked: finding it again costs as much as signing.
         self._connections = pool.connection_from_host(
             self._bucket.hostname, self._bucket.port, self._bucket.scheme
@@ -94,13 +95,35 @@ class SignedRequests:
         sha256: str,
         again: bool,
     ) -> urllib3.BaseHTTPResponse:
+        target, signed = self.signed(method, key, len(body), query, headers, sha256)
+        if isinstance(body, bytes) and len(body) > PIECE_BYTES:
+            body = Window(BytesIO(body), Lock(), 0, len(body))
+        return self._connections.urlopen(
+            method,
+            target,
+            body=body or None,
+            headers=signed,
+            retries=BriefRetry.from_now() if again else False,
+            redirect=False,
+        )
+
+    def signed(
+        self,
+        method: str,
+        key: str,
+        size_bytes: int,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        sha256: str,
+    ) -> tuple[str, dict[str, str]]:
+        """Sign a request whose body has `size_bytes` and that digest; its target and headers."""
         url = self._bucket._replace(
             path=self._bucket.path + quote(key, safe="/~"),
             query=urlencode(query, quote_via=quote),
         )
         now = datetime.now(UTC)
         # Of an empty body of a GET a proxy may drop it, and the signature would not fit any more.
-        length = {} if method == "GET" else {"Content-Length": str(len(body))}
+        length = {} if method == "GET" else {"Content-Length": str(size_bytes)}
         signed: Any = sign_v4_s3(
             method=method,
             url=url,
@@ -116,16 +139,7 @@ class SignedRequests:
             content_sha256=sha256,
             date=now,
         )
-        if isinstance(body, bytes) and len(body) > PIECE_BYTES:
-            body = Window(BytesIO(body), Lock(), 0, len(body))
-        return self._connections.urlopen(
-            method,
-            f"{url.path}?{url.query}" if url.query else url.path,
-            body=body or None,
-            headers=signed,
-            retries=BriefRetry.from_now() if again else False,
-            redirect=False,
-        )
+        return f"{url.path}?{url.query}" if url.query else url.path, signed
 
 
 def _asks_for_md5(response: urllib3.BaseHTTPResponse) -> bool:
