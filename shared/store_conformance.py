@@ -215,8 +215,13 @@ def _check_deletion(store: ObjectStore, key: str) -> None:
         raise StoreUnfit(f"an object that was deleted is still there. {_ADVICE}")
     if not _conflicts(lambda: store.replace(key, b"2", version, _TEXT)):
         raise StoreUnfit(
-            "a write with If-Match was answered with success although the object was deleted. "
-            f"{_ADVICE}"
+            "a write with If-Match was answered with success although the object was deleted; "
+            f"if the bucket keeps versions, take one that keeps none. {_ADVICE}"
+        )
+    if _conflicts(lambda: store.create(key, b"3", _TEXT)):
+        raise StoreUnfit(
+            "a write with If-None-Match: * was refused although the object was deleted; if the "
+            f"bucket keeps versions, take one that keeps none. {_ADVICE}"
         )
 
 
