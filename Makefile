@@ -8,7 +8,7 @@ COMPOSE := docker compose
 PYTEST := .venv/bin/python -m pytest --numprocesses 3 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format up down test-versitygw e2e faults chaos fuzz bench bench-guard bench-relay lock clean
+.PHONY: help run test check format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,6 +39,9 @@ down: ## stop the compose stack; its volumes stay
 test-versitygw: .venv/.ready-dev ## contract and fault tests with VersityGW in place of MinIO
 	@STOWGATE_TEST_OBJECT_STORE=versitygw $(PYTEST) tests/contract
 	@STOWGATE_TEST_OBJECT_STORE=versitygw $(PYTEST) tests/faults
+
+test-cluster: .venv/.ready-dev ## three RabbitMQ nodes, each killed under load; needs Docker
+	@.venv/bin/python -m pytest tests/cluster -s
 
 e2e: .venv/.ready-dev ## the compose stack, end to end, torn down after
 	@.venv/bin/python -m pytest tests/e2e

@@ -29,6 +29,7 @@ from api.hourglass import Hourglass, Receiving
 from api.paths import own_path
 from api.slots import EXTENSION, Slots
 from shared.logs import where
+from shared.tls_files import TlsFiles
 
 _HEAD_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 10.0
@@ -117,7 +118,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         keep_alive_seconds: int,
         upload_wait_seconds: float,
         upload_seconds: float,
-        tls: ssl.SSLContext | None,
+        tls: TlsFiles | None,
         path_prefix: str,
         stop_seconds: int,
         requests_end_seconds: float,
@@ -442,7 +443,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         conn.sock.setblocking(False)
         self._ends[conn] = time.monotonic() + self.cfg.keepalive
         if self.app.tls is not None and conn.parser is None:
-            self._begin_tls(conn, self.app.tls)
+            self._begin_tls(conn, self.app.tls.context())
         else:
             self._await_head(conn)
 

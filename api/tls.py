@@ -1,16 +1,22 @@
 """TLS at the API itself (RFC 8446), for where no proxy in front ends it."""
 
 import ssl
+from functools import partial
 from pathlib import Path
 
 from shared.config import BadSetting, Settings
+from shared.tls_files import TlsFiles
 
 
-def server_context(settings: Settings) -> ssl.SSLContext | None:
+def server_tls(settings: Settings) -> TlsFiles | None:
     """None where the API is to speak plain HTTP. Raises `BadSetting` for files that will not do."""
     certificate, key = settings.tls_certificate, settings.tls_key
     if certificate is None or key is None:
         return None
+    return TlsFiles([certificate, key], partial(_server_context, certificate, key))
+
+
+def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     for variable, path in (("STOWGATE_TLS_CERTIFICATE", certificate), ("STOWGATE_TLS_KEY", key)):
         _check_readable(variable, path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

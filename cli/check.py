@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import click
 
 from api.auth.authenticators import authenticator
-from api.tls import server_context
+from api.tls import server_tls
 from cli.http import check_client_ca
 from shared.config import (
     Address,
@@ -93,7 +93,7 @@ def _try_auth(settings: Settings) -> None:
 
 
 def _try_tls(settings: Settings) -> None:
-    server_context(settings)
+    server_tls(settings)
 
 
 def _try_spool(settings: Settings) -> None:

@@ -19,7 +19,7 @@ import structlog
 from gunicorn.arbiter import Arbiter
 
 from api.server import Server
-from api.tls import server_context
+from api.tls import server_tls
 from shared.config import (
     METRICS_FOLDER,
     BadSetting,
@@ -190,7 +190,7 @@ def _server_of(settings: Settings) -> partial[Server]:
         keep_alive_seconds=settings.keep_alive_seconds,
         upload_wait_seconds=settings.upload_wait_seconds,
         upload_seconds=settings.max_upload_seconds,
-        tls=server_context(settings),
+        tls=server_tls(settings),
         path_prefix=settings.path_prefix,
         stop_seconds=settings.stop_seconds,
         requests_end_seconds=settings.uploads_end_seconds,

@@ -137,6 +137,19 @@ def _url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str
     return parse
 
 
+def _broker(text: str) -> str:
+    """One URL, or several with commas between; a comma in a password is none of these."""
+    urls = re.split(r",\s*(?=amqps?://)", text)
+    words = ("memory",) if len(urls) == 1 else ()
+    one = _url(*words, "amqp://", "amqps://", path=True, user=True)
+    try:
+        if any("," in url.rpartition("@")[2] for url in urls):
+            raise ValueError("memory or amqp(s)://user:password@host:port/vhost")
+        return ",".join(one(url) for url in urls)
+    except ValueError as error:
+        raise ValueError(f"{error}; for several nodes, such URLs with commas between") from None
+
+
 def without_password(url: str) -> str:
     """For messages about what may be no URL."""
     return re.sub(r"(?s).*@", "…@", url)
@@ -291,11 +304,49 @@ class Settings:
     object_store_access_key: str | None = setting(None, _visible, "S3 access key", secret=True)
     object_store_secret_key: str | None = setting(None, _text, "S3 secret key", secret=True)
     object_store_region: str = setting("us-east-1", _visible, "S3 region")
+    object_store_ca: Path | None = setting(
+        None,
+        _path,
+        "PEM file of the authorities that the certificate of the object store may come from, with "
+        "`https://`; by default those that the system trusts",
+    )
+    object_store_client_certificate: Path | None = setting(
+        None,
+        _path,
+        "certificate that the object store is shown (mutual TLS), a PEM file with the intermediate "
+        "ones behind it",
+    )
+    object_store_client_key: Path | None = setting(
+        None, _path, "private key of that certificate, a PEM file that is not encrypted"
+    )
     broker: str = setting(
         "memory",
-        _url("memory", "amqp://", "amqps://", path=True, user=True),
-        "`memory`, or RabbitMQ as `amqp(s)://user:password@host:port/vhost`",
+        _broker,
+        "`memory`, or RabbitMQ as `amqp(s)://user:password@host:port/vhost`; for several nodes, "
+        "such URLs with commas between, which are tried in random order",
         secret=True,
+    )
+    broker_password: str | None = setting(
+        None,
+        _text,
+        "password in place of that in the URL of `STOWGATE_BROKER`; its file is read again for "
+        "each new connection",
+        secret=True,
+    )
+    broker_ca: Path | None = setting(
+        None,
+        _path,
+        "PEM file of the authorities that the certificate of RabbitMQ may come from, with "
+        "`amqps://`; by default those that the system trusts",
+    )
+    broker_client_certificate: Path | None = setting(
+        None,
+        _path,
+        "certificate that RabbitMQ is shown (mutual TLS), a PEM file with the intermediate ones "
+        "behind it",
+    )
+    broker_client_key: Path | None = setting(
+        None, _path, "private key of that certificate, a PEM file that is not encrypted"
     )
     broker_confirm_seconds: int = setting(
         "10",
@@ -539,6 +590,17 @@ class Settings:
         "`/health/ready` says so",
     )
 
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    """Where the settings of these names were read from, of those that a file holds."""
+
+    def current(self, name: str) -> Callable[[], str]:
+        """What reads a setting that is text: from its file, each time, where one holds it.
+
+        The call raises `OSError` where the file cannot be read.
+        """
+        path, text = self.files.get(name), getattr(self, name) or ""
+        return (lambda: text) if path is None else (lambda: path.read_text("utf-8").strip())
+
     @property
     def scheme(self) -> str:
         """Of the API's URL."""
@@ -617,16 +679,20 @@ class Declared(NamedTuple):
 
 def declared() -> list[Declared]:
     return [
-        Declared(_variable(f), f.metadata["default"], f.metadata["doc"])
-        for f in dataclasses.fields(Settings)
+        Declared(_variable(f), f.metadata["default"], f.metadata["doc"]) for f in _setting_fields()
     ]
+
+
+def _setting_fields() -> list["dataclasses.Field[Any]"]:
+    return [field for field in dataclasses.fields(Settings) if "parse" in field.metadata]
 
 
 def load_settings() -> Settings:
     """Read the process's environment. Raises `BadSetting` at the first value that will not do."""
     env = FileAwareEnv(strip_whitespace=True)
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(Settings):
+    files: dict[str, Path] = {}
+    for field in _setting_fields():
         variable, spec = _variable(field), field.metadata
         try:
             raw = env.str(variable, None)
@@ -638,6 +704,8 @@ def load_settings() -> Settings:
             raise BadSetting(
                 f"{variable}{_FILE} {shown}must name a file that can be read: {why}"
             ) from error
+        if file := os.environ.get(variable + _FILE):
+            files[field.name] = Path(file).absolute()
         raw = spec["default"] if raw is None or raw == "" else raw
         try:
             values[field.name] = None if raw is None else spec["parse"](raw)
@@ -645,7 +713,7 @@ def load_settings() -> Settings:
             # A password has no place in any other URL, and stands in one all the same.
             shown = "(a secret)" if spec["secret"] else repr(without_password(raw))
             raise BadSetting(f"{variable} is {shown}, but must be {error}") from None
-    settings = Settings(**values)
+    settings = Settings(**values, files=files)
     if settings.object_store != "folder" and not (
         settings.object_store_access_key and settings.object_store_secret_key
     ):
@@ -662,6 +730,13 @@ def load_settings() -> Settings:
         raise BadSetting(
             f"{_PREFIX}TLS_CERTIFICATE and {_PREFIX}TLS_KEY need each other, and one is not set"
         )
+    for engine in ("OBJECT_STORE", "BROKER"):
+        names = [f"{engine.lower()}_client_{what}" for what in ("certificate", "key")]
+        if len({getattr(settings, name) is None for name in names}) > 1:
+            raise BadSetting(
+                f"{_PREFIX}{engine}_CLIENT_CERTIFICATE and {_PREFIX}{engine}_CLIENT_KEY need each "
+                "other, and one is not set"
+            )
     if settings.path_prefix.strip("/").partition("/")[0] in _OWN_PATHS:
         raise BadSetting(
             f"{_PREFIX}PUBLIC_URL is {settings.public_url!r}, but must be what comes before "

@@ -19,6 +19,7 @@ from shared.errors import BrokerUnavailable, StoreUnfit, StowgateError
 from shared.ids import PayloadIds
 from shared.ports import EventConsumer, EventPublisher, Message, ObjectStore, Publication
 from shared.sweep_cursor import CursorUnreadable, SweepCursor
+from shared.tls_files import client_tls
 from shared.verified_store import Verification, VerifiedObjectStore
 
 _log = structlog.get_logger()
@@ -150,6 +151,13 @@ def open_engines(settings: Settings) -> Engines:
             requests=FolderEventPublisher(settings.workflow_requests),
             prepare_stores=prepare_stores,
         )
+    password = settings.current("broker_password") if settings.broker_password else None
+    tls = client_tls(
+        "STOWGATE_BROKER_",
+        ca=settings.broker_ca,
+        certificate=settings.broker_client_certificate,
+        key=settings.broker_client_key,
+    ).context
     return Engines(
         instances=instances,
         state=state,
@@ -160,6 +168,8 @@ def open_engines(settings: Settings) -> Engines:
             name="stowgate events",
             topology=[queue],
             confirm_seconds=settings.broker_confirm_seconds,
+            password=password,
+            tls=tls,
         ),
         consumer=RabbitEventConsumer(
             settings.broker,
@@ -167,6 +177,8 @@ def open_engines(settings: Settings) -> Engines:
             concurrency=settings.openings,
             answer_seconds=settings.broker_confirm_seconds,
             close_seconds=settings.hand_back_seconds,
+            password=password,
+            tls=tls,
         ),
         requests=RabbitEventPublisher(
             settings.broker,
@@ -174,6 +186,8 @@ def open_engines(settings: Settings) -> Engines:
             topology=[TopicExchange(settings.workflow_manager_exchange)],
             expected_queue=settings.workflow_manager_queue,
             confirm_seconds=settings.broker_confirm_seconds,
+            password=password,
+            tls=tls,
         ),
         prepare_stores=prepare_stores,
     )
@@ -223,4 +237,10 @@ def _s3(settings: Settings, bucket: str) -> MinioObjectStore:
         region=settings.object_store_region,
         bucket=bucket,
         threads=settings.api_threads + settings.openings,
+        tls=client_tls(
+            "STOWGATE_OBJECT_STORE_",
+            ca=settings.object_store_ca,
+            certificate=settings.object_store_client_certificate,
+            key=settings.object_store_client_key,
+        ).context,
     )

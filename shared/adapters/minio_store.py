@@ -2,8 +2,9 @@
 
 import math
 import random
+import ssl
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
@@ -111,13 +112,22 @@ class MinioObjectStore:
 
     @classmethod
     def connect(
-        cls, url: str, *, access_key: str, secret_key: str, region: str, bucket: str, threads: int
+        cls,
+        url: str,
+        *,
+        access_key: str,
+        secret_key: str,
+        region: str,
+        bucket: str,
+        threads: int,
+        tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> Self:
         """A store for up to `threads` threads at once; sends nothing yet.
 
-        `url` is `http(s)://host[:port]`.
+        `url` is `http(s)://host[:port]`. `tls` gives the context of each new connection.
         """
         pool = BriefPool(
+            tls,
             maxsize=threads + _PARTS_AT_ONCE,
             blocksize=PIECE_BYTES,
             timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS),
@@ -141,6 +151,7 @@ class MinioObjectStore:
             access_key=access_key,
             secret_key=secret_key,
             region=region,
+            tls=tls,
         )
         return cls(client, requests, bucket, url)
 

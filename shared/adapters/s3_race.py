@@ -59,7 +59,7 @@ def _connection(requests: SignedRequests) -> HTTPConnection:
     server = requests.server
     host, port = server.hostname or "", server.port
     if server.scheme == "https":
-        return HTTPSConnection(host, port, timeout=_SECONDS)
+        return HTTPSConnection(host, port, timeout=_SECONDS, context=requests.tls())
     return HTTPConnection(host, port, timeout=_SECONDS)
 
 

@@ -5,9 +5,10 @@ own for each object that goes in parts.
 """
 
 import hashlib
+import ssl
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from io import BytesIO
@@ -19,6 +20,7 @@ import urllib3
 from minio.credentials.credentials import Credentials
 from minio.error import InvalidResponseError, S3Error
 from minio.signer import sign_v4_s3
+from urllib3.connection import HTTPSConnection
 
 _RETRY_SECONDS = 2.0
 
@@ -37,6 +39,7 @@ class SignedRequests:
         access_key: str,
         secret_key: str,
         region: str,
+        tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> None:
         self._bucket = urlsplit(bucket_url)
         self.server = self._bucket._replace(path="")
@@ -46,6 +49,7 @@ class SignedRequests:
         )
         self._credentials = Credentials(access_key, secret_key)
         self._region = region
+        self.tls = tls
         self._wants_md5 = False
 
     def send(
@@ -245,6 +249,21 @@ class BriefRetry(urllib3.Retry):
 
 
 class BriefPool(urllib3.PoolManager):
+    """Connections whose TLS is that of `tls` when they are made."""
+
+    def __init__(self, tls: Callable[[], ssl.SSLContext], **named: Any) -> None:
+        super().__init__(**named)
+
+        class Connection(HTTPSConnection):
+            def connect(self) -> None:
+                self.ssl_context = tls()
+                super().connect()
+
+        class Pool(urllib3.HTTPSConnectionPool):
+            ConnectionCls = Connection
+
+        self.pool_classes_by_scheme = {**self.pool_classes_by_scheme, "https": Pool}
+
     def urlopen(  # type: ignore[override]  # as PoolManager's own
         self, method: str, url: str, redirect: bool = True, **named: Any
     ) -> urllib3.BaseHTTPResponse:
