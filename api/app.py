@@ -26,7 +26,7 @@ from shared.engines import Dependency
 from shared.events import InstancesStored
 from shared.health import Readiness, health_blueprint
 from shared.logs import where
-from shared.metrics import ApiMetrics
+from shared.metrics import ApiMetrics, HealthMetrics
 from shared.records import Records
 from shared.vae import VaeRegistry
 
@@ -34,6 +34,9 @@ _log = structlog.get_logger()
 
 Environ = dict[str, Any]
 WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
+
+READINESS = "stowgate.readiness"
+"""Key of the application's extension that is told when a stop begins."""
 
 # By endpoint; None is for everybody, and one that is missing here is for nobody.
 SCOPES: Mapping[str, Scope | None] = {
@@ -51,6 +54,7 @@ SCOPES: Mapping[str, Scope | None] = {
     "vae.remove": Scope.ADMIN,
     "health.live": None,
     "health.ready": None,
+    "health.startup": None,
     "health.metrics": None,
     "openapi": None,
 }
@@ -80,10 +84,10 @@ def create_app(
     app.register_blueprint(stow_blueprint(store, public_url, metrics))
     app.register_blueprint(vae_blueprint(vaes, public_url))
     app.register_blueprint(status_blueprint(records, announce))
+    readiness = Readiness(dependencies, HealthMetrics(registry))
+    app.extensions[READINESS] = readiness
     app.register_blueprint(
-        health_blueprint(
-            Readiness(dependencies), registry, lambda: guard.may(authenticator, Scope.READ)
-        )
+        health_blueprint(readiness, registry, lambda: guard.may(authenticator, Scope.READ))
     )
     scopes = SCOPES if metrics_open else {**SCOPES, "health.metrics": Scope.READ}
 

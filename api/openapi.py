@@ -339,7 +339,7 @@ _READINESS = {
     "type": "object",
     "required": ["status", "dependencies"],
     "properties": {
-        "status": {"type": "string", "enum": ["ready", "degraded", "unready"]},
+        "status": {"type": "string", "enum": ["ready", "degraded", "down", "unknown", "stopping"]},
         "dependencies": {
             "type": "object",
             "additionalProperties": {
@@ -414,12 +414,16 @@ def _status_paths(spec: APISpec) -> None:
         operations={"get": {"responses": {"200": _json("the process serves", state)}}},
     )
     spec.path(
+        "/health/startup",
+        operations={"get": {"responses": {"200": _json("the process has started", state)}}},
+    )
+    spec.path(
         "/health/ready",
         operations={
             "get": {
                 "responses": {
-                    "200": _json("ready, or degraded by a broker that is down", _READINESS),
-                    "503": _json("unready", _READINESS),
+                    "200": _json("this replica answers; the body says how uploads fare", _READINESS),
+                    "503": _json("stopping", _READINESS),
                 }
             }
         },

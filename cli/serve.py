@@ -56,6 +56,7 @@ def run() -> None:
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     _say_where(settings, url_of(listener, settings.scheme))
     embedded: list[tuple[Worker, Engines]] = []
+    apps: list[Flask] = []
 
     def make_app() -> "Flask":
         from prometheus_client import CollectorRegistry
@@ -70,6 +71,7 @@ def run() -> None:
         _prepare(engines)
         opener.start()
         embedded.append((opener, engines))
+        apps.append(app)
         return app
 
     stopping: list[threading.Thread] = []
@@ -77,6 +79,7 @@ def run() -> None:
     def on_stop() -> None:
         # Beside the uploads that are given time to end, so that whoever kills the process before
         # they have leaves no lease behind.
+        _say_stopping(apps)
         for opener, _ in embedded:
             stopping.append(threading.Thread(target=opener.stop, name="stop worker", daemon=True))
             stopping[-1].start()
@@ -106,6 +109,7 @@ def api() -> None:
             "or start stowgate run instead"
         )
     opened: list[Engines] = []
+    apps: list[Flask] = []
 
     def make_app() -> "Flask":
         from prometheus_client import CollectorRegistry
@@ -115,7 +119,8 @@ def api() -> None:
         engines = open_engines(settings)
         _prepare(engines)
         opened.append(engines)
-        return api.wsgi.compose(settings, engines, CollectorRegistry())
+        apps.append(api.wsgi.compose(settings, engines, CollectorRegistry()))
+        return apps[-1]
 
     def on_exit() -> None:
         for engines in opened:
@@ -135,7 +140,7 @@ def api() -> None:
             listener,
             make_app,
             processes=settings.api_processes,
-            on_stop=lambda: None,
+            on_stop=lambda: _say_stopping(apps),
             on_exit=on_exit,
             on_child_exit=on_child_exit,
         ).run()
@@ -178,6 +183,13 @@ def _prepare(engines: Engines) -> None:
     except StoreUnfit as error:
         click.echo(f"stowgate: {error}", err=True)
         sys.exit(Arbiter.WORKER_BOOT_ERROR)
+
+
+def _say_stopping(apps: "list[Flask]") -> None:
+    from api.app import READINESS
+
+    for app in apps:
+        app.extensions[READINESS].stop()
 
 
 def _server_of(settings: Settings) -> partial[Server]:

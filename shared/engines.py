@@ -1,5 +1,7 @@
 """The adapters that the settings name, made once for a process."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,7 +27,6 @@ from shared.verified_store import Verification, VerifiedObjectStore
 _log = structlog.get_logger()
 
 _PREPARE_AGAIN_SECONDS = 2.0
-_VERIFY_AGAIN_SECONDS = 60.0
 
 
 def _instances_stored(exchange: str) -> EventQueue:
@@ -39,8 +40,8 @@ def _instances_stored(exchange: str) -> EventQueue:
 
 @dataclass(frozen=True)
 class Dependency:
-    """`ping` raises a `StowgateError` when it is down. Without an essential one a service is
-    unready; without another it is degraded, and catches up later."""
+    """`ping` raises a `StowgateError` when it is down. Without an essential one uploads are
+    refused for now; without another a service is degraded, and catches up later."""
 
     ping: Callable[[], None]
     essential: bool
@@ -96,8 +97,9 @@ class Engines:
         """Create the buckets where they are missing, verify the store, and have the sweep begin.
 
         A store that does not answer yet, or refuses, is no reason not to start: this goes on in the
-        background until it succeeds, and until then the service is not ready. Raises `StoreUnfit`
-        where the store answers and must not be used; found later, that keeps it from being ready.
+        background until it succeeds, and until then nothing is stored. Raises `StoreUnfit` where
+        the store answers and must not be used; found later, that stops this process, and the start
+        after it says why.
         """
         try:
             self._prepare()
@@ -117,8 +119,8 @@ class Engines:
             try:
                 self.prepare()
             except StoreUnfit as error:
-                _log.error("object store unfit; nothing is stored there", error=str(error))
-                self._prepare_again(_VERIFY_AGAIN_SECONDS)
+                _log.critical("object store unfit; stopping", error=str(error))
+                os.kill(os.getpid(), signal.SIGTERM)
 
         timer = threading.Timer(pause_seconds, prepare)
         timer.daemon = True

@@ -20,7 +20,7 @@ from shared.health import Readiness, health_blueprint
 from shared.ids import PayloadIds
 from shared.listen import bind, url_of
 from shared.logs import where
-from shared.metrics import WorkerMetrics
+from shared.metrics import HealthMetrics, WorkerMetrics
 from shared.ports import EventConsumer
 from shared.records import Records
 from shared.threads import started_pool
@@ -189,7 +189,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     engines = open_engines(settings)
     worker = compose(settings, engines, registry)
     app = Flask(__name__, static_folder=None)
-    readiness = Readiness(engines.dependencies(engines.consumer.ping))
+    readiness = Readiness(engines.dependencies(engines.consumer.ping), HealthMetrics(registry))
     # Nobody is asked who they are here, so nobody is told more than states; the log has the rest.
     app.register_blueprint(health_blueprint(readiness, registry, may_read=lambda: False))
     listener = bind(settings.worker_listen, "STOWGATE_WORKER_LISTEN")
@@ -200,5 +200,6 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     say(f"Stowgate's worker tells its health on {url_of(listener)}")
     signal.sigwait(stop_signals)
     _log.info("worker stopping")
+    readiness.stop()
     worker.stop()
     engines.close()

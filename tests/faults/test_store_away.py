@@ -56,7 +56,7 @@ def test_a_store_that_is_down_is_503_without_a_record_and_the_retry_succeeds(sit
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0
     assert "X-Payload-ID" not in answer.headers
-    assert api.ready()[0] == 503
+    assert api.ready()[1]["status"] == "down"
     assert site.records() == {}
 
     api.store.heal()
@@ -135,7 +135,8 @@ def test_while_the_store_is_silent_ready_and_status_say_so(site: Site) -> None:
     answers = [api.service.get(path) for path in ("/health/ready", "/payloads", "/config/vae")]
 
     api.store.heal()
-    assert [answer.status_code for answer in answers] == [503] * 3
+    assert [answer.status_code for answer in answers] == [200, 503, 503]
+    assert answers[0].json()["status"] == "down"
     assert answers[0].json()["dependencies"]["object_store"]["status"] == "down"
 
 
