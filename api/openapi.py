@@ -422,7 +422,9 @@ def _status_paths(spec: APISpec) -> None:
         operations={
             "get": {
                 "responses": {
-                    "200": _json("this replica answers; the body says how uploads fare", _READINESS),
+                    "200": _json(
+                        "this replica answers; the body says how uploads fare", _READINESS
+                    ),
                     "503": _json("stopping", _READINESS),
                 }
             }

@@ -301,8 +301,28 @@ class Settings:
         _url("folder", "http://", "https://"),
         "`folder`, or an S3 store as `http(s)://host:port`",
     )
+    object_store_credentials: str = setting(
+        "static",
+        _one_of("static", "iam"),
+        "where the keys come from: `static` is the three settings below, whose files are read "
+        "again when they change; `iam` a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE` and "
+        "`AWS_ROLE_ARN`), else a container (`AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` or "
+        "`…_FULL_URI`), else the metadata service of the instance",
+    )
     object_store_access_key: str | None = setting(None, _visible, "S3 access key", secret=True)
     object_store_secret_key: str | None = setting(None, _text, "S3 secret key", secret=True)
+    object_store_session_token: str | None = setting(
+        None,
+        _visible,
+        "session token that belongs to these keys, where they are temporary",
+        secret=True,
+    )
+    object_store_credentials_url: str | None = setting(
+        None,
+        http_url,
+        "for `iam`: the STS or the metadata service, in place of AWS's own; for MinIO's STS the "
+        "URL of the store",
+    )
     object_store_region: str = setting("us-east-1", _visible, "S3 region")
     object_store_ca: Path | None = setting(
         None,
@@ -714,8 +734,10 @@ def load_settings() -> Settings:
             shown = "(a secret)" if spec["secret"] else repr(without_password(raw))
             raise BadSetting(f"{variable} is {shown}, but must be {error}") from None
     settings = Settings(**values, files=files)
-    if settings.object_store != "folder" and not (
-        settings.object_store_access_key and settings.object_store_secret_key
+    if (
+        settings.object_store != "folder"
+        and settings.object_store_credentials == "static"
+        and not (settings.object_store_access_key and settings.object_store_secret_key)
     ):
         raise BadSetting(
             f"{_PREFIX}OBJECT_STORE is {settings.object_store!r}, which needs "

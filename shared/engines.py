@@ -13,9 +13,10 @@ from shared import events
 from shared.adapters.folder import FolderObjectStore
 from shared.adapters.folder_publisher import FolderEventPublisher
 from shared.adapters.memory import MemoryBroker
-from shared.adapters.minio_store import MinioObjectStore
+from shared.adapters.minio_store import MinioObjectStore, brief_pool
 from shared.adapters.queues import EventQueue, TopicExchange
 from shared.adapters.rabbitmq import RabbitEventConsumer, RabbitEventPublisher
+from shared.adapters.s3_credentials import iam_credentials, static_credentials
 from shared.config import Settings
 from shared.errors import BrokerUnavailable, StoreUnfit, StowgateError
 from shared.ids import PayloadIds
@@ -224,25 +225,37 @@ def open_stores(settings: Settings) -> _Stores:
     """The buckets of the instances and of the state, as they are, verified or not."""
     if settings.object_store == "folder":
         return _folder(settings, settings.bucket), _folder(settings, settings.state_bucket)
-    return _s3(settings, settings.bucket), _s3(settings, settings.state_bucket)
+    tls = client_tls(
+        "STOWGATE_OBJECT_STORE_",
+        ca=settings.object_store_ca,
+        certificate=settings.object_store_client_certificate,
+        key=settings.object_store_client_key,
+    ).context
+    if settings.object_store_credentials == "iam":
+        credentials = iam_credentials(
+            brief_pool(tls, 1),
+            url=settings.object_store_credentials_url,
+            region=settings.object_store_region,
+        )
+    else:
+        credentials = static_credentials(
+            settings.current("object_store_access_key"),
+            settings.current("object_store_secret_key"),
+            settings.current("object_store_session_token"),
+        )
+
+    def connect(bucket: str) -> MinioObjectStore:
+        return MinioObjectStore.connect(
+            settings.object_store,
+            credentials=credentials,
+            region=settings.object_store_region,
+            bucket=bucket,
+            threads=settings.api_threads + settings.openings,
+            tls=tls,
+        )
+
+    return connect(settings.bucket), connect(settings.state_bucket)
 
 
 def _folder(settings: Settings, bucket: str) -> FolderObjectStore:
     return FolderObjectStore(settings.data / bucket, min_free_bytes=settings.min_free_bytes)
-
-
-def _s3(settings: Settings, bucket: str) -> MinioObjectStore:
-    return MinioObjectStore.connect(
-        settings.object_store,
-        access_key=settings.object_store_access_key or "",
-        secret_key=settings.object_store_secret_key or "",
-        region=settings.object_store_region,
-        bucket=bucket,
-        threads=settings.api_threads + settings.openings,
-        tls=client_tls(
-            "STOWGATE_OBJECT_STORE_",
-            ca=settings.object_store_ca,
-            certificate=settings.object_store_client_certificate,
-            key=settings.object_store_client_key,
-        ).context,
-    )

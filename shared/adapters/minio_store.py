@@ -21,6 +21,11 @@ from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError
 
+from shared.adapters.s3_credentials import (
+    RenewedCredentials,
+    RenewingMinio,
+    static_credentials,
+)
 from shared.adapters.s3_parts import PartsUpload
 from shared.adapters.s3_race import Reply, put_at_once
 from shared.adapters.s3_requests import PIECE_BYTES, BriefPool, SignedRequests, Window
@@ -53,6 +58,8 @@ _KEYS_HINT = (
 _BUCKET_HINT = "create the bucket, or look at STOWGATE_BUCKET and STOWGATE_STATE_BUCKET"
 _HINTS = {
     "AccessDenied": _KEYS_HINT,
+    "ExpiredToken": _KEYS_HINT,
+    "InvalidToken": _KEYS_HINT,
     "InvalidAccessKeyId": _KEYS_HINT,
     "SignatureDoesNotMatch": _KEYS_HINT,
     "NoSuchBucket": _BUCKET_HINT,
@@ -115,41 +122,47 @@ class MinioObjectStore:
         cls,
         url: str,
         *,
-        access_key: str,
-        secret_key: str,
         region: str,
         bucket: str,
         threads: int,
+        access_key: str = "",
+        secret_key: str = "",
+        credentials: RenewedCredentials | None = None,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> Self:
         """A store for up to `threads` threads at once; sends nothing yet.
 
-        `url` is `http(s)://host[:port]`. `tls` gives the context of each new connection.
+        `url` is `http(s)://host[:port]`. `credentials` are for keys that may change, in place of
+        the two. `tls` gives the context of each new connection.
         """
-        pool = BriefPool(
-            tls,
-            maxsize=threads + _PARTS_AT_ONCE,
-            blocksize=PIECE_BYTES,
-            timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS),
-        )
+        pool = brief_pool(tls, threads + _PARTS_AT_ONCE)
+        if credentials is None:
+            credentials = static_credentials(lambda: access_key, lambda: secret_key, str)
         parts = urlsplit(url)
-        client = Minio(
+        client = RenewingMinio(
             endpoint=parts.netloc,
-            access_key=access_key,
-            secret_key=secret_key,
+            credentials=credentials,
             secure=parts.scheme == "https",
             region=region,
             http_client=pool,
         )
-        # Whether a bucket is part of the path or of the host is minio-py's to know.
+        # Whether a bucket is part of the path or of the host is minio-py's to know, whatever the
+        # keys.
+        unsigned = Minio(
+            endpoint=parts.netloc,
+            access_key="any",
+            secret_key="any",  # noqa: S106
+            secure=parts.scheme == "https",
+            region=region,
+            http_client=pool,
+        )
         an_object = urlsplit(
-            client.get_presigned_url(method="GET", bucket_name=bucket, object_name="key")
+            unsigned.get_presigned_url(method="GET", bucket_name=bucket, object_name="key")
         )
         requests = SignedRequests(
             pool,
             an_object._replace(path=an_object.path.removesuffix("key"), query="").geturl(),
-            access_key=access_key,
-            secret_key=secret_key,
+            credentials=credentials,
             region=region,
             tls=tls,
         )
@@ -405,6 +418,16 @@ class MinioObjectStore:
         if is_passing and status != _NOT_IMPLEMENTED:
             return StoreUnavailable(f"{what}; look at the object store's own health and log")
         return StoreRefused(f"{what}; {_HINTS.get(code, 'look at the object store and its log')}")
+
+
+def brief_pool(tls: Callable[[], ssl.SSLContext], connections: int) -> BriefPool:
+    """Connections with the deadlines of this store."""
+    return BriefPool(
+        tls,
+        maxsize=connections,
+        blocksize=PIECE_BYTES,
+        timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS),
+    )
 
 
 class _ConditionFailed(Exception):

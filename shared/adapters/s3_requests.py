@@ -17,10 +17,11 @@ from typing import Any, BinaryIO, Self
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
-from minio.credentials.credentials import Credentials
 from minio.error import InvalidResponseError, S3Error
 from minio.signer import sign_v4_s3
 from urllib3.connection import HTTPSConnection
+
+from shared.adapters.s3_credentials import RenewedCredentials, refuses_keys
 
 _RETRY_SECONDS = 2.0
 
@@ -36,8 +37,7 @@ class SignedRequests:
         pool: urllib3.PoolManager,
         bucket_url: str,
         *,
-        access_key: str,
-        secret_key: str,
+        credentials: RenewedCredentials,
         region: str,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> None:
@@ -47,7 +47,7 @@ class SignedRequests:
         self._connections = pool.connection_from_host(
             self._bucket.hostname, self._bucket.port, self._bucket.scheme
         )
-        self._credentials = Credentials(access_key, secret_key)
+        self._credentials = credentials
         self._region = region
         self.tls = tls
         self._wants_md5 = False
@@ -99,6 +99,28 @@ class SignedRequests:
         sha256: str,
         again: bool,
     ) -> urllib3.BaseHTTPResponse:
+        used = self._credentials.retrieve()
+        response = self._send_signed(method, key, body, query, headers, sha256, again)
+        if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN):
+            refusal = _refusal(response)
+            if (
+                isinstance(refusal, S3Error)
+                and refuses_keys(refusal)
+                and self._credentials.renew(used)
+            ):
+                return self._send_signed(method, key, body, query, headers, sha256, again)
+        return response
+
+    def _send_signed(
+        self,
+        method: str,
+        key: str,
+        body: "bytes | Window",
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        sha256: str,
+        again: bool,
+    ) -> urllib3.BaseHTTPResponse:
         target, signed = self.signed(method, key, len(body), query, headers, sha256)
         if isinstance(body, bytes) and len(body) > PIECE_BYTES:
             body = Window(BytesIO(body), Lock(), 0, len(body))
@@ -126,6 +148,8 @@ class SignedRequests:
             query=urlencode(query, quote_via=quote),
         )
         now = datetime.now(UTC)
+        credentials = self._credentials.retrieve()
+        token = credentials.session_token
         # Of an empty body of a GET a proxy may drop it, and the signature would not fit any more.
         length = {} if method == "GET" else {"Content-Length": str(size_bytes)}
         signed: Any = sign_v4_s3(
@@ -135,11 +159,12 @@ class SignedRequests:
             headers={
                 **headers,
                 **length,
+                **({"X-Amz-Security-Token": token} if token else {}),
                 "Host": url.netloc,
                 "x-amz-content-sha256": sha256,
                 "x-amz-date": now.strftime("%Y%m%dT%H%M%SZ"),
             },
-            credentials=self._credentials,
+            credentials=credentials,
             content_sha256=sha256,
             date=now,
         )
