@@ -43,8 +43,8 @@ test-versitygw: .venv/.ready-dev ## contract and fault tests with VersityGW in p
 test-cluster: .venv/.ready-dev ## three RabbitMQ nodes, each killed under load; needs Docker
 	@.venv/bin/python -m pytest tests/cluster -s
 
-e2e: .venv/.ready-dev ## the compose stack, end to end, torn down after
-	@.venv/bin/python -m pytest tests/e2e
+e2e: .venv/.ready-dev ## STORE=minio: the compose stack, end to end, torn down after
+	@STORE=$(STORE) .venv/bin/python -m pytest tests/e2e
 
 faults: .venv/.ready-dev ## what must hold when things break, on real processes
 	@$(PYTEST) tests/faults

@@ -19,12 +19,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
+import docker  # type: ignore[import-untyped]
 import pika
 import urllib3
 from docker.errors import DockerException, ImageNotFound  # type: ignore[import-untyped]
@@ -43,7 +44,8 @@ SECOND_OBJECT_STORE = "second object store"
 OBJECT_STORE_VARIABLE = "STOWGATE_TEST_OBJECT_STORE"
 BROKER_VARIABLE = "STOWGATE_TEST_BROKER"
 MINIO_IMAGE = "quay.io/minio/minio:RELEASE.2025-09-07T16-13-09Z"
-RABBITMQ_IMAGE = "rabbitmq:4.1-management"
+# The series with support, and one that a machine without a registry may have.
+RABBITMQ_IMAGES = ("rabbitmq:4.3-management", "rabbitmq:4.1-management")
 MINIO_MODULE = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
 
 # Conditional writes are atomic from this version on. `STOWGATE_TEST_OBJECT_STORE=versitygw` has all
@@ -218,6 +220,16 @@ def _object_store_in_docker(stack: ExitStack, say: Say) -> Engine:
     return Engine(endpoint, origin)
 
 
+def rabbitmq_image() -> str:
+    """The first that is on this machine, else the first."""
+    with suppress(DockerException), closing(docker.from_env()) as client:
+        return next(
+            (image for image in RABBITMQ_IMAGES if _is_here(client.images, image)),
+            RABBITMQ_IMAGES[0],
+        )
+    return RABBITMQ_IMAGES[0]
+
+
 def _broker_in_docker(stack: ExitStack, say: Say) -> Engine:
     password = secrets.token_hex(16)
     environment = {
@@ -225,8 +237,9 @@ def _broker_in_docker(stack: ExitStack, say: Say) -> Engine:
         "RABBITMQ_DEFAULT_PASS": password,
         "RABBITMQ_DEFAULT_VHOST": "tests",
     }
-    place = _run_in_docker(RABBITMQ_IMAGE, 5672, environment, stack, say)
-    url, origin = f"amqp://stowgate:{password}@{place}/tests", f"Docker {RABBITMQ_IMAGE}"
+    image = rabbitmq_image()
+    place = _run_in_docker(image, 5672, environment, stack, say)
+    url, origin = f"amqp://stowgate:{password}@{place}/tests", f"Docker {image}"
     _until_it_answers(origin, lambda: ask(url))
     return Engine(url, origin)
 

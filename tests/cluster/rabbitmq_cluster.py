@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import pika
-from engines import NO_ANSWER, RABBITMQ_IMAGE, NotToBeHad, lasting_port
+from engines import NO_ANSWER, NotToBeHad, lasting_port, rabbitmq_image
 
 NODES = 3
 _START_SECONDS = 180.0
@@ -95,7 +95,7 @@ class Cluster:
                 *("--network", network, "--network-alias", name),
                 *("--publish", f"127.0.0.1:{port}:5672"),
                 *("--env", f"CLUSTER_CONF={conf}", "--env", f"CLUSTER_COOKIE={cookie}"),
-                *("--entrypoint", "sh", RABBITMQ_IMAGE, "-c", _START),
+                *("--entrypoint", "sh", rabbitmq_image(), "-c", _START),
             )
             url = f"amqp://stowgate:{password}@127.0.0.1:{port}/stowgate"
             self.nodes.append(Node(name, container, url))
