@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from io import BytesIO
 from threading import Event
 from typing import BinaryIO, Protocol
 
@@ -16,6 +15,7 @@ from shared.errors import (
     StoreUnavailable,
     StoreUnfit,
     StowgateError,
+    VersionConflict,
 )
 from shared.ports import ListedObject, ObjectStore, StoredObject, Writing
 from shared.store_conformance import PROBES, check_payload_bucket, check_state_bucket
@@ -24,8 +24,11 @@ from shared.time import iso_utc, utc_now
 _log = structlog.get_logger()
 
 PASSED = f"{PROBES}/passed.json"
-"""In the state bucket, the stores that passed. One that is somewhere else now, or another engine,
-as after a restore from a backup, is checked again."""
+"""In the state bucket, the stores that passed, by the addresses that services have for them.
+Another address or engine, as after a restore from a backup, is checked again."""
+
+_MAX_REMEMBERED = 50
+_JSON = "application/json"
 
 
 class NamedStore(ObjectStore, Protocol):
@@ -65,7 +68,7 @@ class Verification:
         self._instances.prepare()
         self._state.prepare()
         stores = [self._state.identify(), self._instances.identify()]
-        if self._remembered() == stores:
+        if stores in _passed(self._state)[0]:
             return
         checks = (check_state_bucket, self._state), (check_payload_bucket, self._instances)
         for name, (check, store) in zip(stores, checks, strict=True):
@@ -73,19 +76,38 @@ class Verification:
                 check(store)
             except StoreUnfit as error:
                 raise StoreUnfit(f"{name}: {error}") from error
-        passed = {"version": 1, "stores": stores, "at": iso_utc(utc_now())}
-        data = orjson.dumps(passed, option=orjson.OPT_INDENT_2)
         _log.info("object store verified", stores=stores)
         # Where it cannot be kept, such as for want of room, the next start checks again.
         with suppress(StowgateError):
-            self._state.put(PASSED, BytesIO(data), len(data), "application/json")
+            remember(self._state, stores)
 
-    def _remembered(self) -> object:
-        try:
-            found = orjson.loads(self._state.get(PASSED).data)
-        except (ObjectMissing, orjson.JSONDecodeError):
-            return None
-        return found.get("stores") if isinstance(found, dict) else None
+
+def remember(state: ObjectStore, stores: list[str]) -> None:
+    """Note in the state bucket that these two, as `identify` names them, have passed."""
+    while True:
+        passed, version = _passed(state)
+        kept = [other for other in passed if other != stores][-_MAX_REMEMBERED:]
+        row = {"version": 1, "passed": [*kept, stores], "at": iso_utc(utc_now())}
+        data = orjson.dumps(row, option=orjson.OPT_INDENT_2)
+        with suppress(VersionConflict):
+            if version is None:
+                state.create(PASSED, data, _JSON)
+            else:
+                state.replace(PASSED, data, version, _JSON)
+            return
+
+
+def _passed(state: ObjectStore) -> tuple[list[object], str | None]:
+    """Those that passed, and the version of the object that says so."""
+    try:
+        found = state.get(PASSED)
+    except ObjectMissing:
+        return [], None
+    try:
+        passed = orjson.loads(found.data)["passed"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        passed = []
+    return passed if isinstance(passed, list) else [], found.version
 
 
 class VerifiedObjectStore:

@@ -19,7 +19,7 @@ from minio import Minio
 from minio.datatypes import Object
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, S3Error, ServerError
-from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
 from shared.adapters.s3_credentials import (
     RenewedCredentials,
@@ -401,9 +401,12 @@ class MinioObjectStore:
             ) from error
         except HTTPError as error:
             cause = error.reason if isinstance(error, MaxRetryError) else error
+            advice = "is it running, and is STOWGATE_OBJECT_STORE right?"
+            if isinstance(cause, SSLError):
+                advice = "look at its certificate, and at STOWGATE_OBJECT_STORE_CA"
             raise StoreUnavailable(
                 f"{self._place}: cannot {doing}: no answer ({type(cause).__name__}: {cause}); "
-                "is it running, and is STOWGATE_OBJECT_STORE right?"
+                f"{advice}"
             ) from cause
 
     def _error(self, doing: str, code: str, message: str | None, status: int = 0) -> StowgateError:

@@ -157,9 +157,15 @@ class RabbitConnection:
         """The channel; raises `BrokerUnavailable` while there is none or the broker blocks it."""
         channel, blocked_cause = self.channel, self._blocked_cause
         if channel is None:
+            advice = "is it running, and is STOWGATE_BROKER right?"
+            if "SSL" in self._down_cause:
+                advice = (
+                    "look at its certificate, at STOWGATE_BROKER_CA and at "
+                    "STOWGATE_BROKER_CLIENT_CERTIFICATE"
+                )
             raise self.unavailable(
                 f"not connected since {self._down_since.isoformat(timespec='seconds')}: "
-                f"{self._down_cause}; is it running, and is STOWGATE_BROKER right?"
+                f"{self._down_cause}; {advice}"
             )
         if blocked_cause is not None:
             raise self.unavailable(blocked_cause)
