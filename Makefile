@@ -8,10 +8,10 @@ COMPOSE := docker compose
 PYTEST := .venv/bin/python -m pytest --numprocesses 3 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format up down e2e faults chaos fuzz bench bench-guard bench-relay bench-parts lock clean
+.PHONY: help run test check format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 run: .venv/.ready ## start API and worker here, in one process
 	@.venv/bin/stowgate run
@@ -36,8 +36,15 @@ up: ## start the compose stack
 down: ## stop the compose stack; its volumes stay
 	$(COMPOSE) down
 
-e2e: .venv/.ready-dev ## the compose stack, end to end, torn down after
-	@.venv/bin/python -m pytest tests/e2e
+test-versitygw: .venv/.ready-dev ## contract and fault tests with VersityGW in place of MinIO
+	@STOWGATE_TEST_OBJECT_STORE=versitygw $(PYTEST) tests/contract
+	@STOWGATE_TEST_OBJECT_STORE=versitygw $(PYTEST) tests/faults
+
+test-cluster: .venv/.ready-dev ## three RabbitMQ nodes, each killed under load; needs Docker
+	@.venv/bin/python -m pytest tests/cluster -s
+
+e2e: .venv/.ready-dev ## STORE=minio: the compose stack, end to end, torn down after
+	@STORE=$(STORE) .venv/bin/python -m pytest tests/e2e
 
 faults: .venv/.ready-dev ## what must hold when things break, on real processes
 	@$(PYTEST) tests/faults
