@@ -86,7 +86,6 @@ _PASSING_CODES = {
 _PASSING_STATUSES = {408, 429}
 _PRECONDITION_FAILED = 412
 _INSUFFICIENT_STORAGE = 507
-_NOT_IMPLEMENTED = 501
 
 # Names the write that an object comes from.
 _WRITE = "x-amz-meta-stowgate-write"
@@ -442,7 +441,8 @@ class MinioObjectStore:
             self._full_until = time.monotonic() + _FULL_SECONDS
             return StoreFull(f"{what}; free some space or give the store more")
         is_passing = code in _PASSING_CODES or status in _PASSING_STATUSES or status >= 500
-        if is_passing and status != _NOT_IMPLEMENTED:
+        # With status 501, which passes where a proxy says it.
+        if is_passing and code != "NotImplemented":
             return StoreUnavailable(f"{what}; look at the object store's own health and log")
         return StoreRefused(f"{what}; {_HINTS.get(code, 'look at the object store and its log')}")
 
