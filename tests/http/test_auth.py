@@ -222,7 +222,7 @@ NOW = int(time.time())
         pytest.param(lambda k: k.token(exp=NOW - 600), "expired", id="expired"),
         pytest.param(lambda k: k.token(exp=None), "lacks", id="no-expiry"),
         pytest.param(lambda k: k.token(exp=float("inf")), "malformed", id="endless"),
-        pytest.param(lambda k: k.token(nbf=NOW + 600), "not valid yet", id="not-yet"),
+        pytest.param(lambda k: k.token(nbf=NOW + 86_400), "not valid yet", id="not-yet"),
         pytest.param(lambda k: k.token(sub=None), "lacks", id="no-subject"),
         pytest.param(lambda k: k.token(sub="a\nb"), "printable", id="forged-line"),
         pytest.param(lambda k: k.token(stowgate_vaes=7), "list of strings", id="vaes"),
