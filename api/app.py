@@ -1,93 +1,53 @@
 """Creation of the Flask application from its parts."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import structlog
 from flask import Flask, Request, Response
-from prometheus_client import CollectorRegistry
+from flask.typing import ResponseReturnValue
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter, PathConverter
 
-from api.admission.watchdog import Watchdog
 from api.auth import audit, guard
 from api.auth.guard import Authenticator
 from api.auth.own_hosts import OwnHosts
 from api.http import problems
 from api.http.client_address import TrustedProxies
+from api.http.correlation import correlate
 from api.http.cors import Cors
+from api.http.openapi import openapi_document
 from api.http.paths import routed_path
-from api.openapi import openapi_document
-from api.payloads.states import Payloads
-from api.payloads.views import payload_views
-from api.payloads.workflow_manager_api import WorkflowManagerApi
-from api.routes import ROUTES, SCOPES, Scope
-from api.stow.view import StoreTransaction, correlate, stow_views
-from api.vae.registry import VaeRegistry
-from api.vae.views import vae_views
-from shared.events import InstancesStored
-from shared.runtime.backends import Dependency
-from shared.runtime.health import Readiness, health_views
+from api.http.routes import ROUTES, SCOPES, Scope
+from api.settings import ApiSettings
 from shared.runtime.logs import where
-from shared.runtime.metrics import ApiMetrics, HealthMetrics
-from shared.settings.parsers import Network
+from shared.runtime.metrics import ApiMetrics
 
 _log = structlog.get_logger()
 
 Environ = dict[str, Any]
 WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
 
-READINESS = "stowgate.readiness"
-"""Key of the application's extension that is told when a stop begins."""
-
 
 def create_app(
+    settings: ApiSettings,
     *,
-    store: StoreTransaction,
+    views: Mapping[str, Callable[..., ResponseReturnValue]],
     authenticator: Authenticator,
-    watchdog: Watchdog,
-    own_hosts: OwnHosts | None,
-    metrics_open: bool,
-    vaes: VaeRegistry,
-    payloads: Payloads,
-    announce: Callable[[InstancesStored], None],
-    workflow_manager: WorkflowManagerApi | None,
-    dependencies: Mapping[str, Dependency],
-    registry: CollectorRegistry,
     metrics: ApiMetrics,
-    public_url: str | None,
-    trusted_proxies: int | Sequence[Network] = 0,
-    cors_origins: Collection[str] = (),
-    cors_headers: Collection[str] = (),
 ) -> Flask:
     """Create the application: routes, error handlers, authentication, audit and WSGI middleware.
 
     Args:
-        own_hosts: Rejects requests to other hosts; None accepts every host.
-        metrics_open: Whether `/metrics` is public; else it requires the scope `read`.
-        announce: Publishes the event of a replayed payload.
-        dependencies: The dependencies that readiness reports, by name.
-        registry: The metrics that `/metrics` shows.
-        public_url: The base of links; None makes them relative.
-        trusted_proxies: The networks of trusted proxies, or their number.
-        cors_origins: The origins whose pages may call the API.
-        cors_headers: Further request headers that such a page may send.
+        views: The views of the endpoints in the table of routes, except `openapi`.
     """
     app = _App(__name__, static_folder=None)
     app.url_map.converters["path"] = _AnyPath
     app.url_map.merge_slashes = False  # werkzeug would redirect
     problems.install(app)
-    readiness = Readiness(dependencies, HealthMetrics(registry))
-    app.extensions[READINESS] = readiness
-    scopes = SCOPES if metrics_open else {**SCOPES, "health.metrics": Scope.READ}
-    document = openapi_document(public_url, authenticator.scheme, scopes)
-    views = {
-        **stow_views(store, public_url),
-        **vae_views(vaes, public_url, watchdog),
-        **payload_views(payloads, announce, workflow_manager),
-        **health_views(readiness, registry, lambda: guard.may(authenticator, Scope.READ)),
-        "openapi": lambda: Response(document, content_type="application/json"),
-    }
+    scopes = SCOPES if settings.metrics_open else {**SCOPES, "health.metrics": Scope.READ}
+    document = openapi_document(settings.public_url, authenticator.scheme, scopes)
+    views = {**views, "openapi": lambda: Response(document, content_type="application/json")}
     for route in ROUTES:
         app.add_url_rule(
             route.path,
@@ -98,21 +58,23 @@ def create_app(
             provide_automatic_options=False if route.endpoint.startswith("stow.") else None,
         )
     correlate(app, metrics)
-    guard.install(app, authenticator, scopes, cors_origins, own_hosts)
+    own_hosts = OwnHosts(settings.public_url) if settings.is_for_this_machine else None
+    origins = settings.cors_origins or ()
+    guard.install(app, authenticator, scopes, origins, own_hosts)
     audit.install(app)
-
-    app.wsgi_app = _NormalizedPath(app.wsgi_app, public_url)  # type: ignore[method-assign]
-    if cors_origins:
-        app.wsgi_app = Cors(  # type: ignore[method-assign]
-            app.wsgi_app, cors_origins, cors_headers
-        )
-    if not isinstance(trusted_proxies, int):
-        app.wsgi_app = TrustedProxies(app.wsgi_app, trusted_proxies)  # type: ignore[method-assign]
-    elif trusted_proxies:
-        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
-            app.wsgi_app, x_for=trusted_proxies, x_proto=0, x_host=0
-        )
+    # mypy takes the attribute for the method that it is at first.
+    setattr(app, "wsgi_app", _middleware(app.wsgi_app, settings, origins))  # noqa: B010
     return app
+
+
+def _middleware(app: WsgiApp, settings: ApiSettings, origins: Collection[str]) -> WsgiApp:
+    app = _NormalizedPath(app, settings.public_url)
+    if origins:
+        app = Cors(app, origins, settings.cors_headers or ())
+    proxies = settings.trusted_proxies
+    if not isinstance(proxies, int):
+        return TrustedProxies(app, proxies)
+    return ProxyFix(app, x_for=proxies, x_proto=0, x_host=0) if proxies else app
 
 
 class _App(Flask):

@@ -8,9 +8,11 @@ from prometheus_client import CollectorRegistry
 from api.admission.concurrency import EXTENSION, Admission, UploadLimiter
 from api.admission.watchdog import Watchdog
 from api.app import create_app
-from api.auth.authenticators import authenticator
-from api.auth.own_hosts import OwnHosts
+from api.auth.authenticators import authenticator as authenticator_of
+from api.auth.guard import may
+from api.http.routes import Scope
 from api.payloads.states import Payloads
+from api.payloads.views import payload_views
 from api.payloads.workflow_manager_api import WorkflowManagerApi
 from api.settings import ApiSettings
 from api.stow.announcements import Announcements
@@ -18,14 +20,19 @@ from api.stow.confirmations import Confirmations
 from api.stow.idempotency import IdempotencyKeys
 from api.stow.ingest import Ingest
 from api.stow.upload import Limits, Uploads
-from api.stow.view import StoreTransaction, StowOptions
+from api.stow.view import StoreTransaction, StowOptions, stow_views
 from api.vae.registry import VaeRegistry
+from api.vae.views import vae_views
 from shared.ids import PayloadIds
 from shared.records import Records
 from shared.refusals import Refusals
 from shared.runtime.backends import Backends
-from shared.runtime.metrics import ApiMetrics
+from shared.runtime.health import Readiness, health_views
+from shared.runtime.metrics import ApiMetrics, HealthMetrics
 from shared.runtime.threads import started_pool
+
+READINESS = "stowgate.readiness"
+"""Key of the application's extension that is told when a stop begins."""
 
 # These threads wait for the broker, which has a deadline.
 _ANNOUNCE_THREADS = 4
@@ -96,23 +103,23 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
             archive_url=settings.retrieve_url,
         ),
     )
+    authenticator = authenticator_of(settings)
+    readiness = Readiness(backends.dependencies(backends.publisher.ping), HealthMetrics(registry))
     app = create_app(
-        store=store,
-        authenticator=authenticator(settings),
-        watchdog=admission.watchdog,
-        own_hosts=OwnHosts(settings.public_url) if settings.is_for_this_machine else None,
-        metrics_open=settings.metrics_open,
-        vaes=vaes,
-        payloads=Payloads(records, Refusals(backends.state), backends.instances),
-        announce=backends.announce,
-        workflow_manager=WorkflowManagerApi.from_settings(settings),
-        dependencies=backends.dependencies(backends.publisher.ping),
-        registry=registry,
+        settings,
+        views={
+            **stow_views(store, settings.public_url),
+            **vae_views(vaes, settings.public_url, admission.watchdog),
+            **payload_views(
+                Payloads(records, Refusals(backends.state), backends.instances),
+                backends.announce,
+                WorkflowManagerApi.from_settings(settings),
+            ),
+            **health_views(readiness, registry, lambda: may(authenticator, Scope.READ)),
+        },
+        authenticator=authenticator,
         metrics=metrics,
-        public_url=settings.public_url,
-        trusted_proxies=settings.trusted_proxies,
-        cors_origins=settings.cors_origins or (),
-        cors_headers=settings.cors_headers or (),
     )
     app.extensions[EXTENSION] = admission
+    app.extensions[READINESS] = readiness
     return app

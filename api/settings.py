@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from api.routes import RESERVED
+from api.http.routes import RESERVED
 from shared.dicom.limits import (
     HIGHEST,
     MAX_ELEMENTS,

@@ -192,7 +192,7 @@ def _prepare(backends: Backends) -> None:
 
 
 def _say_stopping(apps: "list[Flask]") -> None:
-    from api.app import READINESS
+    from api.main import READINESS
 
     for app in apps:
         app.extensions[READINESS].stop()

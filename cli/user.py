@@ -6,7 +6,7 @@ import click
 
 from api.auth.basic import check_user, user_line
 from api.auth.watched_file import Malformed
-from api.routes import Scope
+from api.http.routes import Scope
 
 _LEAST_CHARACTERS = 8
 

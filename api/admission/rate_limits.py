@@ -5,9 +5,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv6Network
-
-from api.http.client_address import address_of
 
 
 @dataclass
@@ -53,15 +50,3 @@ class RateLimiter:
                 return (1 - bucket.tokens) * 60 / per_minute
             bucket.tokens -= 1
             return 0
-
-
-def sender_of(address: str | None) -> str:
-    """Return the name under which a rate limit counts a client address.
-
-    That is an IPv4 address, or the /64 network of an IPv6 address, as one host may use all
-    addresses of it (RFC 4291 2.5.4); empty for an address that is not valid.
-    """
-    ip = address_of(address)
-    if ip is None:
-        return ""
-    return str(ip) if ip.version == 4 else str(IPv6Network((ip, 64), strict=False))

@@ -11,7 +11,7 @@ import structlog
 from flask import Flask, Response, g, request
 
 from api.http.client_address import address_of
-from api.routes import ACTS
+from api.http.routes import ACTS
 from shared.ids import is_ae_title, is_guid
 
 _log = structlog.get_logger("audit")

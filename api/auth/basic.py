@@ -18,7 +18,7 @@ from werkzeug.security import check_password_hash, generate_password_hash
 from api.auth.guard import BINDING_RULE, REALM, Caller, is_binding
 from api.auth.watched_file import Malformed, WatchedFile
 from api.http.problems import TooBusy, Unauthorized
-from api.routes import Scope
+from api.http.routes import Scope
 from shared.ids import SOURCE_RULE, is_source
 
 if TYPE_CHECKING:

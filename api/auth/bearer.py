@@ -10,7 +10,7 @@ from werkzeug.datastructures import Authorization
 from api.auth.guard import REALM, Caller
 from api.auth.issuer_keys import IssuerKeys
 from api.http.problems import Unauthorized
-from api.routes import Scope
+from api.http.routes import Scope
 from shared.ids import SOURCE_RULE, is_source
 
 SCOPE_PREFIX = "stowgate:"

@@ -7,10 +7,10 @@ from typing import Protocol
 from flask import Flask, g, request
 from werkzeug.datastructures import Authorization
 
-from api.admission.rate_limits import sender_of
 from api.auth.own_hosts import OwnHosts
+from api.http.client_address import sender_of
 from api.http.problems import Forbidden, Problem
-from api.routes import Scope
+from api.http.routes import Scope
 from shared.ids import AE_TITLE_RULE, WORKFLOW_ID_RULE, is_ae_title, is_workflow_id
 
 REALM = "stowgate"

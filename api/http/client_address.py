@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
 from shared.settings.parsers import Network
@@ -59,3 +59,15 @@ def address_of(text: str | None) -> IPv4Address | IPv6Address | None:
 def _without_port(text: str) -> IPv4Address | IPv6Address | None:
     """Some proxies append the port: 192.0.2.1:4711, [2001:db8::1]:4711."""
     return address_of(re.sub(r"^\[(.*)\](:\d+)?$|^([^:]*):\d+$", r"\1\3", text.strip()))
+
+
+def sender_of(address: str | None) -> str:
+    """Return the name under which a rate limit counts a client address.
+
+    That is an IPv4 address, or the /64 network of an IPv6 address, as one host may use all
+    addresses of it (RFC 4291 2.5.4); empty for an address that is not valid.
+    """
+    ip = address_of(address)
+    if ip is None:
+        return ""
+    return str(ip) if ip.version == 4 else str(IPv6Network((ip, 64), strict=False))

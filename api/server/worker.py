@@ -21,7 +21,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from api.admission.watchdog import Receiving
 from api.http.paths import own_path
-from api.routes import is_store
+from api.http.routes import is_store
 from api.server.bodies import ChunkedBody, ExpectedBody, LengthBody
 from shared.runtime.logs import where
 

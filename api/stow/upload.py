@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from api.http.media_types import DICOM
 from api.http.problems import TooLarge, UnsupportedMediaType
 from api.stow.acceptance import refusal
 from api.stow.early_upload import EarlyUpload
@@ -37,8 +38,6 @@ from shared.ports import ObjectStore
 from shared.runtime.logs import where
 
 _log = structlog.get_logger()
-
-DICOM = "application/dicom"
 
 # Of what is kept of each part in memory, which is a number each for its SOP Instance UID and its
 # content: as many bits as no two parts will have in common, and no more memory than for 64 of them.

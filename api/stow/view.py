@@ -1,23 +1,21 @@
 """The Store transaction over HTTP: parse the request, call the use case, render (PS3.18 10.5)."""
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from http import HTTPStatus
-from uuid import uuid4
 
-import structlog
-from flask import Flask, Request, Response, g, request
+from flask import Request, Response, g, request
 
 from api.admission.body import RequestBody
 from api.admission.concurrency import Admission
-from api.admission.rate_limits import RateLimiter, sender_of
+from api.admission.rate_limits import RateLimiter
 from api.auth import audit
 from api.auth.guard import Caller
-from api.http.client_address import address_of
+from api.http.client_address import address_of, sender_of
+from api.http.media_types import ACCEPTED, DICOM, MULTIPART
 from api.http.problems import (
     BadRequest,
     Forbidden,
@@ -26,7 +24,7 @@ from api.http.problems import (
     UnsupportedMediaType,
     bare,
 )
-from api.routes import STORE_PATHS, STORE_SERVICE, template
+from api.http.routes import STORE_PATHS, STORE_SERVICE, template
 from api.stow import capabilities
 from api.stow import response as store_response
 from api.stow.announcements import Announcements
@@ -35,17 +33,12 @@ from api.stow.idempotency import ClaimedKey, Fingerprint, IdempotencyKeys
 from api.stow.ingest import Ingest, Target
 from api.stow.multipart import MalformedMultipart, MediaType, parse_media_type, read_parts
 from api.stow.response import Outcome
-from api.stow.upload import DICOM, ReceivedPart, Uploads
+from api.stow.upload import ReceivedPart, Uploads
 from api.vae.registry import Vae, VaeRegistry
 from shared.attachments import Attachment
 from shared.dicom.uids import is_uid
-from shared.ids import WORKFLOW_ID_RULE, is_guid, is_workflow_id
+from shared.ids import WORKFLOW_ID_RULE, is_workflow_id
 from shared.records import Records
-from shared.runtime.metrics import ApiMetrics
-
-MULTIPART = "multipart/related"
-
-ACCEPTED = (DICOM, f'{MULTIPART}; type="{DICOM}"')
 
 _JSON_TYPES = (store_response.JSON_TYPE, "application/json")
 
@@ -247,36 +240,6 @@ def stow_views(
         return response
 
     return {"stow.store": transaction.store, "stow.allowed": allowed, "stow.describe": describe}
-
-
-def correlate(app: Flask, metrics: ApiMetrics) -> None:
-    """Give each request of the Store transaction its correlation id, also one that is refused by
-    a hook that is installed after this."""
-
-    @app.before_request
-    def begin() -> None:
-        if request.blueprint != "stow":
-            return
-        given = request.headers.get("X-Correlation-ID", "")
-        g.correlation_id = given.lower() if is_guid(given) else str(uuid4())
-        g.started = request.environ.get("stowgate.head_at", time.monotonic())
-        structlog.contextvars.bind_contextvars(correlation_id=g.correlation_id)
-
-    @app.after_request
-    def end(response: Response) -> Response:
-        if request.blueprint != "stow":
-            return response
-        response.headers["X-Correlation-ID"] = g.correlation_id
-        if response.status_code == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
-            response.headers["Accept-Post"] = ", ".join(ACCEPTED)
-        if request.method == "POST":
-            metrics.posts.labels(str(response.status_code)).inc()
-            metrics.post_seconds.observe(time.monotonic() - g.started)
-        return response
-
-    @app.teardown_request
-    def forget(_: BaseException | None) -> None:
-        structlog.contextvars.clear_contextvars()
 
 
 def source_of(address: str | None) -> str:

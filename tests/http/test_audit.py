@@ -12,7 +12,7 @@ from instances import BOUNDARY, multipart, new_instance
 from service import Service, running, wait_for
 
 from api.auth.basic import user_line
-from api.routes import Scope
+from api.http.routes import Scope
 
 ALL, READER = ("boss", "a-password-of-boss"), ("reader", "a-password-of-reader")
 DICOM = "application/dicom"

@@ -24,7 +24,7 @@ from openapi_spec_validator import validate
 from service import STOWGATE, Service, environment, running, wait_for
 
 from api.auth.basic import user_line
-from api.routes import Scope
+from api.http.routes import Scope
 
 PASSWORD = "correct-horse-battery"
 PUBLIC = [("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/openapi.json")]

@@ -12,7 +12,7 @@ from issuer import AUDIENCE, ISSUER, Key, issuing
 from service import STOWGATE, Service, environment, running
 
 from api.auth.basic import user_line
-from api.routes import Scope
+from api.http.routes import Scope
 
 PASSWORD = "correct-horse-battery"
 

@@ -19,7 +19,7 @@ from service import Service, running, wait_for
 from wire import connect, everything, head, read_answer, statuses
 
 from api.auth.basic import user_line
-from api.routes import Scope
+from api.http.routes import Scope
 
 DICOM = "application/dicom"
 BEGUN = head(

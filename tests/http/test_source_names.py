@@ -13,7 +13,7 @@ from service import Service, running, wait_for
 
 from api.auth.basic import parse_users, user_line
 from api.auth.watched_file import Malformed
-from api.routes import Scope
+from api.http.routes import Scope
 
 PASSWORD = "correct-horse-battery"
 ADDRESS = "127.0.0.1"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from api.admission.rate_limits import RateLimiter, sender_of
+from api.admission.rate_limits import RateLimiter
+from api.http.client_address import sender_of
 
 
 class Clock:

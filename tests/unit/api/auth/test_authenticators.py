@@ -34,7 +34,7 @@ from api.auth.issuer_keys import FetchedKeys, parse_jwk_set, parse_keys
 from api.auth.watched_file import Malformed, WatchedFile
 from api.http.problems import TooBusy, Unauthorized, Unavailable
 from api.http.problems import install as install_problems
-from api.routes import SCOPES, Scope
+from api.http.routes import SCOPES, Scope
 from api.settings import ApiSettings
 from shared.runtime.backends import open_backends
 from shared.settings.loader import load

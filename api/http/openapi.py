@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import yaml
 
-from api.routes import ROUTES, STORE_PATHS, Scope, template
+from api.http.routes import ROUTES, STORE_PATHS, Scope, template
 
 
 def openapi_document(
@@ -23,7 +23,7 @@ def openapi_document(
         scopes: The scope by endpoint; None for a public one.
     """
     # The round trip turns shared YAML anchors into copies, which are changed separately below.
-    document = yaml.safe_load(files("api").joinpath("openapi.yaml").read_text("utf-8"))
+    document = yaml.safe_load(files("api.http").joinpath("openapi.yaml").read_text("utf-8"))
     document = orjson.loads(orjson.dumps(document))
     document["info"]["version"] = version("stowgate")
     document["servers"] = [{"url": public_url or "/"}]
