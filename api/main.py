@@ -21,7 +21,7 @@ from api.stow.upload import Limits, Uploads
 from api.stow.view import StoreTransaction, StowOptions
 from api.vae.registry import VaeRegistry
 from shared.ids import PayloadIds
-from shared.records import Records
+from shared.record_store import Records
 from shared.refusals import Refusals
 from shared.runtime.backends import Backends
 from shared.runtime.metrics import ApiMetrics

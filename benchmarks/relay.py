@@ -25,7 +25,8 @@ from shared.adapters.queues import Published
 from shared.adapters.s3.store import MinioObjectStore
 from shared.ids import PayloadIds
 from shared.ports import ObjectStore
-from shared.records import Records, State, encode, newest_first
+from shared.record_store import Records
+from shared.records import State, encode, newest_first
 from shared.runtime.metrics import WorkerMetrics
 from worker.relay import Relay
 

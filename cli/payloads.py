@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cli.client import Api, Unusable, segment, show_json, show_rows, with_api
-from shared.records import MOST_LISTED
+from shared.record_store import MOST_LISTED
 from shared.refusals import PayloadState
 
 _REPLAYABLE = (PayloadState.FAILED, PayloadState.REFUSED)

@@ -24,13 +24,8 @@ from shared.errors import (
     VersionConflict,
 )
 from shared.ports import EventPublisher, Message, ObjectStore, Publication
-from shared.records import (
-    HeldRecord,
-    IngestRecord,
-    Lease,
-    Records,
-    State,
-)
+from shared.record_store import HeldRecord, Records
+from shared.records import IngestRecord, Lease, State
 from shared.runtime.logs import where
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import Clock, has_ended, utc_now

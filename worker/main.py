@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from shared.ids import PayloadIds
 from shared.ports import DeadLetter, DeadLetterConsumer, EventConsumer
-from shared.records import Records
+from shared.record_store import Records
 from shared.refusals import Refusals
 from shared.runtime.backends import Backends, open_backends
 from shared.runtime.health import Readiness, health_views

@@ -12,7 +12,8 @@ import structlog
 
 from shared.ids import PayloadIds, is_guid
 from shared.ports import DeadLetter
-from shared.records import Records, RecordUnreadable
+from shared.record_store import Records
+from shared.records import RecordUnreadable
 from shared.refusals import Refusal, RefusalReason, Refusals
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import Clock, iso_utc, utc_now

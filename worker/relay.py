@@ -18,12 +18,8 @@ from shared.errors import StowgateError
 from shared.events import InstancesStored
 from shared.ids import minted_at
 from shared.ports import ListedObject, Publication
-from shared.records import (
-    IngestRecord,
-    Records,
-    State,
-    payload_id_of,
-)
+from shared.record_store import Records
+from shared.records import IngestRecord, State, payload_id_of
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import MAX_AHEAD, Clock, has_ended, utc_now
 

@@ -13,7 +13,8 @@ import structlog
 
 from shared.errors import Permanent, StowgateError, Transient, VersionConflict
 from shared.ports import EventPublisher, Message, ObjectStore
-from shared.records import IngestRecord, Lease, Records, State
+from shared.record_store import Records
+from shared.records import IngestRecord, Lease, State
 from shared.refusals import (
     OBJECTS_GONE,
     HeldReplay,

@@ -15,14 +15,8 @@ import structlog
 from shared.errors import ObjectMissing, StowgateError, Transient, VersionConflict
 from shared.ids import PayloadIds, minted_before
 from shared.ports import ListedObject, ObjectStore
-from shared.records import (
-    CLAIM_FOLDERS,
-    FENCES_KEPT,
-    KEYS_KEPT,
-    Records,
-    claim_folder,
-    payload_id_of,
-)
+from shared.record_store import FENCES_KEPT, Records
+from shared.records import CLAIM_FOLDERS, KEYS_KEPT, claim_folder, payload_id_of
 from shared.runtime.metrics import WorkerMetrics
 from shared.sweep_cursor import SweepCursor
 from shared.time import MAX_AHEAD, Clock, utc_now

@@ -10,7 +10,8 @@ from api.http.problems import Conflict
 from shared.errors import ObjectMissing, VersionConflict
 from shared.instances import StoredInstance
 from shared.ports import ObjectStore
-from shared.records import IngestRecord, Records, RecordUnreadable, State
+from shared.record_store import Records
+from shared.records import IngestRecord, RecordUnreadable, State
 from shared.refusals import (
     NOTHING_KNOWN,
     OBJECTS_GONE,

@@ -18,7 +18,7 @@ from shared.errors import Transient
 from shared.events import InstancesStored
 from shared.ids import is_guid
 from shared.instances import StoredInstance, workflow_request_json
-from shared.records import MOST_LISTED
+from shared.record_store import MOST_LISTED
 from shared.refusals import PayloadState
 from shared.time import UtcDateTime, iso_utc
 

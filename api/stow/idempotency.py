@@ -18,7 +18,8 @@ from api.http.problems import BadRequest, Conflict
 from shared import versions
 from shared.errors import ObjectMissing, Permanent, VersionConflict
 from shared.ports import ObjectStore
-from shared.records import KEYS_KEPT, Records, claim_folder
+from shared.record_store import Records
+from shared.records import KEYS_KEPT, claim_folder
 from shared.time import MAX_AHEAD, Clock, UtcDateTime, has_ended, utc_now
 
 _JSON = "application/json"

@@ -19,7 +19,8 @@ from api.stow.upload import ReceivedPart, Upload, Uploads
 from api.vae.registry import Vae
 from shared.attachments import MAX_INLINE_BYTES, Attachment
 from shared.errors import StowgateError
-from shared.records import FirstAnswer, IngestRecord, Records, UploadGivenUp
+from shared.record_store import Records, UploadGivenUp
+from shared.records import FirstAnswer, IngestRecord
 from shared.runtime.metrics import ApiMetrics
 from shared.time import Clock, utc_now
 

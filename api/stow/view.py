@@ -40,7 +40,7 @@ from api.vae.registry import Vae, VaeRegistry
 from shared.attachments import Attachment
 from shared.dicom.uids import is_uid
 from shared.ids import WORKFLOW_ID_RULE, is_guid, is_workflow_id
-from shared.records import Records
+from shared.record_store import Records
 from shared.runtime.metrics import ApiMetrics
 
 MULTIPART = "multipart/related"

@@ -23,7 +23,7 @@ from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
 from shared.ports import ObjectStore, StoredObject
-from shared.records import Records
+from shared.record_store import Records
 from shared.runtime.metrics import WorkerMetrics
 from shared.sweep_cursor import SweepCursor
 from shared.time import utc_now

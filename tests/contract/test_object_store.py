@@ -50,7 +50,7 @@ from shared.errors import (
     VersionConflict,
 )
 from shared.ports import ObjectStore, StoredObject
-from shared.records import Records, UploadGivenUp
+from shared.record_store import Records, UploadGivenUp
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024

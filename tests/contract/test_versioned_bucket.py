@@ -13,7 +13,8 @@ from versioning import clear_versions, versioned
 
 from shared.adapters.folder.store import FolderObjectStore
 from shared.adapters.s3.store import MinioObjectStore
-from shared.records import Records, State
+from shared.record_store import Records
+from shared.records import State
 from shared.runtime.backends import open_backends
 from shared.settings.loader import load
 from worker.settings import WorkerSettings

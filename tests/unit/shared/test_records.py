@@ -26,14 +26,12 @@ from shared.errors import (
 from shared.ids import PayloadIds, is_guid, minted_at, minted_before
 from shared.instances import StoredInstance
 from shared.ports import StoredObject
+from shared.record_store import HeldRecord, Records, UploadGivenUp
 from shared.records import (
-    HeldRecord,
     IngestRecord,
     Lease,
-    Records,
     RecordUnreadable,
     State,
-    UploadGivenUp,
     decode,
     encode,
     newest_first,

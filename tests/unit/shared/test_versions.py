@@ -24,7 +24,8 @@ from shared.adapters.queues import Published
 from shared.events import InstancesStored
 from shared.ids import PayloadIds
 from shared.ports import Publication
-from shared.records import HeldRecord, Records, RecordUnreadable, State, newest_first
+from shared.record_store import HeldRecord, Records
+from shared.records import RecordUnreadable, State, newest_first
 from shared.runtime.metrics import WorkerMetrics
 from shared.sweep_cursor import CURSOR, CursorUnreadable, SweepCursor
 from shared.time import utc_now

@@ -37,15 +37,8 @@ from shared.errors import (
 )
 from shared.instances import StoredInstance
 from shared.ports import EventPublisher, ListedObject, Message, Publication
-from shared.records import (
-    HeldRecord,
-    IngestRecord,
-    Lease,
-    Records,
-    State,
-    encode,
-    payload_id_of,
-)
+from shared.record_store import HeldRecord, Records
+from shared.records import IngestRecord, Lease, State, encode, payload_id_of
 from shared.runtime.metrics import WorkerMetrics
 from worker.handler import MOST_TAKEOVERS, Handler, retry_seconds
 from worker.workflow_manager import WorkflowManager

@@ -15,7 +15,8 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.errors import ObjectMissing, StoreUnavailable, VersionConflict
 from shared.ids import PayloadIds
 from shared.ports import DeadLetter, StoredObject
-from shared.records import IngestRecord, Lease, Records, State
+from shared.record_store import Records
+from shared.records import IngestRecord, Lease, State
 from shared.refusals import (
     NOTHING_KNOWN,
     OutcomeUnreadable,

@@ -17,7 +17,8 @@ from shared.adapters.queues import Published
 from shared.errors import BrokerUnavailable, StoreRefused, StoreUnavailable, StowgateError
 from shared.events import InstancesStored
 from shared.ports import Publication, StoredObject
-from shared.records import HeldRecord, IngestRecord, Lease, Records, State, newest_first
+from shared.record_store import HeldRecord, Records
+from shared.records import IngestRecord, Lease, State, newest_first
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import utc_now
 from worker.relay import Relay

@@ -21,7 +21,8 @@ from shared.attachments import Attachment
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
 from shared.ports import ListedObject, StoredObject
-from shared.records import Records, State, UploadGivenUp
+from shared.record_store import Records, UploadGivenUp
+from shared.records import State
 from shared.runtime.metrics import WorkerMetrics
 from shared.sweep_cursor import CURSOR, SweepCursor
 from shared.time import utc_now

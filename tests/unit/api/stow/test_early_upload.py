@@ -22,7 +22,7 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
 from shared.ports import Writing
-from shared.records import Records
+from shared.record_store import Records
 from shared.runtime.metrics import ApiMetrics
 
 MIB = 1 << 20

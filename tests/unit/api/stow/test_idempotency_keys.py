@@ -18,7 +18,8 @@ from api.stow.idempotency import (
 )
 from shared.adapters.folder.store import FolderObjectStore
 from shared.ids import PayloadIds
-from shared.records import KEYS_KEPT, Records, UploadGivenUp
+from shared.record_store import Records, UploadGivenUp
+from shared.records import KEYS_KEPT
 
 LEASE = timedelta(seconds=60)
 
