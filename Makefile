@@ -64,7 +64,7 @@ bench: .venv/.ready-bench ## ROUNDS=3: how fast it is, beside its store's limit 
 bench-guard: .venv/.ready-dev ## whether it is still as fast, beside the same, as when last measured
 	@PYTHONPATH=tests .venv/bin/python benchmarks/guard.py
 
-bench-relay: .venv/.ready ## what a look of the relay costs with many records
+bench-relay: .venv/.ready ## what a pass of the relay costs with many records
 	@PYTHONPATH=tests .venv/bin/python benchmarks/relay.py $(ARGS)
 
 bench-parts: .venv/.ready-dev ## what memory many small parts cost

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cli.client import Api, Unusable, segment, show_json, show_rows, with_api
-from shared.record_store import MOST_LISTED
+from shared.record_store import MAX_LISTED
 from shared.refusals import PayloadState
 
 _REPLAYABLE = (PayloadState.FAILED, PayloadState.REFUSED)
@@ -25,7 +25,7 @@ def payloads() -> None:
 )
 @click.option(
     "--limit",
-    type=click.IntRange(1, MOST_LISTED),
+    type=click.IntRange(1, MAX_LISTED),
     default=20,
     show_default=True,
     help="How many at most.",
@@ -108,7 +108,7 @@ def replay(payload_ids: tuple[str, ...], everything: bool, state: str | None, ap
 
 
 def _newest_first(api: Api, state: str) -> Iterator[dict[str, Any]]:
-    fields = {"state": state, "limit": str(MOST_LISTED)}
+    fields = {"state": state, "limit": str(MAX_LISTED)}
     while True:
         page = api.call("GET", "/payloads", **fields)
         yield from page["payloads"]

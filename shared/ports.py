@@ -105,8 +105,8 @@ class ObjectStore(Protocol):
         hold what reaches it against that.
         """
 
-    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:
-        """Write what `data` will have, `most_bytes` at most, over what may be there.
+    def begin(self, key: str, data: BinaryIO, content_type: str, max_bytes: int) -> Writing:
+        """Write what `data` will have, `max_bytes` at most, over what may be there.
 
         `data` can seek, and is read by several threads, one at a time, until the writing ends.
         Does not wait; what goes wrong is raised by `Writing.finish`.

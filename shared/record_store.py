@@ -1,16 +1,16 @@
 """The ingest records in the state bucket.
 
-A record is one object in the state bucket, written after all its instances: the commit point.
-It lies in `pending/`, `opened/` or `failed/` and carries its own state, which is what counts:
+A record is one object, written after all instances of its payload: the commit point. It lies in
+`pending/`, `opened/` or `failed/` and carries its own state, which is authoritative:
 
-- every change to a pending record is a conditional write over the version that was read, so of
-  two workers, or a worker and a relay, one wins;
-- a record whose request is out is created in opened/, which succeeds once, and some time later
-  leaves pending/. While it lies in both, opened/ counts;
-- one that failed says so by a conditional write first, and is moved to its place after. Whoever
-  finds a record that was left behind clears it away;
-- an upload that is given up has an empty object in its record's place, a fence: its API, should it
-  only have stood still, cannot write the record any more.
+- Every change to a pending record is a conditional write over the version that was read. Of two
+  workers, or a worker and a relay, one wins.
+- A record whose workflow request was published is created in `opened/`, which succeeds once, and
+  leaves `pending/` some time later. While it lies in both, `opened/` counts.
+- A failed record is first marked by a conditional write, then moved to `failed/`. Any process that
+  finds a leftover record removes it.
+- An upload that was given up has a tombstone in its record's place: an empty object, which keeps a
+  paused API from writing the record later.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,9 +42,9 @@ from shared.time import has_ended
 _log = structlog.get_logger()
 
 # How long an upload that was given up is kept from coming to its record.
-FENCES_KEPT = timedelta(hours=24)
+TOMBSTONE_TTL = timedelta(hours=24)
 
-MOST_LISTED = 200
+MAX_LISTED = 200
 """Payloads on one page of a list."""
 
 _JSON = "application/json"
@@ -58,7 +58,7 @@ class UploadGivenUp(Permanent):
 
 
 @dataclass(frozen=True)
-class HeldRecord:
+class VersionedRecord:
     """A record as it was read or written, with the version that the next write must find."""
 
     record: IngestRecord
@@ -81,7 +81,7 @@ def _name(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def _is_fence(listed: ListedObject) -> bool:
+def _is_tombstone(listed: ListedObject) -> bool:
     return listed.size_bytes == 0
 
 
@@ -89,13 +89,13 @@ class Records:
     """The records in the state bucket. Every call may raise what the object store raises."""
 
     def __init__(
-        self, store: ObjectStore, clear: Callable[[Sequence[str]], None] | None = None
+        self, store: ObjectStore, clean_up: Callable[[Sequence[str]], None] | None = None
     ) -> None:
-        """`clear` removes what an opened record leaves behind, which may be later; without it that
-        is done at once."""
+        """`clean_up` removes the leftovers of an opened record, possibly later; by default they are
+        removed at once."""
         self.attachments = Attachments(store)
         self._store = store
-        self._clear = clear or store.delete
+        self._clean_up = clean_up or store.delete
         self._named: set[str] = set()
 
     def add(self, record: IngestRecord) -> None:
@@ -114,49 +114,51 @@ class Records:
         """Keep the record of an upload from being written; False where it has been."""
         if self.find(payload_id) is not None:
             return False
-        fence = _key(State.PENDING, payload_id)
+        tombstone = _key(State.PENDING, payload_id)
         try:
-            self._store.create(fence, b"", _JSON)
+            self._store.create(tombstone, b"", _JSON)
         except VersionConflict:
-            # A record that was written meanwhile, or the fence of an earlier call.
+            # A record that was written meanwhile, or the tombstone of an earlier call.
             return self.find(payload_id) is None
         if self.find(payload_id) is None:
             return True
         # It was written and moved on meanwhile.
-        self._store.delete([fence])
+        self._store.delete([tombstone])
         return False
 
-    def fences(self) -> Iterator[ListedObject]:
+    def tombstones(self) -> Iterator[ListedObject]:
         """What stands in the records' places of the uploads that were given up, until their APIs
         cannot come back."""
-        return filter(_is_fence, self._list(State.PENDING))
+        return filter(_is_tombstone, self._list(State.PENDING))
 
-    def untouched(self, payload_id: str) -> HeldRecord | None:
+    def untouched(self, payload_id: str) -> VersionedRecord | None:
         """The record as its upload left it; None once a worker has tried it, or there is none.
 
         One read instead of two. It cannot lie anywhere else: what is replayed was touched.
         Raises `RecordUnreadable`.
         """
-        held = self.read(_key(State.PENDING, payload_id))
+        versioned = self.read(_key(State.PENDING, payload_id))
         return (
-            held
-            if held is not None and held.record.attempts == 0 and not held.record.last_error
+            versioned
+            if versioned is not None
+            and versioned.record.attempts == 0
+            and not versioned.record.last_error
             else None
         )
 
-    def find(self, payload_id: str) -> HeldRecord | None:
+    def find(self, payload_id: str) -> VersionedRecord | None:
         """The record wherever it is. Raises `RecordUnreadable`."""
         # A record is written to its new place before it leaves the old one, and never leaves
         # opened/, so one pass in this order finds it. A replay leaves it in failed/ as well, which
         # counts only while it is nowhere else.
         for state in (State.OPENED, State.PENDING, State.FAILED, State.OPENED):
-            held = self.read(_key(state, payload_id))
-            if held is not None:
-                return held
+            versioned = self.read(_key(state, payload_id))
+            if versioned is not None:
+                return versioned
         return None
 
-    def read(self, key: str) -> HeldRecord | None:
-        """The record under that key; None where there is none, or a fence.
+    def read(self, key: str) -> VersionedRecord | None:
+        """The record under that key; None where there is none, or a tombstone.
 
         Raises `RecordUnreadable`, which names the key.
         """
@@ -172,7 +174,7 @@ class Records:
                 raise RecordUnreadable("is the record of another payload; move it away")
         except RecordUnreadable as error:
             raise RecordUnreadable(f"{key} in the state bucket {error}") from error
-        return HeldRecord(record, found.version, key, found.data)
+        return VersionedRecord(record, found.version, key, found.data)
 
     def instances(self, record: IngestRecord) -> Iterator[StoredInstance]:
         """The record's instances, in the order of the request, one at a time.
@@ -183,14 +185,14 @@ class Records:
             return iter(record.instances)
         return self.attachments.instances(record.payload_id, record.file_count)
 
-    def change(self, held: HeldRecord, **changes: Any) -> HeldRecord:
+    def change(self, versioned: VersionedRecord, **changes: Any) -> VersionedRecord:
         """Raises `VersionConflict` where somebody changed or moved the record meanwhile."""
-        record = replace(held.record, **changes)
+        record = replace(versioned.record, **changes)
         data = encode(record)
-        version = self._store.replace(held.key, data, held.version, _JSON)
-        return HeldRecord(record, version, held.key, data)
+        version = self._store.replace(versioned.key, data, versioned.version, _JSON)
+        return VersionedRecord(record, version, versioned.key, data)
 
-    def settle(self, held: HeldRecord, state: State, **changes: Any) -> HeldRecord:
+    def settle(self, versioned: VersionedRecord, state: State, **changes: Any) -> VersionedRecord:
         """Give a pending record its end, for all to see.
 
         Raises `VersionConflict` where it was opened already and, of one that failed, where somebody
@@ -198,26 +200,29 @@ class Records:
         """
         if state is State.OPENED:
             # Whoever took over from a worker that stood still: the request is out.
-            record = replace(held.record, state=state, lease=None, **changes)
+            record = replace(versioned.record, state=state, lease=None, **changes)
             key, data = _key(state, record.payload_id), encode(record)
-            settled = HeldRecord(record, self._store.create(key, data, _JSON), key, data)
-            self._clear(_other_places(record))
+            settled = VersionedRecord(record, self._store.create(key, data, _JSON), key, data)
+            self._clean_up(_other_places(record))
         else:
-            settled = self.change(held, state=state, lease=None, **changes)
+            settled = self.change(versioned, state=state, lease=None, **changes)
             self.move(settled)
         return settled
 
-    def move(self, held: HeldRecord) -> None:
+    def move(self, versioned: VersionedRecord) -> None:
         """Bring a settled record to its place, and to no other; harmless when several do it."""
-        payload_id, target = held.record.payload_id, _key(held.record.state, held.record.payload_id)
-        if held.key != target:
-            self._store.put(target, BytesIO(held.data), len(held.data), _JSON)
-        self._store.delete(_other_places(held.record))
-        if held.record.state is State.FAILED and self.read(_key(State.OPENED, payload_id)):
+        payload_id, target = (
+            versioned.record.payload_id,
+            _key(versioned.record.state, versioned.record.payload_id),
+        )
+        if versioned.key != target:
+            self._store.put(target, BytesIO(versioned.data), len(versioned.data), _JSON)
+        self._store.delete(_other_places(versioned.record))
+        if versioned.record.state is State.FAILED and self.read(_key(State.OPENED, payload_id)):
             # By a worker that was taken for dead.
             self._store.delete([target])
 
-    def clear_left(self, opened: HeldRecord, now: datetime) -> None:
+    def remove_leftover(self, opened: VersionedRecord, now: datetime) -> None:
         """Remove what a worker that died left of an opened record.
 
         While its lease runs it may be alive, and take back a write that the disk did not confirm:
@@ -228,32 +233,37 @@ class Records:
         if lease is None or has_ended(lease.until, now):
             self.move(opened)
 
-    def replay(self, held: HeldRecord, due_at: datetime) -> HeldRecord:
+    def replay(self, versioned: VersionedRecord, due_at: datetime) -> VersionedRecord:
         """Put a failed record back to pending, under the same payload id.
 
         What lies in failed/ stays until the record settles again: by the time that it could be
         removed it may be the only one there is. Raises `VersionConflict` where the record is not in
         failed/, or somebody else replays it.
         """
-        failed = _key(State.FAILED, held.record.payload_id)
-        if held.key != failed:
+        failed = _key(State.FAILED, versioned.record.payload_id)
+        if versioned.key != failed:
             # A record that is settled and not moved yet would be moved over the new one.
-            raise VersionConflict(f"payload {held.record.payload_id} is not in failed/")
+            raise VersionConflict(f"payload {versioned.record.payload_id} is not in failed/")
         record = replace(
-            held.record, state=State.PENDING, attempts=0, takeovers=0, lease=None, due_at=due_at
+            versioned.record,
+            state=State.PENDING,
+            attempts=0,
+            takeovers=0,
+            lease=None,
+            due_at=due_at,
         )
         key = _key(State.PENDING, record.payload_id)
         data = encode(record)
         try:
             version = self._store.create(key, data, _JSON)
         except VersionConflict:
-            version = self._replace_fence(key, data)
+            version = self._replace_tombstone(key, data)
         if self.read(_key(State.OPENED, record.payload_id)) is not None:
             raise VersionConflict(f"payload {record.payload_id} was replayed and opened meanwhile")
-        return HeldRecord(record, version, key, data)
+        return VersionedRecord(record, version, key, data)
 
-    def _replace_fence(self, key: str, data: bytes) -> str:
-        """A fence that stands beside a record was left by a `give_up` that did not come to its end.
+    def _replace_tombstone(self, key: str, data: bytes) -> str:
+        """Replace a tombstone beside a record, left by an interrupted `give_up`.
 
         Raises `VersionConflict` where there is none.
         """
@@ -271,7 +281,7 @@ class Records:
 
     def pending(self) -> list[ListedObject]:
         """What lies in pending/, the oldest first; the cost grows with these alone."""
-        return [o for o in self._list(State.PENDING) if not _is_fence(o)][::-1]
+        return [o for o in self._list(State.PENDING) if not _is_tombstone(o)][::-1]
 
     def newest(
         self, state: State | None, limit: int, cursor: str = ""
@@ -286,15 +296,17 @@ class Records:
         states = list(State) if state is None else [state]
         after = newest_first(cursor) if cursor else ""
         places = [self._list(s, f"{s}/{after}" if after else "") for s in states]
-        keys = merge(*((o.key for o in place if not _is_fence(o)) for place in places), key=_name)
+        keys = merge(
+            *((o.key for o in place if not _is_tombstone(o)) for place in places), key=_name
+        )
         # A record in the middle of its move shows in two places, one after the other here.
         names = (name for name, _ in groupby(keys, _name))
         ids = [payload_id_of(name) for name in islice(names, limit + 1)]
         found = filter(None, map(self._find_readable, ids[:limit]))
-        page = (held.record for held in found if state in (None, held.record.state))
+        page = (versioned.record for versioned in found if state in (None, versioned.record.state))
         return page, ids[limit - 1] if len(ids) > limit else None
 
-    def _find_readable(self, payload_id: str) -> HeldRecord | None:
+    def _find_readable(self, payload_id: str) -> VersionedRecord | None:
         try:
             return self.find(payload_id)
         except RecordUnreadable as error:
@@ -310,7 +322,7 @@ class Records:
         return sum(_name(o.key) not in replayed for o in self._list(State.FAILED))
 
     def _list(self, state: State, after: str = "") -> Iterator[ListedObject]:
-        """Records and fences; what else lies there, such as a copy by hand, is passed over."""
+        """Records and tombstones; what else lies there, such as a copy by hand, is passed over."""
         prefix = f"{state}/"
         for listed in self._store.list(prefix, after):
             if is_record_name(listed.key.removeprefix(prefix)):

@@ -20,7 +20,7 @@ from shared.time import UtcDateTime
 # The claims on Idempotency-Keys, beside the records that they lead to. A claim lies in one of 256
 # folders, by its name, so that a sweep need not look at all of them.
 CLAIM_FOLDERS = 256
-KEYS_KEPT = timedelta(hours=24)
+IDEMPOTENCY_TTL = timedelta(hours=24)
 
 _TIME_BITS = 0xFFFF_FFFF_FFFF
 

@@ -105,7 +105,7 @@ class Replay:
 
 
 @dataclass(frozen=True)
-class HeldReplay:
+class VersionedReplay:
     """A replay with the version that the next write must find."""
 
     replay: Replay
@@ -240,7 +240,7 @@ class Refusals:
         """The number of the replay of this payload that is to be published."""
         return max(self._numbers(_REPLAYS, payload_id), default=None)
 
-    def replay(self, payload_id: str, number: int) -> HeldReplay | None:
+    def replay(self, payload_id: str, number: int) -> VersionedReplay | None:
         """None where it is not to be published any more."""
         key = _key(_REPLAYS, payload_id, number)
         try:
@@ -249,17 +249,17 @@ class Refusals:
             return None
         row, unknown = _decode(key, found.data, _REPLAY)
         lease = row.pop("lease")
-        return HeldReplay(
+        return VersionedReplay(
             Replay(lease=None if lease is None else Lease(**lease), unknown=unknown, **row),
             found.version,
         )
 
-    def change(self, held: HeldReplay, **changes: Any) -> HeldReplay:
+    def change(self, versioned: VersionedReplay, **changes: Any) -> VersionedReplay:
         """Raises `VersionConflict` where another worker changed or finished it."""
-        replay = replace(held.replay, **changes)
+        replay = replace(versioned.replay, **changes)
         key = _key(_REPLAYS, replay.payload_id, replay.number)
-        version = self._store.replace(key, _encode_replay(replay), held.version, _JSON)
-        return HeldReplay(replay, version)
+        version = self._store.replace(key, _encode_replay(replay), versioned.version, _JSON)
+        return VersionedReplay(replay, version)
 
     def note_replayed(self, payload_id: str, number: int, moment: datetime) -> None:
         """Note that the replay was published; harmless when several do it."""

@@ -53,7 +53,7 @@ class Cursor:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _VersionedCursor:
     """Cursor and witness as they were read, with the versions that the next write must find.
 
     Without a witness nothing was ever confirmed.
@@ -93,15 +93,15 @@ class SweepCursor:
     def confirm(self) -> None:
         """Confirm the records that are there: from now on a restore that loses one is noticed."""
         while True:
-            held = self._read()
+            versioned = self._read()
             with suppress(VersionConflict):
-                if held.witness_version is None:
+                if versioned.witness_version is None:
                     self._create_witness(0)
                     continue
-                count = held.cursor.confirmations + 1
-                self._replace(held, confirmations=count)
+                count = versioned.cursor.confirmations + 1
+                self._replace(versioned, confirmations=count)
                 break
-        version: str | None = held.witness_version
+        version: str | None = versioned.witness_version
         while version is not None:
             try:
                 self._instances.replace(self._witness, _encode_witness(count), version, _JSON)
@@ -115,11 +115,11 @@ class SweepCursor:
     def move(self, after: str) -> None:
         """Note that the sweep has looked at all payload ids up to `after`."""
         while True:
-            held = self._read()
-            if held.cursor.after >= after:
+            versioned = self._read()
+            if versioned.cursor.after >= after:
                 return
             with suppress(VersionConflict):
-                self._replace(held, after=after)
+                self._replace(versioned, after=after)
                 return
 
     def record_missing(self, payload_id: str, evidence: str) -> None:
@@ -130,14 +130,14 @@ class SweepCursor:
         if not self._payload_ids.minted(payload_id):
             return
         while True:
-            held = self._read()
-            if payload_id <= held.cursor.since:
+            versioned = self._read()
+            if payload_id <= versioned.cursor.since:
                 return
             with suppress(VersionConflict):
-                self._begin_anew(held, f"payload {payload_id} has no record, but {evidence}")
+                self._begin_anew(versioned, f"payload {payload_id} has no record, but {evidence}")
                 return
 
-    def _read(self) -> _Held:
+    def _read(self) -> _VersionedCursor:
         while True:
             # The cursor counts first, so a confirmation between these two does not put the witness
             # ahead.
@@ -148,19 +148,21 @@ class SweepCursor:
                 if found is None:
                     self._begin(count)
                     continue
-                held = _Held(
+                versioned = _VersionedCursor(
                     _decode(found.data), found.version, None if witness is None else witness.version
                 )
-                if witness is None and held.cursor.confirmations:
-                    self._begin_anew(held, f"{self._witness} is missing in the payloads' bucket")
-                    self._create_witness(held.cursor.confirmations)
-                elif count > held.cursor.confirmations:
+                if witness is None and versioned.cursor.confirmations:
+                    self._begin_anew(
+                        versioned, f"{self._witness} is missing in the payloads' bucket"
+                    )
+                    self._create_witness(versioned.cursor.confirmations)
+                elif count > versioned.cursor.confirmations:
                     why = f"the state bucket was restored: its {CURSOR} is older than records were"
-                    self._begin_anew(held, why, confirmations=count)
-                elif held.cursor.after > minted_before(self._clock() + MAX_AHEAD):
-                    self._begin_anew(held, f"a clock was ahead when {CURSOR} was written")
+                    self._begin_anew(versioned, why, confirmations=count)
+                elif versioned.cursor.after > minted_before(self._clock() + MAX_AHEAD):
+                    self._begin_anew(versioned, f"a clock was ahead when {CURSOR} was written")
                 else:
-                    return held
+                    return versioned
 
     def _begin(self, count: int) -> None:
         """Create the cursor, for the sweep to look at what is uploaded from then on.
@@ -174,15 +176,15 @@ class SweepCursor:
         if count:
             self._say(now, f"the state bucket was restored or is new: it has no {CURSOR}")
 
-    def _begin_anew(self, held: _Held, why: str, **changes: Any) -> None:
+    def _begin_anew(self, versioned: _VersionedCursor, why: str, **changes: Any) -> None:
         now = self._clock() + _CLOCKS_DIFFER
         start = minted_before(now)
-        self._replace(held, after=start, since=start, **changes)
+        self._replace(versioned, after=start, since=start, **changes)
         self._say(now, why)
 
-    def _replace(self, held: _Held, **changes: Any) -> None:
-        data = _encode(replace(held.cursor, **changes))
-        self._state.replace(CURSOR, data, held.version, _JSON)
+    def _replace(self, versioned: _VersionedCursor, **changes: Any) -> None:
+        data = _encode(replace(versioned.cursor, **changes))
+        self._state.replace(CURSOR, data, versioned.version, _JSON)
 
     def _create_witness(self, count: int) -> None:
         self._instances.create(self._witness, _encode_witness(count), _JSON)

@@ -24,7 +24,7 @@ class HealthServer(TcpWSGIServer):  # type: ignore[misc]
     """
 
     def __init__(self, app: WSGIApplication, listener: socket.socket) -> None:
-        self._most_connections = _most_connections()
+        self._max_connections = _max_connections()
         # A line for each request that waits for a thread would let anyone fill the log.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         super().__init__(
@@ -36,7 +36,7 @@ class HealthServer(TcpWSGIServer):  # type: ignore[misc]
                 sockets=[listener],
                 threads=_THREADS,
                 # Two of these are its own; one is accepted before another makes room.
-                connection_limit=self._most_connections + 3,
+                connection_limit=self._max_connections + 3,
                 asyncore_use_poll=True,
                 channel_timeout=_IDLE_SECONDS,
                 cleanup_interval=_IDLE_SECONDS // 2,
@@ -48,13 +48,13 @@ class HealthServer(TcpWSGIServer):  # type: ignore[misc]
 
     def handle_accept(self) -> None:
         super().handle_accept()
-        if len(self.active_channels) > self._most_connections:
+        if len(self.active_channels) > self._max_connections:
             idle = [c for c in self.active_channels.values() if not c.requests]
             if idle:
                 min(idle, key=lambda channel: channel.last_activity).handle_close()
 
 
-def _most_connections() -> int:
+def _max_connections() -> int:
     """Half of the open files that this process may have is left for its engines."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1000 if files == resource.RLIM_INFINITY else min(1000, files // 2)

@@ -27,7 +27,7 @@ from shared.runtime.threads import started_pool
 from worker.handler import Handler
 from worker.health_server import HealthServer
 from worker.leader import LeaderLease, Leadership, SoleLeader
-from worker.pending_cleanup import Clearing
+from worker.pending_cleanup import PendingCleanup
 from worker.refusals import RefusalNotes
 from worker.relay import Relay
 from worker.replays import Replays
@@ -38,7 +38,7 @@ from worker.workflow_manager import WorkflowManager
 _log = structlog.get_logger()
 
 # Under load each request removes what was opened within this time.
-_CLEARING_SECONDS = 0.1
+_CLEANUP_PAUSE_SECONDS = 0.1
 # Of all payloads together, or more where more are opened at a time.
 _SIDECARS_AT_ONCE = 4
 
@@ -68,7 +68,7 @@ class Worker:
         consumer: EventConsumer,
         handler: Handler,
         routines: Sequence[Routine],
-        clearing: Clearing,
+        cleanup: PendingCleanup,
         leader: Leadership,
         routines_end_seconds: float,
         *,
@@ -81,7 +81,7 @@ class Worker:
         self._note_refusal = note_refusal
         self._replays = replays
         self._handler = handler
-        self._clearing = clearing
+        self._cleanup = cleanup
         self._leader = leader
         self._routines_end_seconds = routines_end_seconds
         self._stopping = threading.Event()
@@ -108,7 +108,7 @@ class Worker:
             thread.join(max(0.0, end - time.monotonic()))
         # Of a store that keeps a routine waiting nothing more is asked.
         if not any(thread.is_alive() for thread in self._threads):
-            self._clearing.clear(0)
+            self._cleanup.run_once(0)
             self._leader.release()
 
     def _run(self, routine: Routine) -> None:
@@ -128,8 +128,8 @@ class Worker:
 
 def compose(settings: WorkerSettings, backends: Backends, registry: CollectorRegistry) -> Worker:
     metrics = WorkerMetrics(registry)
-    clearing = Clearing(backends.state)
-    records = Records(backends.state, clearing.add)
+    cleanup = PendingCleanup(backends.state)
+    records = Records(backends.state, cleanup.add)
     owner = f"{socket.gethostname()}/{os.getpid()}/{uuid4()}"
     lease = timedelta(seconds=settings.lease_seconds)
     payload_ids = PayloadIds(settings.state_bucket)
@@ -187,7 +187,7 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
     def relay_once() -> None:
         if not leader.leads():
             relay.stand_by()
-        elif not relay.look():
+        elif not relay.run_once():
             leader.release()  # another worker may reach what this one does not
 
     def replay_once() -> None:
@@ -205,9 +205,9 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
             Routine("relay", relay_once, settings.relay_seconds),
             Routine("replays", replay_once, settings.relay_seconds),
             Routine("sweeper", sweep_once, settings.sweep_seconds),
-            Routine("clearing", clearing.clear, _CLEARING_SECONDS),
+            Routine("cleanup", cleanup.run_once, _CLEANUP_PAUSE_SECONDS),
         ],
-        clearing,
+        cleanup,
         leader,
         settings.routines_end_seconds,
         dead_letters=backends.dead_letters,

@@ -32,18 +32,18 @@ _SHORT_QUEUE = 100
 _AT_LEAST = 10
 
 # Read in each pass, so that one that begins with many records comes to announce some.
-_MOST_READ = 1000
+_MAX_READ = 1000
 
 # After an announcement a record is left alone for this long. While the queue is long that doubles
 # with each one that no worker has come to see.
 _AGAIN = timedelta(seconds=30)
-_MOST_DOUBLINGS = 7
+_MAX_DOUBLINGS = 7
 
 # A record that is settled and still in pending/ for this long was left by a worker that died. To
 # move one earlier could collide with the worker that is moving it.
 _LEFT = timedelta(seconds=60)
 
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class _Seen:
     def not_before(self, queue_is_long: bool) -> datetime:
         if self.announced_at is None:
             return self.due_at
-        doublings = min(self.announcements - 1, _MOST_DOUBLINGS) if queue_is_long else 0
+        doublings = min(self.announcements - 1, _MAX_DOUBLINGS) if queue_is_long else 0
         return max(self.due_at, self.announced_at + _AGAIN * (1 << doublings))
 
 
@@ -82,7 +82,7 @@ class Relay:
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
 
-    def look(self) -> bool:
+    def run_once(self) -> bool:
         """One pass over the pending records; whether it came to its end. Errors of the engines end
         it and are logged."""
         try:
@@ -130,25 +130,25 @@ class Relay:
     def _read_unseen(self, pending: list[ListedObject], now: datetime) -> None:
         """A pass reads only what is new or changed."""
         unseen = (listed for listed in pending if listed.key not in self._seen)
-        for listed in islice(unseen, _MOST_READ):
+        for listed in islice(unseen, _MAX_READ):
             try:
-                held = self._records.read(listed.key)
+                versioned = self._records.read(listed.key)
             except StowgateError as error:
                 # Unreadable, or the store keeps that one from us; the others are no worse for it.
                 self._records.ping()
                 _log.error("record passed over", error=str(error))
-                held = None
-            if held is None:
+                versioned = None
+            if versioned is None:
                 self._seen[listed.key] = _Seen(listed.modified_at, now + _AGAIN)
-            elif held.record.state is State.PENDING:
+            elif versioned.record.state is State.PENDING:
                 self._seen[listed.key] = _Seen(
                     listed.modified_at,
-                    _due_at(held.record, now),
-                    held.record.attempts,
-                    held.record.correlation_id,
+                    _due_at(versioned.record, now),
+                    versioned.record.attempts,
+                    versioned.record.correlation_id,
                 )
             elif has_ended(listed.modified_at + _LEFT, now):
-                self._records.move(held)
+                self._records.move(versioned)
 
     def _due(
         self, pending: list[ListedObject], now: datetime, queue_is_long: bool
@@ -181,7 +181,7 @@ class Relay:
         for key, publication in under_way:
             try:
                 # One that is overdue is on its way all the same.
-                while not publication.wait(_LOOK_SECONDS) and publication.overdue is None:
+                while not publication.wait(_POLL_SECONDS) and publication.overdue is None:
                     pass
             except StowgateError as error:
                 failure = error

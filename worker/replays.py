@@ -17,13 +17,13 @@ from shared.record_store import Records
 from shared.records import IngestRecord, Lease, State
 from shared.refusals import (
     OBJECTS_GONE,
-    HeldReplay,
     ObjectsGone,
     PayloadState,
     Refusal,
     RefusalReason,
     Refusals,
     Replay,
+    VersionedReplay,
     has_objects,
 )
 from shared.runtime.metrics import WorkerMetrics
@@ -35,10 +35,10 @@ from worker.workflow_manager import WorkflowManager
 _log = structlog.get_logger()
 
 # Between two looks at the lease while the broker's confirm is awaited.
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 # Looks at a confirm that is still to come, of a worker that stops.
-_MAX_LOOKS_WHILE_STOPPING = 6
+_MAX_POLLS_WHILE_STOPPING = 6
 
 
 class Replays:
@@ -101,22 +101,22 @@ class Replays:
                 _log.error("replay passed over", payload_id=payload_id, error=str(error))
 
     def _publish(self, payload_id: str, number: int) -> None:
-        held = self._refusals.replay(payload_id, number)
-        if held is None:
+        versioned = self._refusals.replay(payload_id, number)
+        if versioned is None:
             return
         outcome = self._refusals.outcome(payload_id)
         if outcome.replayed >= number or (outcome.refused or 0) >= number:
             # Its worker died, or was taken for dead, before it could note that it was published.
             self._refusals.note_replayed(payload_id, number, self._clock())
             return
-        if not self._is_due(held.replay):
+        if not self._is_due(versioned.replay):
             return
         found = self._records.find(payload_id)
         if found is None or found.record.state is not State.OPENED:
             return
-        taken = _Taken(self._refusals, held)
-        taken.change(lease=self._new_lease(), attempts=held.replay.attempts + 1)
-        self._publish_taken(found.record, taken)
+        leased = LeasedReplay(self._refusals, versioned)
+        leased.change(lease=self._new_lease(), attempts=versioned.replay.attempts + 1)
+        self._publish_leased(found.record, leased)
 
     def _is_due(self, replay: Replay) -> bool:
         now = self._clock()
@@ -124,16 +124,16 @@ class Replays:
             return False
         return replay.attempts == 0 or has_ended(replay.due_at, now)
 
-    def _publish_taken(self, record: IngestRecord, taken: "_Taken") -> None:
-        payload_id, number = record.payload_id, taken.replay.number
+    def _publish_leased(self, record: IngestRecord, leased: "LeasedReplay") -> None:
+        payload_id, number = record.payload_id, leased.replay.number
         try:
             if not has_objects(self._instances, payload_id):
                 raise ObjectsGone(OBJECTS_GONE)
-            self._await_confirm(self._message(record, number), taken)
+            self._await_confirm(self._message(record, number), leased)
         except VersionConflict:
             raise
         except Transient as error:
-            self._try_later(taken, error)
+            self._try_later(leased, error)
         except Permanent as error:
             self._refusals.note(
                 Refusal(payload_id, number, RefusalReason.NOT_SENT, self._clock(), str(error))
@@ -150,38 +150,38 @@ class Replays:
         instances = self._records.instances(record)
         return self._workflow_manager.message(record, request, instances, number)
 
-    def _await_confirm(self, message: Message, taken: "_Taken") -> None:
+    def _await_confirm(self, message: Message, leased: "LeasedReplay") -> None:
         """Wait for the broker's confirm under the lease, as a first request's is waited for."""
         publication = self._publisher.begin(message)
-        looks_left = _MAX_LOOKS_WHILE_STOPPING
-        while not publication.wait(_LOOK_SECONDS):
-            looks_left -= self._stopping.is_set()
-            if looks_left == 0:
+        polls_left = _MAX_POLLS_WHILE_STOPPING
+        while not publication.wait(_POLL_SECONDS):
+            polls_left -= self._stopping.is_set()
+            if polls_left == 0:
                 raise Transient(
                     "a worker stopped before the broker had confirmed the request, which may have "
                     "arrived"
                 )
-            lease = taken.replay.lease
+            lease = leased.replay.lease
             if lease is not None and lease.until - self._clock() > self._lease * 0.5:
                 continue
             try:
-                taken.change(lease=self._new_lease(), last_error=publication.overdue)
+                leased.change(lease=self._new_lease(), last_error=publication.overdue)
             except VersionConflict:
                 raise
             except StowgateError as error:
                 # The request is out, whatever becomes of the lease.
                 _log.warning("lease not renewed; trying again", error=str(error))
 
-    def _try_later(self, taken: "_Taken", error: Transient) -> None:
-        wait_seconds = retry_seconds(taken.replay.attempts)
-        taken.change(
+    def _try_later(self, leased: "LeasedReplay", error: Transient) -> None:
+        wait_seconds = retry_seconds(leased.replay.attempts)
+        leased.change(
             lease=None,
             last_error=str(error),
             due_at=self._clock() + timedelta(seconds=wait_seconds),
         )
         _log.warning(
             "workflow request not published again; trying again",
-            payload_id=taken.replay.payload_id,
+            payload_id=leased.replay.payload_id,
             error=str(error),
             wait_seconds=round(wait_seconds, 1),
         )
@@ -190,16 +190,16 @@ class Replays:
         return Lease(self._owner, self._clock() + self._lease)
 
 
-class _Taken:
+class LeasedReplay:
     """A replay under this worker's lease, always in the version that was written last."""
 
-    def __init__(self, refusals: Refusals, held: HeldReplay) -> None:
+    def __init__(self, refusals: Refusals, versioned: VersionedReplay) -> None:
         self._refusals = refusals
-        self._held = held
+        self._versioned = versioned
 
     @property
     def replay(self) -> Replay:
-        return self._held.replay
+        return self._versioned.replay
 
     def change(self, **changes: Any) -> None:
-        self._held = self._refusals.change(self._held, **changes)
+        self._versioned = self._refusals.change(self._versioned, **changes)

@@ -19,8 +19,8 @@ _BATCH = 100
 # Of an instance by itself that is read no later than it is handed to a writer.
 _QUICK_BYTES = 64 << 10
 
-# Between two calls of `between` while sidecars are slow; less than half of the shortest lease.
-_LOOK_SECONDS = 0.5
+# Between two calls of `heartbeat` while sidecars are slow; less than half of the shortest lease.
+_POLL_SECONDS = 0.5
 
 
 class InstanceChanged(Permanent):
@@ -50,46 +50,46 @@ class Sidecars:
         payload_id: str,
         instances: Iterable[StoredInstance],
         count: int,
-        between: Callable[[], None],
+        heartbeat: Callable[[], None],
         *,
         again: bool,
     ) -> None:
         """Write those that are missing of `count` instances, which are iterated once.
 
         Where that is likely to save work, `again` or with many instances, it is looked up which
-        an earlier attempt has written; else all are written. `between` is called at least every
+        an earlier attempt has written; else all are written. `heartbeat` is called at least every
         half second, except where all is done in no time. Raises what that raises,
         `InstanceChanged`, `NoScratch`, `Stopping`, and what the object store raises.
         """
         prefix = f"{payload_id}/"
-        there = self._written(prefix, between) if again or count > _BATCH else set()
+        there = self._written(prefix, heartbeat) if again or count > _BATCH else set()
         missing = (one for one in instances if _name(one.metadata_path) not in there)
         while batch := list(islice(missing, _BATCH)):
             if count == 1 and _is_quick(batch[0]):
                 self._write(prefix, batch[0])
             else:
-                self._write_batch(prefix, batch, between)
+                self._write_batch(prefix, batch, heartbeat)
 
-    def _written(self, prefix: str, between: Callable[[], None]) -> set[str]:
+    def _written(self, prefix: str, heartbeat: Callable[[], None]) -> set[str]:
         """The names of the sidecars that are there, which no two of a payload share."""
         there = set()
         for number, found in enumerate(self._store.list(prefix)):
             if found.key.endswith(".json"):
                 there.add(_name(found.key))
             if number % _BATCH == 0:
-                between()
+                heartbeat()
         return there
 
     def _write_batch(
-        self, prefix: str, batch: Sequence[StoredInstance], between: Callable[[], None]
+        self, prefix: str, batch: Sequence[StoredInstance], heartbeat: Callable[[], None]
     ) -> None:
         writing = [self._writers.submit(self._write, prefix, instance) for instance in batch]
         try:
             for sidecar in writing:
-                while not wait([sidecar], timeout=_LOOK_SECONDS).done:
-                    between()
+                while not wait([sidecar], timeout=_POLL_SECONDS).done:
+                    heartbeat()
                 sidecar.result()
-                between()
+                heartbeat()
         finally:
             for sidecar in writing:
                 sidecar.cancel()

@@ -15,8 +15,8 @@ import structlog
 from shared.errors import ObjectMissing, StowgateError, Transient, VersionConflict
 from shared.ids import PayloadIds, minted_before
 from shared.ports import ListedObject, ObjectStore
-from shared.record_store import FENCES_KEPT, Records
-from shared.records import CLAIM_FOLDERS, KEYS_KEPT, claim_folder, payload_id_of
+from shared.record_store import TOMBSTONE_TTL, Records
+from shared.records import CLAIM_FOLDERS, IDEMPOTENCY_TTL, claim_folder, payload_id_of
 from shared.runtime.metrics import WorkerMetrics
 from shared.sweep_cursor import SweepCursor
 from shared.time import MAX_AHEAD, Clock, utc_now
@@ -59,7 +59,7 @@ class Sweeper:
         self._grace = grace
         self._metrics = metrics
         self._clock = clock
-        self._claim_folders = min(CLAIM_FOLDERS, math.ceil(CLAIM_FOLDERS * pause / KEYS_KEPT))
+        self._claim_folders = min(CLAIM_FOLDERS, math.ceil(CLAIM_FOLDERS * pause / IDEMPOTENCY_TTL))
         # At random, lest the folders after it wait for a worker that is never started anew.
         self._next_claim_folder = random.randrange(CLAIM_FOLDERS)  # noqa: S311
         self._named: set[str] = set()
@@ -67,7 +67,7 @@ class Sweeper:
     def sweep(self) -> None:
         """One pass. Errors of the object store and of what it holds are logged; the next pass goes
         on."""
-        for part in (self._sweep_fences, self._sweep_claims, self._sweep_payloads):
+        for part in (self._sweep_tombstones, self._sweep_claims, self._sweep_payloads):
             try:
                 part()
             except StowgateError as error:
@@ -87,24 +87,26 @@ class Sweeper:
                     return
         self._cursor.move(until)
 
-    def _sweep_fences(self) -> None:
+    def _sweep_tombstones(self) -> None:
         # An upload of which a key was taken may go on for as long as any other.
-        kept = FENCES_KEPT + self._grace
-        for fence in [found for found in self._records.fences() if self._is_past(found, kept)]:
-            payload_id = payload_id_of(fence.key)
+        kept = TOMBSTONE_TTL + self._grace
+        for tombstone in [
+            found for found in self._records.tombstones() if self._is_past(found, kept)
+        ]:
+            payload_id = payload_id_of(tombstone.key)
             # It may have stored more since it was given up.
             try:
                 is_done = self._abandon(payload_id)
             except _HadRecord:
                 is_done = True
             if is_done:
-                self._remove(self._state, [fence.key])
+                self._remove(self._state, [tombstone.key])
 
     def _sweep_claims(self) -> None:
         """Look at as many folders of claims as it takes to come to each once a day."""
         for _ in range(self._claim_folders):
             claims = self._state.list(claim_folder(self._next_claim_folder))
-            past = [found.key for found in claims if self._is_past(found, KEYS_KEPT)]
+            past = [found.key for found in claims if self._is_past(found, IDEMPOTENCY_TTL)]
             self._remove(self._state, past)
             self._next_claim_folder = (self._next_claim_folder + 1) % CLAIM_FOLDERS
 
@@ -163,6 +165,6 @@ class Sweeper:
             return found.modified_at + kept < now
         # It was written when a clock was ahead, and counts as written now.
         with suppress(ObjectMissing, VersionConflict):
-            held = self._state.get(found.key)
-            self._state.replace(found.key, held.data, held.version, _JSON)
+            stored = self._state.get(found.key)
+            self._state.replace(found.key, stored.data, stored.version, _JSON)
         return False

@@ -70,12 +70,12 @@ class Payloads:
         self._clock = clock
 
     def find(self, payload_id: str) -> Payload | None:
-        held = self._records.find(payload_id)
-        if held is None:
+        versioned = self._records.find(payload_id)
+        if versioned is None:
             return None
-        is_opened = held.record.state is State.OPENED
+        is_opened = versioned.record.state is State.OPENED
         return self._payload(
-            held.record, self._refusals.outcome(payload_id) if is_opened else NOTHING_KNOWN
+            versioned.record, self._refusals.outcome(payload_id) if is_opened else NOTHING_KNOWN
         )
 
     def instances(self, payload: Payload) -> Iterator[StoredInstance]:
@@ -105,10 +105,10 @@ class Payloads:
         return self._payload(record, self._refusals.outcome(record.payload_id))
 
     def _replay_failed(self, payload_id: str) -> Payload:
-        held = self._records.find(payload_id)
-        if held is None:
+        versioned = self._records.find(payload_id)
+        if versioned is None:
             raise VersionConflict(f"payload {payload_id} has no record any more")
-        return Payload(self._records.replay(held, due_at=self._clock()).record)
+        return Payload(self._records.replay(versioned, due_at=self._clock()).record)
 
     def newest(
         self, state: PayloadState | None, limit: int, cursor: str = ""
@@ -174,10 +174,10 @@ class Payloads:
     def _readable(self, payload_id: str, outcome: Outcome) -> Payload | None:
         """None for one whose record cannot be read, which the list of all reports."""
         try:
-            held = self._records.find(payload_id)
+            versioned = self._records.find(payload_id)
         except RecordUnreadable:
             return None
-        return None if held is None else self._payload(held.record, outcome)
+        return None if versioned is None else self._payload(versioned.record, outcome)
 
     def _payload(self, record: IngestRecord, outcome: Outcome) -> Payload:
         payload = Payload(record, outcome)
@@ -188,8 +188,8 @@ class Payloads:
                 refusal = self._refusals.refusal(record.payload_id, outcome.refused)
                 return replace(payload, refusal=refusal)
             if payload.state is PayloadState.PENDING:
-                held = self._refusals.replay(record.payload_id, outcome.next_replay)
-                return replace(payload, replay=held.replay if held else None)
+                versioned = self._refusals.replay(record.payload_id, outcome.next_replay)
+                return replace(payload, replay=versioned.replay if versioned else None)
         except (ObjectMissing, OutcomeUnreadable) as error:
             # Its key tells the state; only time and reason are missing.
             _log.error("refusal shown without its reason", error=str(error))

@@ -18,7 +18,7 @@ from shared.errors import Transient
 from shared.events import InstancesStored
 from shared.ids import is_guid
 from shared.instances import StoredInstance, workflow_request_json
-from shared.record_store import MOST_LISTED
+from shared.record_store import MAX_LISTED
 from shared.refusals import PayloadState
 from shared.time import UtcDateTime, iso_utc
 
@@ -164,8 +164,8 @@ def _state() -> PayloadState | None:
 
 def _limit() -> int:
     given = request.args.get("limit", "50")
-    if not (re.fullmatch("[0-9]{1,3}", given) and 1 <= int(given) <= MOST_LISTED):
-        raise BadRequest(f"limit must be a whole number from 1 to {MOST_LISTED}")
+    if not (re.fullmatch("[0-9]{1,3}", given) and 1 <= int(given) <= MAX_LISTED):
+        raise BadRequest(f"limit must be a whole number from 1 to {MAX_LISTED}")
     return int(given)
 
 

@@ -16,7 +16,7 @@ from shared.runtime.metrics import ApiMetrics
 _log = structlog.get_logger()
 
 # For a slow broker; those beyond are the relay's.
-_MOST_WAITING = 100
+_MAX_WAITING = 100
 
 
 class Announcements:
@@ -30,7 +30,7 @@ class Announcements:
         where it waits for nobody, another thread only costs time."""
         self._announce = announce
         self._announcers = announcers
-        self._may_wait = BoundedSemaphore(_MOST_WAITING)
+        self._may_wait = BoundedSemaphore(_MAX_WAITING)
         self._metrics = metrics
 
     def make(self, payload_id: str, correlation_id: str) -> None:

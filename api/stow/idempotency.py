@@ -19,7 +19,7 @@ from shared import versions
 from shared.errors import ObjectMissing, Permanent, VersionConflict
 from shared.ports import ObjectStore
 from shared.record_store import Records
-from shared.records import KEYS_KEPT, claim_folder
+from shared.records import IDEMPOTENCY_TTL, claim_folder
 from shared.time import MAX_AHEAD, Clock, UtcDateTime, has_ended, utc_now
 
 _JSON = "application/json"
@@ -160,7 +160,7 @@ class IdempotencyKeys:
 
         One that has not ended in time is given up, so that its record cannot come any more.
         """
-        if first.claimed_at + KEYS_KEPT <= now:
+        if first.claimed_at + IDEMPOTENCY_TTL <= now:
             return False
         if self._records.find(first.payload_id) is not None:
             return True

@@ -107,7 +107,7 @@ class Ingest:
             self._records.attachments,
             vae=target.vae,
             study_uid=target.study_uid,
-            between=keep_key,
+            heartbeat=keep_key,
         )
         with closing(upload), ExitStack() as unanswered, ExitStack() as undo:
             if claimed:

@@ -52,7 +52,7 @@ _FOREIGN = "foreign"
 _PUTS_PER_UPLOAD = 8
 _PUTS = 12
 
-# Between two calls of `between` while the store takes its time; less than half of the shortest
+# Between two calls of `heartbeat` while the store takes its time; less than half of the shortest
 # lease of an Idempotency-Key.
 _STORE_PAUSE_SECONDS = 0.5
 
@@ -134,13 +134,13 @@ class Uploads:
             yield digest.hexdigest()
 
 
-def _pieces(part: ReceivedPart, most_bytes: int) -> Iterator[bytes]:
+def _pieces(part: ReceivedPart, max_bytes: int) -> Iterator[bytes]:
     """The part's bytes as they arrive. Raises `TooLarge`."""
     size_bytes = 0
     for data in part:
         size_bytes += len(data)
-        if size_bytes > most_bytes:
-            raise TooLarge(f"part {part.number} is over the limit of {most_bytes} bytes")
+        if size_bytes > max_bytes:
+            raise TooLarge(f"part {part.number} is over the limit of {max_bytes} bytes")
         yield data
 
 
@@ -158,10 +158,10 @@ class Upload:
         *,
         vae: Vae | None,
         study_uid: str | None,
-        between: Callable[[], None],
+        heartbeat: Callable[[], None],
     ) -> None:
-        """`study_uid` is that of the URL. `between` is called between two pieces, and now and then
-        while the store is slow."""
+        """`study_uid` is that of the URL. `heartbeat` is called between two pieces, and every
+        half second while the store is slow."""
         self.fingerprint = Fingerprint()
         self.outcomes: Counter[str] = Counter()
         self.stored_bytes = 0
@@ -176,7 +176,7 @@ class Upload:
         self._vae = vae
         self._study_uid = study_uid
         self._part_bytes = uploads.limits.instance_bytes(vae)
-        self._between = between
+        self._heartbeat = heartbeat
         self._contents: dict[int, int] = {}
         self._instances = SpooledList(self._spool_folder, MAX_INLINE_BYTES, load_instance)
         self._failures = SpooledList(self._spool_folder, MAX_INLINE_BYTES, _failure)
@@ -207,7 +207,7 @@ class Upload:
             for data in _pieces(part, self._part_bytes):
                 spool.write(data)
                 early_upload.proceed()
-                self._between()
+                self._heartbeat()
             self.fingerprint.add(spool.sha256)
             checked = self._check(part.number, spool)
             if checked is None:
@@ -282,7 +282,7 @@ class Upload:
     def _await_turn(self) -> None:
         self._settle_to(_PUTS_PER_UPLOAD - 1)
         while not self._room.acquire(timeout=_STORE_PAUSE_SECONDS):
-            self._between()
+            self._heartbeat()
 
     def _store_spooled(
         self,
@@ -337,7 +337,7 @@ class Upload:
 
     def _error_of(self, put: "Future[None]") -> BaseException | None:
         while not wait([put], _STORE_PAUSE_SECONDS).done:
-            self._between()
+            self._heartbeat()
         error = put.exception()
         self._store_is_away = isinstance(error, StoreUnavailable)
         return error

@@ -158,8 +158,8 @@ class StoreTransaction:
 
     def _admit(self, vae: Vae, workflow: str | None) -> None:
         _check_binding(g.caller, vae, workflow)
-        most = vae.max_requests_per_minute
-        _count(self._vae_rates, vae.name, most, f"for VAE {vae.name}")
+        limit = vae.max_requests_per_minute
+        _count(self._vae_rates, vae.name, limit, f"for VAE {vae.name}")
 
     def _receive(self, body: RequestBody, target: Target) -> Response:
         key = request.headers.get("Idempotency-Key")
@@ -213,8 +213,8 @@ class StoreTransaction:
         )
 
     def _again(self, payload_id: str, digests: Iterable[str]) -> Response:
-        held = self._records.find(payload_id)
-        first = held.record.first_answer if held else None
+        versioned = self._records.find(payload_id)
+        first = versioned.record.first_answer if versioned else None
         if first is None or first.fingerprint != str(Fingerprint(digests)):
             raise Unprocessable(
                 "this Idempotency-Key was used for another body; a new request needs a new key"

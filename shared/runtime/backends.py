@@ -150,7 +150,7 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
             queue=queue,
             publisher=broker.publisher(),
             consumer=broker.consumer(
-                queue, concurrency=openings, close_seconds=settings.hand_back_seconds
+                queue, concurrency=openings, close_seconds=settings.payloads_end_seconds
             ),
             requests=FolderEventPublisher(settings.workflow_requests),
             dead_letters=NoDeadLetters(),
@@ -171,7 +171,7 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
             queue=queue,
             concurrency=openings,
             answer_seconds=settings.broker_confirm_seconds,
-            close_seconds=settings.hand_back_seconds,
+            close_seconds=settings.payloads_end_seconds,
         ),
         requests=RabbitEventPublisher(
             settings.broker,
@@ -189,7 +189,7 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
                 dead_letter=queue.dead_letter,
             ),
             answer_seconds=settings.broker_confirm_seconds,
-            close_seconds=settings.hand_back_seconds,
+            close_seconds=settings.payloads_end_seconds,
         ),
     )
 

@@ -25,11 +25,11 @@ def address(text: str) -> Address:
     return Address(found[1].strip("[]"), int(found[2]))
 
 
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else -1
-        if value < least or (most is not None and value > most):
-            bound = f"of {least} or more" if most is None else f"from {least} to {most}"
+        if value < minimum or (maximum is not None and value > maximum):
+            bound = f"of {minimum} or more" if maximum is None else f"from {minimum} to {maximum}"
             digits = ", of 18 digits at most" if len(text) > 18 else ""
             raise ValueError(f"a whole number {bound}{digits}")
         return value

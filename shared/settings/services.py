@@ -119,7 +119,7 @@ class CommonSettings(SettingsSection):
         return self.data / "workflow-requests"
 
     @property
-    def hand_back_seconds(self) -> float:
+    def payloads_end_seconds(self) -> float:
         """Of a stop, what a worker has for the payloads that it has in hand."""
         return 0.4 * self.stop_seconds
 

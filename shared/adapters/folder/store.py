@@ -95,7 +95,7 @@ class FolderObjectStore:
         with self._written(_pieces(data, size_bytes), f"put {key}") as temporary:
             self._place(path, f"put {key}", lambda: temporary.move(path))
 
-    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:  # noqa: ARG002
+    def begin(self, key: str, data: BinaryIO, content_type: str, max_bytes: int) -> Writing:  # noqa: ARG002
         """Nothing is written before all of `data` is there: on one disk nothing is gained by it."""
         check_key(key)
         return _PutAtTheEnd(lambda size_bytes: self.put(key, data, size_bytes, content_type))

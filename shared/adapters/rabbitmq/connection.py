@@ -45,7 +45,7 @@ _HANDSHAKE_TIMEOUT_SECONDS = 10
 # Of each answer to what is declared.
 _SET_UP_TIMEOUT_SECONDS = 10
 _FIRST_BACK_OFF_SECONDS = 0.2
-_LONGEST_BACK_OFF_SECONDS = 10.0
+_MAX_BACK_OFF_SECONDS = 10.0
 # Each holds a channel until it is answered after all.
 _MAX_UNANSWERED = 8
 
@@ -262,7 +262,7 @@ class RabbitConnection:
                 )
                 self._end_loop(loop)
                 self._mark_down("a bug in the broker connection, see the log")
-                self._closing.wait(_LONGEST_BACK_OFF_SECONDS)
+                self._closing.wait(_MAX_BACK_OFF_SECONDS)
             else:
                 self._end_loop(loop)
 
@@ -410,13 +410,13 @@ class RabbitConnection:
             self._stop_loop()
             return
         self._mark_down(cause_in_words(error))
-        longest_seconds = min(
-            _LONGEST_BACK_OFF_SECONDS,
+        max_seconds = min(
+            _MAX_BACK_OFF_SECONDS,
             2 * _FIRST_BACK_OFF_SECONDS * 2 ** min(self._failed_attempts, 8),
         )
         self._failed_attempts += 1
         delay_seconds = random.uniform(  # noqa: S311 nothing secret about a jitter
-            _FIRST_BACK_OFF_SECONDS, longest_seconds
+            _FIRST_BACK_OFF_SECONDS, max_seconds
         )
         connection.ioloop.call_later(delay_seconds, self._connect)
 

@@ -30,7 +30,7 @@ _log = structlog.get_logger()
 _CLOSE_SECONDS = 1.0
 _PING_SECONDS = 3.0
 _FIRST_RETRY_SECONDS = 1.0
-_LONGEST_RETRY_SECONDS = 30.0
+_MAX_RETRY_SECONDS = 30.0
 # One that this process cannot survive must not take a neighbour with it to the delivery limit.
 _PREFETCH_COUNT = 1
 _TICKS_BETWEEN_BINDINGS = 5
@@ -223,7 +223,7 @@ class RabbitDeadLetterConsumer:
             except StowgateError as error:
                 _log.warning("refusal not noted; trying again", error=str(error))
                 self._closing.wait(retry_seconds)
-                retry_seconds = min(2 * retry_seconds, _LONGEST_RETRY_SECONDS)
+                retry_seconds = min(2 * retry_seconds, _MAX_RETRY_SECONDS)
             except Exception as error:  # noqa: BLE001 a bug must not stop the consumer
                 # The text of a foreign exception may quote the request, so only its type is told.
                 _log.error(

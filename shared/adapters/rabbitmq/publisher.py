@@ -44,7 +44,7 @@ _LARGE_BYTES = 64 << 10
 # Publications whose confirms are still to come; a broker that has no confirm for more gets no more.
 _MAX_OPEN = 1000
 
-_TICKS_BETWEEN_QUEUE_LOOKS = 5
+_TICKS_PER_REFRESH = 5
 
 # RabbitMQ 3.8 and later, of a message over its `max_message_size`.
 _TOO_LARGE = re.compile(r"message size (\d+) is larger than")
@@ -126,7 +126,7 @@ class RabbitEventPublisher:
     def _set_up(self, channel: Channel, ready: Callable[[], None]) -> None:
         def confirming() -> None:
             ready()
-            self._expected_queue.look()
+            self._expected_queue.refresh()
 
         self._shared = _Confirms(self._connection)
         self._shared.start(channel, confirming)
@@ -210,7 +210,7 @@ class _ExpectedQueue:
         self._connection = connection
         self._is_known = threading.Event()
         self._missing: str | None = None
-        self._looking = False
+        self._is_refreshing = False
         self._ticks = 0
 
     def check(self, answer_seconds: float) -> None:
@@ -227,29 +227,29 @@ class _ExpectedQueue:
 
     def on_tick(self) -> None:
         self._ticks += 1
-        if self._ticks % _TICKS_BETWEEN_QUEUE_LOOKS == 0:
-            self.look()
+        if self._ticks % _TICKS_PER_REFRESH == 0:
+            self.refresh()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Ask, on a channel of its own, as the answer that it is missing closes that."""
-        if self.name is None or self._looking:
+        if self.name is None or self._is_refreshing:
             return
         try:
             self._connection.open_channel(self._ask, self._on_answer)
         except BrokerUnavailable:
             return
-        self._looking = True
+        self._is_refreshing = True
 
     def forget(self) -> None:
         """On the next connection it may be another broker."""
-        self._looking = False
+        self._is_refreshing = False
         self._is_known.clear()
 
     def _ask(self, channel: Channel) -> None:
         channel.queue_declare(self.name, passive=True, callback=lambda _: close_channel(channel))
 
     def _on_answer(self, _channel: Channel, error: Exception) -> None:
-        self._looking = False
+        self._is_refreshing = False
         if is_refusal(error, NOT_FOUND):
             self._missing = (
                 f"{self._connection.broker} has no queue {self.name!r}, and requests are held "

@@ -19,9 +19,9 @@ _FIRST_AT_ONCE = 4
 class ConcurrencyLimit:
     """Halves how many run at once when one was slow, and adds one when one was not."""
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most = most
-        self._allowed = min(_FIRST_AT_ONCE, most)
+    def __init__(self, max_running: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_running = max_running
+        self._allowed = min(_FIRST_AT_ONCE, max_running)
         self._clock = clock
         self._running = 0
         self.waiting = 0
@@ -56,6 +56,6 @@ class ConcurrencyLimit:
                 self._allowed = min(self._allowed, max(1, self._running // 2))
                 self._stalls += has_failed
             else:
-                self._allowed = min(self._allowed + 1, self._most)
+                self._allowed = min(self._allowed + 1, self._max_running)
             self._running -= 1
             self._changed.notify_all()

@@ -41,7 +41,7 @@ class SignedRequests:
         access_key: str,
         secret_key: str,
         region: str,
-        most_at_once: int,
+        max_concurrent: int,
     ) -> None:
         self._bucket = urlsplit(bucket_url)
         # Straight to the one server that is asked: finding it again costs as much as signing.
@@ -51,7 +51,7 @@ class SignedRequests:
         self._credentials = Credentials(access_key, secret_key)
         self._region = region
         self._wants_md5 = False
-        self._large_bodies = ConcurrencyLimit(most_at_once)
+        self._large_bodies = ConcurrencyLimit(max_concurrent)
 
     def send(
         self,

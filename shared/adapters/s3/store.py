@@ -141,7 +141,7 @@ class MinioObjectStore:
             access_key=access_key,
             secret_key=secret_key,
             region=region,
-            most_at_once=threads + _PARTS_AT_ONCE,
+            max_concurrent=threads + _PARTS_AT_ONCE,
         )
         return cls(client, requests, bucket, url)
 
@@ -180,8 +180,8 @@ class MinioObjectStore:
             headers = {"Content-Type": content_type}
             self._requests.send("PUT", key, window, headers=headers, sha256=sha256)
 
-    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:
-        """Write to `key` from `data` while that grows, up to `most_bytes`, in parts as `put`."""
+    def begin(self, key: str, data: BinaryIO, content_type: str, max_bytes: int) -> Writing:
+        """Write to `key` from `data` while that grows, up to `max_bytes`, in parts as `put`."""
         check_key(key)
         return PartsUpload(
             self._requests,
@@ -189,7 +189,7 @@ class MinioObjectStore:
             key,
             data,
             content_type,
-            max(_PART_BYTES, -(-most_bytes // _MAX_PARTS)),
+            max(_PART_BYTES, -(-max_bytes // _MAX_PARTS)),
             partial(self._typed, f"put {key}"),
         )
 

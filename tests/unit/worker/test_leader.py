@@ -210,7 +210,7 @@ def _asked_in_an_hour(folder: Path, workers: int) -> int:
         random.shuffle(relays)
         for lease, relay in relays:
             if lease.leads():
-                relay.look()
+                relay.run_once()
         bench.now += timedelta(seconds=5)
     return bench.store.asked
 

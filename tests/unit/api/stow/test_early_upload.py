@@ -56,10 +56,8 @@ class Store(FolderObjectStore):
         super().__init__(root)
         self.begun: list[Begun] = []
 
-    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:
-        self.begun.append(
-            Begun(key, super().begin(key, data, content_type, most_bytes), self.fails)
-        )
+    def begin(self, key: str, data: BinaryIO, content_type: str, max_bytes: int) -> Writing:
+        self.begun.append(Begun(key, super().begin(key, data, content_type, max_bytes), self.fails))
         return self.begun[-1]
 
 
