@@ -1,4 +1,4 @@
-"""The composition root of the worker, and its life as a process."""
+"""The composition root of the worker, and its process."""
 
 import os
 import signal
@@ -37,10 +37,10 @@ from worker.workflow_manager import WorkflowManager
 
 _log = structlog.get_logger()
 
-# Under load each request removes what was opened within this time.
+# Under load, each removal request covers the records that were opened within this time.
 _CLEANUP_PAUSE_SECONDS = 0.1
-# Of all payloads together, or more where more are opened at a time.
-_SIDECARS_AT_ONCE = 4
+# Minimum of sidecar threads, shared by all payloads.
+_MIN_SIDECAR_THREADS = 4
 
 _HEALTH = {
     "/health/live": "health.live",
@@ -53,7 +53,7 @@ _STOP_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
 
 @dataclass(frozen=True)
 class Routine:
-    """Something done at the start and then again after each pause."""
+    """A task that runs at the start, and again after each pause."""
 
     name: str
     do: Callable[[], None]
@@ -61,7 +61,7 @@ class Routine:
 
 
 class Worker:
-    """Handles events and runs its routines, each in threads of its own."""
+    """Handles events and runs routines, each in its own threads."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Worker:
             thread.start()
 
     def stop(self) -> None:
-        """Finish or hand back what is in hand, in bounded time."""
+        """Finish the payloads in progress or return them to the queue, in bounded time."""
         self._stopping.set()
         self._handler.stop()
         self._replays.stop()
@@ -106,7 +106,7 @@ class Worker:
         end = time.monotonic() + self._routines_end_seconds
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
-        # Of a store that keeps a routine waiting nothing more is asked.
+        # A routine that still runs waits for the store, which would delay this too.
         if not any(thread.is_alive() for thread in self._threads):
             self._cleanup.run_once(0)
             self._leader.release()
@@ -116,9 +116,9 @@ class Worker:
             try:
                 routine.do()
             except Exception as error:  # noqa: BLE001
-                # A routine that ended would be missed by nobody until much is waiting for it.
+                # Nobody would notice the end of a routine before much work has piled up.
                 _log.error(
-                    "routine failed; it goes on after its pause",
+                    "routine failed; it runs again after its pause",
                     routine=routine.name,
                     error=type(error).__name__,
                     place=where(error),
@@ -155,7 +155,7 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
         instances=backends.instances,
         publisher=backends.requests,
         workflow_manager=workflow_manager,
-        sidecar_writers=started_pool(max(_SIDECARS_AT_ONCE, settings.openings), "sidecar"),
+        sidecar_writers=started_pool(max(_MIN_SIDECAR_THREADS, settings.openings), "sidecar"),
         owner=owner,
         lease=lease,
         metrics=metrics,
@@ -173,7 +173,7 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
         records=records,
         cursor=backends.sweep_cursor,
         payload_ids=payload_ids,
-        # An upload that took longer than it may is not acknowledged, whatever came of it.
+        # An upload that took longer than the maximum is never acknowledged.
         grace=2 * timedelta(seconds=settings.max_upload_seconds),
         pause=timedelta(seconds=settings.sweep_seconds),
         metrics=metrics,
@@ -188,7 +188,7 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
         if not leader.leads():
             relay.stand_by()
         elif not relay.run_once():
-            leader.release()  # another worker may reach what this one does not
+            leader.release()  # another worker may reach the store and the broker
 
     def replay_once() -> None:
         if leader.leads():
@@ -217,21 +217,21 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
 
 
 def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
-    """Serve until a signal or the end of the terminal; `say` is told where health and metrics are.
+    """Serve until a signal or the end of the terminal; `say` prints the address of the health port.
 
-    Raises `BadSetting` where the address is taken.
+    Raises `BadSetting` if the address is in use.
     """
     is_detached = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # with nohup(1)
     stop_signals = _STOP_SIGNALS - ({signal.SIGHUP} if is_detached else set())
-    # Blocked in every thread that is started from here on, such a signal waits for this one to ask
-    # for it. A handler would run in this one only, which need not wake when another is interrupted.
+    # All threads that start from here on inherit the mask, so that `sigwait` below receives the
+    # signal. A handler would run in this thread only, which another thread's signal need not wake.
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     registry = CollectorRegistry()
     backends = open_backends(settings, store_threads=settings.openings, openings=settings.openings)
     worker = compose(settings, backends, registry)
     app = Flask(__name__, static_folder=None)
     readiness = Readiness(backends.dependencies(backends.consumer.ping))
-    # Nobody is asked who they are here, so nobody is told more than states; the log has the rest.
+    # This port has no authentication, so it shows states only; the log has the reasons.
     views = health_views(readiness, registry, may_read=lambda: False)
     for path, endpoint in _HEALTH.items():
         app.add_url_rule(path, view_func=views[endpoint])
@@ -240,7 +240,7 @@ def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
     backends.prepare()
     worker.start()
     threading.Thread(target=server.run, name="health", daemon=True).start()
-    say(f"Stowgate's worker tells its health on {url_of(listener)}")
+    say(f"Stowgate's worker serves health and metrics on {url_of(listener)}")
     signal.sigwait(stop_signals)
     _log.info("worker stopping")
     worker.stop()

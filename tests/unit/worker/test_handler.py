@@ -611,7 +611,7 @@ def test_a_payload_that_workers_do_not_survive_fails_with_words(bench: Bench) ->
 
     found = bench.found(added)
     assert found.state is State.FAILED
-    assert "workers stopped" in (found.last_error or "")
+    assert "workers crashed" in (found.last_error or "")
     assert bench.opened_requests() == []
 
 
@@ -668,7 +668,7 @@ def test_a_request_that_is_out_is_published_once_however_long_its_record_cannot_
 
     assert (waiting.state, waiting.last_error) == (
         State.PENDING,
-        "the request is out, but the store is full",
+        "the request was published, but the store is full",
     )
     assert published == [added.payload_id]
     found = bench.found(added)

@@ -283,7 +283,7 @@ def test_a_body_that_is_not_a_request_is_counted_and_passed_over(
 
     assert noting.counted() == {"unreadable": 1}
     assert [line["event"] for line in log] == [
-        "dead letter passed over: its body is not a workflow request"
+        "dead letter skipped: its body is not a workflow request"
     ]
 
 
