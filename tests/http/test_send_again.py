@@ -119,7 +119,7 @@ def test_send_that_gets_no_answer_says_that_it_can_be_run_again(folder: Path) ->
         sent = send(folder, url)
 
     assert (sent.returncode, sent.stdout) == (2, "")
-    assert "may have stored the files: run this again, which opens nothing twice" in sent.stderr
+    assert "may have stored the files: run the command again" in sent.stderr
 
 
 def test_the_same_files_are_one_request_wherever_they_lie_and_are_told_to_be(

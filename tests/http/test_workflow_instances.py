@@ -242,4 +242,4 @@ def test_check_asks_the_workflow_managers_api(tmp_path: Path) -> None:
 
     with serving(_answering()) as url:
         assert "ok        API of the Workflow Manager" in check(url)
-    assert "wrong     API of the Workflow Manager: " in check("http://127.0.0.1:1")
+    assert "FAIL      API of the Workflow Manager: " in check("http://127.0.0.1:1")
