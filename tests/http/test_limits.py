@@ -311,7 +311,7 @@ def test_a_store_past_its_watermark_is_507_before_the_body(tmp_path: Path) -> No
         status, _, words = _refusal(sock)
 
         assert status == 507
-        assert "monaideploy: its disk has less free than STOWGATE_MIN_FREE_BYTES" in words
+        assert "monaideploy: its disk has less free space than STOWGATE_MIN_FREE_BYTES" in words
         assert _kept(service) == []
         ready = service.get("/health/ready")
         assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
