@@ -41,25 +41,25 @@ from shared.time import has_ended
 
 _log = structlog.get_logger()
 
-# How long an upload that was given up is kept from coming to its record.
+# How long a tombstone keeps an upload that was given up from writing its record.
 TOMBSTONE_TTL = timedelta(hours=24)
 
 MAX_LISTED = 200
-"""Payloads on one page of a list."""
+"""Maximum payloads on one page of a list."""
 
 _JSON = "application/json"
 
-# What is no record by its name is named once; not more of it is remembered.
+# Each object that is not a record is logged once; the memory for that is bounded.
 _MAX_NAMED = 1000
 
 
 class UploadGivenUp(Permanent):
-    """The upload took so long that it was taken for one whose API died."""
+    """The upload took so long that it was considered crashed."""
 
 
 @dataclass(frozen=True)
 class VersionedRecord:
-    """A record as it was read or written, with the version that the next write must find."""
+    """A record with its version, which the next write must match."""
 
     record: IngestRecord
     version: str
@@ -72,7 +72,7 @@ def _key(state: State, payload_id: str) -> str:
 
 
 def _other_places(record: IngestRecord) -> list[str]:
-    """Where a settled record may lie beside its own place; a replay leaves it in failed/ too."""
+    """Return the places of leftovers of a settled record; a replay leaves one in failed/ too."""
     others = {State.PENDING, State.FAILED} - {record.state}
     return [_key(state, record.payload_id) for state in sorted(others)]
 
@@ -106,36 +106,35 @@ class Records:
         except VersionConflict as error:
             if self.find(record.payload_id) is None:
                 raise UploadGivenUp(
-                    f"the upload of payload {record.payload_id} stood still for so long that it "
-                    "was given up"
+                    f"the upload of payload {record.payload_id} paused for too long and was given "
+                    "up; send it again"
                 ) from error
 
     def give_up(self, payload_id: str) -> bool:
-        """Keep the record of an upload from being written; False where it has been."""
+        """Prevent an upload from writing its record; return False if it has written one."""
         if self.find(payload_id) is not None:
             return False
         tombstone = _key(State.PENDING, payload_id)
         try:
             self._store.create(tombstone, b"", _JSON)
         except VersionConflict:
-            # A record that was written meanwhile, or the tombstone of an earlier call.
+            # A record that was just written, or the tombstone of an earlier call.
             return self.find(payload_id) is None
         if self.find(payload_id) is None:
             return True
-        # It was written and moved on meanwhile.
+        # The record was written and moved to another place just before.
         self._store.delete([tombstone])
         return False
 
     def tombstones(self) -> Iterator[ListedObject]:
-        """What stands in the records' places of the uploads that were given up, until their APIs
-        cannot come back."""
+        """Yield the tombstones of uploads that were given up."""
         return filter(_is_tombstone, self._list(State.PENDING))
 
     def untouched(self, payload_id: str) -> VersionedRecord | None:
-        """The record as its upload left it; None once a worker has tried it, or there is none.
+        """Return a record that no worker has processed yet, else None.
 
-        One read instead of two. It cannot lie anywhere else: what is replayed was touched.
-        Raises `RecordUnreadable`.
+        Takes one read instead of two, as such a record is always in pending/. Raises
+        `RecordUnreadable`.
         """
         versioned = self.read(_key(State.PENDING, payload_id))
         return (
@@ -147,10 +146,10 @@ class Records:
         )
 
     def find(self, payload_id: str) -> VersionedRecord | None:
-        """The record wherever it is. Raises `RecordUnreadable`."""
+        """Return the record, in any state. Raises `RecordUnreadable`."""
         # A record is written to its new place before it leaves the old one, and never leaves
-        # opened/, so one pass in this order finds it. A replay leaves it in failed/ as well, which
-        # counts only while it is nowhere else.
+        # opened/, so one pass in this order finds it. A replay leaves a copy in failed/, which
+        # counts only while there is no other.
         for state in (State.OPENED, State.PENDING, State.FAILED, State.OPENED):
             versioned = self.read(_key(state, payload_id))
             if versioned is not None:
@@ -158,7 +157,7 @@ class Records:
         return None
 
     def read(self, key: str) -> VersionedRecord | None:
-        """The record under that key; None where there is none, or a tombstone.
+        """Return the record under that key; None if it is missing or a tombstone.
 
         Raises `RecordUnreadable`, which names the key.
         """
@@ -171,35 +170,37 @@ class Records:
         try:
             record = decode(found.data)
             if record.payload_id != payload_id_of(key):
-                raise RecordUnreadable("is the record of another payload; move it away")
+                raise RecordUnreadable(
+                    "is the record of another payload; move it out of the bucket"
+                )
         except RecordUnreadable as error:
             raise RecordUnreadable(f"{key} in the state bucket {error}") from error
         return VersionedRecord(record, found.version, key, found.data)
 
     def instances(self, record: IngestRecord) -> Iterator[StoredInstance]:
-        """The record's instances, in the order of the request, one at a time.
+        """Yield the record's instances, in the order of the request.
 
-        Raises `AttachmentUnreadable`, also while they are iterated.
+        Raises `AttachmentUnreadable`, also during the iteration.
         """
         if record.instances is not None:
             return iter(record.instances)
         return self.attachments.instances(record.payload_id, record.file_count)
 
     def change(self, versioned: VersionedRecord, **changes: Any) -> VersionedRecord:
-        """Raises `VersionConflict` where somebody changed or moved the record meanwhile."""
+        """Change fields. Raises `VersionConflict` if another process changed or moved it."""
         record = replace(versioned.record, **changes)
         data = encode(record)
         version = self._store.replace(versioned.key, data, versioned.version, _JSON)
         return VersionedRecord(record, version, versioned.key, data)
 
     def settle(self, versioned: VersionedRecord, state: State, **changes: Any) -> VersionedRecord:
-        """Give a pending record its end, for all to see.
+        """Give a pending record its final state.
 
-        Raises `VersionConflict` where it was opened already and, of one that failed, where somebody
-        changed or moved it meanwhile.
+        Raises `VersionConflict` if it was opened already, and for a failed one also if another
+        process changed or moved it.
         """
         if state is State.OPENED:
-            # Whoever took over from a worker that stood still: the request is out.
+            # Unconditional: the request was published, even if another worker has taken over.
             record = replace(versioned.record, state=state, lease=None, **changes)
             key, data = _key(state, record.payload_id), encode(record)
             settled = VersionedRecord(record, self._store.create(key, data, _JSON), key, data)
@@ -210,7 +211,7 @@ class Records:
         return settled
 
     def move(self, versioned: VersionedRecord) -> None:
-        """Bring a settled record to its place, and to no other; harmless when several do it."""
+        """Move a settled record to its place, and remove leftovers. Idempotent."""
         payload_id, target = (
             versioned.record.payload_id,
             _key(versioned.record.state, versioned.record.payload_id),
@@ -219,14 +220,14 @@ class Records:
             self._store.put(target, BytesIO(versioned.data), len(versioned.data), _JSON)
         self._store.delete(_other_places(versioned.record))
         if versioned.record.state is State.FAILED and self.read(_key(State.OPENED, payload_id)):
-            # By a worker that was taken for dead.
+            # Opened by a worker whose lease had expired.
             self._store.delete([target])
 
     def remove_leftover(self, opened: VersionedRecord, now: datetime) -> None:
-        """Remove what a worker that died left of an opened record.
+        """Remove the leftover of an opened record, which a crashed worker left in pending/.
 
-        While its lease runs it may be alive, and take back a write that the disk did not confirm:
-        then what lies in pending/ is the only record there is.
+        While its lease runs, that worker may still undo a write to opened/ that its disk did not
+        confirm; the leftover would then be the only record.
         """
         left = self.read(_key(State.PENDING, opened.record.payload_id))
         lease = left.record.lease if left else None
@@ -234,15 +235,14 @@ class Records:
             self.move(opened)
 
     def replay(self, versioned: VersionedRecord, due_at: datetime) -> VersionedRecord:
-        """Put a failed record back to pending, under the same payload id.
+        """Return a failed record to pending, under the same payload id.
 
-        What lies in failed/ stays until the record settles again: by the time that it could be
-        removed it may be the only one there is. Raises `VersionConflict` where the record is not in
-        failed/, or somebody else replays it.
+        The copy in failed/ stays until the record settles again, as it may become the only one.
+        Raises `VersionConflict` if the record is not in failed/, or another process replays it.
         """
         failed = _key(State.FAILED, versioned.record.payload_id)
         if versioned.key != failed:
-            # A record that is settled and not moved yet would be moved over the new one.
+            # A settled record that is still in pending/ would be moved over the new one.
             raise VersionConflict(f"payload {versioned.record.payload_id} is not in failed/")
         record = replace(
             versioned.record,
@@ -259,39 +259,38 @@ class Records:
         except VersionConflict:
             version = self._replace_tombstone(key, data)
         if self.read(_key(State.OPENED, record.payload_id)) is not None:
-            raise VersionConflict(f"payload {record.payload_id} was replayed and opened meanwhile")
+            raise VersionConflict(f"payload {record.payload_id} was already replayed and opened")
         return VersionedRecord(record, version, key, data)
 
     def _replace_tombstone(self, key: str, data: bytes) -> str:
         """Replace a tombstone beside a record, left by an interrupted `give_up`.
 
-        Raises `VersionConflict` where there is none.
+        Raises `VersionConflict` if there is no tombstone.
         """
         try:
             found = self._store.get(key)
         except ObjectMissing as error:
-            raise VersionConflict(f"{key} was there and is not any more") from error
+            raise VersionConflict(f"{key} no longer exists") from error
         if found.data:
-            raise VersionConflict(f"{key} exists already")
+            raise VersionConflict(f"{key} already exists")
         return self._store.replace(key, data, found.version, _JSON)
 
     def ping(self) -> None:
-        """Return when the store can be reached: what kept a record from us is about that one."""
+        """Return if the store is reachable; an earlier error then concerns one record only."""
         self._store.ping()
 
     def pending(self) -> list[ListedObject]:
-        """What lies in pending/, the oldest first; the cost grows with these alone."""
+        """Return the objects in pending/, oldest first; the cost grows only with their number."""
         return [o for o in self._list(State.PENDING) if not _is_tombstone(o)][::-1]
 
     def newest(
         self, state: State | None, limit: int, cursor: str = ""
     ) -> tuple[Iterator[IngestRecord], str | None]:
-        """Up to `limit` records behind `cursor`, the newest first, and the next cursor.
+        """Return up to `limit` records after `cursor`, newest first, and the next cursor.
 
-        Each is read when it is asked for, so that one at a time is in memory. One that cannot be
-        read is left out and logged. Takes one listing of up to 1000 names for each state, another
-        where that many tombstones are passed over, and for each record one read, two if it is
-        pending, and three if it has failed.
+        Records are read one by one during the iteration. An unreadable one is skipped and logged.
+        Takes one listing of up to 1000 names per state, another for each 1000 tombstones, and per
+        record one read if it is opened, two if pending, three if failed.
         """
         states = list(State) if state is None else [state]
         after = newest_first(cursor) if cursor else ""
@@ -299,7 +298,7 @@ class Records:
         keys = merge(
             *((o.key for o in place if not _is_tombstone(o)) for place in places), key=_name
         )
-        # A record in the middle of its move shows in two places, one after the other here.
+        # A record that is being moved is listed twice, in succession.
         names = (name for name, _ in groupby(keys, _name))
         ids = [payload_id_of(name) for name in islice(names, limit + 1)]
         found = filter(None, map(self._find_readable, ids[:limit]))
@@ -310,19 +309,19 @@ class Records:
         try:
             return self.find(payload_id)
         except RecordUnreadable as error:
-            _log.error("record left out of a list", error=str(error))
+            _log.error("record missing from a list", error=str(error))
             return None
 
     def failed(self, pending: Iterable[ListedObject]) -> int:
-        """How many failed and were not replayed, which leaves a record in failed/ as well.
+        """Return the number of failed records, without replayed ones, which have a copy in failed/.
 
-        The cost grows with the number of these.
+        The cost grows with that number.
         """
         replayed = {_name(listed.key) for listed in pending}
         return sum(_name(o.key) not in replayed for o in self._list(State.FAILED))
 
     def _list(self, state: State, after: str = "") -> Iterator[ListedObject]:
-        """Records and tombstones; what else lies there, such as a copy by hand, is passed over."""
+        """Yield records and tombstones; skip and log anything else, such as a manual copy."""
         prefix = f"{state}/"
         for listed in self._store.list(prefix, after):
             if is_record_name(listed.key.removeprefix(prefix)):
@@ -330,6 +329,7 @@ class Records:
             elif listed.key not in self._named and len(self._named) < _MAX_NAMED:
                 self._named.add(listed.key)
                 _log.warning(
-                    "passed over in the state bucket: this is no record by its name; move it away",
+                    "skipped an object of the state bucket whose name is not that of a record; "
+                    "move it out of the bucket",
                     key=listed.key,
                 )

@@ -1,4 +1,4 @@
-"""The ingest record: what one POST brought in, and how far it has come."""
+"""The ingest record: the instances of one POST, and its progress."""
 
 import re
 from collections.abc import Mapping
@@ -17,8 +17,7 @@ from shared.ids import has_moment, is_guid
 from shared.instances import StoredInstance, load_instance
 from shared.time import UtcDateTime
 
-# The claims on Idempotency-Keys, beside the records that they lead to. A claim lies in one of 256
-# folders, by its name, so that a sweep need not look at all of them.
+# The claims of Idempotency-Keys lie in 256 folders, so that a sweep can check some at a time.
 CLAIM_FOLDERS = 256
 IDEMPOTENCY_TTL = timedelta(hours=24)
 
@@ -30,7 +29,7 @@ _NAME = re.compile(
 
 
 class RecordUnreadable(Permanent):
-    """What lies in a record's place is damaged, or was written by a newer Stowgate."""
+    """The record is damaged, or was written by a newer Stowgate."""
 
 
 class State(StrEnum):
@@ -41,7 +40,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Lease:
-    """Until then, only this worker may open the workflow request of the record."""
+    """The exclusive right of a worker to open the workflow request of a record, until `until`."""
 
     owner: str
     until: datetime
@@ -49,9 +48,9 @@ class Lease:
 
 @dataclass(frozen=True)
 class FirstAnswer:
-    """What a POST with an Idempotency-Key was answered, for when it is sent again.
+    """The answer to a POST with an Idempotency-Key, which is repeated when the POST is sent again.
 
-    `fingerprint` tells whether the body is the same one. An answer without `body` is an attachment.
+    `fingerprint` identifies the request body. Without `body` the answer is an attachment.
     """
 
     fingerprint: str
@@ -62,13 +61,14 @@ class FirstAnswer:
 
 @dataclass(frozen=True)
 class IngestRecord:
-    """`instances` is None where they are an attachment; `Records.instances` has them in any case.
-    `workflow` is the one in the URL; `vae_workflows` are those the VAE had on receipt, and
-    None without a VAE. `due_at` is when the relay may announce the record again. `takeovers`
-    counts the workers that held the lease and did not come to an end. `opened_at` is when the
-    request was out, which the record may say while it is still pending. `workflow_request` is that
-    request without its `payload`. `unknown` are fields that a newer service wrote, and that are
-    kept for it."""
+    """The ingest record.
+
+    `instances` is None if they are an attachment; `Records.instances` returns them in both cases.
+    `workflow` is the one in the URL. `vae_workflows` are those of the VAE on receipt, None without
+    a VAE. `due_at` is when the relay may announce the record again. `takeovers` counts the workers
+    that crashed with the lease. `opened_at` is when the request was published, which may be set on
+    a pending record. `workflow_request` is the request without its `payload`. `unknown` are fields
+    of a newer service, which are kept for it."""
 
     payload_id: str
     correlation_id: str
@@ -141,11 +141,11 @@ class _RecordSchema(Schema):
 
 
 VERSION = 1
-"""Of the shape of a record and its attachments. A field of its own that older services may ignore
-needs no new one, if it is not required here; one within an instance, a lease or a first answer
-does."""
+"""Version of a record and its attachments. A new top-level field that is optional here, and that
+older services may ignore, needs no new version. A new field of an instance, a lease or a first
+answer does."""
 
-# Making one copies all its fields, which takes longer than what it is used for.
+# Creating a schema takes longer than using it.
 _SCHEMA = _RecordSchema()
 _FIELDS = tuple(_SCHEMA.fields)
 
@@ -156,15 +156,15 @@ def encode(record: IngestRecord) -> bytes:
 
 
 def decode(data: bytes) -> IngestRecord:
-    """Raises `RecordUnreadable`, whose text follows the key in a sentence."""
+    """Decode a record. Raises `RecordUnreadable`, whose text continues a sentence after the key."""
     try:
         found = versions.loads(data, VERSION)
         unknown = {name: found.pop(name) for name in found.keys() - _SCHEMA.fields.keys()}
         row = _SCHEMA.load(found)
         if not is_guid(row["payload_id"]):
-            raise ValueError("the payload id is no GUID")
+            raise ValueError("the payload id is not a GUID")
         if row["instances"] is not None and len(row["instances"]) != row["file_count"]:
-            raise ValueError("the instances are not as many as they were")
+            raise ValueError("the number of instances differs from file_count")
     except (ValueError, TypeError, KeyError, ValidationError) as error:
         raise RecordUnreadable(versions.why_unreadable(error)) from error
     lease, first_answer = row.pop("lease"), row.pop("first_answer")
@@ -177,16 +177,16 @@ def decode(data: bytes) -> IngestRecord:
 
 
 def newest_first(payload_id: str) -> str:
-    """The name of a record's object: what was received last, to the millisecond, sorts first.
+    """Return the name of a record's object, which sorts by time of receipt, newest first.
 
-    The first 48 bits of a UUIDv7 are its time (RFC 9562 5.7); an object store lists in ascending
-    order only, so the name begins with their complement.
+    The first 48 bits of a UUIDv7 are its time in milliseconds (RFC 9562 5.7). Object stores list in
+    ascending order only, so the name begins with their complement.
     """
     return f"{_TIME_BITS - (UUID(payload_id).int >> 80):012x}.{payload_id}.json"
 
 
 def is_record_name(name: str) -> bool:
-    """Whether it is what `newest_first` makes of an id whose moment is in the years up to 9999."""
+    """Whether `newest_first` returns such a name for an id of a year up to 9999."""
     found = _NAME.fullmatch(name)
     if found is None:
         return False
@@ -195,7 +195,7 @@ def is_record_name(name: str) -> bool:
 
 
 def claim_folder(number: int) -> str:
-    """Where claims lie whose digest begins with that byte."""
+    """Return the folder of claims whose digest begins with that byte."""
     return f"idempotency/{number:02x}/"
 
 

@@ -1,4 +1,4 @@
-"""The adapters that the settings name, made once for a process."""
+"""The adapters that the settings select, created once per process."""
 
 import threading
 from collections.abc import Callable
@@ -33,9 +33,8 @@ _log = structlog.get_logger()
 _PREPARE_AGAIN_SECONDS = 2.0
 
 VERSIONED = (
-    "the state bucket is versioned: each listing passes over all that was ever removed, and so the "
-    "relay becomes slower; set a lifecycle rule that removes noncurrent versions after a day, and "
-    "expired delete markers"
+    "the state bucket is versioned: removed objects slow down every listing, and so the relay; set "
+    "a lifecycle rule that removes noncurrent versions after one day, and expired delete markers"
 )
 
 
@@ -50,8 +49,8 @@ def _instances_stored(exchange: str) -> EventQueue:
 
 @dataclass(frozen=True)
 class Dependency:
-    """`ping` raises a `StowgateError` when it is down. Without an essential one a service is
-    unready; without another it is degraded, and catches up later."""
+    """`ping` raises a `StowgateError` if the dependency is down. The service is then unready if it
+    is essential, and otherwise degraded: it catches up later."""
 
     ping: Callable[[], None]
     essential: bool
@@ -59,9 +58,11 @@ class Dependency:
 
 @dataclass(frozen=True)
 class Backends:
-    """`instances` is the payloads' bucket, `state` that of records and registry. `publisher`
-    takes our own events, which go to `queue`, and `requests` those for the Workflow Manager, which
-    may be large and keep no event waiting. `dead_letters` has those that it refused."""
+    """The adapters of a process.
+
+    `instances` is the payloads' bucket, `state` that of records and registry. `publisher` sends
+    Stowgate's events to `queue`. `requests` sends workflow requests, which may be large and must
+    not delay events. `dead_letters` receives the requests that the Workflow Manager refused."""
 
     instances: ObjectStore
     state: ObjectStore
@@ -73,18 +74,18 @@ class Backends:
     dead_letters: DeadLetterConsumer
 
     def announce(self, event: events.InstancesStored) -> None:
-        """Tell a worker. Raises what `EventPublisher.publish` raises."""
+        """Publish the event and wait. Raises what `EventPublisher.publish` raises."""
         self.publisher.publish(self._message(event))
 
     def begin_announcement(self, event: events.InstancesStored) -> Publication:
-        """The same without waiting for it. Raises what `EventPublisher.begin` raises."""
+        """Publish the event without waiting. Raises what `EventPublisher.begin` raises."""
         return self.publisher.begin(self._message(event))
 
     def _message(self, event: events.InstancesStored) -> Message:
         return events.encode(event, self.queue.exchange, self.queue.routing_key)
 
     def dependencies(self, ping_broker: Callable[[], None]) -> dict[str, Dependency]:
-        """What health tells of. Without a store nothing can be taken; all else is caught up."""
+        """Return the dependencies that health reports. Only the object store is essential."""
         return {
             "object_store": Dependency(self._ping_stores, essential=True),
             "free_space": Dependency(self.instances.check_room, essential=False),
@@ -104,15 +105,15 @@ class Backends:
         self.state.ping()
 
     def prepare(self) -> None:
-        """Create the buckets where they are missing, and have the sweep begin.
+        """Create missing buckets and the sweep's cursor.
 
-        A store that does not answer yet, or refuses, is no reason not to start: this goes on in the
-        background until it succeeds, and meanwhile the service says that it is not ready.
+        If the store fails, the service still starts and reports that it is not ready; this is
+        repeated in the background until it succeeds.
         """
         try:
             self.instances.prepare()
             self.state.prepare()
-            with suppress(CursorUnreadable):  # which each sweep says, and nothing else waits for
+            with suppress(CursorUnreadable):  # each sweep reports it, and nothing else needs it
                 self.sweep_cursor.read()
             if self.state.keeps_removed():
                 _log.warning(VERSIONED)
@@ -130,9 +131,10 @@ class Backends:
 
 
 def open_backends(settings: CommonSettings, *, store_threads: int, openings: int = 1) -> Backends:
-    """Connects to nothing yet.
+    """Return the adapters, which connect at their first use.
 
-    `store_threads` use the store at a time, and `openings` payloads are opened at a time.
+    `store_threads` is the number of concurrent users of the store, `openings` that of payloads that
+    are processed concurrently.
     """
     queue = _instances_stored(settings.event_exchange)
     instances, state = (

@@ -495,7 +495,7 @@ def test_a_full_memory_queue_refuses_and_takes_again_once_there_is_room() -> Non
     publisher = broker.publisher()
     publisher.publish(message_for(queue))
     publisher.publish(message_for(queue))
-    with pytest.raises(BrokerUnavailable, match="full with 2 messages"):
+    with pytest.raises(BrokerUnavailable, match="has its maximum of 2 messages"):
         publisher.publish(message_for(queue))
     handled = Handled()
     consumer = broker.consumer(queue, concurrency=1)

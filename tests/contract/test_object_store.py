@@ -877,7 +877,7 @@ def test_minio_takes_a_listing_that_is_none_of_s3_for_a_store_that_is_away() -> 
 
     with store_of(Page) as store:
         for listing in (store.list("pending/"), store.folders("")):
-            with pytest.raises(StoreUnavailable, match="not S3's"):
+            with pytest.raises(StoreUnavailable, match="not from an S3 store"):
                 next(listing)
 
 

@@ -115,7 +115,7 @@ def test_send_puts_study_workflow_and_vae_into_the_url(stowgate: Service, files:
     [
         (["--workflow", "not legal"], "workflow id"),
         (["--vae", "nobody"], "no Virtual Application Entity"),
-        (["--study", "x"], "no UID"),
+        (["--study", "x"], "is not valid: it must have up to 64 characters"),
     ],
 )
 def test_send_reports_the_reason_of_a_refusal_and_exits_with_2(
@@ -610,7 +610,7 @@ def test_an_address_in_use_stops_the_start_with_one_line(
     (line,) = started.stderr.splitlines()
     assert f"{variable} is '{address}'" in line
     assert line.endswith(
-        "something listens there; stop that, or give another port, or 0 for a free one"
+        "it is in use; stop the other process, or set another port, or 0 for a free one"
     )
 
 

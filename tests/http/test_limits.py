@@ -227,7 +227,7 @@ def test_a_sender_over_its_rate_limit_gets_429_before_its_body(tmp_path: Path) -
 
         assert status == 429
         assert 1 <= int(headers["Retry-After"]) <= 30
-        assert "the limit of requests from this address is 2 a minute" in words
+        assert "rate limit exceeded: 2 requests per minute from this address" in words
         assert service.get("/health/live").status_code == 200
 
 

@@ -184,7 +184,7 @@ def test_a_key_that_was_used_for_other_files_is_refused_in_words(
     sent = send(folder, stowgate.url, "--idempotency-key", key)
 
     assert (sent.returncode, sent.stdout) == (2, "")
-    assert "422: this Idempotency-Key was used for another body" in sent.stderr
+    assert "422: this Idempotency-Key was used with another body" in sent.stderr
 
 
 @pytest.mark.parametrize("key", ["", "two words", "line\nfeed", "k" * 256, "schl\u00fcssel"])

@@ -143,8 +143,8 @@ def test_the_workflow_manager_is_given_the_credentials(
     [
         ({"status": 401, "body": b"{}"}, "answered 401"),
         ({"status": 302, "body": b""}, "answered 302"),
-        ({"body": SECRET.encode()}, "something other than JSON"),
-        ({"body": b'{"data": []}'}, "something other than a list"),
+        ({"body": SECRET.encode()}, "not JSON"),
+        ({"body": b'{"data": []}'}, "not a list"),
         ({"body": b"[" + b" " * (8 << 20) + b"]"}, "more than 8388608 bytes"),
     ],
 )
@@ -196,7 +196,7 @@ def test_many_looks_at_once_while_it_is_silent_keep_nobody_else_waiting(tmp_path
         hold.set()
     words = [answer["workflow_instances_error"] for answer in answers]
     assert len(words) == 12
-    assert any("is being asked about other payloads" in text for text in words)
+    assert any("too many concurrent queries" in text for text in words)
 
 
 @pytest.mark.parametrize(
