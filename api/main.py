@@ -24,7 +24,7 @@ from api.stow.view import StoreTransaction, StowOptions, stow_views
 from api.vae.registry import VaeRegistry
 from api.vae.views import vae_views
 from shared.ids import PayloadIds
-from shared.records import Records
+from shared.record_store import Records
 from shared.refusals import Refusals
 from shared.runtime.backends import Backends
 from shared.runtime.health import Readiness, health_views

@@ -23,7 +23,7 @@ _CONTENT_TYPE = f'multipart/related; type="application/dicom"; boundary="{_BOUND
 
 _BLOCK_BYTES = 1 << 20
 _UID_CHARACTERS = 44
-_LONGEST_WAIT_SECONDS = 120.0
+_MAX_WAIT_SECONDS = 120.0
 
 _run = int.from_bytes(os.urandom(8), "big")
 _serial = itertools.count(1)
@@ -134,7 +134,7 @@ class Sender:
             if status == 200:
                 return Answered(began_at, time.perf_counter() - began, payload_id, turned_away)
             waited = time.perf_counter() - began
-            if status not in (429, 503) or waited > _LONGEST_WAIT_SECONDS:
+            if status not in (429, 503) or waited > _MAX_WAIT_SECONDS:
                 raise RuntimeError(f"the answer was {status}")
             turned_away += 1
             time.sleep(float(retry_after or 1))

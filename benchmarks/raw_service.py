@@ -24,7 +24,8 @@ from shared.events import InstancesStored
 from shared.ids import PayloadIds
 from shared.instances import StoredInstance
 from shared.ports import ObjectStore
-from shared.records import IngestRecord, Records
+from shared.record_store import Records
+from shared.records import IngestRecord
 from shared.runtime.backends import open_backends
 from shared.runtime.logs import configure_logs
 from shared.settings.loader import load

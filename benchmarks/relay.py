@@ -1,4 +1,4 @@
-"""What a look of the relay costs: flat with opened records, growing with pending ones only.
+"""What a pass of the relay costs: flat with opened records, growing with pending ones only.
 
     make bench-relay ARGS="[--opened 100000] [--store folder|http://host:port]"
 
@@ -25,7 +25,8 @@ from shared.adapters.queues import Published
 from shared.adapters.s3.store import MinioObjectStore
 from shared.ids import PayloadIds
 from shared.ports import ObjectStore
-from shared.records import Records, State, encode, newest_first
+from shared.record_store import Records
+from shared.records import State, encode, newest_first
 from shared.runtime.metrics import WorkerMetrics
 from worker.relay import Relay
 
@@ -39,7 +40,7 @@ def main(opened: int, where: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = _store(where, Path(folder))
         store.prepare()
-        print(f"{'opened':>8} {'pending':>8}   first look       later looks, median")
+        print(f"{'opened':>8} {'pending':>8}   first pass       later passes, median")
         for opened_records, pending in ((0, 0), (opened, 0), (opened, 100), (opened, 1000)):
             _fill(store, State.OPENED, opened_records)
             _fill(store, State.PENDING, pending)
@@ -81,19 +82,19 @@ def _fill(store: ObjectStore, state: State, count: int) -> None:
 
 
 def _measure(store: ObjectStore) -> tuple[float, float]:
-    """Milliseconds of a new relay's first look, which reads what is pending, and of later ones."""
+    """Milliseconds of a new relay's first pass, which reads what is pending, and of later ones."""
     relay = Relay(
         records=Records(store),
         announce=lambda _: Published(),
         backlog=lambda: 0,
         metrics=WorkerMetrics(CollectorRegistry()),
     )
-    looks = []
+    passes = []
     for _ in range(_LOOKS):
         started = time.perf_counter()
-        relay.look()
-        looks.append((time.perf_counter() - started) * 1000)
-    return looks[0], statistics.median(looks[1:])
+        relay.run_once()
+        passes.append((time.perf_counter() - started) * 1000)
+    return passes[0], statistics.median(passes[1:])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`stowgate check`: reads every setting, tries every engine, and says in words what is wrong."""
+"""`stowgate check`: reads every setting, tries every dependency, and reports each failure."""
 
 import errno
 import logging
@@ -27,36 +27,36 @@ from shared.settings.parsers import Address
 from worker.settings import WorkerSettings
 
 
-class _Wrong(Exception):
-    """One finding, in words."""
+class _Failed(Exception):
+    """A check failed; the text says why."""
 
 
-@click.command(short_help="Read every setting and try every engine.")
+@click.command(short_help="Read every setting and try every dependency.")
 def check() -> None:
-    """Read every setting and try every engine, creating buckets that are missing.
+    """Read every setting and try every dependency; create missing buckets.
 
-    Exits with 1 when anything is wrong.
+    Exits with 1 if a check fails.
     """
     for sentence in unknown_variables(os.environ, ALL_SETTINGS):
         click.echo(f"warning   {sentence}")
     settings, of_worker, of_client = load(ApiSettings), load(WorkerSettings), load(ClientSettings)
-    # What the adapters have to say, the findings say in their own words.
+    # The failures are reported below, so the adapters' log lines would only repeat them.
     configure_logs(settings.log, logging.CRITICAL)
     click.echo("ok        settings")
     backends = open_backends(settings, store_threads=2)
-    wrong = 0
+    failed = 0
     for name, attempt in _attempts(settings, of_worker, of_client, backends):
         try:
             attempt()
-        except (_Wrong, StowgateError, BadSetting) as error:
-            wrong += 1
-            click.echo(f"wrong     {name}: {error}")
+        except (_Failed, StowgateError, BadSetting) as error:
+            failed += 1
+            click.echo(f"FAIL      {name}: {error}")
         else:
             click.echo(f"ok        {name}")
     if backends.state.keeps_removed():
         click.echo(f"warning   bucket {settings.state_bucket}: {VERSIONED}")
     backends.close()
-    sys.exit(1 if wrong else 0)
+    sys.exit(1 if failed else 0)
 
 
 def _attempts(
@@ -65,7 +65,7 @@ def _attempts(
     yield "STOWGATE_LISTEN", lambda: _try_address(settings.listen, "STOWGATE_LISTEN")
     worker = of_worker.worker_listen
     yield "STOWGATE_WORKER_LISTEN", lambda: _try_address(worker, "STOWGATE_WORKER_LISTEN")
-    yield "who may enter", lambda: _try_auth(settings)
+    yield "authentication", lambda: _try_auth(settings)
     if settings.tls_certificate is not None:
         yield "TLS certificate and key", lambda: _try_tls(settings)
     if of_client.client_ca is not None:
@@ -84,7 +84,7 @@ def _attempts(
 
 
 def _try_address(address: Address, variable: str) -> None:
-    """One that is taken is right all the same: what took it may be what is checked."""
+    """Accept an address in use: Stowgate itself may be listening there."""
     try:
         bind(address, variable).close()
     except BadSetting as error:
@@ -109,9 +109,9 @@ def _try_spool(settings: ApiSettings) -> None:
             file.write(b"stowgate")
         free = shutil.disk_usage(settings.spool).free
     except OSError as error:
-        raise _Wrong(f"{settings.spool} cannot be written: {error.strerror}") from error
+        raise _Failed(f"{settings.spool} is not writable: {error.strerror}") from error
     if free < settings.min_free_bytes:
-        raise _Wrong(
+        raise _Failed(
             f"{settings.spool} has {free} bytes free, below STOWGATE_MIN_FREE_BYTES of "
             f"{settings.min_free_bytes}: uploads are refused"
         )

@@ -1,4 +1,4 @@
-"""What the operator's commands share: they are clients of a running API."""
+"""What the operator's commands share as clients of a running API."""
 
 import base64
 import functools
@@ -23,34 +23,36 @@ from shared.settings.parsers import http_url, without_password
 
 UNUSABLE = 2
 
-_SAY_WHO = "say who asks with --user or --token-file, STOWGATE_CLIENT_USER or STOWGATE_CLIENT_TOKEN"
+_GIVE_CREDENTIALS = (
+    "give credentials with --user or --token-file, STOWGATE_CLIENT_USER or STOWGATE_CLIENT_TOKEN"
+)
 
 
 class Unusable(click.ClickException):
-    """The server could not be reached, or refused the request as a whole."""
+    """The server could not be reached, or refused the request."""
 
     exit_code = UNUSABLE
 
 
 @dataclass(frozen=True)
 class Api:
-    """A running API, and the headers that say who asks it."""
+    """A running API, and the headers with the caller's credentials."""
 
     url: str
     headers: dict[str, str] = field(repr=False)
     ca: Path | None = None
-    """Certificates of which one has to vouch for the API's; None for those the system trusts."""
+    """File with the trusted certificate authorities; None for those that the system trusts."""
     kind: str = "Stowgate"
-    """What should run at the URL, as it is called in messages."""
-    unnamed_hint: str = _SAY_WHO
-    """What to do where it asks who is there and `headers` do not say."""
+    """The service at the URL, for messages."""
+    credentials_hint: str = _GIVE_CREDENTIALS
+    """What to do if the service requires credentials and `headers` has none."""
 
     def pool(self, timeout: urllib3.Timeout) -> urllib3.PoolManager:
         ca_certs = str(self.ca) if self.ca else None
         return urllib3.PoolManager(retries=False, timeout=timeout, ca_certs=ca_certs)
 
     def call(self, method: str, path: str, body: Any = None, **fields: str) -> Any:
-        """One JSON request. Raises `Unusable` for anything but success."""
+        """Send a JSON request and return the answer. Raises `Unusable` unless it succeeds."""
         pool = self.pool(urllib3.Timeout(30.0))
         url = self.url + path
         try:
@@ -66,16 +68,16 @@ class Api:
             return answer.json()
         except ValueError as error:
             raise Unusable(
-                f"{url} answered {answer.status} and no JSON: is the URL that of the API?"
+                f"{url} answered {answer.status} without JSON: is this the URL of the API?"
             ) from error
 
     def unreachable(self, url: str, error: urllib3.exceptions.HTTPError) -> Unusable:
         if isinstance(error, urllib3.exceptions.SSLError):
             if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in error.args):
                 return Unusable(
-                    f"{url} cannot be trusted ({error}): its certificate must have the host of the "
-                    "URL, and one that STOWGATE_CLIENT_CA names, or that the system trusts, must "
-                    "vouch for it"
+                    f"the certificate of {url} is not trusted ({error}): it must name the host of "
+                    "the URL, and an authority in STOWGATE_CLIENT_CA, or one that the system "
+                    "trusts, must have issued it"
                 )
             return Unusable(
                 f"{url} does not answer in TLS ({error}): should the URL begin with http://?"
@@ -85,17 +87,17 @@ class Api:
         )
 
     def refusal(self, answer: urllib3.BaseHTTPResponse) -> str:
-        """What a problem document says, or the bare status where there is none."""
+        """Return the detail of the problem document, or the bare status if there is none."""
         try:
             detail = answer.json()["detail"]
         except (ValueError, KeyError, TypeError):
             detail = answer.reason or "no reason given"
-        asks_who = answer.status == HTTPStatus.UNAUTHORIZED and not self.headers
-        return f"{answer.status}: {detail}" + (f"; {self.unnamed_hint}" if asks_who else "")
+        has_none = answer.status == HTTPStatus.UNAUTHORIZED and not self.headers
+        return f"{answer.status}: {detail}" + (f"; {self.credentials_hint}" if has_none else "")
 
 
 def with_api(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives the command the options that say where the API is and who asks, as its `api`."""
+    """Give the command the options for the API's URL and credentials, as its argument `api`."""
 
     @click.option(
         "--url",
@@ -107,12 +109,12 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
         "--user",
         metavar="NAME",
         show_default="STOWGATE_CLIENT_USER",
-        help="User name; the password is STOWGATE_CLIENT_PASSWORD, or is asked for on a terminal.",
+        help="User name; the password comes from STOWGATE_CLIENT_PASSWORD, or from a prompt.",
     )
     @click.option(
         "--token-file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="File with a token, instead of a user name; without it, the token itself may be in "
+        help="File with a token, instead of a user name; the token itself may also be in "
         "STOWGATE_CLIENT_TOKEN.",
     )
     @functools.wraps(command)
@@ -144,7 +146,7 @@ def _api(
 
 
 def checked_url(text: str, name: str) -> str:
-    """The URL that was given as `name`. Raises `Unusable` for anything but http:// or https://."""
+    """Return the http(s) URL that was given as `name`. Raises `Unusable` if it is not valid."""
     try:
         return http_url(text)
     except ValueError as error:
@@ -155,7 +157,7 @@ def checked_url(text: str, name: str) -> str:
 def _credentials(
     settings: ClientSettings, user: str | None, token_file: Path | None
 ) -> dict[str, str]:
-    """What was given as an option wins over a variable, and a token over a user."""
+    """An option takes precedence over a variable, and a token over a user."""
     if user and token_file:
         raise click.UsageError("give --user or --token-file, not both")
     token = token_file.read_text(errors="replace").strip() if token_file else settings.client_token
@@ -173,7 +175,7 @@ def _credentials(
 
 def _asked_password() -> str:
     if not sys.stdin.isatty():
-        raise Unusable("the password cannot be asked for here: set STOWGATE_CLIENT_PASSWORD")
+        raise Unusable("cannot prompt for the password here: set STOWGATE_CLIENT_PASSWORD")
     try:
         password: str = click.prompt("Password", hide_input=True, err=True)
     except click.Abort as error:
@@ -182,7 +184,7 @@ def _asked_password() -> str:
 
 
 def check_client_ca(settings: ClientSettings) -> None:
-    """Raises `BadSetting`."""
+    """Raise `BadSetting` if the file cannot be used."""
     if settings.client_ca is None:
         return
     try:
@@ -195,9 +197,9 @@ def check_client_ca(settings: ClientSettings) -> None:
 
 
 def segment(text: str) -> str:
-    """One step of a URL's path. Raises `Unusable` for what would make the URL another one."""
+    """Quote a path segment. Raises `Unusable` for a segment that would change the path."""
     if text in ("", ".", ".."):
-        raise Unusable(f"'{text}' is no name, id or UID")
+        raise Unusable(f"'{text}' is not a valid name, id or UID")
     return quote(text, safe="", errors="surrogateescape")
 
 
@@ -206,7 +208,7 @@ def show_json(value: Any) -> None:
 
 
 def show_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned columns, whole values: for eyes, and for what reads the output."""
+    """Print aligned columns without shortening values, for people and for scripts."""
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:

@@ -21,7 +21,7 @@ _MODULES = {
 
 
 class _Commands(click.Group):
-    """Imports a command when it is used: who lists payloads need not wait for a server's parts."""
+    """Imports a command when it is used, so that client commands start fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return sorted(_MODULES)
@@ -39,9 +39,9 @@ class _Commands(click.Group):
 )
 @click.version_option(package_name="stowgate")
 def stowgate() -> None:
-    """Takes DICOM over HTTP (STOW-RS), keeps it, and opens MONAI Deploy workflow requests.
+    """Receive DICOM over HTTP (STOW-RS), store it, and open MONAI Deploy workflow requests.
 
-    Settings are STOWGATE_ environment variables; `stowgate check` tries them.
+    Settings are STOWGATE_ environment variables; `stowgate check` verifies them.
 
     \b
     Completion in bash: eval "$(_STOWGATE_COMPLETE=bash_source stowgate)"

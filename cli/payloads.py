@@ -1,4 +1,4 @@
-"""`stowgate payloads`: what came in and where it stands, and once more."""
+"""`stowgate payloads`: list, show and replay payloads."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,36 +6,36 @@ from typing import Any
 import click
 
 from cli.client import Api, Unusable, segment, show_json, show_rows, with_api
-from shared.records import MOST_LISTED
+from shared.record_store import MAX_LISTED
 from shared.refusals import PayloadState
 
 _REPLAYABLE = (PayloadState.FAILED, PayloadState.REFUSED)
 
 
-@click.group(short_help="List, show and replay payloads: what came in, where it stands.")
+@click.group(short_help="List, show and replay payloads.")
 def payloads() -> None:
-    """Payloads: what came in and where it stands."""
+    """List, show and replay payloads."""
 
 
 @payloads.command("list")
 @click.option(
     "--state",
     type=click.Choice([str(state) for state in PayloadState]),
-    help="Those in this state only.",
+    help="List only payloads in this state.",
 )
 @click.option(
     "--limit",
-    type=click.IntRange(1, MOST_LISTED),
+    type=click.IntRange(1, MAX_LISTED),
     default=20,
     show_default=True,
-    help="How many at most.",
+    help="Maximum number of payloads.",
 )
 @click.option(
     "--cursor", metavar="ID", help="Continue after this payload id, which an earlier list printed."
 )
 @with_api
 def list_newest(state: str | None, limit: int, cursor: str | None, api: Api) -> None:
-    """List payloads, the newest first."""
+    """List payloads, newest first."""
     given = {"limit": str(limit), "state": state, "cursor": cursor}
     page = api.call("GET", "/payloads", **{name: value for name, value in given.items() if value})
     show_rows(
@@ -55,7 +55,7 @@ def list_newest(state: str | None, limit: int, cursor: str | None, api: Api) -> 
         ),
     )
     if page["next"] is not None:
-        click.echo(f"there are older ones: see them with --cursor {page['next']}", err=True)
+        click.echo(f"more: --cursor {page['next']}", err=True)
 
 
 @payloads.command(short_help="Show a payload and its workflow request.")
@@ -66,25 +66,25 @@ def show(payload_id: str, api: Api) -> None:
     show_json(api.call("GET", f"/payloads/{segment(payload_id)}"))
 
 
-@payloads.command(short_help="Open workflow requests that failed or were refused once more.")
+@payloads.command(short_help="Open failed or refused workflow requests again.")
 @click.argument("payload_ids", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Replay all of them, the oldest first.")
+@click.option("--all", "everything", is_flag=True, help="Replay all, oldest first.")
 @click.option(
     "--state",
     type=click.Choice([str(state) for state in _REPLAYABLE]),
-    help="With --all: those in this state only.",
+    help="With --all: replay only payloads in this state.",
 )
 @with_api
 def replay(payload_ids: tuple[str, ...], everything: bool, state: str | None, api: Api) -> None:
-    """Open the workflow requests of these payloads once more, under the same payload ids.
+    """Open the workflow requests of these payloads again, with the same payload ids.
 
-    A payload can be replayed when it is failed (no request could be opened) or refused (the
-    Workflow Manager refused it). Exits with 2 when one cannot be replayed.
+    Only failed payloads (no request could be opened) and refused ones (the Workflow Manager refused
+    the request) can be replayed. Exits with 2 if one could not be replayed.
     """
     if everything == bool(payload_ids):
         raise click.UsageError("give the payloads to replay, or --all")
     if state is not None and not everything:
-        raise click.UsageError("--state is for --all")
+        raise click.UsageError("--state needs --all")
     chosen = payload_ids
     if everything:
         states = [str(one) for one in _REPLAYABLE] if state is None else [state]
@@ -108,7 +108,7 @@ def replay(payload_ids: tuple[str, ...], everything: bool, state: str | None, ap
 
 
 def _newest_first(api: Api, state: str) -> Iterator[dict[str, Any]]:
-    fields = {"state": state, "limit": str(MOST_LISTED)}
+    fields = {"state": state, "limit": str(MAX_LISTED)}
     while True:
         page = api.call("GET", "/payloads", **fields)
         yield from page["payloads"]

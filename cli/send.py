@@ -1,4 +1,4 @@
-"""`stowgate send`: files and folders by STOW-RS, in one request."""
+"""`stowgate send`: sends files and folders in one STOW-RS request."""
 
 import os
 import re
@@ -24,22 +24,22 @@ from cli.client import Api, Unusable, segment, with_api
 _ALL_STORED = 0
 _SOME_NOT = 1
 
-# The words beside a reason, in Stowgate's private block of the response.
+# The explanation of a reason code, in Stowgate's private block of the response.
 _DETAIL = "00091001"
 
 
-@click.command(short_help="Send DICOM files and folders as one request.")
+@click.command(short_help="Send DICOM files and folders in one request.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @with_api
-@click.option("--study", metavar="UID", help="Study Instance UID that all should belong to.")
-@click.option("--workflow", metavar="ID", help="The workflow to open.")
+@click.option("--study", metavar="UID", help="Study Instance UID that all instances must have.")
+@click.option("--workflow", metavar="ID", help="The workflow to request.")
 @click.option("--vae", metavar="AET", help="AE title of a Virtual Application Entity.")
 @click.option(
     "--idempotency-key",
     metavar="KEY",
-    show_default="made of the files' content",
-    help="The same files to the same URL are one request for 24 hours; with another key, such as "
-    "a UUID, they are another one.",
+    show_default="a digest of the files",
+    help="For 24 hours the same files, sent again to the same URL, count as one request. Give "
+    "another key, such as a UUID, to make another request.",
 )
 def send(
     paths: tuple[Path, ...],
@@ -49,21 +49,22 @@ def send(
     vae: str | None,
     idempotency_key: str | None,
 ) -> None:
-    """Send DICOM files, and those in folders, as one request.
+    """Send DICOM files, and those in folders, in one request.
 
-    After a time-out or a lost connection send them again: what was stored is not opened twice.
+    After a timeout or a lost connection, run the command again: no workflow request is opened
+    twice.
 
-    Exits with 0 when all were stored, 1 when some were not or could not be read, 2 when the request
-    was unusable.
+    Exits with 0 if all files were stored, 1 if some were not stored or not readable, 2 if the
+    request failed.
     """
     target = _target(api.url, study, workflow, vae)
     search = _Search()
     for path in paths:
         search.add(path)
-    search.tell()
+    search.report()
     files = list(search.size_bytes)
     if not files:
-        raise Unusable("none of the paths holds a DICOM file")
+        raise Unusable("the paths contain no DICOM file")
     if idempotency_key is not None and not re.fullmatch(r"[!-~]{1,255}", idempotency_key):
         raise Unusable("--idempotency-key must be 1 to 255 visible ASCII characters")
     digests = _digests(search.size_bytes)
@@ -71,13 +72,13 @@ def send(
     answer = _post(api, target, _MultipartBody(search.size_bytes), key)
     copies = len(digests) - len(set(digests))
     outcome = _outcome(target, answer, files, copies)
-    _tell(outcome, len(files))
+    _report(outcome, len(files))
     if "X-Payload-ID" in answer.headers:
         click.echo(f"payload {answer.headers['X-Payload-ID']}")
     if "Idempotent-Replayed" in answer.headers:
         click.echo(
-            "these files were sent before, and this is the answer of that time: nothing new was "
-            "opened. To open another request for them, give another --idempotency-key",
+            "these files were sent before; this is the answer to that request, and no new workflow "
+            "request was opened. To open one, give another --idempotency-key",
             err=True,
         )
     is_some_missing = outcome.failures or outcome.unknown or search.unread
@@ -85,9 +86,9 @@ def send(
 
 
 class _Search:
-    """Files to send: those that are named, and in folders those that are DICOM Part 10 instances.
+    """Collects the files to send: named files, and DICOM Part 10 instances in named folders.
 
-    Links are followed, and no folder is searched twice.
+    Follows links, and searches no folder twice.
     """
 
     def __init__(self) -> None:
@@ -97,7 +98,7 @@ class _Search:
         self._searched: set[tuple[int, int]] = set()
 
     def add(self, path: Path) -> None:
-        """Raises `Unusable` for what is neither a folder nor a regular file."""
+        """Add a file or a folder. Raises `Unusable` for any other kind of path."""
         if path.is_dir():
             self._add_folder(path)
             return
@@ -106,8 +107,8 @@ class _Search:
             raise Unusable(f"{path} is not a regular file")
         self.size_bytes[path] = found.st_size
 
-    def tell(self) -> None:
-        """What was not taken, in numbers."""
+    def report(self) -> None:
+        """Print how many files were skipped or unreadable."""
         if self._skipped:
             skipped = _counted(
                 self._skipped,
@@ -118,10 +119,10 @@ class _Search:
         if self.unread:
             unread = _counted(
                 self.unread,
-                "file or folder that cannot be read",
-                "files or folders that cannot be read",
+                "unreadable file or folder",
+                "unreadable files or folders",
             )
-            click.echo(f"left out {unread}", err=True)
+            click.echo(f"skipped {unread}", err=True)
 
     def _add_folder(self, folder: Path) -> None:
         for parent, subfolders, names in os.walk(
@@ -146,7 +147,7 @@ class _Search:
 
     def _add_instance(self, file: Path) -> None:
         found = file.stat()
-        # Before it is opened: a pipe would keep whoever opens it waiting for a writer.
+        # Checked before the open, which would block on a pipe.
         is_readable = stat.S_ISREG(found.st_mode)
         if is_readable and file.name.upper() != "DICOMDIR" and _is_part_10(file):
             self.size_bytes[file] = found.st_size
@@ -177,7 +178,7 @@ def _target(url: str, study: str | None, workflow: str | None, vae: str | None) 
 
 
 class _MultipartBody:
-    """multipart/related over files (RFC 2387); iterating it reads them piece by piece."""
+    """A multipart/related body (RFC 2387) of files, which are read in pieces by iterating it."""
 
     def __init__(self, size_bytes: dict[Path, int]) -> None:
         self.boundary = uuid4().hex
@@ -196,7 +197,7 @@ class _MultipartBody:
 
 
 def _digests(size_bytes: dict[Path, int]) -> list[bytes]:
-    """Of each file, read once before it is sent: the key goes in front of the body."""
+    """Return the digest of each file; the Idempotency-Key is needed before the body."""
     digests = []
     with _progress("reading", sum(size_bytes.values())) as advance:
         for file, size in size_bytes.items():
@@ -213,7 +214,7 @@ def _pieces(file: Path, size_bytes: int) -> Iterator[bytes]:
         while size_bytes > 0:
             piece = content.read(min(size_bytes, 1 << 20))
             if not piece:
-                raise Unusable(f"{file} became shorter while it was sent")
+                raise Unusable(f"{file} was truncated while it was sent")
             size_bytes -= len(piece)
             yield piece
 
@@ -229,7 +230,7 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _progress(doing: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; what is yielded advances it by so many bytes."""
+    """Show a progress bar on a terminal; the yielded function advances it by a number of bytes."""
     console = Console(stderr=True)
     columns = (doing, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -238,7 +239,7 @@ def _progress(doing: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
 
 
 def _post(api: Api, target: str, body: _MultipartBody, key: str) -> urllib3.BaseHTTPResponse:
-    """Raises `Unusable` for a refusal."""
+    """Send the request. Raises `Unusable` if it is refused."""
     with _progress("sending", body.size_bytes) as advance:
         headers = api.headers | {
             "Content-Type": (
@@ -254,7 +255,7 @@ def _post(api: Api, target: str, body: _MultipartBody, key: str) -> urllib3.Base
         except (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ProtocolError) as error:
             raise Unusable(
                 f"{target} did not answer ({type(error).__name__}), and may have stored the files: "
-                "run this again, which opens nothing twice"
+                "run the command again; no workflow request is opened twice"
             ) from error
         except urllib3.exceptions.HTTPError as error:
             raise api.unreachable(target, error) from error
@@ -275,7 +276,8 @@ def _shown(body: _MultipartBody, advance: Callable[[int], None]) -> Iterator[byt
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Of `copies` and `unknown` the answer says nothing; only of the first it is known why."""
+    """`copies` are duplicates among the sent files; about `unknown` files the answer says
+    nothing."""
 
     stored: int
     warnings: Counter[str]
@@ -287,7 +289,7 @@ class _Outcome:
 def _outcome(
     target: str, answer: urllib3.BaseHTTPResponse, files: list[Path], copies: int
 ) -> _Outcome:
-    """Raises `Unusable` for what is no Store Instances Response (PS3.18 I.2)."""
+    """Raises `Unusable` if the answer is not a Store Instances Response (PS3.18 I.2)."""
     try:
         dataset = answer.json() if _is_dataset(answer) else None
         stored = _items(dataset, "00081199")
@@ -296,21 +298,21 @@ def _outcome(
         failures = [_failure(files, item) for item in failed]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise Unusable(
-            f"{target} answered {answer.status} and not what was stored: is the URL that of the "
-            "API?"
+            f"{target} answered {answer.status} without a Store Instances Response: is this the "
+            "URL of the API?"
         ) from error
     unnamed = max(0, len(files) - len(stored) - len(failed))
     copies = min(copies, unnamed)
     return _Outcome(len(stored), warnings, failures, copies, unnamed - copies)
 
 
-def _tell(outcome: _Outcome, sent: int) -> None:
+def _report(outcome: _Outcome, sent: int) -> None:
     stored = f"stored {outcome.stored} of {_counted(sent - outcome.copies, 'file', 'files')}"
     if outcome.copies:
         copies = _counted(
             outcome.copies,
-            "more is a copy, byte for byte, of one of them",
-            "more are copies, byte for byte, of some of them",
+            "more is an identical copy of one of them",
+            "more are identical copies of some of them",
         )
         stored = f"{stored}; {copies}"
     click.echo(stored)
@@ -320,7 +322,9 @@ def _tell(outcome: _Outcome, sent: int) -> None:
         click.echo(f"  failed: {words}")
     if outcome.unknown:
         unknown = _counted(outcome.unknown, "file", "files")
-        click.echo(f"  unknown: the answer says nothing of {unknown}; is the URL that of the API?")
+        click.echo(
+            f"  unknown: the answer says nothing about {unknown}; is this the URL of the API?"
+        )
 
 
 def _items(dataset: Any, tag: str) -> list[dict[str, Any]]:
@@ -332,7 +336,7 @@ def _words(item: dict[str, Any]) -> str:
 
 
 def _failure(files: list[Path], item: dict[str, Any]) -> str:
-    """The words with the file in place of its part number, or the bare reason code."""
+    """Return the explanation with the file in place of its part number, or the bare reason code."""
     reason = int(item["00081197"]["Value"][0])
     words = _words(item) or f"Failure Reason {reason:04X}"
     part = re.match(r"part (\d+): ", words)

@@ -11,20 +11,20 @@ from worker.settings import WorkerSettings
 
 @dataclass(frozen=True)
 class ClientSettings(UrlSettings):
-    """What the commands read that are clients of a running API."""
+    """The settings of the commands that are clients of a running API."""
 
     client_user: str | None = setting(
-        None, plain_text, "user name that `stowgate send` and the like give the API"
+        None, plain_text, "user name of the client commands, such as `stowgate send`"
     )
     client_password: str | None = setting(None, plain_text, "password of that user", secret=True)
     client_token: str | None = setting(
-        None, plain_text, "token that they give it instead", secret=True
+        None, plain_text, "token of the client commands, instead of user and password", secret=True
     )
     client_ca: Path | None = setting(
         None,
         absolute_path,
-        "PEM file of the authorities that the API's certificate may come from; by default those "
-        "that the system trusts",
+        "PEM file of the certificate authorities that the client commands trust; default: those of "
+        "the system",
     )
 
 

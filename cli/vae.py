@@ -7,12 +7,12 @@ import click
 
 from cli.client import Api, Unusable, checked_url, segment, show_json, show_rows, with_api
 
-_ACCEPTED = "A {} that it accepts; may be repeated. Without it, any."
+_ACCEPTED = "An accepted {}; can be repeated. Default: any."
 
 
 @click.group(short_help="Administer Virtual Application Entities.")
 def vae() -> None:
-    """Virtual Application Entities: AE titles in a URL, and the workflows that they stand for."""
+    """Administer Virtual Application Entities: AE titles in a URL, with their workflows."""
 
 
 @vae.command("list")
@@ -35,9 +35,9 @@ def list_all(api: Api) -> None:
 
 @vae.command()
 @click.argument("ae_title")
-@click.option("--name", help="Its name; without it, the AE title.")
+@click.option("--name", help="Its name; default: the AE title.")
 @click.option(
-    "--workflow", "workflows", metavar="ID", multiple=True, help="A workflow; may be repeated."
+    "--workflow", "workflows", metavar="ID", multiple=True, help="A workflow; can be repeated."
 )
 @click.option("--sop-class", "sop_classes", multiple=True, help=_ACCEPTED.format("SOP Class UID"))
 @click.option(
@@ -49,16 +49,12 @@ def list_all(api: Api) -> None:
 @click.option(
     "--modality", "modalities", multiple=True, help=_ACCEPTED.format("modality, such as CT,")
 )
-@click.option(
-    "--max-instance-bytes", type=int, help="Size of the largest instance that it accepts."
-)
-@click.option(
-    "--max-requests-per-minute", type=int, help="How many POSTs to it are accepted in a minute."
-)
+@click.option("--max-instance-bytes", type=int, help="Maximum size of an instance.")
+@click.option("--max-requests-per-minute", type=int, help="Maximum POSTs per minute.")
 @click.option(
     "--source",
-    help="The sender's name for the Workflow Manager, which a workflow's data_origins may list; "
-    "without it, the caller's, or the address that it sends from.",
+    help="The sender's source name for the Workflow Manager, which a workflow's data_origins may "
+    "list; default: that of the caller, or the address that it sends from.",
 )
 @with_api
 def add(
@@ -94,30 +90,30 @@ def add(
         )
 
 
-@vae.command(short_help="Create here the VAEs of another Stowgate or a Gateway.")
+@vae.command(short_help="Copy the VAEs of another Stowgate or an Informatics Gateway.")
 @click.argument("source_url")
 @click.option(
     "--without-plug-ins",
     is_flag=True,
-    help="Copy VAEs with plug-ins that cannot be run here, and leave those plug-ins out.",
+    help="Copy also VAEs with plug-ins that Stowgate cannot run, without those plug-ins.",
 )
 @with_api
 def copy(source_url: str, without_plug_ins: bool, api: Api) -> None:
-    """Create here all VAEs of SOURCE_URL, another Stowgate or an Informatics Gateway.
+    """Copy all VAEs of SOURCE_URL, another Stowgate or an Informatics Gateway.
 
-    A VAE with plug-ins that cannot be run here is not copied: one of them may remove patient data.
-    Exits with 1 when some could not be created; those that were created stay.
+    A VAE with plug-ins that Stowgate cannot run is not copied: a plug-in may remove patient data.
+    Exits with 1 if some VAEs could not be copied; the copied ones remain.
     """
     source = Api(
         checked_url(source_url, "SOURCE_URL"),
         {},
         api.ca,
         "another Stowgate or an Informatics Gateway",
-        f"let this host read {source_url}/config/vae without a name while it copies",
+        f"let this host read {source_url}/config/vae without authentication during the copy",
     )
     listed = source.call("GET", "/config/vae")
     if not isinstance(listed, list) or not all(isinstance(found, dict) for found in listed):
-        raise Unusable(f"{source_url} has something other than a list of VAEs at /config/vae")
+        raise Unusable(f"{source_url}/config/vae is not a list of VAEs")
     plug_ins_here = api.call("GET", "/config/vae/plug-ins")
     refused = 0
     for found in listed:
@@ -128,7 +124,7 @@ def copy(source_url: str, without_plug_ins: bool, api: Api) -> None:
             click.echo(
                 f"not copied: {found.get('name')}: Stowgate cannot run its plug-ins "
                 f"{', '.join(map(repr, missing))}, which may remove patient data or change "
-                "instances in another way. Move their work into its workflows, and copy it with "
+                "instances in another way. Move that work into its workflows, and copy it with "
                 "--without-plug-ins",
                 err=True,
             )
@@ -151,7 +147,7 @@ def copy(source_url: str, without_plug_ins: bool, api: Api) -> None:
 def show(name: str, api: Api) -> None:
     """Show the Virtual Application Entity NAME.
 
-    NAME is its AE title, unless it was given another.
+    NAME is its AE title, unless it has another name.
     """
     show_json(api.call("GET", f"/config/vae/{segment(name)}"))
 
@@ -162,7 +158,7 @@ def show(name: str, api: Api) -> None:
 def remove(name: str, api: Api) -> None:
     """Remove the Virtual Application Entity NAME.
 
-    NAME is its AE title, unless it was given another. Payloads that were already sent to it keep
-    their workflows.
+    NAME is its AE title, unless it has another name. Payloads already sent to it keep their
+    workflows.
     """
     show_json(api.call("DELETE", f"/config/vae/{segment(name)}"))

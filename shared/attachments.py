@@ -1,8 +1,7 @@
-"""What is too long for a record: its instances, and the first answer, as objects of their own.
+"""Attachments of a record, for what is too long for it: its instances, and the first answer.
 
-Like the instances themselves they are written before the record, never changed, and named by the
-payload's id, so the record is the commit point for them too. They stay for as long as the record
-does, wherever that moves.
+They are written before the record, never changed, and named by the payload id, so the record is the
+commit point for them too. They are kept as long as the record, wherever that moves.
 """
 
 from collections.abc import Iterator
@@ -17,13 +16,13 @@ from shared.instances import StoredInstance, load_instance
 from shared.ports import ObjectStore
 
 MAX_INLINE_BYTES = 64 << 10
-"""Of the instances in a record, and of the answer in it. Each is attached where it is longer."""
+"""Maximum size of the instances in a record, and of the answer in it; above it an attachment."""
 
 _PIECE_BYTES = 256 << 10
 
 
 class Attachment(StrEnum):
-    """`INSTANCES` has one a line, each as it would be in a record."""
+    """`INSTANCES` has one instance per line, encoded as in a record."""
 
     INSTANCES = "instances.jsonl"
     ANSWER = "answer"
@@ -40,7 +39,7 @@ class AttachmentUnreadable(Permanent):
 
 
 class Attachments:
-    """Those in the state bucket. Every call may raise what the object store raises."""
+    """The attachments in the state bucket. Every call may raise what the object store raises."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -51,9 +50,9 @@ class Attachments:
         self._store.put(_key(payload_id, name), data, size_bytes, _CONTENT_TYPES[name], sha256)
 
     def read(self, payload_id: str, name: Attachment) -> Iterator[bytes]:
-        """Return its bytes in pieces, the first of which is read at once.
+        """Return an attachment in pieces; the first one is read at once.
 
-        Raises `AttachmentUnreadable` where it is missing.
+        Raises `AttachmentUnreadable` if it is missing.
         """
         pieces = self._pieces(_key(payload_id, name))
         return chain([next(pieces)], pieces)
@@ -74,9 +73,9 @@ class Attachments:
                 return
 
     def instances(self, payload_id: str, count: int) -> Iterator[StoredInstance]:
-        """Return the instances of a payload that has so many; the first of them are read at once.
+        """Return the `count` instances of a payload; the first ones are read at once.
 
-        Raises `AttachmentUnreadable`, also while they are iterated.
+        Raises `AttachmentUnreadable`, also during the iteration.
         """
         return self._instances(payload_id, count, self.read(payload_id, Attachment.INSTANCES))
 
@@ -97,15 +96,15 @@ class Attachments:
             ) from error
 
     def remove(self, payload_id: str) -> None:
-        """Remove all of a payload that has no record, and cannot come to have one."""
+        """Remove the attachments of a payload that has no record and can never get one."""
         keys = [found.key for found in self._store.list(_folder(payload_id))]
         if keys:
             self._store.delete(keys)
 
 
 def _folder(payload_id: str) -> str:
-    # Behind the records in the order of keys, so that a backup which copies the bucket in that
-    # order has the attachments of every record in it.
+    # Sorts after the records, so that a backup in the order of keys has the attachments of each of
+    # its records.
     return f"uploads/{payload_id}/"
 
 

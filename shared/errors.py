@@ -1,15 +1,15 @@
-"""What can go wrong at an engine, typed once: transient is worth another attempt, permanent is not.
+"""Errors of the object store and the broker. Transient ones are retried, permanent ones are not.
 
-Adapters turn the exceptions of their library into these at their edge. Nothing else decides
-whether a payload is tried again.
+Adapters translate the exceptions of their libraries into these. Nothing else decides whether a
+payload is tried again.
 """
 
 
 class StowgateError(Exception):
-    """Base of what goes wrong with an engine, or with what one holds or a sender sent. Its text is
+    """Base of errors of the object store, of the broker, and of stored or sent data. The text is
     meant for an operator.
 
-    A request that is refused as a whole is none of these.
+    A refused HTTP request is a `Problem` instead.
     """
 
 
@@ -18,20 +18,19 @@ class Transient(StowgateError):
 
 
 class Permanent(StowgateError):
-    """The same call fails for as long as nobody changes something."""
+    """The same call fails until somebody fixes the cause."""
 
 
 class StoreUnavailable(Transient):
-    """The object store did not answer in time, or with an error that may pass; or the spool's disk
-    has an error."""
+    """The object store timed out or failed temporarily, or the spool's disk failed."""
 
 
 class StoreFull(Transient):
-    """The object store or the spool's disk has no room left, or is past its watermark."""
+    """The object store or the spool's disk is full, or past its watermark."""
 
 
 class StoreRefused(Permanent):
-    """The object store said no: credentials, permissions, bucket."""
+    """The object store refused the request: credentials, permissions, bucket."""
 
 
 class StoreUnfit(Permanent):
@@ -39,25 +38,25 @@ class StoreUnfit(Permanent):
 
 
 class ObjectMissing(Permanent):
-    """There is no object under that key."""
+    """The key does not exist."""
 
 
 class VersionConflict(Permanent):
-    """A conditional write lost: the object exists already, is gone, or has another version."""
+    """A conditional write failed: the object exists already, is gone, or has another version."""
 
 
 class BrokerUnavailable(Transient):
-    """The broker is not connected, refused the message, or did not confirm it in time; then it may
-    have arrived all the same."""
+    """The broker is not connected, refused the message, or did not confirm it in time; the message
+    may still have arrived."""
 
 
 class Unroutable(Transient):
-    """The broker has no queue for the message; it came back."""
+    """The broker has no queue for the message and returned it."""
 
 
 class MessageRefused(Permanent):
-    """The broker refuses the message for good, as one that is too large for it."""
+    """The broker permanently refuses the message, for example because it is too large."""
 
 
 class MalformedEvent(Permanent):
-    """An event on our queue is not one of ours."""
+    """A message on the event queue is not a valid event."""

@@ -1,4 +1,4 @@
-"""The event between the two services: it only says which record to look at."""
+"""The event between the two services, which only names a payload whose record should be read."""
 
 from dataclasses import asdict, dataclass
 
@@ -51,13 +51,13 @@ def encode(event: InstancesStored, exchange: str, routing_key: str) -> Message:
 
 
 def decode(body: bytes) -> InstancesStored:
-    """Raises `NewerEvent` and `MalformedEvent`; the text never repeats what the body holds."""
+    """Decode an event. Raises `NewerEvent` and `MalformedEvent`, which never quote the body."""
     try:
         event = InstancesStored(**_SCHEMA.load(versions.loads(body, VERSION)))
     except versions.WrittenByNewer as error:
         raise NewerEvent(f"the event {error}") from error
     except (ValueError, ValidationError) as error:
-        raise MalformedEvent("the body is no InstancesStored event") from error
+        raise MalformedEvent("the body is not a valid InstancesStored event") from error
     if not (is_guid(event.payload_id) and is_guid(event.correlation_id)):
         raise MalformedEvent("payload_id and correlation_id of an event must be GUIDs")
     return event

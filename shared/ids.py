@@ -1,4 +1,4 @@
-"""The identifiers that Stowgate mints or takes from outside, and their grammars."""
+"""The identifiers that Stowgate mints or accepts, and their grammars."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 from uuid import UUID
 
-# For whole texts, in a syntax that JSON Schema has too.
+# To be matched with `fullmatch`; the syntax is also valid in JSON Schema.
 WORKFLOW_ID = "(?!vae$)[A-Za-z0-9][A-Za-z0-9._~-]{0,127}"
 AE_TITLE = "[A-Za-z0-9_-]{1,15}"
 SOURCE = "[A-Za-z0-9._-](?:[A-Za-z0-9._ -]{0,13}[A-Za-z0-9._-])?"
@@ -25,11 +25,10 @@ _YEAR_10000 = "e677d21f-dc00"
 
 
 class PayloadIds:
-    """Payload ids of one Stowgate: UUID version 7 (RFC 9562 5.7), so they sort by time.
+    """Payload ids of one Stowgate: UUID version 7 (RFC 9562 5.7), which sort by time.
 
-    The last 32 of their random bits are a check sum over the rest and `realm`, the name of the
-    state bucket. So the sweeper knows its own among the payloads of other producers in a bucket
-    that they share.
+    The last 32 random bits are a checksum over the rest and `realm`, the name of the state bucket.
+    By it the sweeper distinguishes its payloads from those of other producers in a shared bucket.
     """
 
     def __init__(self, realm: str) -> None:
@@ -41,7 +40,7 @@ class PayloadIds:
         return str(UUID(bytes=head + self._check(head)))
 
     def minted(self, payload_id: str) -> bool:
-        """Whether it is one of this realm's; of foreign ids, one in four thousand million is."""
+        """Whether the id was minted in this realm; 1 in 4 billion foreign ids matches by chance."""
         if not is_guid(payload_id):
             return False
         value = UUID(payload_id).bytes
@@ -52,19 +51,19 @@ class PayloadIds:
 
 
 def minted_before(moment: datetime) -> str:
-    """All payload ids minted before that moment sort below this, and all later ones above."""
+    """Return a prefix: payload ids minted before that moment sort below it, later ones above."""
     milliseconds = f"{int(moment.timestamp() * 1000):012x}"
     return f"{milliseconds[:8]}-{milliseconds[8:]}"
 
 
 def has_moment(payload_id: str) -> bool:
-    """Whether `minted_at` can say when it was minted: the 48 bits of a UUIDv7 reach to the year
-    10889, and `datetime` to 9999."""
+    """Whether `minted_at` can represent the time: a UUIDv7 reaches the year 10889, `datetime` only
+    9999."""
     return payload_id < _YEAR_10000
 
 
 def minted_at(payload_id: str) -> datetime:
-    """When a UUIDv7 was minted, to the millisecond."""
+    """Return when a UUIDv7 was minted, to the millisecond."""
     return datetime.fromtimestamp((UUID(payload_id).int >> 80) / 1000, UTC)
 
 
@@ -77,7 +76,7 @@ def is_workflow_id(text: str) -> bool:
 
 
 def is_source(text: str) -> bool:
-    """Whether the Workflow Manager accepts it as the name of a sender."""
+    """Whether the Workflow Manager accepts the text as the name of a sender."""
     return re.fullmatch(SOURCE, text) is not None
 
 

@@ -1,4 +1,4 @@
-"""The instances of a payload: what is known of each, and what is made of that."""
+"""The instances of a payload, and their part of the workflow request."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,12 +10,11 @@ import orjson
 from shared.dicom.left_out import NOTHING_LEFT_OUT, LeftOut
 from shared.dicom.uids import is_uid
 
-# Entries of a workflow request that are written at a time.
 _BATCH = 100
 
 
 def instance_path(study_uid: str, series_uid: str, sop_instance_uid: str) -> str:
-    """Below the payload's id, as the Workflow Manager wants it."""
+    """Return the path below the payload id that the Workflow Manager expects."""
     return f"dcm/{study_uid}/{series_uid}/{sop_instance_uid}.dcm"
 
 
@@ -23,7 +22,7 @@ def instance_path(study_uid: str, series_uid: str, sop_instance_uid: str) -> str
 class StoredInstance:
     """One instance in the payloads' bucket.
 
-    `left_out` is what its metadata sidecar has no use for.
+    `left_out` names the parts that its metadata sidecar does not need.
     """
 
     sop_class_uid: str
@@ -44,13 +43,13 @@ class StoredInstance:
 
 
 def load_instance(row: Any) -> StoredInstance:
-    """Read one from its JSON object. Raises ValueError, TypeError or KeyError.
+    """Read an instance from its JSON object. Raises ValueError, TypeError or KeyError.
 
-    There are thousands of them, and a schema run for each would cost seconds.
+    For thousands of instances, a marshmallow schema would take seconds.
     """
     instance = StoredInstance(**{**row, "left_out": _left_out(row["left_out"])})
     if not _is_stored_instance(instance):
-        raise ValueError("an instance has a value of another type")
+        raise ValueError("an instance has a value of the wrong type")
     return instance
 
 
@@ -84,9 +83,9 @@ def _is_stored_instance(instance: StoredInstance) -> bool:
 def workflow_request_json(
     request: Mapping[str, Any], instances: Iterable[StoredInstance]
 ) -> Iterator[bytes]:
-    """Yield a workflow request with its `payload`, the last field, in pieces.
+    """Yield a workflow request with its last field, `payload`, in pieces.
 
-    A record keeps the request without it, as it follows from the instances.
+    A record keeps the request without this field, which follows from the instances.
     """
     yield orjson.dumps(request)[:-1] + b',"payload":['
     rest, separator = iter(instances), b""

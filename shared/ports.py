@@ -1,6 +1,6 @@
-"""What the two services need of the outside: an object store, and the two ends of the events.
+"""The ports of the two services: an object store, and publishers and consumers of events.
 
-Each port has one contract test, in `tests/contract/`, that every adapter passes.
+Each port has a contract test in `tests/contract/`, which every adapter passes.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object's bytes, and the version that a conditional write may name."""
+    """An object's bytes, and its version for a conditional write."""
 
     data: bytes
     version: str
@@ -26,7 +26,7 @@ class ListedObject:
 
 
 KEY_MAX_BYTES = 1024
-"""Of a whole key in UTF-8, as in S3."""
+"""Of a key in UTF-8, as in S3."""
 
 KEY_NAME_MAX_BYTES = 255
 """Of each name in a key, as in most file systems."""
@@ -36,10 +36,10 @@ _KEY = re.compile(rf"{_NAME}(?:/{_NAME})*+")
 
 
 def check_key(key: str) -> None:
-    """Raise `ValueError` for a key that not every store can hold.
+    """Raise `ValueError` for a key that some store cannot hold.
 
-    A key is `/`-separated names of up to 255 bytes, together up to 1024, none empty, none beginning
-    with a dot, none with control characters.
+    A key consists of names separated by `/`, each up to 255 bytes, together up to 1024. A name is
+    not empty, does not begin with a dot, and has no control characters.
     """
     size_bytes = len(key.encode())
     if (
@@ -50,19 +50,19 @@ def check_key(key: str) -> None:
             and any(len(name.encode()) > KEY_NAME_MAX_BYTES for name in key.split("/"))
         )
     ):
-        raise ValueError(f"no key for an object: {key!r}")
+        raise ValueError(f"not a valid object key: {key!r}")
 
 
 def check_prefix(prefix: str) -> None:
-    """Raise `ValueError` for a prefix that is neither empty nor a key with a `/` behind it."""
+    """Raise `ValueError` for a prefix that is neither empty nor a key followed by `/`."""
     if prefix:
         if not prefix.endswith("/"):
-            raise ValueError(f"no prefix of keys, as it ends without a slash: {prefix!r}")
+            raise ValueError(f"a prefix of keys must end with a slash: {prefix!r}")
         check_key(prefix.removesuffix("/"))
 
 
 class Writing(Protocol):
-    """An object that is written while its data still come. Nothing of it shows before `finish`.
+    """An object that is written while its data arrive. It is invisible before `finish`.
 
     Once it `has_failed`, `finish` will raise.
     """
@@ -71,25 +71,25 @@ class Writing(Protocol):
     def has_failed(self) -> bool: ...
 
     def proceed(self, size_bytes: int) -> None:
-        """The first `size_bytes` of the data can be read by now. Does not wait, or raise."""
+        """Send what is possible of the first `size_bytes`. Neither waits nor raises."""
 
     def finish(self, size_bytes: int) -> None:
-        """These are all of the data. Returns and raises as `put` does."""
+        """Complete the object with its total size. Returns and raises as `put` does."""
 
     def abandon(self) -> None:
-        """Leave nothing, as far as the store answers; does nothing once it was finished."""
+        """Remove what was written, if the store answers. Does nothing after `finish`."""
 
 
 class ObjectStore(Protocol):
     """One bucket. A key is a relative path of `/`-separated names that are safe in a file system
-    (`check_key`): anything else is a programming error, `ValueError`.
+    (`check_key`). An invalid key is a programming error and raises `ValueError`.
 
-    What a call that writes has returned for is durable, and visible to every reader. Every call may
-    raise `StoreUnavailable` or `StoreRefused`, and every write `StoreFull`.
+    When a write returns, the object is durable and visible to every reader. Every call may raise
+    `StoreUnavailable` or `StoreRefused`, and every write `StoreFull`.
     """
 
     def prepare(self) -> None:
-        """Create the bucket where it is missing."""
+        """Create the bucket if it is missing."""
 
     def put(
         self,
@@ -99,63 +99,62 @@ class ObjectStore(Protocol):
         content_type: str,
         sha256: str | None = None,
     ) -> None:
-        """Write the first `size_bytes` of `data`, all or nothing, over what may be there.
+        """Write the first `size_bytes` of `data`, all or nothing, over any existing object.
 
-        `data` can seek. `sha256` is its digest, in hexadecimal, where that is known; a store may
-        hold what reaches it against that.
+        `data` must be seekable. `sha256` is its digest in hexadecimal, if known, which a store may
+        verify.
         """
 
-    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:
-        """Write what `data` will have, `most_bytes` at most, over what may be there.
+    def begin(self, key: str, data: BinaryIO, content_type: str, max_bytes: int) -> Writing:
+        """Start to write data that still arrive, up to `max_bytes`, over any existing object.
 
-        `data` can seek, and is read by several threads, one at a time, until the writing ends.
-        Does not wait; what goes wrong is raised by `Writing.finish`.
+        `data` must be seekable. Several threads read it, one at a time, until the writing ends.
+        Does not wait; `Writing.finish` raises the errors.
         """
 
     def create(self, key: str, data: bytes, content_type: str) -> str:
-        """Write only where nothing is, and return the version.
+        """Write a new small object, and return its version.
 
-        Raises `VersionConflict` where something is there: of any number of callers at once, one
-        succeeds. Meant for small objects.
+        Raises `VersionConflict` if it exists: of several concurrent callers one succeeds.
         """
 
     def replace(self, key: str, data: bytes, version: str, content_type: str) -> str:
-        """Write only over that version, and return the new one.
+        """Replace that version of a small object, and return the new version.
 
-        Raises `VersionConflict` where another version, or nothing, is there.
+        Raises `VersionConflict` if the object has another version or is missing.
         """
 
     def get(self, key: str) -> StoredObject:
-        """Read a whole small object. Raises `ObjectMissing`."""
+        """Read a small object. Raises `ObjectMissing`."""
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Read `length` bytes from offset `start`, fewer at the end. Raises `ObjectMissing`."""
 
     def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
-        """Every object whose key begins with `prefix` and sorts behind `after`, by key.
+        """Yield every object whose key begins with `prefix` and sorts after `after`, by key.
 
-        Lazy: a caller that stops early does not pay for the rest. `prefix` is empty or ends in `/`.
+        Lazy: a caller that stops early saves the rest. `prefix` is empty or ends with `/`.
         """
 
     def folders(self, after: str) -> Iterator[str]:
-        """The names before the first `/` of all keys, each once, behind `after`, in order. Lazy."""
+        """Yield the distinct names before the first `/` of all keys, after `after`, in order."""
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove these; a key with nothing under it is no error.
+        """Remove the objects, ignoring missing ones.
 
-        One that cannot be removed keeps none of the others; it is named in what is raised then.
+        If one cannot be removed, the others still are, and the error names it.
         """
 
     def check_room(self) -> None:
-        """Raises `StoreFull` where the store is known to be past its watermark."""
+        """Raise `StoreFull` if the store is known to be past its watermark."""
 
     def ping(self) -> None:
-        """Return when the bucket can be reached."""
+        """Return if the bucket is reachable."""
 
     def keeps_removed(self) -> bool:
-        """Whether what is removed stays as versions for good, which each listing passes over.
+        """Whether removed objects stay forever as noncurrent versions, which slow down listings.
 
-        False where the store does not tell.
+        False if the store does not report it.
         """
 
 
@@ -165,10 +164,10 @@ AMQP_SHORTSTR_MAX_BYTES = 255
 
 @dataclass(frozen=True)
 class Message:
-    """One message with the AMQP 0-9-1 basic properties that the two contracts use.
+    """A message with the AMQP 0-9-1 basic properties that the two contracts use.
 
-    `timestamp` is in whole seconds since the epoch. Two with one `message_id`, exchange and routing
-    key are the same message. Raises ValueError for what AMQP cannot carry.
+    `timestamp` is in seconds since the epoch. Messages with the same `message_id`, exchange and
+    routing key are the same message. Raises ValueError for values that AMQP cannot carry.
     """
 
     exchange: str
@@ -190,75 +189,76 @@ class Message:
                     f"AMQP carries at most {AMQP_SHORTSTR_MAX_BYTES}"
                 )
         if not 0 <= self.timestamp < 2**63:
-            raise ValueError(f"timestamp {self.timestamp} of a message is no AMQP timestamp")
+            raise ValueError(f"timestamp {self.timestamp} of a message is not an AMQP timestamp")
 
 
 class Publication(Protocol):
-    """A message on its way to a queue."""
+    """A message in transit to a queue."""
 
     @property
     def overdue(self) -> str | None:
-        """In words, where the broker's confirm takes longer than the message's size explains."""
+        """A description, if the confirm takes longer than the message's size explains."""
 
     def wait(self, seconds: float) -> bool:
-        """Whether a queue has the message for good; False where that is not known in `seconds`.
+        """Wait for the confirm; False if there is none within `seconds`.
 
-        Raises `Unroutable` when no queue takes it, `MessageRefused`, and `BrokerUnavailable` when
-        nobody will know any more; the message may then have arrived all the same.
+        Raises:
+            Unroutable: No queue accepts the message.
+            MessageRefused: The broker permanently refuses it.
+            BrokerUnavailable: The result will remain unknown; the message may have arrived.
         """
 
 
 class EventPublisher(Protocol):
     @property
     def overdue(self) -> str | None:
-        """In words, a publication that is overdue, where there is one."""
+        """The description of an overdue publication, if there is one."""
 
     def begin(self, message: Message) -> Publication:
-        """Send a message, without waiting for what becomes of it.
+        """Send a message without waiting for the confirm.
 
-        A message that is on its way already is not sent again: it has one publication for as long
-        as the connection lives. Raises what `Publication.wait` raises.
+        A message in transit is not sent again: while the connection lasts it has one publication.
+        Raises what `Publication.wait` raises.
         """
 
     def publish(self, message: Message) -> None:
-        """Return once a queue has the message for good.
+        """Send a message and wait for the confirm.
 
-        Raises what `Publication.wait` raises, and `BrokerUnavailable` when it is overdue.
+        Raises what `Publication.wait` raises, and `BrokerUnavailable` if it is overdue.
         """
 
     def ping(self) -> None:
-        """Return when a message could be published now; raises `BrokerUnavailable`."""
+        """Return if a message could be published now. Raises `BrokerUnavailable`."""
 
     def close(self) -> None:
-        """Stop; waits no longer than the adapter's deadline."""
+        """Close the publisher, within the adapter's deadline."""
 
 
 class EventConsumer(Protocol):
     def start(self, handle: Callable[[bytes], None]) -> None:
-        """Call `handle` with the body of each event, several at a time, until closed.
+        """Call `handle` with the body of each event, several concurrently, until `close`.
 
-        An event is done when `handle` returns, and dead-lettered when it raises `MalformedEvent`.
-        Until then it belongs to this consumer, and goes to another one if this process dies.
+        An event is done when `handle` returns, and dead-lettered if it raises `MalformedEvent`. If
+        this process dies before that, another consumer receives the event.
         """
 
     def backlog(self) -> int:
-        """How many events wait in the queue, untaken. Raises `BrokerUnavailable`."""
+        """Return the number of undelivered events in the queue. Raises `BrokerUnavailable`."""
 
     def consumers(self) -> int:
-        """How many consume the queue now, in all processes. Raises `BrokerUnavailable`."""
+        """Return the number of consumers in all processes. Raises `BrokerUnavailable`."""
 
     def ping(self) -> None:
-        """Return when events could be delivered now; raises `BrokerUnavailable`."""
+        """Return if events could be delivered now. Raises `BrokerUnavailable`."""
 
     def close(self) -> None:
-        """Take no more events, wait a bounded time for those in hand, hand back the rest."""
+        """Stop consuming, wait a bounded time for events in progress, and requeue the rest."""
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A message that left a queue undone. `reason` is what its last `x-death` says, empty where
-    there is none, and `at` when that was, by the broker's clock. `message_id` is empty where the
-    message has none."""
+    """A dead-lettered message. `reason` and `at`, by the broker's clock, come from its latest
+    `x-death`. `reason` and `message_id` are empty if the message has none."""
 
     body: bytes
     message_id: str
@@ -267,17 +267,17 @@ class DeadLetter:
 
 
 class DeadLetterConsumer(Protocol):
-    """Receives copies of what somebody else's queue dead-letters, on a queue of our own."""
+    """Receives copies of the dead letters of another service's queue, on a queue of Stowgate."""
 
     def start(self, handle: Callable[[DeadLetter], None]) -> None:
-        """Call `handle` with each, several at a time, until closed.
+        """Call `handle` with each dead letter until `close`.
 
-        One is done when `handle` returns. Where that raises a `StowgateError` the same one is
-        tried again until it is done or this is closed; then it goes to another consumer.
+        A dead letter is done when `handle` returns. If that raises a `StowgateError`, it is tried
+        again, and after `close` goes to another consumer.
         """
 
     def ping(self) -> None:
-        """Return when dead letters are received now; raises `BrokerUnavailable`."""
+        """Return if dead letters are received now. Raises `BrokerUnavailable`."""
 
     def close(self) -> None:
-        """Take no more, wait a bounded time for those in hand, hand back the rest."""
+        """Stop consuming, wait a bounded time for dead letters in progress, requeue the rest."""

@@ -1,12 +1,11 @@
-"""What became of a workflow request after it was opened: refused by the Workflow Manager, replayed.
+"""Refusals of workflow requests by the Workflow Manager, and their replays.
 
-The request of a payload is published under a number: 0 for the first, n for the nth replay. What
-happened to a number is one small object in the state bucket, beside the record, which never changes
-for it:
+The requests of a payload are numbered: 0 for the first, n for the nth replay. Each event in the
+life of a request is a small object in the state bucket; the ingest record does not change:
 
-- `refused/…/{number}.json`: the Workflow Manager refused it;
-- `replays/…/{number}.json`: this replay is to be published; a worker has a lease on it;
-- `replayed/…/{number}.json`: this replay was published.
+- `refused/…/{number}.json`: the Workflow Manager refused the request.
+- `replays/…/{number}.json`: the replay must be published; it holds a worker's lease.
+- `replayed/…/{number}.json`: the replay was published.
 
 Each is created once, by a conditional write, so the same fact noted twice counts once, and the
 order in which the facts arrive does not matter. `docs/decisions/0010` has the table of states.
@@ -31,7 +30,7 @@ from shared.records import IngestRecord, Lease, State, newest_first
 from shared.time import UtcDateTime
 
 VERSION = 1
-"""Of the shape of these objects. A field that older services may ignore needs no new one."""
+"""Version of these objects. A new field that older services may ignore needs no new version."""
 
 _JSON = "application/json"
 
@@ -46,18 +45,18 @@ _KEY = re.compile(
 
 
 class RefusalReason(StrEnum):
-    """The first two are what `x-death` of the Workflow Manager's dead letters says."""
+    """The first two are reasons in the `x-death` header of dead letters."""
 
     REJECTED = "rejected"
     DELIVERY_LIMIT = "delivery_limit"
     NOT_SENT = "not_sent"
-    """A replay that was never published, as the broker refused it or the objects were gone."""
+    """The replay was not published: the broker refused it, or the objects were gone."""
     OTHER = "other"
-    """A policy of the broker removed it from the queue: `expired`, `maxlen`."""
+    """A policy of the broker removed the request from the queue: `expired`, `maxlen`."""
 
 
 class PayloadState(StrEnum):
-    """Where a payload stands, for people: the states of its record, and `refused`."""
+    """The state of a payload as reported: the states of its record, and `refused`."""
 
     PENDING = "pending"
     OPENED = "opened"
@@ -66,22 +65,22 @@ class PayloadState(StrEnum):
 
 
 class OutcomeUnreadable(Permanent):
-    """What lies beside a record is damaged, or was written by a newer Stowgate."""
+    """A refusal or replay is damaged, or was written by a newer Stowgate."""
 
 
 class ObjectsGone(Permanent):
-    """A request about a payload without objects would be refused again."""
+    """The payload has no objects any more, so its request would be refused again."""
 
 
 OBJECTS_GONE = (
-    "the payload's objects are gone from the object store, as the Workflow Manager deletes them "
-    "after its retention time and by its API; have the study sent again"
+    "the payload's objects are gone from the object store: the Workflow Manager deletes them after "
+    "its retention time, or by its API; have the study sent again"
 )
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """`detail` says in words why a replay could not be published; None for all other reasons."""
+    """A refused request. `detail` says why a replay could not be published, else None."""
 
     payload_id: str
     number: int
@@ -92,8 +91,8 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Replay:
-    """A replay that is to be published. `due_at` is when the next attempt may begin, and `unknown`
-    are fields that a newer service wrote."""
+    """A replay that must be published. `due_at` is when the next attempt may start. `unknown` are
+    fields of a newer service."""
 
     payload_id: str
     number: int
@@ -105,8 +104,8 @@ class Replay:
 
 
 @dataclass(frozen=True)
-class HeldReplay:
-    """A replay with the version that the next write must find."""
+class VersionedReplay:
+    """A replay with its version, which the next write must match."""
 
     replay: Replay
     version: str
@@ -114,10 +113,10 @@ class HeldReplay:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a payload's requests, by their numbers.
+    """The state of a payload's requests, by their numbers.
 
-    `refused` is the last one that the Workflow Manager refused, and `refusals` how many it refused;
-    `replayed` is the last one that was published, and `replay` the last one that is to be.
+    `refused` is the latest refused request, `refusals` the number of refused ones, `replayed` the
+    latest published replay, and `replay` the latest replay that must be published.
     """
 
     refused: int | None = None
@@ -126,7 +125,7 @@ class Outcome:
     replay: int | None = None
 
     def state(self, record: IngestRecord) -> PayloadState:
-        """While the record itself is not opened, its own state counts."""
+        """Return the payload's state; unless the record is opened, that is the record's state."""
         if record.state is not State.OPENED:
             return PayloadState(record.state)
         return self.state_when_opened
@@ -179,25 +178,25 @@ _REFUSAL, _REPLAY = _RefusalSchema(), _ReplaySchema()
 
 
 class Refusals:
-    """What lies beside the records in the state bucket. Every call may raise what the object store
-    raises, and those that read an object `OutcomeUnreadable`."""
+    """The refusals and replays in the state bucket. Every call may raise what the object store
+    raises; calls that read an object also raise `OutcomeUnreadable`."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
     def note(self, refusal: Refusal) -> bool:
-        """Note a refusal; False where the same request's refusal was noted before."""
+        """Record a refusal; return False if it was recorded before."""
         row = {"version": VERSION, **asdict(refusal)}
         return self._create(_key(_REFUSED, refusal.payload_id, refusal.number), row)
 
     def refusal(self, payload_id: str, number: int) -> Refusal:
-        """Raises `ObjectMissing`."""
+        """Return a refusal. Raises `ObjectMissing`."""
         key = _key(_REFUSED, payload_id, number)
         row, _ = _decode(key, self._store.get(key).data, _REFUSAL)
         return Refusal(**row)
 
     def outcome(self, payload_id: str) -> Outcome:
-        """What became of this payload's requests; one request to the store where nothing did."""
+        """Return the state of the payload's requests. Takes one listing if none was refused."""
         refused = self._numbers(_REFUSED, payload_id)
         if not refused:
             return NOTHING_KNOWN
@@ -206,9 +205,9 @@ class Refusals:
         )
 
     def outcomes(self, after: str = "") -> Iterator[tuple[str, Outcome]]:
-        """The payloads behind that payload id of which a request was refused, the newest first.
+        """Yield the payloads with a refused request after that payload id, newest first.
 
-        Lazy. Costs a listing and no read of an object.
+        Lists objects lazily, and reads none.
         """
         listings = (self._list(place, after) for place in (_REFUSED, _REPLAYS, _REPLAYED))
         for name, found in groupby(merge(*listings), key=lambda item: item[0]):
@@ -223,25 +222,25 @@ class Refusals:
                 )
 
     def request_replay(self, payload_id: str, number: int, due_at: datetime) -> Replay:
-        """Have the payload's request published again under this number.
+        """Request a replay with this number.
 
-        Raises `VersionConflict` where that was requested already.
+        Raises `VersionConflict` if it was requested before.
         """
         replay = Replay(payload_id, number, due_at)
         self._store.create(_key(_REPLAYS, payload_id, number), _encode_replay(replay), _JSON)
         return replay
 
     def replays(self) -> Iterator[tuple[str, int]]:
-        """Payload id and number of every replay that is to be published."""
+        """Yield payload id and number of every replay that must be published."""
         for name, _, number in self._list(_REPLAYS):
             yield name.partition(".")[2], number
 
     def last_replay(self, payload_id: str) -> int | None:
-        """The number of the replay of this payload that is to be published."""
+        """Return the number of the payload's replay that must be published, if there is one."""
         return max(self._numbers(_REPLAYS, payload_id), default=None)
 
-    def replay(self, payload_id: str, number: int) -> HeldReplay | None:
-        """None where it is not to be published any more."""
+    def replay(self, payload_id: str, number: int) -> VersionedReplay | None:
+        """Return a replay that must be published, else None."""
         key = _key(_REPLAYS, payload_id, number)
         try:
             found = self._store.get(key)
@@ -249,26 +248,26 @@ class Refusals:
             return None
         row, unknown = _decode(key, found.data, _REPLAY)
         lease = row.pop("lease")
-        return HeldReplay(
+        return VersionedReplay(
             Replay(lease=None if lease is None else Lease(**lease), unknown=unknown, **row),
             found.version,
         )
 
-    def change(self, held: HeldReplay, **changes: Any) -> HeldReplay:
-        """Raises `VersionConflict` where another worker changed or finished it."""
-        replay = replace(held.replay, **changes)
+    def change(self, versioned: VersionedReplay, **changes: Any) -> VersionedReplay:
+        """Change a replay. Raises `VersionConflict` if another worker changed or finished it."""
+        replay = replace(versioned.replay, **changes)
         key = _key(_REPLAYS, replay.payload_id, replay.number)
-        version = self._store.replace(key, _encode_replay(replay), held.version, _JSON)
-        return HeldReplay(replay, version)
+        version = self._store.replace(key, _encode_replay(replay), versioned.version, _JSON)
+        return VersionedReplay(replay, version)
 
     def note_replayed(self, payload_id: str, number: int, moment: datetime) -> None:
-        """Note that the replay was published; harmless when several do it."""
+        """Record that the replay was published. Idempotent."""
         row = {"version": VERSION, "payload_id": payload_id, "number": number, "sent_at": moment}
         self._create(_key(_REPLAYED, payload_id, number), row)
         self.forget_replay(payload_id, number)
 
     def forget_replay(self, payload_id: str, number: int) -> None:
-        """Publish it no more."""
+        """Remove a replay that must not be published any more."""
         self._store.delete([_key(_REPLAYS, payload_id, number)])
 
     def _create(self, key: str, row: Mapping[str, Any]) -> bool:
@@ -283,7 +282,7 @@ class Refusals:
         return [int(f["number"]) for o in self._store.list(prefix) if (f := _KEY.fullmatch(o.key))]
 
     def _list(self, place: str, after: str = "") -> Iterator[tuple[str, str, int]]:
-        """What is no fact by its key, such as a copy by hand, is passed over."""
+        """Yield name, place and number; skip anything else, such as a manual copy."""
         behind = _key(place, after, MAX_NUMBER) if after else ""
         for listed in self._store.list(f"{place}/", behind):
             found = _KEY.fullmatch(listed.key)
@@ -292,7 +291,7 @@ class Refusals:
 
 
 def ordered_name(payload_id: str) -> str:
-    """A payload's name in these listings, in the same ascending order as the records' names."""
+    """Return a payload's name in these listings, which sort like the names of records."""
     return newest_first(payload_id).removesuffix(".json")
 
 
@@ -327,5 +326,5 @@ def _decode(key: str, data: bytes, schema: Schema) -> tuple[dict[str, Any], dict
 
 
 def has_objects(instances: ObjectStore, payload_id: str) -> bool:
-    """Whether anything of the payload is still there. The Workflow Manager deletes all or none."""
+    """Whether the payload still has objects. The Workflow Manager deletes all or none."""
     return next(iter(instances.list(f"{payload_id}/dcm/")), None) is not None

@@ -1,10 +1,10 @@
-"""How far the sweep has looked, and whether the state bucket lost records since.
+"""The position of the sweep, and the detection of lost records.
 
-An upload without a record counts as one that died. Where the state bucket was restored from a
-backup, or a replica that was behind took over, that is wrong: the record was there, and its upload
-was acknowledged. So the cursor counts confirmations, and a witness in the payloads' bucket has the
-same count. Soon after each record both count one more, the cursor first. A cursor that was restored
-is behind the witness; then the sweep begins anew. docs/decisions/0007 has the proof.
+An upload without a record counts as crashed. After a restore of the state bucket from a backup, or
+a failover to an outdated replica, that would be wrong: the record existed, and the upload was
+acknowledged. So the cursor counts confirmations, and a witness in the payloads' bucket has the same
+count. Soon after each new record both are incremented, the cursor first. A restored cursor is
+behind the witness, and the sweep then restarts. docs/decisions/0007 has the proof.
 """
 
 from collections.abc import Mapping
@@ -30,20 +30,20 @@ VERSION = 1
 
 _JSON = "application/json"
 
-# Payload ids come from the clocks of other machines. An S3 store refuses a clock that is off by a
-# quarter of an hour, so two that it accepts differ by less than this.
+# Payload ids come from the clocks of several machines. An S3 store rejects a clock that is off by
+# more than 15 minutes, so two accepted clocks differ by less than this.
 _CLOCKS_DIFFER = timedelta(minutes=30)
 
 
 class CursorUnreadable(Permanent):
-    """The sweep cannot tell where to go on, or whether records were lost."""
+    """The position of the sweep is unreadable, or its witness is."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """The sweep has looked at all payload ids up to `after`, and removes none up to `since`.
+    """The sweep has checked all payload ids up to `after`, and removes none up to `since`.
 
-    `confirmations` is the count that the witness must not be ahead of.
+    The witness must not be ahead of `confirmations`.
     """
 
     after: str
@@ -53,8 +53,8 @@ class Cursor:
 
 
 @dataclass(frozen=True)
-class _Held:
-    """Cursor and witness as they were read, with the versions that the next write must find.
+class _VersionedCursor:
+    """Cursor and witness with their versions, which the next write must match.
 
     Without a witness nothing was ever confirmed.
     """
@@ -83,64 +83,64 @@ class SweepCursor:
         self._instances = instances
         self._payload_ids = payload_ids
         self._clock = clock
-        # Outside any payload's folder, and behind all of them in a listing.
+        # Not in a payload's folder, and listed after all of them.
         self._witness = f"stowgate/{payload_ids.realm}.json"
 
     def read(self) -> Cursor:
-        """Return the cursor, which begins anew where records were lost."""
+        """Return the cursor, after a restart if records were lost."""
         return self._read().cursor
 
     def confirm(self) -> None:
-        """Confirm the records that are there: from now on a restore that loses one is noticed."""
+        """Confirm the existing records, so that a later restore that loses one is detected."""
         while True:
-            held = self._read()
+            versioned = self._read()
             with suppress(VersionConflict):
-                if held.witness_version is None:
+                if versioned.witness_version is None:
                     self._create_witness(0)
                     continue
-                count = held.cursor.confirmations + 1
-                self._replace(held, confirmations=count)
+                count = versioned.cursor.confirmations + 1
+                self._replace(versioned, confirmations=count)
                 break
-        version: str | None = held.witness_version
+        version: str | None = versioned.witness_version
         while version is not None:
             try:
                 self._instances.replace(self._witness, _encode_witness(count), version, _JSON)
                 return
             except VersionConflict:
-                # Another process confirms at the same time, and may be ahead.
+                # Another process confirms concurrently and may be ahead.
                 witness = self._instances.get(self._witness)
                 is_behind = self._decode_witness(witness.data) < count
                 version = witness.version if is_behind else None
 
     def move(self, after: str) -> None:
-        """Note that the sweep has looked at all payload ids up to `after`."""
+        """Record that the sweep has checked all payload ids up to `after`."""
         while True:
-            held = self._read()
-            if held.cursor.after >= after:
+            versioned = self._read()
+            if versioned.cursor.after >= after:
                 return
             with suppress(VersionConflict):
-                self._replace(held, after=after)
+                self._replace(versioned, after=after)
                 return
 
     def record_missing(self, payload_id: str, evidence: str) -> None:
-        """Begin anew, as `evidence` shows that a payload had a record and has none any more.
+        """Restart the sweep, as `evidence` shows that a payload has lost its record.
 
-        Does nothing for payloads from before the last beginning, and for those of other producers.
+        Does nothing for payloads from before the latest restart, and for those of other producers.
         """
         if not self._payload_ids.minted(payload_id):
             return
         while True:
-            held = self._read()
-            if payload_id <= held.cursor.since:
+            versioned = self._read()
+            if payload_id <= versioned.cursor.since:
                 return
             with suppress(VersionConflict):
-                self._begin_anew(held, f"payload {payload_id} has no record, but {evidence}")
+                self._restart(versioned, f"payload {payload_id} has no record, but {evidence}")
                 return
 
-    def _read(self) -> _Held:
+    def _read(self) -> _VersionedCursor:
         while True:
-            # The cursor counts first, so a confirmation between these two does not put the witness
-            # ahead.
+            # The cursor is incremented first, so it must be read last: a confirmation between the
+            # two reads does not put the witness ahead.
             witness = _found(self._instances, self._witness)
             found = _found(self._state, CURSOR)
             count = 0 if witness is None else self._decode_witness(witness.data)
@@ -148,41 +148,40 @@ class SweepCursor:
                 if found is None:
                     self._begin(count)
                     continue
-                held = _Held(
+                versioned = _VersionedCursor(
                     _decode(found.data), found.version, None if witness is None else witness.version
                 )
-                if witness is None and held.cursor.confirmations:
-                    self._begin_anew(held, f"{self._witness} is missing in the payloads' bucket")
-                    self._create_witness(held.cursor.confirmations)
-                elif count > held.cursor.confirmations:
-                    why = f"the state bucket was restored: its {CURSOR} is older than records were"
-                    self._begin_anew(held, why, confirmations=count)
-                elif held.cursor.after > minted_before(self._clock() + MAX_AHEAD):
-                    self._begin_anew(held, f"a clock was ahead when {CURSOR} was written")
+                if witness is None and versioned.cursor.confirmations:
+                    self._restart(versioned, f"{self._witness} is missing in the payloads' bucket")
+                    self._create_witness(versioned.cursor.confirmations)
+                elif count > versioned.cursor.confirmations:
+                    why = f"the state bucket was restored: its {CURSOR} is older than some records"
+                    self._restart(versioned, why, confirmations=count)
+                elif versioned.cursor.after > minted_before(self._clock() + MAX_AHEAD):
+                    self._restart(versioned, f"a clock was ahead when {CURSOR} was written")
                 else:
-                    return held
+                    return versioned
 
     def _begin(self, count: int) -> None:
-        """Create the cursor, for the sweep to look at what is uploaded from then on.
+        """Create the cursor; the sweep checks only later uploads.
 
-        Where the state bucket is new, that may be because the old one was lost, and what has no
-        record then is data all the same.
+        A new state bucket may replace a lost one, so earlier objects without a record are kept.
         """
         now = self._clock() + (_CLOCKS_DIFFER if count else timedelta(0))
         start = minted_before(now)
         self._state.create(CURSOR, _encode(Cursor(start, start, count)), _JSON)
         if count:
-            self._say(now, f"the state bucket was restored or is new: it has no {CURSOR}")
+            self._log_restart(now, f"the state bucket was restored or is new: it has no {CURSOR}")
 
-    def _begin_anew(self, held: _Held, why: str, **changes: Any) -> None:
+    def _restart(self, versioned: _VersionedCursor, why: str, **changes: Any) -> None:
         now = self._clock() + _CLOCKS_DIFFER
         start = minted_before(now)
-        self._replace(held, after=start, since=start, **changes)
-        self._say(now, why)
+        self._replace(versioned, after=start, since=start, **changes)
+        self._log_restart(now, why)
 
-    def _replace(self, held: _Held, **changes: Any) -> None:
-        data = _encode(replace(held.cursor, **changes))
-        self._state.replace(CURSOR, data, held.version, _JSON)
+    def _replace(self, versioned: _VersionedCursor, **changes: Any) -> None:
+        data = _encode(replace(versioned.cursor, **changes))
+        self._state.replace(CURSOR, data, versioned.version, _JSON)
 
     def _create_witness(self, count: int) -> None:
         self._instances.create(self._witness, _encode_witness(count), _JSON)
@@ -196,9 +195,9 @@ class SweepCursor:
             raise _unreadable(self._witness, "the payloads' bucket", error) from error
         return count
 
-    def _say(self, until: datetime, why: str) -> None:
+    def _log_restart(self, until: datetime, why: str) -> None:
         _log.error(
-            "the sweep begins anew and removes nothing that was uploaded before",
+            "the sweep restarts and keeps everything that was uploaded before",
             before=until.isoformat(timespec="seconds"),
             why=why,
         )
@@ -228,7 +227,7 @@ def _decode(data: bytes) -> Cursor:
         row = versions.loads(data, VERSION)
         after, since, count = row.pop("after"), row.pop("since"), row.pop("confirmations")
         if not (isinstance(after, str) and isinstance(since, str) and type(count) is int):
-            raise ValueError("a field has a value of another type")
+            raise ValueError("a field has a value of the wrong type")
     except (ValueError, KeyError) as error:
         raise _unreadable(CURSOR, "the state bucket", error) from error
     return Cursor(after, since, count, row)

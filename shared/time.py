@@ -9,8 +9,7 @@ from marshmallow import ValidationError, fields
 Clock = Callable[[], datetime]
 
 MAX_AHEAD = timedelta(hours=2)
-"""Twice the longest lease that can be set. A stored moment further ahead comes from a clock that
-was wrong."""
+"""Twice the maximum lease. A stored time further in the future comes from a wrong clock."""
 
 
 def utc_now() -> datetime:
@@ -18,7 +17,7 @@ def utc_now() -> datetime:
 
 
 def has_ended(until: datetime, now: datetime) -> bool:
-    """Whether what was to last until then is over; nothing lasts longer than `MAX_AHEAD`."""
+    """Whether `until` has passed, or is further ahead than `MAX_AHEAD` and therefore invalid."""
     return not now < until <= now + MAX_AHEAD
 
 

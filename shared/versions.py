@@ -1,7 +1,7 @@
-"""The version of what is stored or sent: everything of ours names the version of its shape.
+"""Versions of stored objects and events: each names the version of its shape.
 
-A reader keeps to one rule (docs/decisions/0008): it ignores fields that it does not know, and keeps
-them when it writes the object again; an object of a newer version it neither reads nor changes.
+The rule for readers (docs/decisions/0008): ignore unknown fields, and keep them when writing the
+object again; neither read nor change an object of a newer version.
 """
 
 from typing import Any
@@ -10,19 +10,19 @@ import orjson
 
 
 class WrittenByNewer(ValueError):
-    """The object has a version that this Stowgate does not know."""
+    """The object has a version that is newer than this Stowgate."""
 
 
 def loads(data: bytes, known: int) -> dict[str, Any]:
-    """Parse a JSON object, and return its fields but for its version, which is 1 if it names none.
+    """Parse a JSON object, and return its fields without its version, which defaults to 1.
 
     Args:
-        data: What was read.
-        known: The newest version that the caller can read; all below it are read too.
+        data: The encoded object.
+        known: The newest version that the caller can read; it can read all earlier ones too.
 
     Raises:
         WrittenByNewer: The version is above `known`.
-        ValueError: This is not a JSON object, or its version is not one.
+        ValueError: The data is not a JSON object, or its version is not valid.
     """
     row = orjson.loads(data)
     if not isinstance(row, dict):
@@ -39,7 +39,7 @@ def loads(data: bytes, known: int) -> dict[str, Any]:
 
 
 def why_unreadable(error: Exception) -> str:
-    """Say what is wrong with an object and what to do, to follow its key in a sentence."""
+    """Return cause and remedy, as the rest of a sentence that begins with the object's key."""
     if isinstance(error, WrittenByNewer):
         return str(error)
     return "is damaged or not written by Stowgate; inspect it and move it out of the bucket"

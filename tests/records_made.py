@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 
 from shared.ids import PayloadIds
 from shared.instances import StoredInstance
-from shared.records import IngestRecord, Records, State
+from shared.record_store import Records
+from shared.records import IngestRecord, State
 
 RECEIVED_AT = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 

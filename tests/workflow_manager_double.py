@@ -75,7 +75,7 @@ _PAYLOAD_FIELDS = ("path", "metadata")
 
 _DICOM_WEB = 2
 _ARTIFACT_TYPE_UNSET = 0
-_MOST_CHARACTERS_OF_AN_END = 15
+_MAX_ENDPOINT_CHARACTERS = 15
 
 # From 2020 to 2100: milliseconds, and a clock that was never set, lie outside.
 _PLAUSIBLE_SECONDS = range(1_577_836_800, 4_102_444_800)
@@ -87,7 +87,7 @@ _GUID = re.compile(rf"{_HYPHENED}|\{{{_HYPHENED}\}}|\({_HYPHENED}\)|[0-9a-fA-F]{
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,7})?Z", re.ASCII)
 _PATH = re.compile(r"dcm/([0-9.]+)/([0-9.]+)/([0-9.]+)\.dcm")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-_UID_MOST_CHARACTERS = 64
+_MAX_UID_CHARACTERS = 64
 
 _TAG = re.compile(r"[0-9A-F]{8}")
 _VR = re.compile(r"[A-Z]{2}")
@@ -98,7 +98,7 @@ _NUMBER_VRS = frozenset(
 # PS3.5 Table 6.2-1: a DS or an IS that is a number; the longest is a DS of 16 characters.
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([Ee][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-_DECIMAL_MOST_CHARACTERS = 16
+_MAX_DECIMAL_CHARACTERS = 16
 _NAME_GROUPS = frozenset({"Alphabetic", "Ideographic", "Phonetic"})
 
 # What the Workflow Manager reads of a sidecar, and as which VR it expects it.
@@ -243,14 +243,12 @@ def _check_trigger(value: Any) -> Iterator[str]:
         if name in value and not _is_end(value[name]):
             yield (
                 f"trigger.{name} is {value[name]!r}, not a text of 1 to "
-                f"{_MOST_CHARACTERS_OF_AN_END} characters that is not blank"
+                f"{_MAX_ENDPOINT_CHARACTERS} characters that is not blank"
             )
 
 
 def _is_end(value: Any) -> bool:
-    return (
-        isinstance(value, str) and bool(value.strip()) and len(value) <= _MOST_CHARACTERS_OF_AN_END
-    )
+    return isinstance(value, str) and bool(value.strip()) and len(value) <= _MAX_ENDPOINT_CHARACTERS
 
 
 def _check_data_origins(value: Any) -> Iterator[str]:
@@ -324,7 +322,7 @@ def uids_of_path(path: Any) -> tuple[str, str, str] | None:
     """Study, series and SOP Instance UID of an instance's path, or None for any other value."""
     found = _PATH.fullmatch(path) if isinstance(path, str) else None
     if not found or not all(
-        _UID.fullmatch(uid) and len(uid) <= _UID_MOST_CHARACTERS for uid in found.groups()
+        _UID.fullmatch(uid) and len(uid) <= _MAX_UID_CHARACTERS for uid in found.groups()
     ):
         return None
     study, series, sop_instance = found.groups()
@@ -427,7 +425,7 @@ def _is_value_of(vr: str, value: Any) -> bool:
 
 
 def _parses(vr: str, text: str) -> bool:
-    if len(text) > _DECIMAL_MOST_CHARACTERS:
+    if len(text) > _MAX_DECIMAL_CHARACTERS:
         return False
     if vr == "DS":
         return bool(_DECIMAL.fullmatch(text)) and math.isfinite(float(text))

@@ -1,7 +1,7 @@
 """The use case of an event: route, write the sidecars, open the workflow request.
 
-Whatever happens is written to the record, which the relay announces again when it is due. So an
-event is always done when it has been handled once; the broker never needs to retry.
+Every result is written to the record, and the relay announces the record again when it is due. An
+event is therefore done once it has been handled, and the broker never needs to redeliver it.
 """
 
 import random
@@ -24,13 +24,8 @@ from shared.errors import (
     VersionConflict,
 )
 from shared.ports import EventPublisher, Message, ObjectStore, Publication
-from shared.records import (
-    HeldRecord,
-    IngestRecord,
-    Lease,
-    Records,
-    State,
-)
+from shared.record_store import Records, VersionedRecord
+from shared.records import IngestRecord, Lease, State
 from shared.runtime.logs import where
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import Clock, has_ended, utc_now
@@ -40,32 +35,32 @@ from worker.workflow_manager import WorkflowManager
 
 _log = structlog.get_logger()
 
-# A payload is handed on so often, and fails when one more worker has not survived it.
-MOST_TAKEOVERS = 5
+# A payload fails when more workers than this have crashed on it, one after the other.
+MAX_TAKEOVERS = 5
 
 _FIRST_RETRY_SECONDS = 1.0
-_LONGEST_RETRY_SECONDS = 120.0
+_MAX_RETRY_SECONDS = 120.0
 
-# How much of the lease must be left for the publication that counts.
+# Share of the lease that must be left when the request is published.
 _BEFORE_PUBLISHING = 0.9
 
-# Between two looks at the lease while the broker's confirm is awaited; less than half of the
-# shortest one.
-_LOOK_SECONDS = 0.5
+# Interval of the lease checks during a wait for the broker's confirm; less than half of the
+# shortest lease.
+_POLL_SECONDS = 0.5
 
-# Looks at a confirm that is still to come, of a worker that stops.
-_LAST_LOOKS = 6
+# Polls for an outstanding confirm after the worker was told to stop.
+_MAX_POLLS_WHILE_STOPPING = 6
 
-# A request that is out and cannot be noted is left to the lease's end when no more is left of it.
+# Pause between two attempts to record that a request was published.
 _NOTE_AGAIN_SECONDS = 1.0
 
 
 class _NotNoted(Transient):
-    """A request is out, and the store takes no record of that."""
+    """The request was published, but the store could not record that."""
 
 
 class _NotConfirmed(Transient):
-    """A request is on its way, and this worker stops before the broker has confirmed it."""
+    """The worker stops before the broker has confirmed the request."""
 
 
 class Handler:
@@ -84,10 +79,10 @@ class Handler:
         clock: Clock = utc_now,
         publish_replay: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`owner` names this worker, as no other, in the leases that it takes. One that dies
-        leaves its payloads to others after `lease`; one that lives renews it. `record_missing`
-        hears of payloads whose record is lost, and how that shows. `publish_replay` gets the
-        id of each opened payload that an event names."""
+        """`owner` identifies this worker in its leases and is unique. `lease` is their duration: a
+        running worker renews its lease, and other workers take over from a crashed one when it
+        expires. `record_missing` receives the id of a payload whose record is lost, and the
+        evidence. `publish_replay` receives the id of each opened payload that an event names."""
         self._records = records
         self._record_missing = record_missing
         self._publisher = publisher
@@ -101,17 +96,15 @@ class Handler:
         self._sidecars = Sidecars(instances, sidecar_writers, self._stopping)
 
     def stop(self) -> None:
-        """Hand back what is in hand at the next opportunity, a second or two from now."""
+        """Return the payloads in progress to the queue, within a second or two."""
         self._stopping.set()
 
     def __call__(self, body: bytes) -> None:
-        """Raises `MalformedEvent` for a body that is no event of ours."""
+        """Handle an event. Raises `MalformedEvent`."""
         try:
             event = events.decode(body)
         except events.NewerEvent as error:
-            _log.warning(
-                "event passed over; a relay will announce the record again", error=str(error)
-            )
+            _log.warning("event skipped; a relay will announce the record again", error=str(error))
             return
         with structlog.contextvars.bound_contextvars(
             payload_id=event.payload_id, correlation_id=event.correlation_id
@@ -121,90 +114,95 @@ class Handler:
             except VersionConflict:
                 _log.info("another worker has the record")
             except StowgateError as error:
-                _log.warning("record not reached; the relay will try again", error=str(error))
+                _log.warning(
+                    "could not read the ingest record; the relay will try again", error=str(error)
+                )
 
     def open_workflow_request(self, payload_id: str) -> None:
-        """Raises `VersionConflict` where another worker got in between, and what the object store
-        raises where not even the record could be reached."""
-        held = self._records.untouched(payload_id) or self._records.find(payload_id)
-        if held is None:
-            # An event is published behind its record only, and a record never goes.
-            _log.error("the event names a payload that has no record; its objects are kept")
+        """Open the payload's workflow request, if its record is pending and not leased.
+
+        Raises `VersionConflict` if another worker changed the record, and the errors of the object
+        store if the record could not be read or written.
+        """
+        versioned = self._records.untouched(payload_id) or self._records.find(payload_id)
+        if versioned is None:
+            # An event is published after its record only, and records are never removed.
+            _log.error("the payload of the event has no ingest record; its objects are kept")
             self._record_missing(payload_id, "an event announced it")
             return
-        if held.record.state is State.OPENED:
-            self._records.clear_left(held, self._clock())
+        if versioned.record.state is State.OPENED:
+            self._records.remove_leftover(versioned, self._clock())
             self._publish_replay(payload_id)
-        if held.record.state is not State.PENDING:
+        if versioned.record.state is not State.PENDING:
             return
-        lease = held.record.lease
+        lease = versioned.record.lease
         if lease is not None and not has_ended(lease.until, self._clock()):
             return
-        self._open_taken(self._take(held))
+        self._open_leased(self._acquire(versioned))
 
-    def _take(self, held: HeldRecord) -> "_Taken":
-        record = held.record
-        # One of its own was left when the store would not take a word of what became of it.
+    def _acquire(self, versioned: VersionedRecord) -> "LeasedRecord":
+        record = versioned.record
+        # A lease of its own remains when the store failed while this worker wrote the result.
         taken_over = record.lease is not None and record.lease.owner != self._owner
         if taken_over:
             self._metrics.lease_takeovers.inc()
-        taken = _Taken(self._records, held)
-        taken.change(
+        leased = LeasedRecord(self._records, versioned)
+        leased.change(
             lease=self._new_lease(),
             attempts=record.attempts + 1,
             takeovers=record.takeovers + taken_over,
         )
-        return taken
+        return leased
 
     def _new_lease(self) -> Lease:
         return Lease(self._owner, self._clock() + self._lease)
 
-    def _open_taken(self, taken: "_Taken") -> None:
-        if taken.record.takeovers > MOST_TAKEOVERS and taken.record.opened_at is None:
+    def _open_leased(self, leased: "LeasedRecord") -> None:
+        if leased.record.takeovers > MAX_TAKEOVERS and leased.record.opened_at is None:
             self._fail(
-                taken,
-                f"{taken.record.takeovers} workers stopped in the middle of this payload, one "
-                "after the other; find out why from their logs, mend it, and replay the payload",
+                leased,
+                f"{leased.record.takeovers} workers crashed while they processed this payload; "
+                "find the cause in their logs, fix it, and replay the payload",
             )
             return
         try:
-            self._open(taken)
+            self._open(leased)
         except VersionConflict:
             raise
         except Stopping:
-            self._hand_back(taken)
+            self._release(leased)
         except Transient as error:
-            self._try_later(taken, error)
+            self._try_later(leased, error)
         except Permanent as error:
-            self._fail(taken, str(error))
+            self._fail(leased, str(error))
         except MemoryError:
-            self._try_later(taken, Transient("this worker ran out of memory; give it more"))
+            self._try_later(leased, Transient("the worker ran out of memory; give it more"))
         except Exception as error:  # noqa: BLE001
             if self._stopping.is_set():
-                # A thread of a process that ends is refused much that no payload is to blame for.
-                self._hand_back(taken)
+                # While the interpreter shuts down, calls fail for reasons unrelated to the payload.
+                self._release(leased)
                 return
-            # One payload that our own code trips over must not cost the worker the others. The
-            # error's text may hold a value of the dataset, so only its kind and place are told.
+            # A bug that one payload triggers must not stop the others. The error's text may contain
+            # a value of the dataset, so only its type and place are reported.
             self._fail(
-                taken,
-                f"an error of this service ({type(error).__name__} at {where(error)}); replay it "
-                "once that is mended",
+                leased,
+                f"internal server error ({type(error).__name__} at {where(error)}); fix it, then "
+                "replay the payload",
             )
 
-    def _hand_back(self, taken: "_Taken") -> None:
-        taken.change(lease=None, attempts=taken.record.attempts - 1, due_at=self._clock())
-        _log.info("handed back, as this worker stops")
+    def _release(self, leased: "LeasedRecord") -> None:
+        leased.change(lease=None, attempts=leased.record.attempts - 1, due_at=self._clock())
+        _log.info("returned to the queue (shutting down)")
 
-    def _open(self, taken: "_Taken") -> None:
-        record = taken.record
+    def _open(self, leased: "LeasedRecord") -> None:
+        record = leased.record
         route = resolve(record)
         request = self._workflow_manager.request(record, route)
         if record.opened_at is None:
             if record.attempts > 1:
-                # What it failed for may be so still; then the sidecars need not be written again.
+                # While the broker is still away, writing the sidecars again would be wasted.
                 self._publisher.ping()
-            keep_lease = partial(self._keep_lease, taken)
+            keep_lease = partial(self._keep_lease, leased)
             again = record.attempts > 1
             self._sidecars.write(
                 record.payload_id,
@@ -216,9 +214,9 @@ class Handler:
             instances = self._records.instances(record)
             message = self._workflow_manager.message(record, request, instances)
             keep_lease(at_least=_BEFORE_PUBLISHING)
-            self._publish(taken, message)
+            self._publish(leased, message)
         self._note_opened(
-            taken,
+            leased,
             route=route.rule,
             workflows=route.workflows,
             opened_at=record.opened_at or self._clock(),
@@ -234,85 +232,87 @@ class Handler:
             attempts=record.attempts,
         )
 
-    def _publish(self, taken: "_Taken", message: Message) -> None:
-        """Wait for the broker's confirm under the lease, for as long as there is hope of one.
+    def _publish(self, leased: "LeasedRecord", message: Message) -> None:
+        """Wait for the broker's confirm under the lease, for as long as one may still come.
 
-        To publish again what is still on its way would double it, and with a broker that is slow
-        each attempt would.
+        Publishing again before that would duplicate the request, with a slow broker on every
+        attempt.
         """
         publication = self._publisher.begin(message)
-        looks_left = _LAST_LOOKS
-        while not publication.wait(_LOOK_SECONDS):
-            looks_left -= self._stopping.is_set()
-            if looks_left == 0:
+        polls_left = _MAX_POLLS_WHILE_STOPPING
+        while not publication.wait(_POLL_SECONDS):
+            polls_left -= self._stopping.is_set()
+            if polls_left == 0:
                 raise _NotConfirmed(
-                    "a worker stopped before the broker had confirmed the request, which may have "
+                    "a worker stopped before the broker confirmed the request, which may have "
                     "arrived"
                 )
-            self._keep_lease_meanwhile(taken, publication)
+            self._keep_lease_while_waiting(leased, publication)
 
-    def _keep_lease_meanwhile(self, taken: "_Taken", publication: Publication) -> None:
-        if self._holds(taken, at_least=0.5):
+    def _keep_lease_while_waiting(self, leased: "LeasedRecord", publication: Publication) -> None:
+        if self._holds(leased, at_least=0.5):
             return
         overdue = publication.overdue
         if overdue is not None:
-            _log.warning("workflow request not confirmed; waiting on", reason=overdue)
+            _log.warning("workflow request not confirmed; still waiting", reason=overdue)
         try:
-            taken.change(lease=self._new_lease(), last_error=overdue or taken.record.last_error)
+            leased.change(lease=self._new_lease(), last_error=overdue or leased.record.last_error)
         except VersionConflict:
             raise
         except StowgateError as error:
-            # The request is out, whatever becomes of the lease.
+            # The request was sent; failing here would publish it twice.
             _log.warning("lease not renewed; trying again", error=str(error))
 
-    def _note_opened(self, taken: "_Taken", **changes: Any) -> None:
-        """Settle the record of a request that is out: what is not noted is published again.
+    def _note_opened(self, leased: "LeasedRecord", **changes: Any) -> None:
+        """Settle the record of a published request; until that is done it may be published again.
 
-        Raises `_NotNoted` where that cannot be done while the lease lasts.
+        Raises `_NotNoted` if the store fails until the lease is about to expire.
         """
         while True:
             try:
-                return taken.settle(State.OPENED, **changes)
+                return leased.settle(State.OPENED, **changes)
             except VersionConflict:
-                held = self._records.find(taken.record.payload_id)
-                if held is None or held.record.state is not State.OPENED:
+                versioned = self._records.find(leased.record.payload_id)
+                if versioned is None or versioned.record.state is not State.OPENED:
                     raise
-                # An earlier round did it and its answer was lost, or who took over has done it.
-                return self._records.move(held)
+                # An earlier try succeeded and its answer was lost, or another worker took over.
+                return self._records.move(versioned)
             except StowgateError as error:
-                if not self._holds(taken, at_least=0.25):
-                    raise _NotNoted(f"the request is out, but {error}") from error
+                if not self._holds(leased, at_least=0.25):
+                    raise _NotNoted(f"the request was published, but {error}") from error
                 time.sleep(_NOTE_AGAIN_SECONDS)
 
-    def _keep_lease(self, taken: "_Taken", at_least: float = 0.5) -> None:
-        """Renew the lease when less than that share of it is left. Raises `Stopping` when told
-        to."""
+    def _keep_lease(self, leased: "LeasedRecord", at_least: float = 0.5) -> None:
+        """Renew the lease if less than the share `at_least` is left. Raises `Stopping`."""
         if self._stopping.is_set():
-            raise Stopping("this worker stops")
-        if not self._holds(taken, at_least):
-            taken.change(lease=self._new_lease())
+            raise Stopping("the worker is shutting down")
+        if not self._holds(leased, at_least):
+            leased.change(lease=self._new_lease())
 
-    def _holds(self, taken: "_Taken", at_least: float) -> bool:
-        """Whether that share of the lease is left; one that lasts too long is of a clock that was
-        set back since, and nobody else believes in it."""
-        lease = taken.record.lease
+    def _holds(self, leased: "LeasedRecord", at_least: float) -> bool:
+        """Whether the share `at_least` of the lease is left.
+
+        A lease that lasts longer than its duration shows that the clock was set back; other workers
+        ignore such a lease.
+        """
+        lease = leased.record.lease
         if lease is None:
             return False
         return self._lease * at_least < lease.until - self._clock() <= self._lease
 
-    def _try_later(self, taken: "_Taken", error: Transient) -> None:
+    def _try_later(self, leased: "LeasedRecord", error: Transient) -> None:
         self._metrics.attempts_failed.labels("transient").inc()
         if isinstance(error, Unroutable):
             self._metrics.unroutable.inc()
-        attempts = taken.record.attempts
+        attempts = leased.record.attempts
         wait_seconds = retry_seconds(attempts)
-        taken.change(
+        leased.change(
             lease=None,
             takeovers=0,
             last_error=str(error),
             due_at=self._clock() + timedelta(seconds=wait_seconds),
-            # From then on it is not published again, and only its record is still to be written.
-            opened_at=self._clock() if isinstance(error, _NotNoted) else taken.record.opened_at,
+            # From then on only the record is written, and the request is not published again.
+            opened_at=self._clock() if isinstance(error, _NotNoted) else leased.record.opened_at,
         )
         _log.warning(
             "workflow request not opened; trying again",
@@ -321,31 +321,32 @@ class Handler:
             wait_seconds=round(wait_seconds, 1),
         )
 
-    def _fail(self, taken: "_Taken", reason: str) -> None:
+    def _fail(self, leased: "LeasedRecord", reason: str) -> None:
         self._metrics.attempts_failed.labels("permanent").inc()
-        taken.settle(State.FAILED, last_error=reason)
-        _log.error("workflow request failed for good", error=reason)
+        leased.settle(State.FAILED, last_error=reason)
+        _log.error("workflow request failed permanently", error=reason)
 
 
-class _Taken:
-    """A record under this worker's lease, always in the version that was written last."""
+class LeasedRecord:
+    """A record under this worker's lease, in its latest version."""
 
-    def __init__(self, records: Records, held: HeldRecord) -> None:
+    def __init__(self, records: Records, versioned: VersionedRecord) -> None:
         self._records = records
-        self._held = held
+        self._versioned = versioned
 
     @property
     def record(self) -> IngestRecord:
-        return self._held.record
+        return self._versioned.record
 
     def change(self, **changes: Any) -> None:
-        self._held = self._records.change(self._held, **changes)
+        self._versioned = self._records.change(self._versioned, **changes)
 
     def settle(self, state: State, **changes: Any) -> None:
-        self._held = self._records.settle(self._held, state, **changes)
+        self._versioned = self._records.settle(self._versioned, state, **changes)
 
 
 def retry_seconds(attempts: int) -> float:
-    """Doubles with each attempt; the jitter keeps payloads that failed together apart."""
-    longest = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0 ** min(attempts - 1, 16))
-    return longest * random.uniform(0.75, 1.0)  # noqa: S311
+    """Return the wait before the next attempt: it doubles each time, with jitter that spreads out
+    payloads that failed together."""
+    maximum = min(_MAX_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0 ** min(attempts - 1, 16))
+    return maximum * random.uniform(0.75, 1.0)  # noqa: S311

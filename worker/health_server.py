@@ -17,15 +17,15 @@ _BODY_BYTES = 1 << 10
 
 
 class HealthServer(TcpWSGIServer):  # type: ignore[misc]
-    """Serves `app` on a listening socket, with a few threads however many connections there are.
+    """Serves `app` on a listening socket with a fixed number of threads.
 
-    An idle connection costs no thread. Of more connections than it may have open, the one that was
-    idle for the longest makes room, so that nobody keeps a probe out.
+    An idle connection needs no thread. At the maximum number of connections, the one that has been
+    idle longest is closed, so that idle clients cannot lock out a health probe.
     """
 
     def __init__(self, app: WSGIApplication, listener: socket.socket) -> None:
-        self._most_connections = _most_connections()
-        # A line for each request that waits for a thread would let anyone fill the log.
+        self._max_connections = _max_connections()
+        # It logs a line for each request that waits for a thread; a client could fill the log.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         super().__init__(
             app,
@@ -35,8 +35,8 @@ class HealthServer(TcpWSGIServer):  # type: ignore[misc]
             adj=Adjustments(
                 sockets=[listener],
                 threads=_THREADS,
-                # Two of these are its own; one is accepted before another makes room.
-                connection_limit=self._most_connections + 3,
+                # Two are its own, and one is accepted before another is closed.
+                connection_limit=self._max_connections + 3,
                 asyncore_use_poll=True,
                 channel_timeout=_IDLE_SECONDS,
                 cleanup_interval=_IDLE_SECONDS // 2,
@@ -48,13 +48,13 @@ class HealthServer(TcpWSGIServer):  # type: ignore[misc]
 
     def handle_accept(self) -> None:
         super().handle_accept()
-        if len(self.active_channels) > self._most_connections:
+        if len(self.active_channels) > self._max_connections:
             idle = [c for c in self.active_channels.values() if not c.requests]
             if idle:
                 min(idle, key=lambda channel: channel.last_activity).handle_close()
 
 
-def _most_connections() -> int:
-    """Half of the open files that this process may have is left for its engines."""
+def _max_connections() -> int:
+    """Leave half of the process's file descriptors to the store and the broker."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1000 if files == resource.RLIM_INFINITY else min(1000, files // 2)

@@ -1,6 +1,6 @@
-"""One worker at a time relays and sweeps: the one that holds the lease in the state bucket.
+"""Leader election: the worker that holds the lease in the state bucket relays and sweeps.
 
-Two that do so at once, as while clocks differ, harm nothing: they do the same work twice.
+Two leaders at once, as with differing clocks, do no harm: they do the same work twice.
 """
 
 import random
@@ -26,30 +26,30 @@ VERSION = 1
 
 _JSON = "application/json"
 
-# All workers that wait look at the lease so often together, however many they are, as these would.
-_LOOKING = 5
+# The followers together read the lease as often as this number of workers would.
+_READERS = 5
 
 
 class Leadership(Protocol):
     def leads(self) -> bool:
-        """Whether this worker is the one now."""
+        """Whether this worker leads now."""
 
     def release(self) -> None:
-        """Let another one lead at once."""
+        """Let another worker lead at once."""
 
 
 class SoleLeader:
-    """For a worker whose events reach no other process: what it does not do nobody does."""
+    """The leadership of an embedded worker, whose events reach no other process."""
 
     def leads(self) -> bool:
         return True
 
     def release(self) -> None:
-        """There is nobody else."""
+        """Does nothing."""
 
 
 class LeaderLease:
-    """The lease, taken and renewed as it is asked for. Safe between threads."""
+    """Acquires and renews the lease whenever `leads` is called. Safe between threads."""
 
     def __init__(
         self,
@@ -60,26 +60,27 @@ class LeaderLease:
         workers: Callable[[], int],
         clock: Clock = utc_now,
     ) -> None:
-        """`owner` names this worker, as no other. A leader that dies is followed by another one
-        when `duration` is over; `workers` returns how many there are."""
+        """`owner` identifies this worker and is unique. Another worker takes over from a crashed
+        leader after `duration`. `workers` returns the number of workers."""
         self._store = store
         self._owner = owner
         self._duration = duration
         self._workers = workers
         self._clock = clock
         self._lock = threading.Lock()
-        # Of the lease while this worker holds it, else None.
+        # The version of the lease while this worker holds it, else None.
         self._version: str | None = None
-        self._until = self._looked_at = self._look_at = datetime.min.replace(tzinfo=UTC)
+        self._until = self._checked_at = self._next_check = datetime.min.replace(tzinfo=UTC)
 
     def leads(self) -> bool:
-        """An object store that does not answer is logged; until the lease ends nothing changes."""
+        """Whether this worker leads now. Errors of the object store are logged; a leader then stays
+        one until its lease expires."""
         with self._lock:
             now = self._clock()
             try:
-                return self._is_renewed(now) or self._is_taken(now)
+                return self._is_renewed(now) or self._is_acquired(now)
             except StowgateError as error:
-                _log.warning("lease of the leading worker not reached", error=str(error))
+                _log.warning("could not read or renew the leader's lease", error=str(error))
                 return self._version is not None and now < self._until
 
     def release(self) -> None:
@@ -89,9 +90,9 @@ class LeaderLease:
             try:
                 self._store.replace(LEASE_KEY, self._lease(self._clock()), self._version, _JSON)
             except StowgateError as error:
-                _log.info("lease of the leading worker not released", error=str(error))
+                _log.info("could not release the leader's lease", error=str(error))
             self._version = None
-            self._look_at = self._looked_at
+            self._next_check = self._checked_at
 
     def _is_renewed(self, now: datetime) -> bool:
         if self._version is None:
@@ -104,15 +105,15 @@ class LeaderLease:
             self._version = self._store.replace(LEASE_KEY, self._lease(until), self._version, _JSON)
         except VersionConflict:
             self._version = None
-            self._look_at = self._looked_at
+            self._next_check = self._checked_at
             return False
         self._until = until
         return True
 
-    def _is_taken(self, now: datetime) -> bool:
-        if self._looked_at <= now < self._look_at:
+    def _is_acquired(self, now: datetime) -> bool:
+        if self._checked_at <= now < self._next_check:
             return False
-        self._looked_at = now
+        self._checked_at = now
         try:
             found = self._store.get(LEASE_KEY)
         except ObjectMissing:
@@ -120,11 +121,11 @@ class LeaderLease:
         try:
             lease = None if found is None else _decode(found.data)
         except versions.WrittenByNewer:
-            self._look_at = now + self._duration  # a newer Stowgate leads
+            self._next_check = now + self._duration  # a newer Stowgate leads
             return False
-        # One that ends later was written by a clock that was ahead.
+        # A lease that ends later was written while a clock was ahead.
         if lease and lease.owner != self._owner and now < lease.until <= now + 2 * self._duration:
-            self._look_at = lease.until + random.uniform(0, 1) * self._spread()  # noqa: S311
+            self._next_check = lease.until + random.uniform(0, 1) * self._spread()  # noqa: S311
             return False
         until = now + self._duration
         try:
@@ -135,27 +136,27 @@ class LeaderLease:
             else:
                 self._version = self._store.create(LEASE_KEY, self._lease(until), _JSON)
         except VersionConflict:
-            self._look_at = until  # another one was quicker
+            self._next_check = until  # another one was quicker
             return False
         self._until = until
         if lease is None or lease.owner != self._owner:
-            _log.info("this worker leads: it relays and sweeps")
+            _log.info("this worker is now the leader: it relays and sweeps")
         return True
 
     def _spread(self) -> timedelta:
-        """Over which the workers that wait look at the lease once it has ended, one by one."""
+        """The time after the end of the lease over which the followers spread their checks."""
         try:
             others = self._workers() - 1
         except StowgateError:
             others = 0
-        return self._duration * max(0, others) / _LOOKING
+        return self._duration * max(0, others) / _READERS
 
     def _lease(self, until: datetime) -> bytes:
         return orjson.dumps({"version": VERSION, "owner": self._owner, "until": iso_utc(until)})
 
 
 def _decode(data: bytes) -> Lease | None:
-    """None for what is no lease, which keeps nobody waiting. Raises `WrittenByNewer`."""
+    """Return None for damaged data, which then counts as expired. Raises `WrittenByNewer`."""
     try:
         row = versions.loads(data, VERSION)
         return Lease(row["owner"], datetime.fromisoformat(row["until"]).astimezone(UTC))

@@ -1,4 +1,4 @@
-"""The composition root of the worker, and its life as a process."""
+"""The composition root of the worker, and its process."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from shared.ids import PayloadIds
 from shared.ports import DeadLetter, DeadLetterConsumer, EventConsumer
-from shared.records import Records
+from shared.record_store import Records
 from shared.refusals import Refusals
 from shared.runtime.backends import Backends, open_backends
 from shared.runtime.health import Readiness, health_views
@@ -27,7 +27,7 @@ from shared.runtime.threads import started_pool
 from worker.handler import Handler
 from worker.health_server import HealthServer
 from worker.leader import LeaderLease, Leadership, SoleLeader
-from worker.pending_cleanup import Clearing
+from worker.pending_cleanup import PendingCleanup
 from worker.refusals import RefusalNotes
 from worker.relay import Relay
 from worker.replays import Replays
@@ -37,10 +37,10 @@ from worker.workflow_manager import WorkflowManager
 
 _log = structlog.get_logger()
 
-# Under load each request removes what was opened within this time.
-_CLEARING_SECONDS = 0.1
-# Of all payloads together, or more where more are opened at a time.
-_SIDECARS_AT_ONCE = 4
+# Under load, each removal request covers the records that were opened within this time.
+_CLEANUP_PAUSE_SECONDS = 0.1
+# Minimum of sidecar threads, shared by all payloads.
+_MIN_SIDECAR_THREADS = 4
 
 _HEALTH = {
     "/health/live": "health.live",
@@ -54,7 +54,7 @@ _STOP_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
 
 @dataclass(frozen=True)
 class Routine:
-    """Something done at the start and then again after each pause."""
+    """A task that runs at the start, and again after each pause."""
 
     name: str
     do: Callable[[], None]
@@ -62,14 +62,14 @@ class Routine:
 
 
 class Worker:
-    """Handles events and runs its routines, each in threads of its own."""
+    """Handles events and runs routines, each in its own threads."""
 
     def __init__(
         self,
         consumer: EventConsumer,
         handler: Handler,
         routines: Sequence[Routine],
-        clearing: Clearing,
+        cleanup: PendingCleanup,
         leader: Leadership,
         routines_end_seconds: float,
         *,
@@ -82,7 +82,7 @@ class Worker:
         self._note_refusal = note_refusal
         self._replays = replays
         self._handler = handler
-        self._clearing = clearing
+        self._cleanup = cleanup
         self._leader = leader
         self._routines_end_seconds = routines_end_seconds
         self._stopping = threading.Event()
@@ -98,7 +98,7 @@ class Worker:
             thread.start()
 
     def stop(self) -> None:
-        """Finish or hand back what is in hand, in bounded time."""
+        """Finish the payloads in progress or return them to the queue, in bounded time."""
         self._stopping.set()
         self._handler.stop()
         self._replays.stop()
@@ -107,9 +107,9 @@ class Worker:
         end = time.monotonic() + self._routines_end_seconds
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
-        # Of a store that keeps a routine waiting nothing more is asked.
+        # A routine that still runs waits for the store, which would delay this too.
         if not any(thread.is_alive() for thread in self._threads):
-            self._clearing.clear(0)
+            self._cleanup.run_once(0)
             self._leader.release()
 
     def _run(self, routine: Routine) -> None:
@@ -117,9 +117,9 @@ class Worker:
             try:
                 routine.do()
             except Exception as error:  # noqa: BLE001
-                # A routine that ended would be missed by nobody until much is waiting for it.
+                # Nobody would notice the end of a routine before much work has piled up.
                 _log.error(
-                    "routine failed; it goes on after its pause",
+                    "routine failed; it runs again after its pause",
                     routine=routine.name,
                     error=type(error).__name__,
                     place=where(error),
@@ -129,8 +129,8 @@ class Worker:
 
 def compose(settings: WorkerSettings, backends: Backends, registry: CollectorRegistry) -> Worker:
     metrics = WorkerMetrics(registry)
-    clearing = Clearing(backends.state)
-    records = Records(backends.state, clearing.add)
+    cleanup = PendingCleanup(backends.state)
+    records = Records(backends.state, cleanup.add)
     owner = f"{socket.gethostname()}/{os.getpid()}/{uuid4()}"
     lease = timedelta(seconds=settings.lease_seconds)
     payload_ids = PayloadIds(settings.state_bucket)
@@ -156,7 +156,7 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
         instances=backends.instances,
         publisher=backends.requests,
         workflow_manager=workflow_manager,
-        sidecar_writers=started_pool(max(_SIDECARS_AT_ONCE, settings.openings), "sidecar"),
+        sidecar_writers=started_pool(max(_MIN_SIDECAR_THREADS, settings.openings), "sidecar"),
         owner=owner,
         lease=lease,
         metrics=metrics,
@@ -174,7 +174,7 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
         records=records,
         cursor=backends.sweep_cursor,
         payload_ids=payload_ids,
-        # An upload that took longer than it may is not acknowledged, whatever came of it.
+        # An upload that took longer than the maximum is never acknowledged.
         grace=2 * timedelta(seconds=settings.max_upload_seconds),
         pause=timedelta(seconds=settings.sweep_seconds),
         metrics=metrics,
@@ -188,8 +188,8 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
     def relay_once() -> None:
         if not leader.leads():
             relay.stand_by()
-        elif not relay.look():
-            leader.release()  # another worker may reach what this one does not
+        elif not relay.run_once():
+            leader.release()  # another worker may reach the store and the broker
 
     def replay_once() -> None:
         if leader.leads():
@@ -206,9 +206,9 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
             Routine("relay", relay_once, settings.relay_seconds),
             Routine("replays", replay_once, settings.relay_seconds),
             Routine("sweeper", sweep_once, settings.sweep_seconds),
-            Routine("clearing", clearing.clear, _CLEARING_SECONDS),
+            Routine("cleanup", cleanup.run_once, _CLEANUP_PAUSE_SECONDS),
         ],
-        clearing,
+        cleanup,
         leader,
         settings.routines_end_seconds,
         dead_letters=backends.dead_letters,
@@ -218,14 +218,14 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
 
 
 def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
-    """Serve until a signal or the end of the terminal; `say` is told where health and metrics are.
+    """Serve until a signal or the end of the terminal; `say` prints the address of the health port.
 
-    Raises `BadSetting` where the address is taken.
+    Raises `BadSetting` if the address is in use.
     """
     is_detached = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # with nohup(1)
     stop_signals = _STOP_SIGNALS - ({signal.SIGHUP} if is_detached else set())
-    # Blocked in every thread that is started from here on, such a signal waits for this one to ask
-    # for it. A handler would run in this one only, which need not wake when another is interrupted.
+    # All threads that start from here on inherit the mask, so that `sigwait` below receives the
+    # signal. A handler would run in this thread only, which another thread's signal need not wake.
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     registry = CollectorRegistry()
     backends = open_backends(settings, store_threads=settings.openings, openings=settings.openings)
@@ -241,7 +241,7 @@ def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
     backends.prepare()
     worker.start()
     threading.Thread(target=server.run, name="health", daemon=True).start()
-    say(f"Stowgate's worker tells its health on {url_of(listener)}")
+    say(f"Stowgate's worker serves health and metrics on {url_of(listener)}")
     signal.sigwait(stop_signals)
     _log.info("worker stopping")
     readiness.stop()

@@ -1,8 +1,8 @@
-"""Removes what opened records leave behind in pending/: not at once, but many by one request.
+"""Removes the leftovers of opened records in pending/, many with one request.
 
-An object store takes some two milliseconds to remove one object, and a third of one for each of
-many. Until then the record lies in both places, where opened/ counts. What a worker that dies had
-not removed yet, another one does when the relay announces it again.
+An object store takes about 2 ms to remove one object, and 0.3 ms for each of many. Until a leftover
+is removed the record lies in both places, and opened/ counts. After a crash of this worker another
+one removes the leftover when the relay announces it again.
 """
 
 from collections.abc import Iterable
@@ -16,36 +16,38 @@ from shared.ports import ObjectStore
 
 _log = structlog.get_logger()
 
-_LOOK_SECONDS = 1.0
+_WAIT_SECONDS = 1.0
 
-# As many are kept while the store is away; the relay sees to more.
-_MOST = 10_000
+# Keys that are kept while the store is unavailable; the relay finds any others.
+_MAX_KEPT = 10_000
 
 
-class Clearing:
+class PendingCleanup:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._doomed: SimpleQueue[str] = SimpleQueue()
+        self._keys: SimpleQueue[str] = SimpleQueue()
 
     def add(self, keys: Iterable[str]) -> None:
-        """Have these removed soon. Safe between threads."""
+        """Queue `keys` for removal. Safe between threads."""
         for key in keys:
-            self._doomed.put(key)
+            self._keys.put(key)
 
-    def clear(self, wait_seconds: float = _LOOK_SECONDS) -> None:
-        """Remove what was added, and wait so long for something. Errors of the store are logged;
-        after one that may pass, the same is tried again the next time."""
+    def run_once(self, wait_seconds: float = _WAIT_SECONDS) -> None:
+        """Wait up to `wait_seconds` for a key, then remove all that are queued.
+
+        Errors of the store are logged, and after a transient one the keys are queued again.
+        """
         keys: list[str] = []
         with suppress(Empty):
-            keys.append(self._doomed.get(timeout=wait_seconds))
+            keys.append(self._keys.get(timeout=wait_seconds))
             while True:
-                keys.append(self._doomed.get_nowait())
+                keys.append(self._keys.get_nowait())
         if not keys:
             return
         try:
             self._store.delete(keys)
         except Transient as error:
-            self.add(keys[:_MOST])
+            self.add(keys[:_MAX_KEPT])
             _log.warning("opened records stay in pending/ for now", error=str(error))
         except Permanent as error:
             _log.error("opened records stay in pending/", error=str(error))

@@ -1,7 +1,7 @@
-"""The use case of a dead letter of the Workflow Manager's: note that it refused a request of ours.
+"""The use case of a dead letter of the Workflow Manager: record that it refused a request of ours.
 
-What is done with a dead letter is decided by its payload id alone. One that is not ours, or that
-nothing can be noted for, is done with as well: it would only come again.
+Only the payload id decides what happens to a dead letter. A foreign dead letter, or one whose
+refusal cannot be recorded, is acknowledged too: otherwise it would be redelivered forever.
 """
 
 import re
@@ -12,7 +12,8 @@ import structlog
 
 from shared.ids import PayloadIds, is_guid
 from shared.ports import DeadLetter
-from shared.records import Records, RecordUnreadable
+from shared.record_store import Records
+from shared.records import RecordUnreadable
 from shared.refusals import Refusal, RefusalReason, Refusals
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import Clock, iso_utc, utc_now
@@ -21,13 +22,13 @@ from worker.workflow_manager import number_of
 _log = structlog.get_logger()
 _audit_log = structlog.get_logger("audit")
 
-# Of a word of the broker's, as it may go into a log.
+# A reason from the broker that is safe to log.
 _REASON = re.compile(r"[a-z_]{1,32}")
 
 
 @dataclass(frozen=True)
 class RefusalNotes:
-    """Notes each refusal beside the record of its payload. Safe between threads."""
+    """Records each refusal beside the record of its payload. Safe between threads."""
 
     records: Records
     refusals: Refusals
@@ -36,20 +37,20 @@ class RefusalNotes:
     clock: Clock = utc_now
 
     def __call__(self, letter: DeadLetter) -> None:
-        """Raises what the object store raises; the same dead letter may then be given again."""
+        """Record a refusal. Raises what the object store raises; it can then be called again."""
         kind = self._note(letter)
         self.metrics.dead_letters.labels(kind).inc()
 
     def _note(self, letter: DeadLetter) -> str:
         payload_id = _payload_id(letter.body)
         if payload_id is None:
-            _log.warning("dead letter passed over: its body is not a workflow request")
+            _log.warning("dead letter skipped: its body is not a workflow request")
             return "unreadable"
         if not self.payload_ids.minted(payload_id):
             return "foreign"
         if not self._has_record(payload_id):
             _log.error(
-                "dead letter passed over: its payload has no ingest record", payload_id=payload_id
+                "dead letter skipped: its payload has no ingest record", payload_id=payload_id
             )
             return "without-record"
         reason = _reason(letter.reason)
@@ -60,7 +61,7 @@ class RefusalNotes:
             refused_at=letter.at or self.clock(),
         )
         if not self.refusals.note(refusal):
-            _log.info("refusal was noted before", payload_id=payload_id, replay=refusal.number)
+            _log.info("refusal already recorded", payload_id=payload_id, replay=refusal.number)
             return "noted-before"
         _audit_log.info(
             "workflow request refused",

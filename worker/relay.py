@@ -1,10 +1,10 @@
-"""Announces again what is due: never announced, waiting for another attempt, or left by a worker
-that died.
+"""Announces pending records again: never announced, due for another attempt, or left by a crashed
+worker.
 
-The record is the truth and the event only a bell, so an event too many costs nothing and one too
-few costs this relay's pause. While the queue is short it is filled up. While it is long, most of
-what is due waits in it already, and what does not cannot be told apart: then a few are announced in
-each pass, and the same one later and later, so that nothing starves and the queue hardly grows.
+An event only says that a record should be read, so a superfluous event costs nothing, and a missing
+one costs a pause of the relay. A short queue is filled up. Behind a long queue most due records are
+already in it, and the relay cannot tell which: each pass then announces a few, and the same record
+at growing intervals. So no record starves, and the queue hardly grows.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,42 +18,37 @@ from shared.errors import StowgateError
 from shared.events import InstancesStored
 from shared.ids import minted_at
 from shared.ports import ListedObject, Publication
-from shared.records import (
-    IngestRecord,
-    Records,
-    State,
-    payload_id_of,
-)
+from shared.record_store import Records
+from shared.records import IngestRecord, State, payload_id_of
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import MAX_AHEAD, Clock, has_ended, utc_now
 
 _log = structlog.get_logger()
 
-# The queue is filled up to this many waiting events; above it, it is a backlog.
+# The queue is filled up to this many waiting events.
 _SHORT_QUEUE = 100
 
-# Announced in each pass however long the queue is.
-_AT_LEAST = 10
+# Announced in each pass even with a long queue.
+_MIN_ANNOUNCED = 10
 
-# Read in each pass, so that one that begins with many records comes to announce some.
-_MOST_READ = 1000
+# Read in each pass, so that a relay that starts with many records soon announces some.
+_MAX_READ = 1000
 
-# After an announcement a record is left alone for this long. While the queue is long that doubles
-# with each one that no worker has come to see.
+# Pause before a record is announced again. Behind a long queue it doubles with each announcement
+# that no worker has handled.
 _AGAIN = timedelta(seconds=30)
-_MOST_DOUBLINGS = 7
+_MAX_DOUBLINGS = 7
 
-# A record that is settled and still in pending/ for this long was left by a worker that died. To
-# move one earlier could collide with the worker that is moving it.
-_LEFT = timedelta(seconds=60)
+# A settled record still in pending/ after this time was left by a crashed worker. Moving it earlier
+# could collide with the worker that settled it.
+_LEFTOVER = timedelta(seconds=60)
 
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 
 
 @dataclass(slots=True)
 class _Seen:
-    """A version of a record that was read, and what was announced of it. One without a correlation
-    id could not be read."""
+    """A version of a record, and its announcements. Without `correlation_id` it was unreadable."""
 
     modified_at: datetime
     due_at: datetime
@@ -65,7 +60,7 @@ class _Seen:
     def not_before(self, queue_is_long: bool) -> datetime:
         if self.announced_at is None:
             return self.due_at
-        doublings = min(self.announcements - 1, _MOST_DOUBLINGS) if queue_is_long else 0
+        doublings = min(self.announcements - 1, _MAX_DOUBLINGS) if queue_is_long else 0
         return max(self.due_at, self.announced_at + _AGAIN * (1 << doublings))
 
 
@@ -86,20 +81,22 @@ class Relay:
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
 
-    def look(self) -> bool:
-        """One pass over the pending records; whether it came to its end. Errors of the engines end
-        it and are logged."""
+    def run_once(self) -> bool:
+        """Run one pass over the pending records; return whether it finished.
+
+        Errors of the object store and of the broker are logged and end the pass.
+        """
         try:
             pending = self._records.pending()
             self._measure(pending)
             self._announce_due(pending)
         except StowgateError as error:
-            _log.warning("relay could not finish its pass", error=str(error))
+            _log.warning("relay did not finish its pass", error=str(error))
             return False
         return True
 
     def stand_by(self) -> None:
-        """Another worker's relay does it, and measures what waits."""
+        """Forget everything: another worker's relay announces and measures."""
         self._metrics.backlog.forget()
         self._seen.clear()
 
@@ -117,8 +114,8 @@ class Relay:
         self._forget_changed(pending, now)
         backlog = self._backlog()
         self._read_unseen(pending, now)
-        room = max(_SHORT_QUEUE - backlog, _AT_LEAST)
-        due = self._due(pending, now, queue_is_long=backlog > _SHORT_QUEUE - _AT_LEAST)
+        room = max(_SHORT_QUEUE - backlog, _MIN_ANNOUNCED)
+        due = self._due(pending, now, queue_is_long=backlog > _SHORT_QUEUE - _MIN_ANNOUNCED)
         self._announce_all(islice(due, room), now)
 
     def _forget_changed(self, pending: list[ListedObject], now: datetime) -> None:
@@ -132,33 +129,32 @@ class Relay:
         }
 
     def _read_unseen(self, pending: list[ListedObject], now: datetime) -> None:
-        """A pass reads only what is new or changed."""
         unseen = (listed for listed in pending if listed.key not in self._seen)
-        for listed in islice(unseen, _MOST_READ):
+        for listed in islice(unseen, _MAX_READ):
             try:
-                held = self._records.read(listed.key)
+                versioned = self._records.read(listed.key)
             except StowgateError as error:
-                # Unreadable, or the store keeps that one from us; the others are no worse for it.
+                # If the store answers, the error concerns this record only.
                 self._records.ping()
-                _log.error("record passed over", error=str(error))
-                held = None
-            if held is None:
+                _log.error("record skipped", error=str(error))
+                versioned = None
+            if versioned is None:
                 self._seen[listed.key] = _Seen(listed.modified_at, now + _AGAIN)
-            elif held.record.state is State.PENDING:
+            elif versioned.record.state is State.PENDING:
                 self._seen[listed.key] = _Seen(
                     listed.modified_at,
-                    _due_at(held.record, now),
-                    held.record.attempts,
-                    held.record.correlation_id,
+                    _due_at(versioned.record, now),
+                    versioned.record.attempts,
+                    versioned.record.correlation_id,
                 )
-            elif has_ended(listed.modified_at + _LEFT, now):
-                self._records.move(held)
+            elif has_ended(listed.modified_at + _LEFTOVER, now):
+                self._records.move(versioned)
 
     def _due(
         self, pending: list[ListedObject], now: datetime, queue_is_long: bool
     ) -> Iterator[str]:
-        """Keys, those first that were announced the least, then the oldest. What was never tried
-        and what was take turns, as many of the one kind would keep the other waiting."""
+        """Return the keys of due records: those with the fewest announcements first, then the
+        oldest. New records and retries alternate, so that neither kind delays the other."""
         due = [
             listed.key
             for listed in pending
@@ -172,7 +168,7 @@ class Relay:
         return filter(None, chain.from_iterable(zip_longest(fresh, tried)))
 
     def _announce_all(self, keys: Iterable[str], now: datetime) -> None:
-        """All at once, as a broker that is slow may take seconds to confirm each."""
+        """Send all before waiting for a confirm, as a slow broker may take seconds for each."""
         under_way: list[tuple[str, Publication]] = []
         failure: StowgateError | None = None
         for key in keys:
@@ -184,8 +180,8 @@ class Relay:
                 break
         for key, publication in under_way:
             try:
-                # One that is overdue is on its way all the same.
-                while not publication.wait(_LOOK_SECONDS) and publication.overdue is None:
+                # An overdue event was sent too.
+                while not publication.wait(_POLL_SECONDS) and publication.overdue is None:
                     pass
             except StowgateError as error:
                 failure = error

@@ -1,8 +1,8 @@
-"""Publishes the workflow request of a refused payload again: the same body, under the next number.
+"""Publishes the workflow request of a refused payload again: the same body, with the next number.
 
-A replay is an object in the state bucket until its request is published. A worker takes it by a
-lease, as it takes a record, so that two never publish one payload at a time. The API announces a
-replay to a worker; one whose announcement was lost is found by `publish_due`.
+A replay is an object in the state bucket until its request is published. A worker leases it, as it
+leases a record, so that two workers never publish it at the same time. The API announces a replay
+to a worker; if that event is lost, `publish_due` finds the replay.
 """
 
 import threading
@@ -13,16 +13,17 @@ import structlog
 
 from shared.errors import Permanent, StowgateError, Transient, VersionConflict
 from shared.ports import EventPublisher, Message, ObjectStore
-from shared.records import IngestRecord, Lease, Records, State
+from shared.record_store import Records
+from shared.records import IngestRecord, Lease, State
 from shared.refusals import (
     OBJECTS_GONE,
-    HeldReplay,
     ObjectsGone,
     PayloadState,
     Refusal,
     RefusalReason,
     Refusals,
     Replay,
+    VersionedReplay,
     has_objects,
 )
 from shared.runtime.metrics import WorkerMetrics
@@ -33,11 +34,11 @@ from worker.workflow_manager import WorkflowManager
 
 _log = structlog.get_logger()
 
-# Between two looks at the lease while the broker's confirm is awaited.
-_LOOK_SECONDS = 0.5
+# Interval of the lease checks during a wait for the broker's confirm.
+_POLL_SECONDS = 0.5
 
-# Looks at a confirm that is still to come, of a worker that stops.
-_MAX_LOOKS_WHILE_STOPPING = 6
+# Polls for an outstanding confirm after the worker was told to stop.
+_MAX_POLLS_WHILE_STOPPING = 6
 
 
 class Replays:
@@ -54,7 +55,7 @@ class Replays:
         metrics: WorkerMetrics,
         clock: Clock = utc_now,
     ) -> None:
-        """`owner` and `lease` are as the handler's."""
+        """`owner` and `lease` are those of the handler."""
         self._records = records
         self._refusals = refusals
         self._instances = instances
@@ -70,19 +71,19 @@ class Replays:
         self._stopping.set()
 
     def publish(self, payload_id: str) -> None:
-        """Publish the payload's replay, if there is one to be published and no other worker has it.
+        """Publish the payload's replay, if one is due and no other worker has it.
 
-        What goes wrong is noted on the replay, which is tried again. Raises what the object store
-        raises where that cannot be done, and `VersionConflict` where another worker got in between.
+        A failure is written to the replay, which is then tried again. Raises the errors of the
+        object store if that fails, and `VersionConflict` if another worker changed the replay.
         """
         number = self._refusals.last_replay(payload_id)
         if number is not None:
             self._publish(payload_id, number)
 
     def publish_due(self) -> None:
-        """Publish every replay that is due, and count the payloads that are refused.
+        """Publish every due replay, and count the refused payloads.
 
-        Raises what the object store raises where it does not answer.
+        Raises what the object store raises.
         """
         refused = sum(
             outcome.state_when_opened is PayloadState.REFUSED
@@ -97,25 +98,25 @@ class Replays:
             except VersionConflict:
                 _log.info("another worker has the replay", payload_id=payload_id)
             except Permanent as error:
-                _log.error("replay passed over", payload_id=payload_id, error=str(error))
+                _log.error("replay skipped", payload_id=payload_id, error=str(error))
 
     def _publish(self, payload_id: str, number: int) -> None:
-        held = self._refusals.replay(payload_id, number)
-        if held is None:
+        versioned = self._refusals.replay(payload_id, number)
+        if versioned is None:
             return
         outcome = self._refusals.outcome(payload_id)
         if outcome.replayed >= number or (outcome.refused or 0) >= number:
-            # Its worker died, or was taken for dead, before it could note that it was published.
+            # Its worker crashed or paused before it recorded the publication.
             self._refusals.note_replayed(payload_id, number, self._clock())
             return
-        if not self._is_due(held.replay):
+        if not self._is_due(versioned.replay):
             return
         found = self._records.find(payload_id)
         if found is None or found.record.state is not State.OPENED:
             return
-        taken = _Taken(self._refusals, held)
-        taken.change(lease=self._new_lease(), attempts=held.replay.attempts + 1)
-        self._publish_taken(found.record, taken)
+        leased = LeasedReplay(self._refusals, versioned)
+        leased.change(lease=self._new_lease(), attempts=versioned.replay.attempts + 1)
+        self._publish_leased(found.record, leased)
 
     def _is_due(self, replay: Replay) -> bool:
         now = self._clock()
@@ -123,16 +124,16 @@ class Replays:
             return False
         return replay.attempts == 0 or has_ended(replay.due_at, now)
 
-    def _publish_taken(self, record: IngestRecord, taken: "_Taken") -> None:
-        payload_id, number = record.payload_id, taken.replay.number
+    def _publish_leased(self, record: IngestRecord, leased: "LeasedReplay") -> None:
+        payload_id, number = record.payload_id, leased.replay.number
         try:
             if not has_objects(self._instances, payload_id):
                 raise ObjectsGone(OBJECTS_GONE)
-            self._await_confirm(self._message(record, number), taken)
+            self._await_confirm(self._message(record, number), leased)
         except VersionConflict:
             raise
         except Transient as error:
-            self._try_later(taken, error)
+            self._try_later(leased, error)
         except Permanent as error:
             self._refusals.note(
                 Refusal(payload_id, number, RefusalReason.NOT_SENT, self._clock(), str(error))
@@ -149,38 +150,38 @@ class Replays:
         instances = self._records.instances(record)
         return self._workflow_manager.message(record, request, instances, number)
 
-    def _await_confirm(self, message: Message, taken: "_Taken") -> None:
-        """Wait for the broker's confirm under the lease, as a first request's is waited for."""
+    def _await_confirm(self, message: Message, leased: "LeasedReplay") -> None:
+        """Wait for the broker's confirm under the lease, as the handler does."""
         publication = self._publisher.begin(message)
-        looks_left = _MAX_LOOKS_WHILE_STOPPING
-        while not publication.wait(_LOOK_SECONDS):
-            looks_left -= self._stopping.is_set()
-            if looks_left == 0:
+        polls_left = _MAX_POLLS_WHILE_STOPPING
+        while not publication.wait(_POLL_SECONDS):
+            polls_left -= self._stopping.is_set()
+            if polls_left == 0:
                 raise Transient(
-                    "a worker stopped before the broker had confirmed the request, which may have "
+                    "a worker stopped before the broker confirmed the request, which may have "
                     "arrived"
                 )
-            lease = taken.replay.lease
+            lease = leased.replay.lease
             if lease is not None and lease.until - self._clock() > self._lease * 0.5:
                 continue
             try:
-                taken.change(lease=self._new_lease(), last_error=publication.overdue)
+                leased.change(lease=self._new_lease(), last_error=publication.overdue)
             except VersionConflict:
                 raise
             except StowgateError as error:
-                # The request is out, whatever becomes of the lease.
+                # The request was sent; failing here would publish it twice.
                 _log.warning("lease not renewed; trying again", error=str(error))
 
-    def _try_later(self, taken: "_Taken", error: Transient) -> None:
-        wait_seconds = retry_seconds(taken.replay.attempts)
-        taken.change(
+    def _try_later(self, leased: "LeasedReplay", error: Transient) -> None:
+        wait_seconds = retry_seconds(leased.replay.attempts)
+        leased.change(
             lease=None,
             last_error=str(error),
             due_at=self._clock() + timedelta(seconds=wait_seconds),
         )
         _log.warning(
-            "workflow request not published again; trying again",
-            payload_id=taken.replay.payload_id,
+            "replay not published; trying again",
+            payload_id=leased.replay.payload_id,
             error=str(error),
             wait_seconds=round(wait_seconds, 1),
         )
@@ -189,16 +190,16 @@ class Replays:
         return Lease(self._owner, self._clock() + self._lease)
 
 
-class _Taken:
-    """A replay under this worker's lease, always in the version that was written last."""
+class LeasedReplay:
+    """A replay under this worker's lease, in its latest version."""
 
-    def __init__(self, refusals: Refusals, held: HeldReplay) -> None:
+    def __init__(self, refusals: Refusals, versioned: VersionedReplay) -> None:
         self._refusals = refusals
-        self._held = held
+        self._versioned = versioned
 
     @property
     def replay(self) -> Replay:
-        return self._held.replay
+        return self._versioned.replay
 
     def change(self, **changes: Any) -> None:
-        self._held = self._refusals.change(self._held, **changes)
+        self._versioned = self._refusals.change(self._versioned, **changes)

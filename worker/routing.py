@@ -1,4 +1,4 @@
-"""Which workflows a payload is for: ordered rules, of which the first that has an answer wins."""
+"""Chooses the workflows of a payload: ordered rules, of which the first that matches wins."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from shared.records import IngestRecord
 
 @dataclass(frozen=True)
 class Route:
-    """`rule` is the name of the rule that chose; with no workflows the Workflow Manager does."""
+    """`rule` names the rule that matched. Without workflows, the Workflow Manager chooses."""
 
     rule: str
     workflows: tuple[str, ...]
@@ -39,4 +39,4 @@ def resolve(record: IngestRecord) -> Route:
         workflows = rule(record)
         if workflows is not None:
             return Route(name, workflows)
-    raise AssertionError("the last rule always has an answer")
+    raise AssertionError("the last rule always matches")

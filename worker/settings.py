@@ -8,7 +8,7 @@ from shared.settings.services import CommonSettings
 
 _OPENINGS = 4
 _EMBEDDED_OPENINGS = 2
-"""At a time, by default; more would wait for Python's lock, and have uploads wait for it."""
+"""Default; more would compete with uploads for Python's global interpreter lock."""
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class WorkerSettings(CommonSettings):
     worker_listen: Address = setting(
         "127.0.0.1:8081",
         address,
-        "the worker's health and metrics; in `stowgate run` they are on the API's port",
+        "address of the worker's health and metrics; `stowgate run` serves them on the API's port",
     )
     worker_threads: int | None = setting(
         None,
         whole_number(1, 64),
-        f"payloads that one worker opens at a time; by default {_OPENINGS}, and "
-        f"{_EMBEDDED_OPENINGS} with the `memory` broker, as it shares a process with the API",
+        f"payloads that one worker processes concurrently; default {_OPENINGS}, and "
+        f"{_EMBEDDED_OPENINGS} with the `memory` broker, where it shares a process with the API",
     )
     relay_seconds: int = setting(
         "5", whole_number(1, 3600), "pause between two passes of the relay"
@@ -31,10 +31,10 @@ class WorkerSettings(CommonSettings):
 
     @property
     def openings(self) -> int:
-        """Payloads that a worker opens at a time."""
+        """Payloads that one worker processes concurrently."""
         return self.worker_threads or (_EMBEDDED_OPENINGS if self.broker == "memory" else _OPENINGS)
 
     @property
     def routines_end_seconds(self) -> float:
-        """Of a stop, what the relay and its like have to end in after the payloads in hand."""
+        """Part of `stop_seconds` for relay, sweeper and replays to end, after the payloads."""
         return 0.2 * self.stop_seconds

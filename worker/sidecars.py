@@ -13,30 +13,30 @@ from shared.errors import Permanent, Transient
 from shared.instances import StoredInstance
 from shared.ports import ObjectStore
 
-# Handed to the writers at a time.
 _BATCH = 100
 
-# Of an instance by itself that is read no later than it is handed to a writer.
+# A single instance up to this size is written without a writer thread, which would take longer.
 _QUICK_BYTES = 64 << 10
 
-# Between two calls of `between` while sidecars are slow; less than half of the shortest lease.
-_LOOK_SECONDS = 0.5
+# Interval of `heartbeat` while sidecars are slow; less than half of the shortest lease.
+_POLL_SECONDS = 0.5
 
 
 class InstanceChanged(Permanent):
-    """Somebody wrote over an instance between its upload and now."""
+    """An instance was overwritten after its upload."""
 
 
 class NoScratch(Transient):
-    """This worker has no room to inflate a data set in."""
+    """The worker's temporary folder has no room to inflate a dataset."""
 
 
 class Stopping(Transient):
-    """This worker was told to stop; the payload is for another one."""
+    """The worker is shutting down and leaves the payload to another one."""
 
 
 class Sidecars:
-    """`writers` write several at a time, of all payloads together, until `stopping` is set."""
+    """Writes sidecars in the threads of `writers`, which all payloads share, until `stopping` is
+    set."""
 
     def __init__(
         self, store: ObjectStore, writers: ThreadPoolExecutor, stopping: threading.Event
@@ -50,46 +50,49 @@ class Sidecars:
         payload_id: str,
         instances: Iterable[StoredInstance],
         count: int,
-        between: Callable[[], None],
+        heartbeat: Callable[[], None],
         *,
         again: bool,
     ) -> None:
-        """Write those that are missing of `count` instances, which are iterated once.
+        """Write the missing sidecars of `count` instances, which are iterated once.
 
-        Where that is likely to save work, `again` or with many instances, it is looked up which
-        an earlier attempt has written; else all are written. `between` is called at least every
-        half second, except where all is done in no time. Raises what that raises,
-        `InstanceChanged`, `NoScratch`, `Stopping`, and what the object store raises.
+        With `again`, or many instances, the existing sidecars are listed first and skipped;
+        otherwise all are written. `heartbeat` is called at least every half second, but not for a
+        single small instance.
+
+        Raises:
+            InstanceChanged, NoScratch, Stopping: see there; also the errors of `heartbeat` and of
+                the object store.
         """
         prefix = f"{payload_id}/"
-        there = self._written(prefix, between) if again or count > _BATCH else set()
+        there = self._written(prefix, heartbeat) if again or count > _BATCH else set()
         missing = (one for one in instances if _name(one.metadata_path) not in there)
         while batch := list(islice(missing, _BATCH)):
             if count == 1 and _is_quick(batch[0]):
                 self._write(prefix, batch[0])
             else:
-                self._write_batch(prefix, batch, between)
+                self._write_batch(prefix, batch, heartbeat)
 
-    def _written(self, prefix: str, between: Callable[[], None]) -> set[str]:
-        """The names of the sidecars that are there, which no two of a payload share."""
+    def _written(self, prefix: str, heartbeat: Callable[[], None]) -> set[str]:
+        """Return the names of the existing sidecars, which are unique within a payload."""
         there = set()
         for number, found in enumerate(self._store.list(prefix)):
             if found.key.endswith(".json"):
                 there.add(_name(found.key))
             if number % _BATCH == 0:
-                between()
+                heartbeat()
         return there
 
     def _write_batch(
-        self, prefix: str, batch: Sequence[StoredInstance], between: Callable[[], None]
+        self, prefix: str, batch: Sequence[StoredInstance], heartbeat: Callable[[], None]
     ) -> None:
         writing = [self._writers.submit(self._write, prefix, instance) for instance in batch]
         try:
             for sidecar in writing:
-                while not wait([sidecar], timeout=_LOOK_SECONDS).done:
-                    between()
+                while not wait([sidecar], timeout=_POLL_SECONDS).done:
+                    heartbeat()
                 sidecar.result()
-                between()
+                heartbeat()
         finally:
             for sidecar in writing:
                 sidecar.cancel()
@@ -101,13 +104,13 @@ class Sidecars:
             data = metadata_json(dataset, instance.left_out)
         except OSError as error:
             raise NoScratch(
-                f"no room to inflate {key} in {tempfile.tempdir or 'a temporary folder'}: "
-                f"{error.strerror}; free some"
+                f"no room to inflate {key} in {tempfile.tempdir or 'the temporary folder'}: "
+                f"{error.strerror}; free some space there"
             ) from error
         except InstanceRefused as refused:
             raise InstanceChanged(
                 f"{key} is no longer the instance that was stored ({refused}); restore it and "
-                "replay, or have it sent again"
+                "replay the payload, or have the study sent again"
             ) from refused
         self._store.put(
             prefix + instance.metadata_path, BytesIO(data), len(data), "application/json"
@@ -116,8 +119,8 @@ class Sidecars:
     def _read(self, key: str, instance: StoredInstance) -> Iterator[bytes]:
         for start, end in _kept(instance):
             if self._stopping.is_set():
-                # Of a store that hangs, each piece would keep the process for seconds.
-                raise Stopping("this worker stops")
+                # With a store that hangs, each further piece would delay the shutdown by seconds.
+                raise Stopping("the worker is shutting down")
             yield self._store.read_range(key, start, end - start)
 
 
@@ -126,7 +129,7 @@ def _name(key: str) -> str:
 
 
 def _kept(instance: StoredInstance) -> Iterator[tuple[int, int]]:
-    """The byte ranges between those that are left out; all of a deflated file."""
+    """Yield the byte ranges that are not left out; for a deflated file, all of it."""
     ranges = () if instance.left_out.is_inflated else instance.left_out.ranges
     start = 0
     for range_start, range_end in (*ranges, (instance.size_bytes, 0)):

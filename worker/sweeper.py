@@ -1,8 +1,8 @@
-"""Removes what is left of uploads without a record, and Idempotency-Keys past their time.
+"""Removes the objects of uploads without a record, and expired Idempotency-Keys.
 
-Before an upload's objects go it is given up, so that no record can come to refer to them. Those of
-other producers in the same bucket are never touched: a payload id tells whether it was minted here.
-Nor are those of a payload that had a record once: see `shared/sweep_cursor.py`.
+Before an upload's objects are removed the upload is given up, so that no record can refer to them
+later. Two kinds of payload are never touched: those of other producers in the same bucket, which
+the payload id shows, and those that once had a record (see `shared/sweep_cursor.py`).
 """
 
 import math
@@ -15,14 +15,8 @@ import structlog
 from shared.errors import ObjectMissing, StowgateError, Transient, VersionConflict
 from shared.ids import PayloadIds, minted_before
 from shared.ports import ListedObject, ObjectStore
-from shared.records import (
-    CLAIM_FOLDERS,
-    FENCES_KEPT,
-    KEYS_KEPT,
-    Records,
-    claim_folder,
-    payload_id_of,
-)
+from shared.record_store import TOMBSTONE_TTL, Records
+from shared.records import CLAIM_FOLDERS, IDEMPOTENCY_TTL, claim_folder, payload_id_of
 from shared.runtime.metrics import WorkerMetrics
 from shared.sweep_cursor import SweepCursor
 from shared.time import MAX_AHEAD, Clock, utc_now
@@ -33,7 +27,7 @@ _JSON = "application/json"
 
 _SIDECAR = ".dcm.json"
 
-# What is passed over is named once; not more of it is remembered.
+# Each skipped object is logged once; the memory for that is bounded.
 _MAX_NAMED = 1000
 
 
@@ -55,8 +49,8 @@ class Sweeper:
         metrics: WorkerMetrics,
         clock: Clock = utc_now,
     ) -> None:
-        """`grace` is longer than any upload can take that is still acknowledged, and `pause` is
-        between two sweeps."""
+        """`grace` must exceed the duration of every upload that can still be acknowledged; `pause`
+        is the time between two sweeps."""
         self._instances = instances
         self._state = state
         self._records = records
@@ -65,19 +59,18 @@ class Sweeper:
         self._grace = grace
         self._metrics = metrics
         self._clock = clock
-        self._claim_folders = min(CLAIM_FOLDERS, math.ceil(CLAIM_FOLDERS * pause / KEYS_KEPT))
-        # At random, lest the folders after it wait for a worker that is never started anew.
+        self._claim_folders = min(CLAIM_FOLDERS, math.ceil(CLAIM_FOLDERS * pause / IDEMPOTENCY_TTL))
+        # Random, so that frequent restarts do not always sweep the same folders.
         self._next_claim_folder = random.randrange(CLAIM_FOLDERS)  # noqa: S311
         self._named: set[str] = set()
 
     def sweep(self) -> None:
-        """One pass. Errors of the object store and of what it holds are logged; the next pass goes
-        on."""
-        for part in (self._sweep_fences, self._sweep_claims, self._sweep_payloads):
+        """Run one pass. Errors are logged, and the next pass continues."""
+        for part in (self._sweep_tombstones, self._sweep_claims, self._sweep_payloads):
             try:
                 part()
             except StowgateError as error:
-                _log.warning("sweep could not finish", error=str(error))
+                _log.warning("sweep did not finish", error=str(error))
                 if isinstance(error, Transient):
                     return
 
@@ -93,48 +86,51 @@ class Sweeper:
                     return
         self._cursor.move(until)
 
-    def _sweep_fences(self) -> None:
-        # An upload of which a key was taken may go on for as long as any other.
-        kept = FENCES_KEPT + self._grace
-        for fence in [found for found in self._records.fences() if self._is_past(found, kept)]:
-            payload_id = payload_id_of(fence.key)
-            # It may have stored more since it was given up.
+    def _sweep_tombstones(self) -> None:
+        # An upload with an Idempotency-Key may still run for the grace period.
+        kept = TOMBSTONE_TTL + self._grace
+        for tombstone in [
+            found for found in self._records.tombstones() if self._is_past(found, kept)
+        ]:
+            payload_id = payload_id_of(tombstone.key)
+            # It may have stored more objects since it was given up.
             try:
                 is_done = self._abandon(payload_id)
             except _HadRecord:
                 is_done = True
             if is_done:
-                self._remove(self._state, [fence.key])
+                self._remove(self._state, [tombstone.key])
 
     def _sweep_claims(self) -> None:
-        """Look at as many folders of claims as it takes to come to each once a day."""
+        """Check some folders of claims: with each pass the next ones, and each at least once a
+        day."""
         for _ in range(self._claim_folders):
             claims = self._state.list(claim_folder(self._next_claim_folder))
-            past = [found.key for found in claims if self._is_past(found, KEYS_KEPT)]
+            past = [found.key for found in claims if self._is_past(found, IDEMPOTENCY_TTL)]
             self._remove(self._state, past)
             self._next_claim_folder = (self._next_claim_folder + 1) % CLAIM_FOLDERS
 
     def _abandon(self, payload_id: str) -> bool:
-        """Remove what is there of an upload without a record; whether nothing is left of it.
+        """Remove the objects of an upload without a record; return whether all are gone.
 
-        Raises `_HadRecord`. A worker writes sidecars only for a payload with a record. Whether
-        records were lost is asked last, so that no restore can come between the look for this one
-        and the answer.
+        Raises `_HadRecord`. A sidecar proves that there was a record, as a worker writes one only
+        for a payload with a record. The check for lost records comes after the search for this
+        record: a restore between the two would otherwise go unnoticed.
         """
         try:
             if not self._records.give_up(payload_id):
                 return False
         except StowgateError as error:
-            # Whatever keeps its record from us, it may be data that somebody wants back.
+            # The record may exist and only be unreadable, so the data stays.
             self._pass_over(self._state, error)
             return False
         keys = [found.key for found in self._instances.list(f"{payload_id}/")]
         if any(key.endswith(_SIDECAR) for key in keys):
-            self._cursor.record_missing(payload_id, "a worker has written its metadata")
+            self._cursor.record_missing(payload_id, "a worker wrote its metadata")
         if payload_id <= self._cursor.read().since:
             raise _HadRecord
         try:
-            # Before the instances, by which the next sweep finds what is left.
+            # Attachments first: the next sweep finds the rest by the instances.
             self._records.attachments.remove(payload_id)
         except StowgateError as error:
             self._pass_over(self._state, error)
@@ -147,7 +143,7 @@ class Sweeper:
         return True
 
     def _remove(self, store: ObjectStore, keys: list[str]) -> bool:
-        """Remove these; False where one may not be removed, which must not keep the rest."""
+        """Remove the objects; return False if some could not be removed."""
         try:
             store.delete(keys)
         except StowgateError as error:
@@ -156,19 +152,19 @@ class Sweeper:
         return True
 
     def _pass_over(self, store: ObjectStore, error: StowgateError) -> None:
-        """Name once what is about one object alone. Raises what says that the store is away."""
+        """Log once an error that concerns one object. Raises if the whole store is unavailable."""
         store.ping()
         words = str(error)
         if words not in self._named and len(self._named) < _MAX_NAMED:
             self._named.add(words)
-            _log.error("passed over by the sweep", error=words)
+            _log.error("skipped by the sweep", error=words)
 
     def _is_past(self, found: ListedObject, kept: timedelta) -> bool:
         now = self._clock()
         if found.modified_at <= now + MAX_AHEAD:
             return found.modified_at + kept < now
-        # It was written when a clock was ahead, and counts as written now.
+        # It was written while a clock was ahead: write it again, with the current time.
         with suppress(ObjectMissing, VersionConflict):
-            held = self._state.get(found.key)
-            self._state.replace(found.key, held.data, held.version, _JSON)
+            stored = self._state.get(found.key)
+            self._state.replace(found.key, stored.data, stored.version, _JSON)
         return False

@@ -1,7 +1,7 @@
 """The contract of the MONAI Deploy Workflow Manager: a WorkflowRequestEvent and its message.
 
-An event that differs is dropped or dead-lettered over there without a word to us, so everything
-about it stands here, and a payload's message is the same, byte for byte, on every attempt.
+The Workflow Manager drops or dead-letters an event that differs. So everything about the event is
+in this module, and the message of a payload is the same, byte for byte, on every attempt.
 """
 
 import re
@@ -16,24 +16,24 @@ from shared.records import IngestRecord
 from shared.time import iso_utc
 from worker.routing import Route
 
-# The Workflow Manager knows what an Informatics Gateway sends by this application id.
+# By this application id the Workflow Manager recognises requests of an Informatics Gateway.
 APP_ID = "16988a78-87b5-4168-a5c3-2cfc2bab8e54"
 
-# Members of its enums DataService and ArtifactType, which travel as integers.
+# Members of its enums DataService and ArtifactType, which are sent as integers.
 _DICOM_WEB = 2
 _ARTIFACT_TYPE_UNSET = 0
 
 
 @dataclass(frozen=True)
 class WorkflowManager:
-    """Where its requests go, and the bucket that it shares with us."""
+    """The exchange and routing key of its requests, and the bucket that it shares with Stowgate."""
 
     exchange: str
     routing_key: str
     bucket: str
 
     def request(self, record: IngestRecord, route: Route) -> dict[str, Any]:
-        """The body of the WorkflowRequestEvent, but for its last field, `payload`."""
+        """Return the body of the WorkflowRequestEvent without its last field, `payload`."""
         return {
             "payload_id": record.payload_id,
             "workflows": list(route.workflows),
@@ -59,7 +59,7 @@ class WorkflowManager:
         instances: Iterable[StoredInstance],
         number: int = 0,
     ) -> Message:
-        """`number` is 0 for the first request, and n for its nth replay; the body is the same."""
+        """Return the message. `number` is 0 for the first request, and n for its nth replay."""
         body = BytesIO()
         body.writelines(workflow_request_json(request, instances))
         return Message(
@@ -75,6 +75,6 @@ class WorkflowManager:
 
 
 def number_of(message_id: str, payload_id: str) -> int:
-    """Which request of the payload the message was; 0 too where its id is not one of ours."""
+    """Return the number of the message's request; 0 also for an id of another format."""
     found = re.fullmatch(rf"{re.escape(payload_id)}\.([1-9][0-9]{{0,5}})", message_id)
     return int(found[1]) if found else 0

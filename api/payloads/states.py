@@ -1,4 +1,4 @@
-"""Payloads as people see them: an ingest record, with what became of its request since."""
+"""The reported state of a payload: its ingest record, with the refusals and replays."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +10,8 @@ from api.http.problems import Conflict
 from shared.errors import ObjectMissing, VersionConflict
 from shared.instances import StoredInstance
 from shared.ports import ObjectStore
-from shared.records import IngestRecord, Records, RecordUnreadable, State
+from shared.record_store import Records
+from shared.records import IngestRecord, RecordUnreadable, State
 from shared.refusals import (
     NOTHING_KNOWN,
     OBJECTS_GONE,
@@ -31,8 +32,8 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Payload:
-    """`refusal` is the last one, and `replay` one that is to be published; both only while they
-    are what the state comes from."""
+    """A payload. `refusal` is the latest one, and `replay` one that must be published; each is set
+    only if the state follows from it."""
 
     record: IngestRecord
     outcome: Outcome = NOTHING_KNOWN
@@ -45,7 +46,7 @@ class Payload:
 
     @property
     def last_error(self) -> str | None:
-        """In words, also of a refusal."""
+        """The text of the latest error or refusal."""
         if self.refusal is not None:
             return refusal_in_words(self.refusal, self.record)
         if self.replay is not None:
@@ -69,27 +70,27 @@ class Payloads:
         self._clock = clock
 
     def find(self, payload_id: str) -> Payload | None:
-        held = self._records.find(payload_id)
-        if held is None:
+        versioned = self._records.find(payload_id)
+        if versioned is None:
             return None
-        is_opened = held.record.state is State.OPENED
+        is_opened = versioned.record.state is State.OPENED
         return self._payload(
-            held.record, self._refusals.outcome(payload_id) if is_opened else NOTHING_KNOWN
+            versioned.record, self._refusals.outcome(payload_id) if is_opened else NOTHING_KNOWN
         )
 
     def instances(self, payload: Payload) -> Iterator[StoredInstance]:
-        """Those of the payload, read as they are iterated where there are many."""
+        """Yield the payload's instances; many of them are read during the iteration."""
         return self._records.instances(payload.record)
 
     def replay(self, payload: Payload) -> Payload:
-        """Have the workflow request published once more. Raises `Conflict`."""
+        """Have the workflow request published again. Raises `Conflict`."""
         record, outcome = payload.record, payload.outcome
         try:
             if payload.state is PayloadState.FAILED:
                 return self._replay_failed(record.payload_id)
             if payload.state is not PayloadState.REFUSED:
                 raise Conflict(
-                    f"the payload is {payload.state}; only one that is failed or refused can be "
+                    f"the payload is {payload.state}; only failed or refused payloads can be "
                     "replayed"
                 )
             if not has_objects(self._instances, record.payload_id):
@@ -97,24 +98,24 @@ class Payloads:
             number = outcome.next_replay
             self._refusals.request_replay(record.payload_id, number, self._clock())
         except VersionConflict as error:
-            raise Conflict("the payload is being moved or replayed already") from error
+            raise Conflict("the payload is already being moved or replayed") from error
         if self._refusals.outcome(record.payload_id).replayed >= number:
-            # Another call had it published between this one's look and its write.
-            raise Conflict("the payload was replayed already")
+            # Another call was faster, and its replay has already been published.
+            raise Conflict("the payload has already been replayed")
         return self._payload(record, self._refusals.outcome(record.payload_id))
 
     def _replay_failed(self, payload_id: str) -> Payload:
-        held = self._records.find(payload_id)
-        if held is None:
-            raise VersionConflict(f"payload {payload_id} has no record any more")
-        return Payload(self._records.replay(held, due_at=self._clock()).record)
+        versioned = self._records.find(payload_id)
+        if versioned is None:
+            raise VersionConflict(f"payload {payload_id} no longer has a record")
+        return Payload(self._records.replay(versioned, due_at=self._clock()).record)
 
     def newest(
         self, state: PayloadState | None, limit: int, cursor: str = ""
     ) -> tuple[Iterator[Payload], str | None]:
-        """Up to `limit` payloads behind `cursor`, the newest first, and the next cursor.
+        """Return up to `limit` payloads after `cursor`, newest first, and the next cursor.
 
-        A page may have fewer where payloads are in another state than their records are.
+        A page may be shorter if payloads have another state than their records.
         """
         if state is PayloadState.REFUSED:
             return self._in_state(state, limit, cursor)
@@ -155,7 +156,7 @@ class Payloads:
         limit: int,
         following: str | None,
     ) -> tuple[Iterator[Payload], str | None]:
-        """Payloads whose replay is to be published have their records among the opened ones."""
+        """Add the payloads with an unpublished replay, whose records are in opened/."""
         replayed = [
             of
             for of, outcome in outcomes.items()
@@ -171,12 +172,12 @@ class Payloads:
         return (p for p in found if p is not None and p.state is PayloadState.PENDING), following
 
     def _readable(self, payload_id: str, outcome: Outcome) -> Payload | None:
-        """None for one whose record cannot be read, which the list of all reports."""
+        """Return None for an unreadable record, which the list of all payloads reports."""
         try:
-            held = self._records.find(payload_id)
+            versioned = self._records.find(payload_id)
         except RecordUnreadable:
             return None
-        return None if held is None else self._payload(held.record, outcome)
+        return None if versioned is None else self._payload(versioned.record, outcome)
 
     def _payload(self, record: IngestRecord, outcome: Outcome) -> Payload:
         payload = Payload(record, outcome)
@@ -187,25 +188,25 @@ class Payloads:
                 refusal = self._refusals.refusal(record.payload_id, outcome.refused)
                 return replace(payload, refusal=refusal)
             if payload.state is PayloadState.PENDING:
-                held = self._refusals.replay(record.payload_id, outcome.next_replay)
-                return replace(payload, replay=held.replay if held else None)
+                versioned = self._refusals.replay(record.payload_id, outcome.next_replay)
+                return replace(payload, replay=versioned.replay if versioned else None)
         except (ObjectMissing, OutcomeUnreadable) as error:
-            # Its key tells the state; only time and reason are missing.
-            _log.error("refusal shown without its reason", error=str(error))
+            # The state is known from its key; only time and reason are missing.
+            _log.error("could not read the reason of a refusal", error=str(error))
         return payload
 
 
 def refusal_in_words(refusal: Refusal, record: IngestRecord) -> str:
-    """What happened, the causes that are possible, and what to do.
+    """Return what happened, the possible causes, and what to do.
 
-    The Workflow Manager gives no reason. `docs/workflows.md` has the rules that are named here.
+    The Workflow Manager reports no cause. `docs/workflows.md` explains its rules.
     """
     replay = f"then run stowgate payloads replay {refusal.payload_id}"
     if refusal.reason is RefusalReason.NOT_SENT:
         return f"the replay was not published: {refusal.detail}"
     if refusal.reason is RefusalReason.REJECTED:
         return (
-            "the Workflow Manager rejected the workflow request, because it breaks one of its "
+            "the Workflow Manager rejected the workflow request, because it violates one of its "
             f"rules: source ({record.source!r}) and destination ({record.destination!r}) have 1 to "
             "15 characters, the bucket name has 3 to 63, the correlation id is a GUID, and no "
             "workflow id is empty. Find the rule in the log of the Workflow Manager, correct the "
@@ -213,15 +214,15 @@ def refusal_in_words(refusal: Refusal, record: IngestRecord) -> str:
         )
     if refusal.reason is RefusalReason.DELIVERY_LIMIT:
         return (
-            "the Workflow Manager gave the workflow request up after several deliveries. Either "
+            "the Workflow Manager gave up the workflow request after several deliveries. Either "
             f"{_no_workflow(record)}; or the condition (predicate) of a matching workflow is "
-            "false, which keeps all of them from starting; or it could not read the bucket. Its "
-            f"log says which. Create or correct the workflow, {replay}"
+            "false, which prevents all of them from starting; or it could not read the bucket. Its "
+            f"log shows the cause. Create or correct the workflow, {replay}"
         )
     return (
         "the broker removed the workflow request from the Workflow Manager's queue, by a policy "
-        "such as a time-to-live or a maximum length. Correct the policy, and see whether the "
-        f"Workflow Manager runs, {replay}"
+        "such as a time-to-live or a maximum length. Correct the policy, check that the Workflow "
+        f"Manager is running, {replay}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a payload stands: the ingest records, as operators and senders see them."""
+"""The payloads for operators and senders: show, list, replay."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ from shared.errors import Transient
 from shared.events import InstancesStored
 from shared.ids import is_guid
 from shared.instances import StoredInstance, workflow_request_json
-from shared.records import MOST_LISTED
+from shared.record_store import MAX_LISTED
 from shared.refusals import PayloadState
 from shared.time import UtcDateTime, iso_utc
 
@@ -31,7 +31,7 @@ class TaskSchema(Schema):
 
 
 class WorkflowInstanceSchema(Schema):
-    """What the Workflow Manager says of one workflow that it started for a payload."""
+    """A workflow that the Workflow Manager started for a payload, as it reports it."""
 
     id = fields.String(required=True, allow_none=True)
     workflow_id = fields.String(required=True, allow_none=True)
@@ -60,14 +60,14 @@ class PayloadSchema(Schema):
     workflow_instances = fields.List(
         fields.Nested(WorkflowInstanceSchema),
         allow_none=True,
-        metadata={"description": "with STOWGATE_WORKFLOW_MANAGER_URL; null where it is not known"},
+        metadata={"description": "with STOWGATE_WORKFLOW_MANAGER_URL; null if unknown"},
     )
     workflow_instances_error = fields.String(
-        allow_none=True, metadata={"description": "why it is not known"}
+        allow_none=True, metadata={"description": "why workflow_instances is unknown"}
     )
 
 
-# A request names every instance: a page of them would be megabytes.
+# Without the request, which names every instance: a page of requests could have megabytes.
 LISTED = PayloadSchema(
     exclude=["workflow_request", "workflow_instances", "workflow_instances_error"]
 )
@@ -78,7 +78,7 @@ def payload_views(
     announce: Callable[[InstancesStored], None],
     workflow_manager: WorkflowManagerApi | None,
 ) -> dict[str, Callable[..., ResponseReturnValue]]:
-    """By their endpoints."""
+    """Return the views by endpoint."""
 
     def show(payload_id: str) -> ResponseReturnValue:
         found = find(payload_id)
@@ -88,12 +88,12 @@ def payload_views(
         payload: Payload, progress: Mapping[str, Any], status: HTTPStatus = HTTPStatus.OK
     ) -> Response:
         pieces = _shown(payload, progress, payloads.instances(payload))
-        # One whose instances are attached is sent as it is read.
+        # Attached instances are sent while they are read.
         body = pieces if payload.record.instances is None else b"".join(pieces)
         return Response(body, status, content_type="application/json")
 
     def progress(payload: Payload) -> dict[str, Any]:
-        """How far it is over there, where that can be asked."""
+        """Return the progress in the Workflow Manager, if its API is configured."""
         if workflow_manager is None:
             return {}
         instances, why = None, None
@@ -108,15 +108,15 @@ def payload_views(
         found = payloads.find(payload_id.lower()) if is_guid(payload_id) else None
         if found is None:
             raise NotFound(
-                "there is no payload of that id: either the id is mistyped, or the upload was "
-                "never acknowledged"
+                "there is no payload with that id: the id is wrong, or the upload was not "
+                "acknowledged"
             )
         return found
 
     def replay(payload_id: str) -> ResponseReturnValue:
         replayed = payloads.replay(find(payload_id))
         record = replayed.record
-        # Where the broker does not take it, a worker finds it by itself: it is due.
+        # If the broker does not accept the event, the relay finds the replay, which is due.
         with suppress(Transient):
             announce(InstancesStored(record.payload_id, record.correlation_id))
         return shown(replayed, {}, HTTPStatus.ACCEPTED)
@@ -131,7 +131,7 @@ def payload_views(
 def _shown(
     payload: Payload, progress: Mapping[str, Any], instances: Iterator[StoredInstance]
 ) -> Iterator[bytes]:
-    """As `PayloadSchema` has it, in pieces."""
+    """Yield the JSON of `PayloadSchema`, in pieces."""
     request = payload.record.workflow_request
     yield orjson.dumps({**_dump(payload), **progress})[:-1] + b',"workflow_request":'
     if request is None:
@@ -164,13 +164,13 @@ def _state() -> PayloadState | None:
 
 def _limit() -> int:
     given = request.args.get("limit", "50")
-    if not (re.fullmatch("[0-9]{1,3}", given) and 1 <= int(given) <= MOST_LISTED):
-        raise BadRequest(f"limit must be a whole number from 1 to {MOST_LISTED}")
+    if not (re.fullmatch("[0-9]{1,3}", given) and 1 <= int(given) <= MAX_LISTED):
+        raise BadRequest(f"limit must be a whole number from 1 to {MAX_LISTED}")
     return int(given)
 
 
 def _cursor() -> str:
     given = request.args.get("cursor", "")
     if given and not is_guid(given):
-        raise BadRequest("cursor must be what an earlier answer gave as next")
+        raise BadRequest("cursor must be the value of next in an earlier answer")
     return given.lower()

@@ -1,7 +1,7 @@
-"""What the Workflow Manager says of a payload, asked of its API on demand and never polled.
+"""A client of the Workflow Manager's API for the progress of a payload, on demand, without polling.
 
-Its answers may hold patient data (`input_metadata`, results), and its own text. So only the fields
-named here are passed on, and of these only values in the expected form.
+Its answers may contain patient data (`input_metadata`, results) and free text. So only the fields
+listed here are returned, and only values of the expected form.
 """
 
 import base64
@@ -25,8 +25,8 @@ _PIECE_BYTES = 1 << 16
 _MAX_INSTANCES = 100
 _MAX_TASKS = 1000
 
-# Each call holds a thread while it waits, and there is more to serve.
-_CALLS_AT_A_TIME = 2
+# Each call blocks a thread, which other requests need.
+_MAX_CALLS = 2
 _TURN_SECONDS = 0.25
 
 _WORD = re.compile(r"[A-Za-z0-9_.~-]{1,128}")
@@ -49,24 +49,24 @@ _TASK_FIELDS: Mapping[str, re.Pattern[str]] = {
 
 
 class WorkflowManagerSilent(Transient):
-    """The API of the Workflow Manager has no answer that can be used."""
+    """The API of the Workflow Manager gave no usable answer."""
 
 
 class WorkflowManagerApi:
     def __init__(self, url: str, headers: Mapping[str, str], ca: Path | None) -> None:
-        """`headers` say who asks; `ca` is a PEM file of the authorities that may vouch for it."""
+        """`headers` hold the credentials; `ca` is a PEM file of trusted authorities."""
         self._url = f"{url}/workflowinstances"
         self._headers = {"Accept": "application/json", **headers}
         self._pool = urllib3.PoolManager(
             retries=False,
-            maxsize=_CALLS_AT_A_TIME,
+            maxsize=_MAX_CALLS,
             ca_certs=None if ca is None else str(ca),
         )
-        self._turns = BoundedSemaphore(_CALLS_AT_A_TIME)
+        self._turns = BoundedSemaphore(_MAX_CALLS)
 
     @classmethod
     def from_settings(cls, settings: ApiSettings) -> "WorkflowManagerApi | None":
-        """None where no URL is set."""
+        """Return a client, or None if no URL is set."""
         if settings.workflow_manager_url is None:
             return None
         return cls(
@@ -80,13 +80,13 @@ class WorkflowManagerApi:
         )
 
     def workflow_instances(self, payload_id: str) -> list[dict[str, Any]]:
-        """The workflow instances of a payload, each with its tasks. Raises `WorkflowManagerSilent`.
+        """Return the workflow instances of a payload with their tasks, within about 2 s.
 
-        Takes up to two seconds.
+        Raises `WorkflowManagerSilent`.
         """
         if not self._turns.acquire(timeout=_TURN_SECONDS):
             raise WorkflowManagerSilent(
-                "the Workflow Manager is being asked about other payloads; try again"
+                "too many concurrent queries to the Workflow Manager; try again"
             )
         try:
             return _instances(self._ask(payload_id), payload_id)
@@ -94,7 +94,7 @@ class WorkflowManagerApi:
             self._turns.release()
 
     def ping(self) -> None:
-        """Raises `WorkflowManagerSilent`."""
+        """Check that the API answers. Raises `WorkflowManagerSilent`."""
         self.workflow_instances(str(uuid4()))
 
     def _ask(self, payload_id: str) -> list[Any]:
@@ -112,7 +112,7 @@ class WorkflowManagerApi:
             try:
                 body = self._body(answer, deadline)
             finally:
-                # What is left of a body is not waited for.
+                # Do not wait for the rest of the body.
                 answer.close()
         except urllib3.exceptions.HTTPError as error:
             raise self._silent(f"cannot be reached ({type(error).__name__})") from error
@@ -121,9 +121,9 @@ class WorkflowManagerApi:
         try:
             found = orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            raise self._silent("answered with something other than JSON") from error
+            raise self._silent("gave an answer that is not JSON") from error
         if not isinstance(found, list):
-            raise self._silent("answered with something other than a list")
+            raise self._silent("gave an answer that is not a list")
         return found
 
     def _body(self, answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
@@ -138,13 +138,13 @@ class WorkflowManagerApi:
 
     def _silent(self, what: str) -> WorkflowManagerSilent:
         return WorkflowManagerSilent(
-            f"the Workflow Manager at {self._url} {what}: is it running, and are "
-            "STOWGATE_WORKFLOW_MANAGER_URL and its credentials right?"
+            f"the Workflow Manager at {self._url} {what}: check that it is running, and check "
+            "STOWGATE_WORKFLOW_MANAGER_URL and its credentials"
         )
 
 
 def _credentials(user: str | None, password: str | None, token: str | None) -> dict[str, str]:
-    """A token wins over a user, as in the commands that ask Stowgate."""
+    """A token takes precedence over a user, as in the client commands."""
     if token:
         return {"Authorization": f"Bearer {token}"}
     if user:
@@ -154,7 +154,7 @@ def _credentials(user: str | None, password: str | None, token: str | None) -> d
 
 
 def _instances(found: list[Any], payload_id: str) -> list[dict[str, Any]]:
-    # One that filters by nothing would tell of other payloads.
+    # A server that ignores the filter would return other payloads.
     of_payload = (
         row
         for row in found
@@ -174,7 +174,7 @@ def _tasks(found: Any) -> list[dict[str, str | None]]:
 def _allowed(
     row: Mapping[str, Any], allowed: Mapping[str, re.Pattern[str]]
 ) -> dict[str, str | None]:
-    """A value in another form is None."""
+    """Return the allowed fields; a value of another form becomes None."""
     return {
         name: value if isinstance(value := row.get(name), str) and form.fullmatch(value) else None
         for name, form in allowed.items()

@@ -1,6 +1,6 @@
-"""Telling the workers of what was recorded, once its sender has the answer.
+"""Announces new records to the workers, after the sender has its answer.
 
-Nobody waits for it: what is recorded will be opened, told or not.
+No request waits for it: the relay announces the record if this fails.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from shared.runtime.metrics import ApiMetrics
 
 _log = structlog.get_logger()
 
-# For a slow broker; those beyond are the relay's.
-_MOST_WAITING = 100
+# Events that may wait for a slow broker; the relay sends any others.
+_MAX_WAITING = 100
 
 
 class Announcements:
@@ -26,29 +26,29 @@ class Announcements:
         announcers: ThreadPoolExecutor | None,
         metrics: ApiMetrics,
     ) -> None:
-        """`announce` is called by `announcers`, or without them by whoever serves the request:
-        where it waits for nobody, another thread only costs time."""
+        """`announce` runs in the threads of `announcers`. Without them it runs in the request's
+        thread, for an `announce` that never waits."""
         self._announce = announce
         self._announcers = announcers
-        self._may_wait = BoundedSemaphore(_MOST_WAITING)
+        self._may_wait = BoundedSemaphore(_MAX_WAITING)
         self._metrics = metrics
 
     def make(self, payload_id: str, correlation_id: str) -> None:
         event = InstancesStored(payload_id, correlation_id)
         if self._announcers is None:
-            self._tell_workers(event)
+            self._announce_or_leave(event)
         elif self._may_wait.acquire(blocking=False):
-            self._announcers.submit(self._tell_in_turn, event)
+            self._announcers.submit(self._announce_in_turn, event)
         else:
-            self._leave_to_relay(event, "too many wait for the broker already")
+            self._leave_to_relay(event, "too many events are waiting for the broker")
 
-    def _tell_in_turn(self, event: InstancesStored) -> None:
+    def _announce_in_turn(self, event: InstancesStored) -> None:
         try:
-            self._tell_workers(event)
+            self._announce_or_leave(event)
         finally:
             self._may_wait.release()
 
-    def _tell_workers(self, event: InstancesStored) -> None:
+    def _announce_or_leave(self, event: InstancesStored) -> None:
         try:
             self._announce(event)
         except Transient as error:
@@ -57,7 +57,7 @@ class Announcements:
     def _leave_to_relay(self, event: InstancesStored, why: str) -> None:
         self._metrics.unannounced.inc()
         _log.warning(
-            "event not announced; the relay will",
+            "event not announced; the relay will announce it",
             payload_id=event.payload_id,
             correlation_id=event.correlation_id,
             error=why,

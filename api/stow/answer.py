@@ -1,4 +1,4 @@
-"""An answer that was rendered once, to be sent and to be remembered."""
+"""An answer, which is rendered once, then sent, and kept with an Idempotency-Key."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _PIECE_BYTES = 64 << 10
 
 @dataclass(frozen=True)
 class Answer:
-    """`body` is the caller's to close."""
+    """The caller must close `body`."""
 
     status: int
     content_type: str
@@ -28,7 +28,7 @@ class Answer:
         spool_folder: Path,
         heartbeat: Callable[[], None],
     ) -> "Answer":
-        """Render `pieces`, with a `heartbeat` between them. Raises what `Spool` raises."""
+        """Render `pieces`, with a `heartbeat` after each. Raises what `Spool` raises."""
         answer = cls(status, content_type, Spool(spool_folder, MAX_INLINE_BYTES))
         try:
             for piece in pieces:

@@ -1,7 +1,7 @@
-"""Confirms new records to the sweep soon after they are written, for one or for many at once.
+"""Confirms new records to the sweep soon after they are written, one or several at once.
 
-Nobody waits for it: what is recorded is durable, confirmed or not. A confirmation lets the sweep
-notice when records are lost later (docs/decisions/0007).
+No request waits for it, as the record is durable without a confirmation. With it, the sweep can
+detect a later loss of records (docs/decisions/0007).
 """
 
 import threading
@@ -15,14 +15,14 @@ from shared.runtime.logs import where
 
 _log = structlog.get_logger()
 
-# Late enough to be out of the way of the worker that opens the payload.
+# Long enough not to compete with the worker that opens the payload.
 _PAUSE_SECONDS = 1.0
 _MAX_PAUSE_SECONDS = 60.0
 
 
 class Confirmations:
     def __init__(self, confirm: Callable[[], None], pause_seconds: float = _PAUSE_SECONDS) -> None:
-        """`confirm` is called `pause_seconds` after a record, by a thread of its own."""
+        """`confirm` is called in its own thread, `pause_seconds` after a record."""
         self._confirm = confirm
         self._first_pause_seconds = pause_seconds
         self._recorded = threading.Event()
@@ -32,7 +32,7 @@ class Confirmations:
         self._thread.start()
 
     def recorded(self) -> None:
-        """Have the record that was just written confirmed. Safe between threads; does not wait."""
+        """Request a confirmation of a new record. Safe between threads; does not wait."""
         self._recorded.set()
 
     def _run(self) -> None:
@@ -40,7 +40,7 @@ class Confirmations:
         while True:
             self._recorded.wait()
             time.sleep(pause_seconds)
-            # What is recorded from here on is confirmed the next time.
+            # Later records are confirmed the next time.
             self._recorded.clear()
             pause_seconds = self._first_pause_seconds if self._confirms() else 2 * pause_seconds
             pause_seconds = min(pause_seconds, _MAX_PAUSE_SECONDS)
@@ -51,7 +51,7 @@ class Confirmations:
         except StowgateError as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001
-            # A thread that ended would be missed by nobody.
+            # Nobody would notice the end of this thread.
             reason = f"{type(error).__name__} at {where(error)}"
         else:
             return True

@@ -1,8 +1,8 @@
-"""The Idempotency-Key of a POST: sent again, it gets the first answer and opens nothing new.
+"""The Idempotency-Key of a POST: a repeated POST gets the first answer and opens nothing new.
 
-A key is claimed by an object in the state bucket that names the payload id which the POST will
-have. Whether that POST came to its end is told by the ingest record under that id, and the record
-holds the first answer: there is one commit point, with a key as without one.
+A claim of a key is an object in the state bucket with the payload id of the POST. The ingest record
+with that id shows that the POST was completed, and holds its answer. So there is one commit point,
+with or without a key.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ from api.http.problems import BadRequest, Conflict
 from shared import versions
 from shared.errors import ObjectMissing, Permanent, VersionConflict
 from shared.ports import ObjectStore
-from shared.records import KEYS_KEPT, Records, claim_folder
+from shared.record_store import Records
+from shared.records import IDEMPOTENCY_TTL, claim_folder
 from shared.time import MAX_AHEAD, Clock, UtcDateTime, has_ended, utc_now
 
 _JSON = "application/json"
@@ -32,7 +33,7 @@ class StillRunning(Conflict):
 
 
 class ClaimUnreadable(Permanent):
-    """What lies in a claim's place is damaged, or was written by a newer Stowgate."""
+    """The claim is damaged, or was written by a newer Stowgate."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ _SCHEMA = _ClaimSchema()
 
 
 class ClaimedKey:
-    """A key that this POST holds until `until`, as long as it renews it."""
+    """A key that this POST has claimed and must renew."""
 
     def __init__(
         self,
@@ -83,17 +84,18 @@ class ClaimedKey:
         return self._claim.payload_id
 
     def keep(self, *, at_least: float = 0.5) -> None:
-        """Renew the claim when less than that part of it is left.
+        """Renew the claim if less than the share `at_least` of its lease is left.
 
-        More than all of it is left where the clock was set back; nobody else believes in that.
-        Raises `StillRunning` where another POST took it over, because this one stood still.
+        A claim that lasts longer than its lease shows that the clock was set back; other processes
+        ignore such a claim. Raises `StillRunning` if another POST has taken over the key, because
+        this one was paused.
         """
         now = self._clock()
         if not self._lease * at_least < self._claim.until - now <= self._lease:
             self._write(now + self._lease)
 
     def release(self) -> None:
-        """Let the key be used again, after a POST that opened nothing. Raises as `keep`."""
+        """Release the key after a POST without a record. Raises what `keep` raises."""
         self._write(self._claim.claimed_at)
 
     def _write(self, until: datetime) -> None:
@@ -106,7 +108,7 @@ class ClaimedKey:
 
 
 class IdempotencyKeys:
-    """Every call may raise what the object store raises."""
+    """Claims keys. Every call may raise what the object store raises."""
 
     def __init__(
         self,
@@ -123,9 +125,9 @@ class IdempotencyKeys:
         self._clock = clock
 
     def claim(self, caller: str, path: str, key: str) -> ClaimedKey | str:
-        """Claim the key, or return the payload id of the POST that had it before.
+        """Claim the key, or return the payload id of an earlier, completed POST with it.
 
-        Raises `BadRequest` for a key that is none, `StillRunning`, and `ClaimUnreadable`.
+        Raises `BadRequest` for an invalid key, `StillRunning`, and `ClaimUnreadable`.
         """
         if not _GRAMMAR.fullmatch(key):
             raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
@@ -145,7 +147,7 @@ class IdempotencyKeys:
                     first = _decode(found.data, place)
                     if self._counts(first, now):
                         if first.claimed_at > now + MAX_AHEAD:
-                            # By a clock that was ahead: the day for which it is kept begins now.
+                            # Written while a clock was ahead: its time to live starts now.
                             again = _encode(replace(first, claimed_at=now))
                             self._store.replace(place, again, found.version, _JSON)
                         return first.payload_id
@@ -155,11 +157,11 @@ class IdempotencyKeys:
             return ClaimedKey(self._store, place, claim, version, self._lease, self._clock)
 
     def _counts(self, first: _Claim, now: datetime) -> bool:
-        """Whether the POST that had the key is on record. Raises `StillRunning`.
+        """Whether the first POST has a record. Raises `StillRunning`.
 
-        One that has not ended in time is given up, so that its record cannot come any more.
+        An expired POST is given up, so that it cannot write a record later.
         """
-        if first.claimed_at + KEYS_KEPT <= now:
+        if first.claimed_at + IDEMPOTENCY_TTL <= now:
             return False
         if self._records.find(first.payload_id) is not None:
             return True
@@ -171,20 +173,20 @@ class IdempotencyKeys:
 
 
 class Fingerprint:
-    """What a body holds, whatever boundary its sender made up this time."""
+    """A digest of the parts of a body, which does not depend on the boundary."""
 
     def __init__(self, part_digests: Iterable[str] = ()) -> None:
-        self._whole = hashlib.sha256()
+        self._digest = hashlib.sha256()
         self._separator = b""
         for digest in part_digests:
             self.add(digest)
 
     def add(self, part_digest: str) -> None:
-        self._whole.update(self._separator + part_digest.encode())
+        self._digest.update(self._separator + part_digest.encode())
         self._separator = b"\n"
 
     def __str__(self) -> str:
-        return self._whole.hexdigest()
+        return self._digest.hexdigest()
 
 
 def _decode(data: bytes, place: str) -> _Claim:

@@ -1,7 +1,7 @@
 """The use case of a POST: check, store, record.
 
-The ingest record is written when the body has ended properly and every instance is stored: the
-commit point. Until then nothing is acknowledged and nothing announced.
+The commit point is the ingest record, which is written when the body is complete and every instance
+is stored. Nothing is acknowledged or announced before.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,25 +19,26 @@ from api.stow.upload import ReceivedPart, Upload, Uploads
 from api.vae.registry import Vae
 from shared.attachments import MAX_INLINE_BYTES, Attachment
 from shared.errors import StowgateError
-from shared.records import FirstAnswer, IngestRecord, Records, UploadGivenUp
+from shared.record_store import Records, UploadGivenUp
+from shared.records import FirstAnswer, IngestRecord
 from shared.runtime.metrics import ApiMetrics
 from shared.time import Clock, utc_now
 
 _log = structlog.get_logger()
 
-# `destination` of a request that names no VAE.
+# `destination` of a request without a VAE.
 DEFAULT_DESTINATION = "default"
 
-# How long a new record is left to the event that announces it before the relay steps in.
+# How long the relay waits for a worker to handle the event of a new record.
 ANNOUNCEMENT_GRACE = timedelta(seconds=5)
 
-# How much must be left of the claim on an Idempotency-Key for the write that counts.
+# Share of the claim on an Idempotency-Key that must be left when the record is written.
 _BEFORE_COMMIT = 0.9
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the URL says: the study all instances should belong to, and where they are meant."""
+    """The parameters in the URL: the study of the instances, the workflow and the VAE."""
 
     study_uid: str | None = None
     workflow: str | None = None
@@ -46,9 +47,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Receipt:
-    """How many instances were stored and how many parts failed, and the answer that says so.
+    """The numbers of stored instances and failed parts, and the answer.
 
-    `payload_id` is None where nothing was stored and no record written.
+    `payload_id` is None if nothing was stored and no record written.
     """
 
     payload_id: str | None
@@ -58,7 +59,7 @@ class Receipt:
 
 
 Render = Callable[[Outcome, Callable[[], None]], Answer]
-"""Renders the answer; the second argument is called now and then meanwhile."""
+"""Renders the answer; the second argument is a heartbeat, to be called from time to time."""
 
 
 class Ingest:
@@ -72,7 +73,7 @@ class Ingest:
         mint: Callable[[datetime], str],
         clock: Clock = utc_now,
     ) -> None:
-        """`recorded` is called behind each record, and must not wait."""
+        """`recorded` is called after each record, and must not wait."""
         self._uploads = uploads
         self._records = records
         self._recorded = recorded
@@ -89,13 +90,18 @@ class Ingest:
         render: Render,
         claimed: ClaimedKey | None = None,
     ) -> Receipt | None:
-        """Take one request's parts; None where it had none.
+        """Store the parts of a request, and write its record; return None if it has no parts.
 
-        `source` is the sender's name or address for the Workflow Manager. The answer is rendered
-        once, before the record is written, and kept with it where an Idempotency-Key is `claimed`.
-        Raises a `Problem` for a request that is refused as a whole, `StoreFull` where nothing was
-        stored for want of room, and what the object store raises when it cannot do its work. What
-        was stored by then is removed again.
+        The answer is rendered once, before the record is written. With a `claimed` Idempotency-Key
+        it is kept with the record. On an error the stored objects are removed.
+
+        Args:
+            source: The sender's name or address for the Workflow Manager.
+
+        Raises:
+            Problem: The request is refused.
+            StoreFull: Nothing was stored for lack of space.
+            StowgateError: As the object store raises it.
         """
         received_at = self._clock()
         payload_id = claimed.payload_id if claimed else self._mint(received_at)
@@ -106,7 +112,7 @@ class Ingest:
             self._records.attachments,
             vae=target.vae,
             study_uid=target.study_uid,
-            between=keep_key,
+            heartbeat=keep_key,
         )
         with closing(upload), ExitStack() as unanswered, ExitStack() as undo:
             if claimed:
@@ -141,8 +147,8 @@ class Ingest:
             if claimed:
                 claimed.keep(at_least=_BEFORE_COMMIT)
             self._check_time(received_at)
-            # A write that fails may have happened all the same, so from here on the objects stay;
-            # without a record, the sweep by age removes them.
+            # A write that fails may still have happened, so from here on the objects stay. Without
+            # a record the sweep removes them later.
             undone = undo.pop_all()
             try:
                 self._records.add(record)
@@ -177,7 +183,7 @@ def _first_answer(answer: Answer, upload: Upload) -> FirstAnswer:
 
 
 def _nothing() -> None:
-    """Between two pieces of an upload without an Idempotency-Key."""
+    """The heartbeat of an upload without an Idempotency-Key."""
 
 
 def _release(claimed: ClaimedKey) -> None:
@@ -185,5 +191,5 @@ def _release(claimed: ClaimedKey) -> None:
         claimed.release()
     except (StowgateError, StillRunning) as error:
         _log.warning(
-            "an Idempotency-Key is not released; its lease ends by itself", error=str(error)
+            "could not release an Idempotency-Key; its lease will expire", error=str(error)
         )

@@ -15,8 +15,8 @@ XML_TYPE = "application/dicom+xml"
 
 
 class FailureReason(IntEnum):
-    """PS3.18 Table I.2-2, Store Instances Response Failure Reason Values, and C.4.2.1.5 of PS3.7
-    for 0111H."""
+    """Store Instances Response Failure Reason Values (PS3.18 Table I.2-2; PS3.7 C.4.2.1.5 for
+    0111H)."""
 
     PROCESSING_FAILURE = 0x0110
     DUPLICATE_SOP_INSTANCE = 0x0111
@@ -28,7 +28,7 @@ class FailureReason(IntEnum):
 
 
 class WarningReason(IntEnum):
-    """PS3.18 Table I.2-1, Store Instances Response Warning Reason Values."""
+    """Store Instances Response Warning Reason Values (PS3.18 Table I.2-1)."""
 
     DATASET_DOES_NOT_MATCH_SOP_CLASS = 0xB007
 
@@ -44,7 +44,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Failed:
-    """`detail` says what to do about it; the SOP UIDs are None where the part does not tell."""
+    """A failed part. `detail` gives cause and remedy; the SOP UIDs are None if unknown."""
 
     reason: FailureReason
     detail: str
@@ -53,8 +53,8 @@ class Failed:
 
 
 class Outcome(Protocol):
-    """What became of the parts of a request, in its order. Each call begins anew, and ends the one
-    before it."""
+    """The outcome of the parts of a request, in their order. A call restarts the iteration and ends
+    earlier ones."""
 
     def stored(self) -> Iterator[Stored]: ...
     def failed(self) -> Iterator[Failed]: ...
@@ -69,8 +69,8 @@ def status(outcome: Outcome) -> HTTPStatus:
     return HTTPStatus.OK
 
 
-# Words have no element of their own in the response module. A private block (PS3.5 7.8.1) holds
-# them: clients that do not know it must ignore it.
+# The response module has no element for an explanation. A private block (PS3.5 7.8.1) holds it,
+# which other clients must ignore.
 _PRIVATE_CREATOR = ("00090010", "LO", "STOWGATE")
 _DETAIL = ("00091001", "UT")
 
@@ -79,7 +79,7 @@ _Dataset = dict[str, _Element]
 
 
 def _element(vr: str, *values: Any) -> _Element:
-    """One that has no value has no `Value` either (PS3.18 F.2.5)."""
+    """Return an element; without a value it has no `Value` (PS3.18 F.2.5)."""
     return {"vr": vr, "Value": list(values)} if values else {"vr": vr}
 
 
@@ -116,7 +116,7 @@ def _failed_item(failure: Failed) -> _Dataset:
 def _sequences(
     outcome: Outcome, archive_url: str | None
 ) -> Iterator[tuple[str, Iterator[_Dataset]]]:
-    """Those of the response with their items, in ascending order of tags."""
+    """Yield the sequences of the response with their items, in ascending order of tags."""
     yield "00081198", (_failed_item(f) for f in outcome.failed() if _is_instance(f))
     yield "00081199", (_stored_item(instance, archive_url) for instance in outcome.stored())
     yield "0008119A", (_failed_item(f) for f in outcome.failed() if not _is_instance(f))
@@ -127,7 +127,7 @@ def _is_instance(failure: Failed) -> bool:
 
 
 def _studies_url(outcome: Outcome, archive_url: str | None) -> _Element:
-    """That of the study; where the request brought several, the archive's own."""
+    """Return the URL of the study, or of the archive if there are several studies."""
     studies: set[str] = set()
     if archive_url is not None:
         for instance in outcome.stored():
@@ -138,9 +138,9 @@ def _studies_url(outcome: Outcome, archive_url: str | None) -> _Element:
 
 
 def to_json(outcome: Outcome, archive_url: str | None) -> Iterator[bytes]:
-    """The response by the DICOM JSON Model (PS3.18 Annex F), in pieces.
+    """Yield the response in the DICOM JSON Model (PS3.18 Annex F), in pieces.
 
-    `archive_url` is the base URL, in front of /studies, of what instances are retrieved from.
+    `archive_url` is the base URL of the archive, before /studies.
     """
     yield b'{"00081190":' + orjson.dumps(_studies_url(outcome, archive_url))
     for tag, items in _sequences(outcome, archive_url):
@@ -153,7 +153,7 @@ def to_json(outcome: Outcome, archive_url: str | None) -> Iterator[bytes]:
 
 
 def to_xml(outcome: Outcome, archive_url: str | None) -> Iterator[bytes]:
-    """The same by the Native DICOM Model (PS3.19 A.1)."""
+    """Yield the response in the Native DICOM Model (PS3.19 A.1), in pieces."""
     yield (
         b"<?xml version='1.0' encoding='UTF-8'?>\n"
         b'<NativeDicomModel xmlns="http://dicom.nema.org/PS3.19/models/NativeDICOM" '
@@ -183,7 +183,7 @@ def _append(parent: ElementTree.Element, response: _Dataset) -> None:
     for tag, element in response.items():
         attributes = {"tag": tag, "vr": element["vr"]}
         if tag == _DETAIL[0]:
-            # PS3.19 A.1.5: a private element names its creator, and its block is written 00.
+            # PS3.19 A.1.5: a private element names its creator, and has 00 for its block.
             attributes |= {"tag": f"{tag[:4]}00{tag[6:]}", "privateCreator": _PRIVATE_CREATOR[2]}
         elif tag == _PRIVATE_CREATOR[0]:
             continue

@@ -1,4 +1,4 @@
-"""A list that does not grow in memory."""
+"""A list on disk."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,19 +12,19 @@ T = TypeVar("T")
 
 
 class SpooledList(Generic[T]):
-    """Things in the order in which they came, each a line of JSON in a `Spool`.
+    """A list of items, each a line of JSON in a `Spool`.
 
-    To be iterated as often as one likes, but once at a time, and not before all are in.
+    Can be iterated after the last `append`, repeatedly, but only one iteration at a time.
     """
 
     def __init__(self, folder: Path, memory_bytes: int, load: Callable[[Any], T]) -> None:
-        """`load` makes one of what JSON made of it."""
+        """`load` converts a decoded JSON value into an item."""
         self.spool = Spool(folder, memory_bytes)
         self._load = load
         self._count = 0
 
     def append(self, item: T) -> None:
-        """Raises what `Spool` raises."""
+        """Append an item. Raises what `Spool` raises."""
         self.spool.write(orjson.dumps(item) + b"\n")
         self._count += 1
 

@@ -1,7 +1,7 @@
-"""The parts of one request on their way into the object store, and what becomes of each.
+"""Uploads the parts of a request into the object store, and keeps the outcome of each.
 
-They are taken one at a time as they arrive. Each is spooled, its structure checked and its UIDs
-read; then it goes to the object store in another thread while the next part arrives.
+Parts are processed one by one as they arrive. Each is spooled, its structure is checked and its
+UIDs are read. Another thread then puts it into the object store while the next part arrives.
 """
 
 from collections import Counter, deque
@@ -43,21 +43,20 @@ _log = structlog.get_logger()
 # content: as many bits as no two parts will have in common, and no more memory than for 64 of them.
 _DIGEST_BYTES = 15
 
-# Stands for the digest of a part that is no DICOM, which is skipped unread.
+# Replaces the digest of a part that is not DICOM, which is skipped unread.
 _FOREIGN = "foreign"
 
-# How many instances of one upload, and of all, are on their way into the store at a time. Together
-# with the spool's threshold this bounds memory.
+# Concurrent puts of one upload, and of all. With the spool's threshold they bound the memory.
 _PUTS_PER_UPLOAD = 8
 _PUTS = 12
 
-# Between two calls of `between` while the store takes its time; less than half of the shortest
-# lease of an Idempotency-Key.
+# Interval of `heartbeat` while the store is slow; less than half of the shortest lease of an
+# Idempotency-Key.
 _STORE_PAUSE_SECONDS = 0.5
 
 
 class ReceivedPart(Protocol):
-    """One part of the body; iterating it yields its bytes as they arrive."""
+    """A part of the body; iterating it yields its bytes as they arrive."""
 
     @property
     def number(self) -> int: ...
@@ -67,13 +66,13 @@ class ReceivedPart(Protocol):
 
 
 def _is_dicom(part: ReceivedPart) -> bool:
-    """A part without a Content-Type is taken for DICOM; many senders leave it out."""
+    """A part without a Content-Type, which many senders omit, counts as DICOM."""
     return part.media_type.type in ("", DICOM)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may bring; sizes in bytes, and `upload` is the longest time it may take."""
+    """The limits of a request; `upload` is its maximum duration."""
 
     part_bytes: int
     parts: int
@@ -83,7 +82,7 @@ class Limits:
     structure: StructureLimits = DEFAULT
 
     def check_number(self, part: ReceivedPart) -> None:
-        """Raises `TooLarge` for a part too many."""
+        """Raise `TooLarge` if the part exceeds the maximum number of parts."""
         if part.number > self.parts:
             raise TooLarge(f"the request has more parts than the limit of {self.parts}")
 
@@ -94,14 +93,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class _Putting:
-    """An instance on its way into the store."""
+    """An instance that is being put into the store."""
 
     instance: StoredInstance
     put: "Future[None]"
 
 
 class Uploads:
-    """What all uploads of a process share: `store`, the threads that put into it, and the spool."""
+    """The resources that all uploads of a process share: store, putting threads and spool."""
 
     def __init__(
         self, store: ObjectStore, putters: ThreadPoolExecutor, spool_folder: Path, limits: Limits
@@ -113,14 +112,14 @@ class Uploads:
         self.limits = limits
 
     def check_room(self) -> None:
-        """Raises `StoreFull` where store or spool are past their watermark."""
+        """Raise `StoreFull` if the store or the spool is past its watermark."""
         self.store.check_room()
         check_room(self.spool_folder, self.limits.min_free_bytes)
 
     def digests(self, parts: Iterable[ReceivedPart], vae: Vae | None) -> Iterator[str]:
-        """What `Upload.fingerprint` is made of, of a body that is sent again and not kept.
+        """Yield the digests of `Upload.fingerprint` for a repeated body, which is not stored.
 
-        Raises `TooLarge` where `Upload.receive` does.
+        Raises `TooLarge` like `Upload.receive`.
         """
         for part in parts:
             self.limits.check_number(part)
@@ -133,20 +132,20 @@ class Uploads:
             yield digest.hexdigest()
 
 
-def _pieces(part: ReceivedPart, most_bytes: int) -> Iterator[bytes]:
-    """The part's bytes as they arrive. Raises `TooLarge`."""
+def _pieces(part: ReceivedPart, max_bytes: int) -> Iterator[bytes]:
+    """Yield the part's bytes as they arrive. Raises `TooLarge`."""
     size_bytes = 0
     for data in part:
         size_bytes += len(data)
-        if size_bytes > most_bytes:
-            raise TooLarge(f"part {part.number} is over the limit of {most_bytes} bytes")
+        if size_bytes > max_bytes:
+            raise TooLarge(f"part {part.number} is over the limit of {max_bytes} bytes")
         yield data
 
 
 class Upload:
-    """The parts of one request and what becomes of them, which `stored` and `failed` say.
+    """The upload of a request's parts, with the outcomes in `stored` and `failed`.
 
-    Of each part little is kept in memory; the rest is spooled, until `close`.
+    Outcomes are spooled until `close`, so that a part needs little memory.
     """
 
     def __init__(
@@ -157,10 +156,10 @@ class Upload:
         *,
         vae: Vae | None,
         study_uid: str | None,
-        between: Callable[[], None],
+        heartbeat: Callable[[], None],
     ) -> None:
-        """`study_uid` is that of the URL. `between` is called between two pieces, and now and then
-        while the store is slow."""
+        """`study_uid` is that of the URL. `heartbeat` is called between two pieces, and every
+        half second while the store is slow."""
         self.fingerprint = Fingerprint()
         self.outcomes: Counter[str] = Counter()
         self.stored_bytes = 0
@@ -175,7 +174,7 @@ class Upload:
         self._vae = vae
         self._study_uid = study_uid
         self._part_bytes = uploads.limits.instance_bytes(vae)
-        self._between = between
+        self._heartbeat = heartbeat
         self._contents: dict[int, int] = {}
         self._instances = SpooledList(self._spool_folder, MAX_INLINE_BYTES, load_instance)
         self._failures = SpooledList(self._spool_folder, MAX_INLINE_BYTES, _failure)
@@ -186,7 +185,7 @@ class Upload:
         self._store_is_away = False
 
     def receive(self, part: ReceivedPart) -> None:
-        """Read a part to its end, and have it stored unless something is wrong with it."""
+        """Read a part to its end, and store it if it is valid."""
         self._limits.check_number(part)
         if not _is_dicom(part):
             self._foreign_parts += 1
@@ -206,7 +205,7 @@ class Upload:
             for data in _pieces(part, self._part_bytes):
                 spool.write(data)
                 early_upload.proceed()
-                self._between()
+                self._heartbeat()
             self.fingerprint.add(spool.sha256)
             checked = self._check(part.number, spool)
             if checked is None:
@@ -242,22 +241,22 @@ class Upload:
         except StowgateError:
             raise
         except Exception as error:  # noqa: BLE001
-            # One instance that our own check trips over must not cost the sender the others. The
-            # error's text may hold a value of the dataset, so only its kind and place are logged.
+            # A bug that one instance triggers must not fail the others. The error's text may
+            # contain a value of the dataset, so only its type and place are logged.
             _log.error(
-                "instance could not be checked",
+                "could not check an instance",
                 part=number,
                 error=type(error).__name__,
                 place=where(error),
             )
             self._fail(
                 FailureReason.PROCESSING_FAILURE,
-                f"part {number}: an error of this service while it checked the instance",
+                f"part {number}: internal server error during the check of the instance",
             )
         return None
 
     def _key_of_new(self, identity: Identity) -> str | None:
-        """None where the request brought that instance before."""
+        """Return the key, or None for a duplicate within the request."""
         if _uid_digest(identity) in self._contents:
             return None
         return self._prefix + instance_path(
@@ -265,14 +264,14 @@ class Upload:
         )
 
     def _is_new(self, number: int, identity: Identity, sha256: str) -> bool:
-        """False for an instance that the request brought before; no failure if it is equal."""
+        """Return False for a duplicate within the request, which fails unless it is identical."""
         first = self._contents.get(_uid_digest(identity))
         if first is None:
             return True
         if first != _content_digest(sha256):
             self._fail(
                 FailureReason.DUPLICATE_SOP_INSTANCE,
-                f"part {number}: its SOP Instance UID came before in this request with other bytes",
+                f"part {number}: duplicate SOP Instance UID with different content in this request",
                 identity.sop_class_uid,
                 identity.sop_instance_uid,
             )
@@ -281,7 +280,7 @@ class Upload:
     def _await_turn(self) -> None:
         self._settle_to(_PUTS_PER_UPLOAD - 1)
         while not self._room.acquire(timeout=_STORE_PAUSE_SECONDS):
-            self._between()
+            self._heartbeat()
 
     def _store_spooled(
         self,
@@ -312,8 +311,8 @@ class Upload:
             self._room.release()
 
     def _settle_to(self, count: int) -> None:
-        """Wait for the store until so many are unsettled. One is in that list until it is, so that
-        `discard` waits for it too."""
+        """Wait for the store until at most `count` parts are unsettled. A part stays in that list
+        until it is settled, so that `discard` waits for it too."""
         while len(self._unsettled) > count:
             first = self._unsettled[0]
             self._note(first if isinstance(first, Failed) else self._settled(first))
@@ -329,14 +328,14 @@ class Upload:
         self._full = error
         return Failed(
             FailureReason.OUT_OF_RESOURCES,
-            f"{error}; send it again when there is room",
+            f"{error}; then send it again",
             putting.instance.sop_class_uid,
             putting.instance.sop_instance_uid,
         )
 
     def _error_of(self, put: "Future[None]") -> BaseException | None:
         while not wait([put], _STORE_PAUSE_SECONDS).done:
-            self._between()
+            self._heartbeat()
         error = put.exception()
         self._store_is_away = isinstance(error, StoreUnavailable)
         return error
@@ -362,7 +361,7 @@ class Upload:
         self._unsettled.append(Failed(reason, detail, sop_class_uid, sop_instance_uid))
 
     def finish(self) -> None:
-        """Wait for the store. To be called once the body has ended properly."""
+        """Wait for the store. Must be called when the body is complete."""
         self._settle_to(0)
         if self._foreign_parts and self._foreign_parts == self.outcomes.total():
             raise UnsupportedMediaType(f"no part of the request is {DICOM}")
@@ -396,9 +395,9 @@ class Upload:
         return WarningReason.DATASET_DOES_NOT_MATCH_SOP_CLASS
 
     def recorded_instances(self) -> tuple[StoredInstance, ...] | None:
-        """Those for the record; None where they are too many for it, and were attached.
+        """Return the instances for the record, or None if they were too many and were attached.
 
-        Raises as `attach`.
+        Raises what `attach` raises.
         """
         if self._instances.spool.size_bytes <= MAX_INLINE_BYTES:
             return tuple(self._instances)
@@ -406,7 +405,7 @@ class Upload:
         return None
 
     def attach(self, name: Attachment, spool: Spool) -> None:
-        """Store what the record will be too small for. Raises what the object store raises."""
+        """Store an attachment of the record. Raises what the object store raises."""
         self._has_attached = True
         put = self._putters.submit(
             self._attachments.put,
@@ -424,16 +423,16 @@ class Upload:
             raise error
 
     def discard(self) -> None:
-        """Remove what was stored of a request that is not acknowledged.
+        """Remove the stored objects of a request that is not acknowledged.
 
-        A store that does not answer is left to the sweep, as the sender waits for its answer.
+        If the store is unavailable they are left to the sweep, as the sender waits for the answer.
         """
         wait([one.put for one in self._unsettled if isinstance(one, _Putting)])
         if not self._contents or self._store_is_away:
             return
         try:
             if self._has_attached:
-                # Before the instances, by which the sweep finds what is left.
+                # Attachments first: the sweep finds the rest by the instances.
                 self._attachments.remove(self._payload_id)
             self._store.delete(found.key for found in self._store.list(self._prefix))
         except StowgateError as error:

@@ -38,25 +38,26 @@ from api.vae.registry import Vae, VaeRegistry
 from shared.attachments import Attachment
 from shared.dicom.uids import is_uid
 from shared.ids import WORKFLOW_ID_RULE, is_workflow_id
-from shared.records import Records
+from shared.record_store import Records
 
 _JSON_TYPES = (store_response.JSON_TYPE, "application/json")
 
 _PIECE_BYTES = 1 << 20
 
-# Clients that send a generator a second time send one that is used up.
+# A client that repeats a request whose body is a generator sends an exhausted generator.
 _BODY_LOST = (
-    "the chunked body is empty: it was probably lost when the request was sent again; send it anew"
+    "the chunked body is empty, probably because the client repeated the request without it; send "
+    "the complete request again"
 )
 
-# A claim on an Idempotency-Key is renewed between pieces, also those of a slow sender.
+# The claim of an Idempotency-Key is renewed after each piece, so a slow sender needs small ones.
 _KEYED_PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class StowOptions:
-    """`posts_per_minute`, unless 0, are taken from one sender by each process; the rest are turned
-    away. `archive_url` is where instances can be retrieved from."""
+    """The options of the Store transaction. `posts_per_minute` limits the requests of one sender
+    per process, unless 0. `archive_url` is the base URL for RetrieveURL."""
 
     body_bytes: int
     part_header_bytes: int
@@ -69,7 +70,7 @@ class StowOptions:
 
 @dataclass(frozen=True)
 class _OnlyPart:
-    """A body that is one instance, seen as the only part of a request."""
+    """A body that is a single instance, as the only part of a request."""
 
     body: RequestBody
     media_type: MediaType
@@ -81,7 +82,7 @@ class _OnlyPart:
 
 
 class StoreTransaction:
-    """From a request to what it is answered."""
+    """Turns a request into its answer."""
 
     def __init__(
         self,
@@ -127,7 +128,7 @@ class StoreTransaction:
         if is_empty and (vae or aet is None):
             return bare(HTTPStatus.NO_CONTENT)
         with self._admission.limiter.receiving(request.environ.get("gunicorn.socket"), body):
-            # In a slot, since a store that is silent keeps each who asks it waiting.
+            # Within the slot, as a silent store delays this call.
             if aet is not None and vae is None:
                 vae = self._looked_up(aet)
                 self._admit(vae, workflow)
@@ -144,15 +145,15 @@ class StoreTransaction:
         vae = self._vaes.by_ae_title(aet)
         if vae is None:
             raise BadRequest(
-                "there is no Virtual Application Entity with the AE title in the URL; "
-                "GET /config/vae lists those there are"
+                "there is no Virtual Application Entity with the AE title in the URL; GET "
+                "/config/vae lists the existing ones"
             )
         return vae
 
     def _admit(self, vae: Vae, workflow: str | None) -> None:
         _check_binding(g.caller, vae, workflow)
-        most = vae.max_requests_per_minute
-        _count(self._vae_rates, vae.name, most, f"for VAE {vae.name}")
+        limit = vae.max_requests_per_minute
+        _count(self._vae_rates, vae.name, limit, f"for VAE {vae.name}")
 
     def _receive(self, body: RequestBody, target: Target) -> Response:
         key = request.headers.get("Idempotency-Key")
@@ -187,7 +188,7 @@ class StoreTransaction:
         response.content_length = answer.body.size_bytes
         response.call_on_close(answer.body.close)
         if receipt.payload_id is not None:
-            # Behind the answer, as the worker that wakes may want the same cores.
+            # After the answer, as the worker that it wakes may use the same cores.
             response.call_on_close(
                 partial(self._announcements.make, receipt.payload_id, g.correlation_id)
             )
@@ -206,11 +207,11 @@ class StoreTransaction:
         )
 
     def _again(self, payload_id: str, digests: Iterable[str]) -> Response:
-        held = self._records.find(payload_id)
-        first = held.record.first_answer if held else None
+        versioned = self._records.find(payload_id)
+        first = versioned.record.first_answer if versioned else None
         if first is None or first.fingerprint != str(Fingerprint(digests)):
             raise Unprocessable(
-                "this Idempotency-Key was used for another body; a new request needs a new key"
+                "this Idempotency-Key was used with another body; a new request needs a new key"
             )
         audit.about(payload_id=payload_id, answered_before=True)
         body: str | Iterator[bytes] | None = first.body
@@ -224,7 +225,7 @@ class StoreTransaction:
 def stow_views(
     transaction: StoreTransaction, public_url: str | None
 ) -> dict[str, Callable[..., Response]]:
-    """By their endpoints."""
+    """Return the views by endpoint."""
     paths = [template(rule).removeprefix(f"{STORE_SERVICE}/") for rule in STORE_PATHS]
     described = capabilities.capabilities(f"{public_url or ''}{STORE_SERVICE}", paths, ACCEPTED)
 
@@ -243,9 +244,9 @@ def stow_views(
 
 
 def source_of(address: str | None) -> str:
-    """The sender's address in the at most 15 characters that the Workflow Manager takes.
+    """Return the sender's address in up to 15 characters, the maximum of the Workflow Manager.
 
-    An IPv6 address that is longer becomes a short form that is the same each time.
+    A longer IPv6 address is replaced by a digest.
     """
     ip = address_of(address)
     if ip is None:
@@ -258,17 +259,16 @@ def _count(rates: RateLimiter, name: str, per_minute: int | None, words: str) ->
     wait_seconds = rates.take(name, per_minute) if per_minute else 0
     if wait_seconds:
         raise TooBusy(
-            f"the limit of requests {words} is {per_minute} a minute, and this is one more; send "
-            "it again later",
+            f"rate limit exceeded: {per_minute} requests per minute {words}; send it again later",
             math.ceil(wait_seconds),
         )
 
 
 def _check_codings(request: Request) -> None:
-    """Nothing is ever inflated: a few bytes could become any number."""
+    """Refuse compressed bodies, as a few bytes could inflate to any size."""
     coding = request.headers.get("Content-Encoding", "").strip().lower()
     if coding not in ("", "identity"):
-        # RFC 9110 15.5.16: it names the coding that would be accepted.
+        # RFC 9110 15.5.16: the answer names the accepted coding.
         raise UnsupportedMediaType("a Content-Encoding", {"Accept-Encoding": "identity"})
     transfer_coding = request.headers.get("Transfer-Encoding", "").strip().lower()
     if transfer_coding not in ("", "identity", "chunked"):
@@ -276,33 +276,34 @@ def _check_codings(request: Request) -> None:
 
 
 def _check_length(request: Request) -> None:
-    """In HTTP/1.0 a body without a length ends with its connection (RFC 1945 7.2.2), and what
-    was cut off would pass for whole."""
+    """Refuse HTTP/1.0 bodies without a length: they end with the connection (RFC 1945 7.2.2), so a
+    truncated one would seem complete."""
     is_old = request.environ["SERVER_PROTOCOL"] == "HTTP/1.0"
     if is_old and request.content_length is None:
-        raise BadRequest("a POST by HTTP/1.0 has to say how long its body is, in Content-Length")
+        raise BadRequest("a POST with HTTP/1.0 needs a Content-Length")
 
 
 def _checked_study(study: str | None) -> str | None:
     if study is not None and not is_uid(study):
         raise BadRequest(
-            "the study in the URL is no UID: at most 64 characters, digits separated by dots"
+            "the Study Instance UID in the URL is not valid: it must have up to 64 characters, "
+            "digits separated by dots"
         )
     return study
 
 
 def _checked_workflow(workflow: str | None) -> str | None:
     if workflow is not None and not is_workflow_id(workflow):
-        raise BadRequest(f"the workflow id in the URL is illegal: {WORKFLOW_ID_RULE}")
+        raise BadRequest(f"the workflow id in the URL is not valid: {WORKFLOW_ID_RULE}")
     return workflow
 
 
 def _check_binding(caller: Caller, vae: Vae, workflow: str | None) -> None:
-    """The rest of what the guard asks, for which the VAE must be known."""
+    """Check the caller's permission for the workflow, for which the VAE must be known."""
     if workflow and not caller.may_open(vae.virtual_ae_title, workflow, vae.workflows):
         raise Forbidden(
-            "the caller may name a workflow of this Virtual Application Entity, or one that it is "
-            "bound to; the workflow in the URL is neither"
+            "the caller lacks permission for the workflow in the URL: it must be a workflow of the "
+            "Virtual Application Entity, or one in the caller's bindings"
         )
 
 
@@ -314,7 +315,7 @@ def _parts(
         return _only_part(_OnlyPart(body, media_type, piece_bytes))
     if media_type.type != MULTIPART:
         raise UnsupportedMediaType("a Content-Type that is neither DICOM nor multipart/related")
-    # Some senders put the part's parameters into this one as well.
+    # Some senders put the parameters of the part here too.
     if parse_media_type(media_type.parameters.get("type", DICOM)).type != DICOM:
         raise UnsupportedMediaType("a multipart/related of another type than application/dicom")
     boundary = media_type.parameters.get("boundary")
@@ -337,7 +338,7 @@ def _with_links(response: Response, payload_id: str | None, public_url: str | No
 
 
 def _wants_xml(request: Request) -> bool:
-    """Only a client that names XML and prefers it to JSON gets it (RFC 9110 12.5.1)."""
+    """Whether the client names XML and prefers it to JSON (RFC 9110 12.5.1)."""
     qualities: dict[str, float] = {}
     for kind, quality in request.accept_mimetypes:
         named = parse_media_type(kind).type

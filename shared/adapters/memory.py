@@ -1,7 +1,7 @@
-"""Events within one process, for the embedded run: both ends of the queues, in memory.
+"""Events within one process, for the embedded run: queues in memory.
 
-What a queue holds dies with the process. That loses nothing: the ingest record is the truth, and
-the relay announces again what is still pending.
+The queues are lost with the process. That loses no payload: the ingest record is the truth, and the
+relay announces pending records again.
 """
 
 import threading
@@ -23,8 +23,8 @@ class DeadLetter:
 class MemoryBroker:
     """Queues behind direct exchanges, for any number of publishers and consumers.
 
-    A queue takes `capacity` messages and refuses more, as one with `reject-publish` does. The
-    newest dead letters of each queue are kept to be looked at.
+    A queue holds up to `capacity` messages and refuses more, like one with `reject-publish`. The
+    newest dead letters of each queue are kept for inspection.
     """
 
     def __init__(self, *queues: EventQueue, capacity: int = 100_000) -> None:
@@ -36,11 +36,11 @@ class MemoryBroker:
     def consumer(
         self, queue: EventQueue, *, concurrency: int, close_seconds: float = 10.0
     ) -> "MemoryEventConsumer":
-        """Consume one of the queues that the broker was made with; KeyError for another."""
+        """Return a consumer for one of the broker's queues. Raises KeyError for any other."""
         return MemoryEventConsumer(self._queues[queue], concurrency, close_seconds)
 
     def dead_letters(self, queue: EventQueue) -> list[DeadLetter]:
-        """What was rejected, oldest first."""
+        """Return the rejected messages, oldest first."""
         return self._queues[queue].dead_letters()
 
 
@@ -61,7 +61,7 @@ class MemoryEventPublisher:
         if not bound:
             raise Unroutable(
                 f"the memory broker has no queue for exchange {message.exchange!r} and routing "
-                f"key {message.routing_key!r}, so message {message.message_id} came back"
+                f"key {message.routing_key!r} and returned message {message.message_id}"
             )
         for queue in bound:
             queue.put(message)
@@ -75,7 +75,7 @@ class MemoryEventPublisher:
 
 
 class MemoryEventConsumer:
-    """Calls the handler in `concurrency` threads; they are daemons, as one of them may hang."""
+    """Calls the handler in `concurrency` threads, which are daemons, as a handler may hang."""
 
     def __init__(self, queue: "_Queue", concurrency: int, close_seconds: float) -> None:
         self._queue = queue
@@ -86,7 +86,7 @@ class MemoryEventConsumer:
 
     def start(self, handle: Callable[[bytes], None]) -> None:
         if self._threads:
-            raise RuntimeError("this consumer is started already")
+            raise RuntimeError("this consumer has already been started")
         self._queue.add(self)
         for number in range(self._concurrency):
             thread = threading.Thread(
@@ -156,8 +156,8 @@ class _Queue:
         with self._lock:
             if len(self._waiting) >= self._capacity:
                 raise BrokerUnavailable(
-                    f"queue {self.name!r} of the memory broker is full with {self._capacity} "
-                    f"messages, so message {message.message_id} was refused"
+                    f"queue {self.name!r} of the memory broker has its maximum of "
+                    f"{self._capacity} messages and refused message {message.message_id}"
                 )
             self._waiting.append(message)
             self._arrived.notify()
@@ -167,7 +167,7 @@ class _Queue:
         with self._lock:
             self._arrived.wait_for(lambda: self._waiting or closing.is_set())
             if closing.is_set():
-                # This may be the one thread that was woken for a message.
+                # Pass the wake-up on: it may have been for a message.
                 self._arrived.notify()
                 return None
             delivery = _Delivery(self._waiting.popleft(), consumer)
@@ -177,14 +177,14 @@ class _Queue:
     def settle(self, delivery: _Delivery, rejected_for: str | None) -> None:
         with self._lock:
             if delivery not in self._in_hand:
-                return  # handed back meanwhile: it is somebody else's now
+                return  # returned to the queue by `close`
             del self._in_hand[delivery]
             if rejected_for is not None:
                 self._dead_letters.append(DeadLetter(delivery.message, rejected_for))
             self._settled.notify_all()
 
     def close(self, consumer: MemoryEventConsumer, close_seconds: float) -> None:
-        """Wake the consumer's threads, wait for what they have in hand, and take back the rest."""
+        """Wake the consumer's threads, wait for their messages, and requeue the unfinished ones."""
         with self._lock:
             self._consumers.discard(consumer)
             self._arrived.notify_all()

@@ -1,4 +1,4 @@
-"""What every broker adapter shares: how a queue of ours is shaped, and how an event is handled."""
+"""What the broker adapters share: the shapes of queues, and the handling of an event."""
 
 import traceback
 from collections.abc import Callable
@@ -12,14 +12,13 @@ from shared.ports import DeadLetter
 
 @dataclass(frozen=True)
 class EventQueue:
-    """A queue that Stowgate consumes, the direct exchange before it, and where its rejects go.
+    """A queue that Stowgate consumes, its direct exchange, and its dead-letter queue.
 
-    `dead_letter` names a fanout exchange and the one queue bound to it, which keeps the newest
-    `max_dead_letters`, of `max_dead_letter_bytes` together. `delivery_limit` is how many times an
-    event may come back unfinished before it is dead-lettered too.
+    `dead_letter` names a fanout exchange and its only queue, which keeps the newest
+    `max_dead_letters`, up to `max_dead_letter_bytes`. An event that was returned unfinished
+    `delivery_limit` times is dead-lettered too.
 
-    A queue on a broker keeps the arguments that it was declared with: one that has to have others
-    gets another name.
+    The arguments of an existing queue cannot change: to change them, change the name.
     """
 
     exchange: str
@@ -33,18 +32,18 @@ class EventQueue:
 
 @dataclass(frozen=True)
 class TopicExchange:
-    """A durable topic exchange whose queues belong to somebody else and are not ours to declare."""
+    """A durable topic exchange, whose queues another service declares."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class DeadLetterQueue:
-    """A queue of ours for what the queue of somebody else dead-letters to `exchange`, which is a
-    topic exchange and not ours to declare.
+    """A queue of Stowgate for the dead letters of another service's queue, which arrive through
+    that service's topic exchange `exchange`.
 
-    It keeps the newest `max_bytes`. What comes back unfinished `delivery_limit` times goes to the
-    exchange `dead_letter`. RabbitMQ limits that by itself from 4.0 only, so it is always named.
+    It keeps the newest `max_bytes`. A message that was returned unfinished `delivery_limit` times
+    goes to the exchange `dead_letter`; RabbitMQ before 4.0 has no limit by default.
     """
 
     exchange: str
@@ -56,7 +55,7 @@ class DeadLetterQueue:
 
 
 class Published:
-    """A publication that was through when it began."""
+    """A publication that is already confirmed."""
 
     overdue = None
 
@@ -65,22 +64,22 @@ class Published:
 
 
 class NoDeadLetters:
-    """Where no broker is, nothing refuses a workflow request."""
+    """The dead letters without a broker: there are none."""
 
     def start(self, handle: Callable[[DeadLetter], None]) -> None:
-        """Never calls it."""
+        """Never calls `handle`."""
 
     def ping(self) -> None:
-        """There is nothing to reach."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing."""
 
 
 def rejection(handle: Callable[[bytes], None], body: bytes, queue: str) -> str | None:
-    """Handle one event; None when it is done, else the reason to dead-letter it for.
+    """Handle an event; return None, or the reason to dead-letter it.
 
-    The reason is logged here, because AMQP's basic.reject has no room for one.
+    The reason is logged here, because AMQP's basic.reject carries none.
     """
     log = structlog.get_logger()
     try:
@@ -89,10 +88,10 @@ def rejection(handle: Callable[[bytes], None], body: bytes, queue: str) -> str |
         log.warning("event dead-lettered", queue=queue, reason=str(error))
         return str(error)
     except Exception as error:  # noqa: BLE001 an event that trips a bug must not stop the consumer
-        # The text of a foreign exception may quote the dataset, so only its type is told.
+        # The text of another exception may quote the dataset, so only its type is logged.
         reason = str(error) if isinstance(error, StowgateError) else type(error).__name__
         log.error(
-            "event dead-lettered, its handler failed",
+            "event dead-lettered: its handler failed",
             queue=queue,
             reason=reason,
             traceback="".join(traceback.format_tb(error.__traceback__)),

@@ -1,4 +1,4 @@
-"""The adapters that the settings name, made once for a process."""
+"""The adapters that the settings select, created once per process."""
 
 import os
 import signal
@@ -38,9 +38,8 @@ _log = structlog.get_logger()
 _PREPARE_AGAIN_SECONDS = 2.0
 
 VERSIONED = (
-    "the state bucket is versioned: each listing passes over all that was ever removed, and so the "
-    "relay becomes slower; set a lifecycle rule that removes noncurrent versions after a day, and "
-    "expired delete markers"
+    "the state bucket is versioned: removed objects slow down every listing, and so the relay; set "
+    "a lifecycle rule that removes noncurrent versions after one day, and expired delete markers"
 )
 
 
@@ -80,18 +79,18 @@ class Backends:
     prepare_stores: Callable[[], None]
 
     def announce(self, event: events.InstancesStored) -> None:
-        """Tell a worker. Raises what `EventPublisher.publish` raises."""
+        """Publish the event and wait. Raises what `EventPublisher.publish` raises."""
         self.publisher.publish(self._message(event))
 
     def begin_announcement(self, event: events.InstancesStored) -> Publication:
-        """The same without waiting for it. Raises what `EventPublisher.begin` raises."""
+        """Publish the event without waiting. Raises what `EventPublisher.begin` raises."""
         return self.publisher.begin(self._message(event))
 
     def _message(self, event: events.InstancesStored) -> Message:
         return events.encode(event, self.queue.exchange, self.queue.routing_key)
 
     def dependencies(self, ping_broker: Callable[[], None]) -> dict[str, Dependency]:
-        """What health tells of. Without a store nothing can be taken; all else is caught up."""
+        """Return the dependencies that health reports. Only the object store is essential."""
         return {
             "object_store": Dependency(self._ping_stores, essential=True),
             "free_space": Dependency(self.instances.check_room, essential=False),
@@ -153,9 +152,10 @@ class Backends:
 
 
 def open_backends(settings: CommonSettings, *, store_threads: int, openings: int = 1) -> Backends:
-    """Connects to nothing yet.
+    """Return the adapters, which connect at their first use.
 
-    `store_threads` use the store at a time, and `openings` payloads are opened at a time.
+    `store_threads` is the number of concurrent users of the store, `openings` that of payloads that
+    are processed concurrently.
     """
     queue = _instances_stored(settings.event_exchange)
     instances, state, prepare_stores = _stores(settings, store_threads)
@@ -171,7 +171,7 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
             queue=queue,
             publisher=broker.publisher(),
             consumer=broker.consumer(
-                queue, concurrency=openings, close_seconds=settings.hand_back_seconds
+                queue, concurrency=openings, close_seconds=settings.payloads_end_seconds
             ),
             requests=FolderEventPublisher(settings.workflow_requests),
             dead_letters=NoDeadLetters(),
@@ -202,7 +202,7 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
             queue=queue,
             concurrency=openings,
             answer_seconds=settings.broker_confirm_seconds,
-            close_seconds=settings.hand_back_seconds,
+            close_seconds=settings.payloads_end_seconds,
             password=password,
             tls=tls,
         ),
@@ -224,7 +224,7 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
                 dead_letter=queue.dead_letter,
             ),
             answer_seconds=settings.broker_confirm_seconds,
-            close_seconds=settings.hand_back_seconds,
+            close_seconds=settings.payloads_end_seconds,
             password=password,
             tls=tls,
         ),

@@ -1,17 +1,17 @@
-"""Free space, and names that survive a power failure."""
+"""Free space on a disk, and durable file names."""
 
 import os
 from pathlib import Path
 
 
 def has_room(folder: Path, min_free_bytes: int) -> bool:
-    """Whether so many bytes are free to this user on the folder's disk. Raises `OSError`."""
+    """Whether the folder's disk has that many bytes free for this user. Raises `OSError`."""
     disk = os.statvfs(folder)
     return disk.f_bavail * disk.f_frsize >= min_free_bytes
 
 
 def sync_folder(folder: Path | str) -> None:
-    """Make a name in it durable: fsync of the file alone does not (POSIX fsync, rename)."""
+    """Make the names in a folder durable, which fsync of a file does not (POSIX fsync, rename)."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(file)

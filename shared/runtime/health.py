@@ -17,24 +17,24 @@ from shared.runtime.metrics import CONTENT_TYPE, HealthMetrics, exposition
 
 _log = structlog.get_logger()
 
-# How old a report may be given again, and how long a caller waits where it is older.
+# Maximum age of a report that is reused, and how long a caller waits for a newer one.
 _RECENT_SECONDS = 30.0
 _WAIT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Report:
-    """For each dependency None, or why it is down; `checked_at` is by the monotonic clock."""
+    """For each dependency None, or its fault; `checked_at` is by the monotonic clock."""
 
     checked_at: float
     faults: Mapping[str, str | None]
 
 
 class Readiness:
-    """Checks each dependency, for one caller at a time.
+    """Checks the dependencies, for one caller at a time.
 
-    An engine that is silent keeps that caller waiting for seconds. Meanwhile all others get the
-    last report, so that they do not hold a thread each. Every change is logged, with its reason.
+    A silent dependency delays that caller for seconds. All other callers get the last report, so
+    that each does not block a thread. Every change is logged, with its reason.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class Readiness:
         self._last: Report | None = None
 
     def check(self) -> Report | None:
-        """None where nothing recent is known, and a check is still under way."""
+        """Return a report, or None if there is no recent one and a check is in progress."""
         last = self._last
         is_recent = last is not None and self._clock() - last.checked_at < _RECENT_SECONDS
         if not self._checking.acquire(timeout=0 if is_recent else _WAIT_SECONDS):
             return last if is_recent else None
         try:
-            # While this one waited, another may have checked.
+            # Another caller may have checked while this one waited.
             if self._last is last:
-                self._last = self._ask()
+                self._last = self._check_all()
             return self._last
         finally:
             self._checking.release()
@@ -84,7 +84,7 @@ class Readiness:
     def age_seconds(self, report: Report | None) -> int:
         return int(self._clock() - report.checked_at) if report else 0
 
-    def _ask(self) -> Report:
+    def _check_all(self) -> Report:
         faults = {name: _fault(dependency) for name, dependency in self._dependencies.items()}
         before = self._last.faults if self._last else {}
         for name, fault in faults.items():
@@ -100,7 +100,7 @@ class Readiness:
 def health_views(
     readiness: Readiness, registry: CollectorRegistry, may_read: Callable[[], bool]
 ) -> dict[str, Callable[[], ResponseReturnValue]]:
-    """The views by endpoint.
+    """Return the views by endpoint.
 
     Only a caller that `may_read` is told why a dependency is down, as the reasons name addresses,
     buckets and folders.

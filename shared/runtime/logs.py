@@ -1,6 +1,6 @@
-"""Logs: structlog for all, the libraries' own lines through the same renderer.
+"""Logs by structlog, which also renders the libraries' log lines.
 
-Tracebacks are rendered without local variables, which may hold a dataset.
+Tracebacks are rendered without local variables, which may contain a dataset.
 """
 
 import logging
@@ -45,14 +45,14 @@ def configure_logs(form: str | None, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # Both say at length what our adapters report in one line; pydicom's lines may quote values.
+    # The adapters report the errors of these two in one line; pydicom's lines may quote values.
     for name in ("pika", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("pydicom").disabled = True
 
 
 def where(error: BaseException) -> str:
-    """File and line that raised it. With its kind that is all that may be told of an error which
-    nobody foresaw: its text may hold a value of a dataset."""
+    """Return file and line of an unexpected error. Its text must not be logged, as it may contain a
+    value of a dataset."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{place.filename}:{place.lineno}"

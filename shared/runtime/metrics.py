@@ -1,4 +1,4 @@
-"""What Stowgate counts, for Prometheus. No label ever holds an identifier of data or a person."""
+"""The Prometheus metrics. Labels never hold identifiers of data or of persons."""
 
 import os
 from collections.abc import Iterable
@@ -23,11 +23,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class ApiMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.posts = Counter(
-            "stowgate_posts", "STOW-RS requests by answer", ["status"], registry=registry
+            "stowgate_posts", "STOW-RS requests by status code", ["status"], registry=registry
         )
         self.instances = Counter(
             "stowgate_instances",
-            "instances by what became of them; a reason is one of PS3.18's",
+            "instances by outcome: stored, or a warning or failure reason of PS3.18",
             ["outcome"],
             registry=registry,
         )
@@ -36,25 +36,25 @@ class ApiMetrics:
         )
         self.post_seconds = Histogram(
             "stowgate_post_seconds",
-            "from a request's head to its answer",
+            "time from the request head to the answer",
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
             registry=registry,
         )
         self.uploads = Gauge(
             "stowgate_uploads_in_progress",
-            "uploads being received now",
+            "uploads in progress",
             multiprocess_mode="livesum",
             registry=registry,
         )
         self.uploads_waiting = Gauge(
             "stowgate_uploads_waiting",
-            "uploads that wait for their turn",
+            "uploads that wait for a free slot",
             multiprocess_mode="livesum",
             registry=registry,
         )
         self.unannounced = Counter(
             "stowgate_announcements_failed",
-            "events the broker did not take; the relay sends them later",
+            "events that the broker did not accept; the relay sends them later",
             registry=registry,
         )
 
@@ -63,44 +63,44 @@ class WorkerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.opened = Counter(
             "stowgate_workflow_requests_opened",
-            "workflow requests by the rule that chose the workflows",
+            "opened workflow requests by the rule that chose the workflows",
             ["route"],
             registry=registry,
         )
         self.attempts_failed = Counter(
             "stowgate_attempts_failed",
-            "attempts to open a request, by whether another follows",
+            "failed attempts to open a workflow request: transient or permanent",
             ["kind"],
             registry=registry,
         )
         self.unroutable = Counter(
             "stowgate_unroutable",
-            "workflow requests that came back: the Workflow Manager has no queue",
+            "returned workflow requests: the Workflow Manager's queue is missing",
             registry=registry,
         )
         self.lease_takeovers = Counter(
             "stowgate_lease_takeovers",
-            "records taken from a worker that did not finish",
+            "records taken over from a crashed worker",
             registry=registry,
         )
         self.announced_again = Counter(
-            "stowgate_announced_again", "events the relay sent", registry=registry
+            "stowgate_announced_again", "events sent by the relay", registry=registry
         )
         self.swept = Counter(
             "stowgate_swept_objects",
-            "objects removed that no record claims",
+            "objects removed that belong to no record",
             registry=registry,
         )
         self.dead_letters = Counter(
             "stowgate_dead_letters",
-            "dead letters of the Workflow Manager's queue, by what they were: `noted` is a refusal "
-            "of a request of Stowgate's, counted once",
+            "dead letters of the Workflow Manager's queue by kind: `noted` is a refusal of a "
+            "Stowgate request, counted once",
             ["kind"],
             registry=registry,
         )
         self.replayed = Counter(
             "stowgate_replays_published",
-            "workflow requests that were published again after a refusal",
+            "workflow requests published again after a refusal",
             registry=registry,
         )
         self.backlog = Backlog(registry)
@@ -118,10 +118,9 @@ class HealthMetrics:
 
 
 class Backlog(Collector):
-    """What waits and what failed, of all workers together, as the one that leads measures it.
+    """Gauges of pending, failed and refused payloads, which only the leader measures.
 
-    The others show none of these gauges: a value of theirs would be a zero or an old one, which
-    maximum and sum over all would mistake for what is there.
+    The other workers do not export them: their zeros or old values would distort a sum or maximum.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -131,15 +130,15 @@ class Backlog(Collector):
 
     def measured(self, *, pending: int, oldest_pending_seconds: float, failed: int) -> None:
         self._gauges = (
-            GaugeMetricFamily("stowgate_pending", "records not opened yet", pending),
+            GaugeMetricFamily("stowgate_pending", "pending payloads", pending),
             GaugeMetricFamily(
                 "stowgate_oldest_pending_seconds",
-                "age of the record that waits longest, 0 when none does",
+                "age of the oldest pending payload; 0 if there is none",
                 oldest_pending_seconds,
             ),
             GaugeMetricFamily(
                 "stowgate_failed",
-                "payloads that failed: see `stowgate payloads list --state failed`",
+                "failed payloads: see `stowgate payloads list --state failed`",
                 failed,
             ),
         )
@@ -148,7 +147,7 @@ class Backlog(Collector):
         self._refused = (
             GaugeMetricFamily(
                 "stowgate_refused",
-                "payloads that the Workflow Manager refused: see "
+                "payloads refused by the Workflow Manager: see "
                 "`stowgate payloads list --state refused`",
                 count,
             ),
@@ -163,7 +162,7 @@ class Backlog(Collector):
 
 
 def exposition(registry: CollectorRegistry) -> bytes:
-    """The text format, over all processes where several serve as one."""
+    """Return the metrics in the text format, merged over all API processes."""
     if METRICS_FOLDER in os.environ:
         merged = CollectorRegistry()
         multiprocess.MultiProcessCollector(merged)  # type: ignore[no-untyped-call]

@@ -1,15 +1,15 @@
-"""Pools of threads that are there before they are needed."""
+"""Thread pools whose threads start at once."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 
 def started_pool(threads: int, name: str) -> ThreadPoolExecutor:
-    """A pool whose threads all run by now, so that `submit` needs none and does not fail.
+    """Return a pool whose threads are all running, so that `submit` cannot fail.
 
-    By itself a `ThreadPoolExecutor` starts them as work comes. Where the system gives no more, it
-    then raises for work that it keeps all the same, and does when nobody expects it any more.
-    Raises RuntimeError where the system gives not all of them now.
+    A plain `ThreadPoolExecutor` starts threads on demand. If the system refuses one, `submit`
+    raises, but the task stays queued and may run later. Raises RuntimeError if the system refuses
+    a thread now.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     all_run = Barrier(threads + 1)

@@ -1,7 +1,7 @@
-"""Settings: environment variables, each also readable from the file that its `_FILE` twin names.
+"""Settings from environment variables, or from files named by variables with the suffix `_FILE`.
 
-Each is declared once, in the section of the process that reads it; README's tables are held to
-these declarations by a test.
+Each setting is declared once, in the section of the process that reads it. A test compares the
+README's tables with these declarations.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ _FILE = "_FILE"
 
 
 class BadSetting(ValueError):
-    """One line: the variable, what it holds (secrets aside), and what would be right."""
+    """A setting is not valid. The text is one line: variable, value unless secret, and remedy."""
 
 
 def setting(
     default: str | None, parse: Callable[[str], Any], doc: str, *, secret: bool = False
 ) -> Any:
-    """A field of a section, named as its variable is without the prefix, in lower case."""
+    """Declare a setting; the field's name is the variable's, lower case and without the prefix."""
     return dataclasses.field(
         metadata={"default": default, "parse": parse, "doc": doc, "secret": secret}
     )
@@ -36,7 +36,7 @@ def setting(
 
 @dataclass(frozen=True)
 class SettingsSection:
-    """Base of the sections."""
+    """Base class of sections."""
 
     files: Mapping[str, Path] = dataclasses.field(default_factory=dict, kw_only=True)
     """The files that these settings were read from, by name."""
@@ -50,14 +50,14 @@ class SettingsSection:
         return (lambda: text) if path is None else (lambda: path.read_text("utf-8").strip())
 
     def validate(self) -> None:
-        """Raises `BadSetting` where two settings contradict each other."""
+        """Raise `BadSetting` if settings contradict each other."""
 
 
 Section = TypeVar("Section", bound=SettingsSection)
 
 
 class Declared(NamedTuple):
-    """One setting as an operator sees it; `default` is None where there is none."""
+    """The documentation of a setting; `default` is None if there is none."""
 
     variable: str
     default: str | None
@@ -65,7 +65,7 @@ class Declared(NamedTuple):
 
 
 def declared(section: type[SettingsSection]) -> list[Declared]:
-    """The settings of a section, with those of the sections that it is based on."""
+    """Return the settings of a section, including inherited ones."""
     return [
         Declared(_variable(f), f.metadata["default"], f.metadata["doc"])
         for f in _setting_fields(section)
@@ -77,7 +77,7 @@ def _setting_fields(section: type[SettingsSection]) -> list["dataclasses.Field[A
 
 
 def load(section: type[Section]) -> Section:
-    """Read the process's environment. Raises `BadSetting` at the first value that is not valid."""
+    """Read a section from the environment. Raises `BadSetting` at the first invalid value."""
     env = FileAwareEnv(strip_whitespace=True)
     fields = _setting_fields(section)
     files = {
@@ -97,16 +97,14 @@ def _value(field: "dataclasses.Field[Any]", env: FileAwareEnv) -> Any:
     except (EnvError, ValueError, OSError) as error:
         cause = error.__cause__ or error
         why = cause.strerror if isinstance(cause, OSError) else "it is not UTF-8"
-        # Who confuses the two variables has the secret itself in this one.
+        # An operator who confuses the two variables puts the secret itself into this one.
         shown = "" if spec["secret"] else f"is {os.environ[variable + _FILE]!r}, but "
-        raise BadSetting(
-            f"{variable}{_FILE} {shown}must name a file that can be read: {why}"
-        ) from error
+        raise BadSetting(f"{variable}{_FILE} {shown}must name a readable file: {why}") from error
     raw = spec["default"] if raw is None or raw == "" else raw
     try:
         return None if raw is None else spec["parse"](raw)
     except ValueError as error:
-        # A password has no place in any other URL, and stands in one all the same.
+        # An operator may put a password into a URL where none belongs.
         shown = "(a secret)" if spec["secret"] else repr(without_password(raw))
         raise BadSetting(f"{variable} is {shown}, but must be {error}") from None
 
@@ -114,7 +112,7 @@ def _value(field: "dataclasses.Field[Any]", env: FileAwareEnv) -> Any:
 def unknown_variables(
     environ: Mapping[str, str], sections: Iterable[type[SettingsSection]]
 ) -> list[str]:
-    """A sentence for each `STOWGATE_` variable that no section reads, as a typo leaves it."""
+    """Return a sentence for each `STOWGATE_` variable that no section reads, such as a typo."""
     known = [d.variable for section in sections for d in declared(section)]
     known += [name + _FILE for name in known]
     words = [name.removeprefix(_PREFIX) for name in known]

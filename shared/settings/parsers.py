@@ -1,4 +1,4 @@
-"""What the text of a setting becomes. Each raises ValueError, with what would be right."""
+"""Parsers of settings. Each raises ValueError, whose text describes the valid values."""
 
 import ipaddress
 import re
@@ -25,12 +25,12 @@ def address(text: str) -> Address:
     return Address(found[1].strip("[]"), int(found[2]))
 
 
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else -1
-        if value < least or (most is not None and value > most):
-            bound = f"of {least} or more" if most is None else f"from {least} to {most}"
-            digits = ", of 18 digits at most" if len(text) > 18 else ""
+        if value < minimum or (maximum is not None and value > maximum):
+            bound = f"of {minimum} or more" if maximum is None else f"from {minimum} to {maximum}"
+            digits = ", with up to 18 digits" if len(text) > 18 else ""
             raise ValueError(f"a whole number {bound}{digits}")
         return value
 
@@ -46,14 +46,14 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-# RFC 3986 2; it goes into headers and data sets.
+# RFC 3986 2; the URL is copied into headers and datasets.
 _URL_CHARACTERS = r"(?:[A-Za-z0-9_.~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+"
-# Of a URL with a user and a password, which are used as they are.
+# For a URL with user and password, which are used without decoding.
 _CHARACTERS_OF_A_LOGIN = r"[^\s\x00-\x1f]+"
 
 
 def url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str], str]:
-    """An absolute URL of one of the schemes; also any plain word named among them."""
+    """Return a parser of absolute URLs with one of the schemes, or of the plain words in them."""
     words = [s for s in schemes if not s.endswith("://")]
     starts = tuple(s for s in schemes if s.endswith("://"))
 
@@ -72,15 +72,13 @@ def url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str]
             or not re.fullmatch(_CHARACTERS_OF_A_LOGIN if user else _URL_CHARACTERS, text)
             or ("@" in parts.netloc and not user)
             or (parts.path.strip("/") and not path)
-            # A slash in the name of a virtual host is written %2F.
+            # A slash in the name of a virtual host must be written as %2F.
             or (user and "/" in parts.path.strip("/"))
         ):
             before = "user:password@" if user else ""
             behind = "/vhost" if user else "/path" if path else ""
             forms = [f"{start}{before}host:port{behind}" for start in starts]
-            spelling = (
-                "" if text.isascii() else ", in ASCII: other letters as %XX, in a host as xn--"
-            )
+            spelling = "" if text.isascii() else ", in ASCII: other letters as %XX, hosts as xn--"
             raise ValueError(" or ".join([*words, *forms]) + spelling)
         return text.rstrip("/")
 
@@ -101,17 +99,19 @@ def broker(text: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """For messages about what may be no URL."""
+    """Return the text without a password, for error messages."""
     return re.sub(r"(?s).*@", "…@", url)
 
 
 http_url = url("http://", "https://", path=True)
-"""Without a slash at the end. Raises ValueError, with what would be right, for anything else."""
+"""Parses an http(s) URL and strips a slash at the end. Raises ValueError."""
 
 
 def bucket_name(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", text) or ".." in text:
-        raise ValueError("a bucket name: 3 to 63 of a-z 0-9 . -, first and last a letter or digit")
+        raise ValueError(
+            "a bucket name: 3 to 63 of a-z 0-9 . -, beginning and ending with a letter or digit"
+        )
     return text
 
 
@@ -131,14 +131,14 @@ def some_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
     def parse(text: str) -> tuple[str, ...]:
         given = tuple(word.strip() for word in text.split(","))
         if not set(given) <= set(choices):
-            raise ValueError(f"some of {', '.join(choices)}, with commas between")
+            raise ValueError(f"a comma-separated list from {', '.join(choices)}")
         return given
 
     return parse
 
 
 def origins(text: str) -> tuple[str, ...]:
-    """Exactly as browsers serialise them (RFC 6454 6.2), since they are compared byte by byte."""
+    """Parse origins as browsers serialise them (RFC 6454 6.2), as they are compared bytewise."""
     given = tuple(word.strip() for word in text.split(","))
     for origin in given:
         found = re.fullmatch(
@@ -146,19 +146,18 @@ def origins(text: str) -> tuple[str, ...]:
         )
         if not found or (found[1], found[2]) in (("http", "80"), ("https", "443")):
             raise ValueError(
-                "origins as browsers send them, with commas between, such as "
-                "https://viewer.example: in lower case, without a slash at the end, a default "
-                "port or *"
+                "comma-separated origins as browsers send them, such as https://viewer.example: in "
+                "lower case, without a slash at the end, default port or *"
             )
     return given
 
 
 def header_names(text: str) -> tuple[str, ...]:
-    """RFC 9110 5.1, but for `*`, which would let a page send any."""
+    """Parse header names (RFC 9110 5.1) except `*`, which would allow all headers."""
     given = tuple(word.strip() for word in text.split(","))
     if not all(re.fullmatch(r"[A-Za-z0-9!#$%&'+.^_`|~-]+", name) for name in given):
         raise ValueError(
-            "names of header fields, with commas between, such as traceparent,baggage,sentry-trace"
+            "comma-separated names of header fields, such as traceparent,baggage,sentry-trace"
         )
     return given
 
@@ -170,13 +169,13 @@ def proxies(text: str) -> int | tuple[Network, ...]:
         return tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
     except ValueError:
         raise ValueError(
-            "a number from 0 to 16, or addresses or networks such as 10.0.3.7,fd00::/64 with no "
-            "bits set behind their length"
+            "a number from 0 to 16, or comma-separated addresses or networks without host bits, "
+            "such as 10.0.3.7,fd00::/64"
         ) from None
 
 
 def keys_source(text: str) -> str:
-    """The URL of a JWK Set, or the absolute path of a file."""
+    """Return the URL of a JWK Set, or the absolute path of a file."""
     if "://" not in text:
         return str(Path(text).absolute())
     try:
@@ -209,7 +208,7 @@ def plain_text(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """What is sent in a header field as it is."""
+    """Accept text that can be sent in a header field unchanged."""
     if not re.fullmatch("[!-~]+", text):
         raise ValueError("visible ASCII characters without spaces")
     return text

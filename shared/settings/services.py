@@ -1,4 +1,4 @@
-"""The settings that the API and the worker share: the services they stand on."""
+"""The settings of both API and worker: object store, broker and Workflow Manager."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +18,24 @@ from shared.settings.parsers import (
 )
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""Where prometheus_client keeps its counts when several processes serve as one. It looks on import,
-so this is not declared beside it."""
+"""The variable with the folder in which prometheus_client adds up the metrics of several processes.
+It is here, because prometheus_client reads it on import."""
 
 
 @dataclass(frozen=True)
 class CommonSettings(SettingsSection):
-    """What the API and the worker both read."""
+    """The settings that both API and worker read."""
 
     data: Path = setting(
         "./data",
         absolute_path,
-        "folder of the spool, of the embedded store, and with the `memory` broker of the workflow "
-        "requests",
+        "folder of the spool, of the `folder` object store, and of the workflow requests with the "
+        "`memory` broker",
     )
     object_store: str = setting(
         "folder",
         url("folder", "http://", "https://"),
-        "`folder`, or an S3 store as `http(s)://host:port`",
+        "object store: `folder`, or an S3 store as `http(s)://host:port`",
     )
     object_store_credentials: str = setting(
         "static",
@@ -84,8 +84,8 @@ class CommonSettings(SettingsSection):
     min_free_bytes: int = setting(
         "67108864",
         whole_number(0),
-        "watermark: below this much free disk, the spool's or the folder store's, uploads are "
-        "refused with 507 before their body",
+        "watermark: with less free space on the disk of the spool or of the `folder` store, "
+        "uploads are refused with 507 before their body is read",
     )
     broker: str = setting(
         "memory",
@@ -119,9 +119,9 @@ class CommonSettings(SettingsSection):
     broker_confirm_seconds: int = setting(
         "10",
         whole_number(1, 3600),
-        "how long RabbitMQ may take to confirm a message, beside the time that its bytes take at "
-        "1 Mbit/s. An announcement that is overdue is left to the relay; a workflow request is "
-        "waited for as long as the connection lives, and shown by `/health/ready`",
+        "timeout of RabbitMQ's publisher confirms, plus the time of the message's bytes at "
+        "1 Mbit/s. The relay repeats an overdue event; a worker waits for an overdue workflow "
+        "request until the connection is lost, and `/health/ready` reports it",
     )
     event_exchange: str = setting(
         "stowgate", amqp_name, "exchange of Stowgate's own events, and prefix of its queues"
@@ -135,38 +135,38 @@ class CommonSettings(SettingsSection):
     workflow_manager_queue: str = setting(
         "md.workflow.request",
         amqp_name,
-        "queue that the Workflow Manager declares: while it is missing, requests are held, and "
-        "`/health/ready` says so",
+        "queue that the Workflow Manager declares; while it is missing, no workflow requests are "
+        "sent, and `/health/ready` reports it",
     )
     workflow_manager_dead_letter_exchange: str = setting(
         "monaideploy-dead-letter",
         amqp_name,
-        "exchange that this queue dead-letters to; Stowgate binds a queue of its own there and so "
-        "learns which requests the Workflow Manager refused. While it is missing, `/health/ready` "
-        "reports it",
+        "dead-letter exchange of this queue; Stowgate binds its own queue to it, to receive the "
+        "requests that the Workflow Manager refused. While it is missing, `/health/ready` reports "
+        "it",
     )
     max_upload_seconds: int = setting(
         "21600",
         whole_number(1, 43200),
-        "longest upload; above it 408. What an upload that died leaves is swept after twice this "
-        "time",
+        "maximum duration of an upload; above it 408. The objects of a crashed upload are removed "
+        "after twice this time",
     )
     lease_seconds: int = setting(
         "60",
         whole_number(2, 3600),
-        "how long a worker, or an upload with an `Idempotency-Key`, keeps others waiting when it "
-        "dies",
+        "lease duration: how long other workers wait before they take over from a crashed one; "
+        "also how long an `Idempotency-Key` stays locked after its upload crashed",
     )
     stop_seconds: int = setting(
         "25",
         whole_number(5, 3600),
-        "how long a stop may take, of which uploads under way have four fifths to end; less than "
-        "what kills the process then waits: 30 s on Kubernetes, 10 s with `docker stop`",
+        "maximum duration of a shutdown, of which uploads in progress get four fifths; must be "
+        "less than the grace period before a kill: 30 s on Kubernetes, 10 s with `docker stop`",
     )
     log: str | None = setting(
         None,
         one_of("console", "json"),
-        "`console` or `json`; by default `console` on a terminal, else `json`",
+        "log format: `console` or `json`; default: `console` on a terminal, else `json`",
     )
 
     @property
@@ -175,12 +175,12 @@ class CommonSettings(SettingsSection):
 
     @property
     def workflow_requests(self) -> Path:
-        """Where they are written with the `memory` broker."""
+        """The folder of the workflow requests with the `memory` broker."""
         return self.data / "workflow-requests"
 
     @property
-    def hand_back_seconds(self) -> float:
-        """Of a stop, what a worker has for the payloads that it has in hand."""
+    def payloads_end_seconds(self) -> float:
+        """Part of `stop_seconds` for the payloads in progress to end."""
         return 0.4 * self.stop_seconds
 
     def validate(self) -> None:
@@ -203,8 +203,8 @@ class CommonSettings(SettingsSection):
                 )
         if self.bucket == self.state_bucket:
             raise BadSetting(
-                f"STOWGATE_STATE_BUCKET is {self.bucket!r}, but must be another bucket than "
-                "STOWGATE_BUCKET: the Workflow Manager reads that one"
+                f"STOWGATE_STATE_BUCKET is {self.bucket!r}, but must differ from STOWGATE_BUCKET, "
+                "which the Workflow Manager reads"
             )
         for variable, bucket in (
             ("STOWGATE_BUCKET", self.bucket),
@@ -213,6 +213,6 @@ class CommonSettings(SettingsSection):
             reserved = (self.spool, self.workflow_requests)
             if self.object_store == "folder" and self.data / bucket in reserved:
                 raise BadSetting(
-                    f"{variable} is {bucket!r}, but must be another name: that folder of "
-                    "STOWGATE_DATA is for something else"
+                    f"{variable} is {bucket!r}, but must be another name: Stowgate uses that "
+                    "folder of STOWGATE_DATA for something else"
                 )

@@ -478,7 +478,7 @@ def test_closing_twice_and_without_a_start_is_no_error(broker: Broker) -> None:
 def test_a_consumer_is_started_once(broker: Broker) -> None:
     consumer = broker.consumer()
     consumer.start(Handled())
-    with pytest.raises(RuntimeError, match="started already"):
+    with pytest.raises(RuntimeError, match="already been started"):
         consumer.start(Handled())
 
 
@@ -495,7 +495,7 @@ def test_a_full_memory_queue_refuses_and_takes_again_once_there_is_room() -> Non
     publisher = broker.publisher()
     publisher.publish(message_for(queue))
     publisher.publish(message_for(queue))
-    with pytest.raises(BrokerUnavailable, match="full with 2 messages"):
+    with pytest.raises(BrokerUnavailable, match="has its maximum of 2 messages"):
         publisher.publish(message_for(queue))
     handled = Handled()
     consumer = broker.consumer(queue, concurrency=1)
@@ -577,7 +577,7 @@ def test_a_release_that_declares_other_arguments_works_beside_the_one_before(
         rabbit.consumer().start(handled)
         rabbit.publisher().publish(rabbit.message(b"of the next"))
         eventually(lambda: handled.bodies == [b"of this release", b"of the next"])
-    causes = [entry["cause"] for entry in log if "is used with the arguments" in entry["event"]]
+    causes = [entry["cause"] for entry in log if "is used as it is" in entry["event"]]
     assert len(causes) == 4
     assert all("inequivalent arg" in cause for cause in causes)
     assert any(f"'{rabbit.queue.queue}'" in cause for cause in causes)
@@ -677,7 +677,7 @@ def test_counting_a_queue_that_is_gone_says_so_and_does_not_stop_the_consumer(
 
 @pytest.mark.parametrize("bad", ["memory", "amqp://user:pa/word@host:5672/v", "http://h:1/"])
 def test_a_broker_url_that_cannot_be_read_is_refused_without_quoting_it(bad: str) -> None:
-    with pytest.raises(ValueError, match="URL cannot be read") as raised:
+    with pytest.raises(ValueError, match="URL is not valid") as raised:
         RabbitEventPublisher(bad, topology=[])
     assert "word" not in str(raised.value).replace("password", "")
     assert raised.value.__suppress_context__

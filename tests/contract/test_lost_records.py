@@ -23,7 +23,7 @@ from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
 from shared.ports import ObjectStore, StoredObject
-from shared.records import Records
+from shared.record_store import Records
 from shared.runtime.metrics import WorkerMetrics
 from shared.sweep_cursor import SweepCursor
 from shared.time import utc_now
@@ -31,7 +31,7 @@ from worker.sweeper import Sweeper
 
 GRACE = timedelta(hours=1)
 LEASE = timedelta(seconds=60)
-BEGINS_ANEW = "the sweep begins anew and removes nothing that was uploaded before"
+RESTARTS = "the sweep restarts and keeps everything that was uploaded before"
 
 Backup = dict[str, bytes]
 
@@ -149,7 +149,7 @@ def test_acknowledged_payloads_outlive_a_restore_to_the_moment_before(site: Site
         site.sweep_for(hours=48)
 
     assert site.payloads() == acknowledged
-    (said,) = [entry for entry in log if entry["event"] == BEGINS_ANEW]
+    (said,) = [entry for entry in log if entry["event"] == RESTARTS]
     assert "the state bucket was restored" in said["why"]
     assert not list(site.state.list("pending/"))
 
@@ -182,7 +182,7 @@ def test_acknowledged_payloads_outlive_a_restore_to_an_empty_bucket(site: Site) 
         site.sweep_for(hours=48)
 
     assert site.payloads() == acknowledged
-    assert [entry["event"] for entry in log if entry["log_level"] == "error"] == [BEGINS_ANEW]
+    assert [entry["event"] for entry in log if entry["log_level"] == "error"] == [RESTARTS]
 
 
 def test_acknowledged_payloads_outlive_a_restore_between_two_steps_of_the_sweep(
@@ -217,7 +217,7 @@ def test_payloads_that_a_worker_had_in_hand_outlive_a_restore_that_nothing_confi
         site.sweep_for(hours=48)
 
     assert site.payloads() == acknowledged
-    (said,) = [entry for entry in log if entry["event"] == BEGINS_ANEW]
+    (said,) = [entry for entry in log if entry["event"] == RESTARTS]
     assert min(acknowledged) in said["why"]
 
 
@@ -334,7 +334,7 @@ def test_two_sites_with_one_payloads_bucket_keep_to_their_own(site: Site, tmp_pa
             one.sweep_for(hours=3)
 
     assert site.payloads() == acknowledged
-    assert BEGINS_ANEW not in [entry["event"] for entry in log]
+    assert RESTARTS not in [entry["event"] for entry in log]
 
 
 def test_confirmations_at_the_same_time_do_not_look_like_a_restore(site: Site) -> None:

@@ -18,7 +18,8 @@ from test_object_store import minio_store, put
 from shared.adapters.folder.store import FolderObjectStore
 from shared.ids import PayloadIds
 from shared.ports import ListedObject, ObjectStore, StoredObject
-from shared.records import Records, State, encode, newest_first
+from shared.record_store import Records
+from shared.records import State, encode, newest_first
 
 # Of one state, more than a listing has.
 MANY = 1010

@@ -13,7 +13,8 @@ from versioning import clear_versions, versioned
 
 from shared.adapters.folder.store import FolderObjectStore
 from shared.adapters.s3.store import MinioObjectStore
-from shared.records import Records, State
+from shared.record_store import Records
+from shared.records import State
 from shared.runtime.backends import open_backends
 from shared.settings.loader import load
 from worker.settings import WorkerSettings
@@ -44,7 +45,7 @@ def test_records_go_their_way_in_a_versioned_bucket(store: MinioObjectStore) -> 
     records.replay(settled, RECEIVED_AT + timedelta(hours=1))
     given_up = record()
     assert records.give_up(given_up.payload_id)
-    store.delete([fence.key for fence in records.fences()])
+    store.delete([tombstone.key for tombstone in records.tombstones()])
 
     assert [held.payload_id for held in newest(records, State.OPENED, 9)[0]] == [opened.payload_id]
     assert [held.payload_id for held in newest(records, State.PENDING, 9)[0]] == [failed.payload_id]

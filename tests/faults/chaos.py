@@ -355,9 +355,9 @@ class Report:
             yield columns.format(
                 kind,
                 *(counts[action] for action in ACTIONS),
-                _median_and_most([r.ready_seconds for r in own]),
-                _median_and_most([r.first_success_seconds for r in own]),
-                _median_and_most(self.stop_seconds.get(kind, [])),
+                _median_and_max([r.ready_seconds for r in own]),
+                _median_and_max([r.first_success_seconds for r in own]),
+                _median_and_max(self.stop_seconds.get(kind, [])),
             )
 
     def as_json(self) -> dict[str, Any]:
@@ -379,7 +379,7 @@ def _table(rows: Sequence[tuple[str, object]]) -> Iterator[str]:
         yield f"  {name:<{width}}  {value!s:>8}"
 
 
-def _median_and_most(seconds: Sequence[float | None]) -> str:
+def _median_and_max(seconds: Sequence[float | None]) -> str:
     known = [s for s in seconds if s is not None]
     return f"{statistics.median(known):.1f} / {max(known):.1f}" if known else "-"
 

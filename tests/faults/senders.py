@@ -19,8 +19,8 @@ WORKFLOW = "chaos-of-url"
 # As dicomweb-client, and 500 besides, which several others try again.
 _RETRIED_STATUSES = {408, 429, 500, 503, 504}
 _FIRST_WAIT_SECONDS = 0.2
-_LONGEST_WAIT_SECONDS = 4.0
-_MOST_ATTEMPTS = 60
+_MAX_WAIT_SECONDS = 4.0
+_MAX_ATTEMPTS = 60
 _ANSWER_SECONDS = 25.0
 
 # dicomweb-client sends what is larger in chunks.
@@ -28,11 +28,11 @@ _CHUNKED_ABOVE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
 
 # A UID under 2.25 (PS3.5 B.2) of 39 digits, so that one takes another's place byte for byte.
-_UID_LEAST, _UID_MOST = 10**38, 2**128 - 1
+_UID_MIN, _UID_MAX = 10**38, 2**128 - 1
 
 
 def _uid(rng: random.Random) -> str:
-    return f"2.25.{rng.randint(_UID_LEAST, _UID_MOST)}"
+    return f"2.25.{rng.randint(_UID_MIN, _UID_MAX)}"
 
 
 class Studies:
@@ -144,7 +144,7 @@ class Senders:
     ) -> bool:
         names = list(self.urls)
         rng.shuffle(names)
-        for tried in range(_MOST_ATTEMPTS):
+        for tried in range(_MAX_ATTEMPTS):
             self.may_send(post.number)
             api = names[tried % len(names)]
             attempt, wait_seconds = self._attempt(session, api, post, instances, rng)
@@ -153,7 +153,7 @@ class Senders:
                 return True
             if wait_seconds is None:
                 return False
-            longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2.0**tried)
+            longest = min(_MAX_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2.0**tried)
             time.sleep(max(wait_seconds, longest * rng.uniform(0.5, 1.0)))
         return False
 

@@ -11,7 +11,7 @@ from stowgate_site import Node, S3Bucket, Site, study
 SWEPT_SOON = {"STOWGATE_MAX_UPLOAD_SECONDS": "2", "STOWGATE_SWEEP_SECONDS": "1"}
 GRACE_SECONDS = 4
 
-BEGINS_ANEW = "the sweep begins anew"
+RESTARTS = "the sweep restarts"
 
 
 def _backup(bucket: S3Bucket) -> dict[str, bytes]:
@@ -70,7 +70,7 @@ def test_what_no_worker_had_opened_outlives_a_restore(site: Site) -> None:
     _until_swept(site, worker)
 
     assert acknowledged <= _stored(site)
-    assert BEGINS_ANEW in worker.log()
+    assert RESTARTS in worker.log()
 
 
 def test_what_was_opened_outlives_a_restore_under_running_services(site: Site) -> None:
@@ -86,7 +86,7 @@ def test_what_was_opened_outlives_a_restore_under_running_services(site: Site) -
     _until_swept(site, worker)
 
     assert acknowledged <= _stored(site)
-    assert BEGINS_ANEW in worker.log()
+    assert RESTARTS in worker.log()
 
 
 def test_services_that_all_stop_and_start_again_do_not_look_like_a_restore(site: Site) -> None:
@@ -99,5 +99,5 @@ def test_services_that_all_stop_and_start_again_do_not_look_like_a_restore(site:
     _post(site, api, 3)
     _until_swept(site, worker)
 
-    assert BEGINS_ANEW not in api.log() + worker.log()
+    assert RESTARTS not in api.log() + worker.log()
     reconcile(site)

@@ -64,7 +64,7 @@ def test_a_line_that_falls_silent_in_the_middle_of_a_body_ends_the_put(
         held.wait_reached()
         line.black_hole()
         held.release()
-        with pytest.raises(StoreUnavailable, match="nothing went or came for"):
+        with pytest.raises(StoreUnavailable, match="no bytes in either direction for"):
             sent.result()
 
 

@@ -62,7 +62,7 @@ def test_a_user_created_by_the_command_can_authenticate(tmp_path: Path) -> None:
     ("arguments", "password", "words"),
     [
         (["a:b", "--scope", "read"], PASSWORD, "'a:b' is not a valid user name"),
-        (["a", "--scope", "read"], "short", "8 characters or more"),
+        (["a", "--scope", "read"], "short", "at least 8 characters"),
         (["a", "--scope", "everything"], PASSWORD, "not one of 'store', 'read', 'admin'"),
         (["a"], PASSWORD, "Missing option '--scope'"),
     ],
@@ -84,7 +84,7 @@ def test_a_password_beyond_ascii_causes_a_warning(tmp_path: Path) -> None:
 
     assert made.returncode == 0
     (line,) = made.stderr.splitlines()
-    assert line.startswith("Warning: the password has characters other than ASCII.")
+    assert line.startswith("Warning: the password contains characters other than ASCII.")
     assert password not in made.stderr
     file = tmp_path / "users"
     file.write_text(made.stdout)
@@ -205,12 +205,12 @@ def _jwt(keys: str) -> dict[str, str]:
 def test_check_reports_whether_the_issuer_keys_are_available(tmp_path: Path) -> None:
     with issuing(Key("first")) as issuer:
         settings = {"STOWGATE_DATA": str(tmp_path), **_jwt(issuer.url)}
-        assert "ok        who may enter" in _run("check", **settings).stdout
+        assert "ok        authentication" in _run("check", **settings).stdout
         issuer.status = 500
         failing = _run("check", **settings)
 
     assert failing.returncode == 1
-    assert "wrong     who may enter: could not fetch the issuer's keys" in failing.stdout
+    assert "FAIL      authentication: could not fetch the issuer's keys" in failing.stdout
     assert "responded with status 500" in failing.stdout
 
 
@@ -218,4 +218,4 @@ def test_check_reports_no_authentication_on_a_public_address(tmp_path: Path) -> 
     checked = _run("check", STOWGATE_DATA=str(tmp_path), STOWGATE_LISTEN="0.0.0.0:8080")
 
     assert checked.returncode == 1
-    assert "wrong     who may enter: STOWGATE_LISTEN is '0.0.0.0:8080'" in checked.stdout
+    assert "FAIL      authentication: STOWGATE_LISTEN is '0.0.0.0:8080'" in checked.stdout

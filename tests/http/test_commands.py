@@ -1,4 +1,4 @@
-"""The command `stowgate`, as an operator uses it."""
+"""The command `stowgate`, as operators use it."""
 
 import errno
 import io
@@ -44,7 +44,7 @@ def _run(
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder as one comes from a CD: two instances, a DICOMDIR and other things."""
+    """A folder as on a CD: two instances, a DICOMDIR and another file."""
     folder = tmp_path / "a folder"
     (folder / "IMAGES").mkdir(parents=True)
     for number in range(2):
@@ -66,14 +66,14 @@ def test_send_stores_the_instances_of_a_folder_and_exits_with_0(
     assert payload["file_count"] == 2
 
 
-def test_send_takes_the_base_url_that_other_clients_take(stowgate: Service, files: Path) -> None:
+def test_send_accepts_the_base_url_of_other_clients(stowgate: Service, files: Path) -> None:
     sent = _run("send", files, "--url", f"{stowgate.url}/dicomweb/")
 
     assert sent.returncode == 0, sent.stderr
     assert stowgate.opened(sent.stdout.split()[-1])["route"] == "left-to-workflow-manager"
 
 
-def test_send_names_the_file_that_failed_and_exits_with_1(stowgate: Service, files: Path) -> None:
+def test_send_reports_the_file_that_failed_and_exits_with_1(stowgate: Service, files: Path) -> None:
     good, bad = files / "IMAGES" / "IM0", files / "README.TXT"
 
     sent = _run("send", good, bad, "--url", stowgate.url)
@@ -84,7 +84,7 @@ def test_send_names_the_file_that_failed_and_exits_with_1(stowgate: Service, fil
     assert "DICM" in sent.stdout
 
 
-def test_send_names_a_file_whose_name_is_no_text(stowgate: Service, files: Path) -> None:
+def test_send_reports_a_file_whose_name_is_not_valid_utf_8(stowgate: Service, files: Path) -> None:
     bad = files / os.fsdecode(b"caf\xe9.dcm")
     bad.write_bytes(b"no DICOM")
 
@@ -94,7 +94,7 @@ def test_send_names_a_file_whose_name_is_no_text(stowgate: Service, files: Path)
     assert f"failed: {files}/caf\N{REPLACEMENT CHARACTER}.dcm: " in sent.stdout
 
 
-def test_send_passes_study_workflow_and_vae_on(stowgate: Service, files: Path) -> None:
+def test_send_puts_study_workflow_and_vae_into_the_url(stowgate: Service, files: Path) -> None:
     title = f"AE-{uuid4().hex[:6]}"
     added = _run("vae", "add", title, "--workflow", "w-1", "--url", stowgate.url)
     assert added.returncode == 0, added.stderr
@@ -114,10 +114,10 @@ def test_send_passes_study_workflow_and_vae_on(stowgate: Service, files: Path) -
     [
         (["--workflow", "not legal"], "workflow id"),
         (["--vae", "nobody"], "no Virtual Application Entity"),
-        (["--study", "x"], "no UID"),
+        (["--study", "x"], "is not valid: it must have up to 64 characters"),
     ],
 )
-def test_send_repeats_the_words_of_a_refusal_and_exits_with_2(
+def test_send_reports_the_reason_of_a_refusal_and_exits_with_2(
     stowgate: Service, files: Path, options: list[str], words: str
 ) -> None:
     sent = _run("send", files, "--url", stowgate.url, *options)
@@ -126,7 +126,7 @@ def test_send_repeats_the_words_of_a_refusal_and_exits_with_2(
     assert words in sent.stderr
 
 
-def test_send_says_that_nobody_listens_and_exits_with_2(files: Path) -> None:
+def test_send_reports_that_no_server_listens_and_exits_with_2(files: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         sent = _run("send", files, "--url", f"http://127.0.0.1:{closed.getsockname()[1]}")
@@ -135,13 +135,13 @@ def test_send_says_that_nobody_listens_and_exits_with_2(files: Path) -> None:
     assert "is Stowgate running there?" in sent.stderr
 
 
-def test_send_names_a_file_that_cannot_be_read_and_exits_with_2(
+def test_send_reports_an_unreadable_file_and_exits_with_2(
     monkeypatch: pytest.MonkeyPatch, files: Path
 ) -> None:
     def refused(*_: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    # Tests may run as root, from whom no file is kept.
+    # Tests may run as root, who can read any file.
     monkeypatch.setattr(Path, "open", refused)
     sent = CliRunner().invoke(send, [str(files)])
 
@@ -149,7 +149,9 @@ def test_send_names_a_file_that_cannot_be_read_and_exits_with_2(
     assert "cannot be read: Permission denied" in sent.stderr
 
 
-def test_https_to_an_api_without_tls_is_no_question_of_certificates(stowgate: Service) -> None:
+def test_https_to_an_api_without_tls_is_not_reported_as_a_certificate_error(
+    stowgate: Service,
+) -> None:
     asked = _run("payloads", "list", "--url", stowgate.url.replace("http://", "https://"))
 
     assert (asked.returncode, asked.stdout) == (2, "")
@@ -159,8 +161,8 @@ def test_https_to_an_api_without_tls_is_no_question_of_certificates(stowgate: Se
 
 
 def _run_kept_by_modes(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    """As `_run`, and root is kept out by a file's mode like others: it loses what lets it pass
-    (CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of capabilities(7), by prctl(2))."""
+    """As `_run`, but file modes apply to root too: the process drops CAP_DAC_OVERRIDE and
+    CAP_DAC_READ_SEARCH (capabilities(7), prctl(2))."""
     code = (
         "import ctypes, os, sys\n"
         "for capability in (1, 2): ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)\n"
@@ -177,7 +179,7 @@ def _run_kept_by_modes(*arguments: str | Path) -> "subprocess.CompletedProcess[s
 
 
 @pytest.mark.parametrize("closed", ["IMAGES", "IMAGES/IM1"])
-def test_send_says_what_it_cannot_read_in_a_folder_sends_the_rest_and_exits_with_1(
+def test_send_reports_what_it_cannot_read_in_a_folder_and_sends_the_rest(
     stowgate: Service, files: Path, closed: str
 ) -> None:
     (files / "IM2").write_bytes(new_instance())
@@ -192,10 +194,10 @@ def test_send_says_what_it_cannot_read_in_a_folder_sends_the_rest_and_exits_with
     count = 1 if closed == "IMAGES" else 2
     assert stowgate.opened(sent.stdout.split()[-1])["file_count"] == count
     assert f"{left_out} cannot be read: Permission denied" in sent.stderr
-    assert "left out 1 file or folder that cannot be read" in sent.stderr
+    assert "skipped 1 unreadable file or folder" in sent.stderr
 
 
-def test_send_follows_links_to_folders_and_sends_what_is_in_a_loop_once(
+def test_send_follows_links_to_folders_and_searches_no_folder_twice(
     stowgate: Service, files: Path, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -210,9 +212,7 @@ def test_send_follows_links_to_folders_and_sends_what_is_in_a_loop_once(
     assert sent.stdout.startswith("stored 3 of 3 files\npayload ")
 
 
-def test_send_says_that_a_link_in_a_folder_leads_nowhere_and_exits_with_1(
-    stowgate: Service, files: Path
-) -> None:
+def test_send_reports_a_dangling_link_and_exits_with_1(stowgate: Service, files: Path) -> None:
     (files / "gone").symlink_to(files / "nowhere")
 
     sent = _run("send", files, "--url", stowgate.url)
@@ -221,7 +221,7 @@ def test_send_says_that_a_link_in_a_folder_leads_nowhere_and_exits_with_1(
     assert f"{files / 'gone'} cannot be read: No such file or directory" in sent.stderr
 
 
-def test_send_skips_what_is_no_regular_file_in_a_folder(stowgate: Service, files: Path) -> None:
+def test_send_skips_a_pipe_in_a_folder(stowgate: Service, files: Path) -> None:
     os.mkfifo(files / "pipe")
 
     sent = _run("send", files, "--url", stowgate.url)
@@ -231,7 +231,7 @@ def test_send_skips_what_is_no_regular_file_in_a_folder(stowgate: Service, files
 
 
 @pytest.mark.parametrize("named", ["pipe", "/dev/stdin", "/dev/null"])
-def test_send_refuses_what_is_named_and_no_regular_file(
+def test_send_refuses_a_named_path_that_is_not_a_regular_file(
     stowgate: Service, files: Path, named: str
 ) -> None:
     os.mkfifo(files / "pipe")
@@ -243,7 +243,7 @@ def test_send_refuses_what_is_named_and_no_regular_file(
 
 
 @pytest.mark.parametrize("name", ["dicomdir", "DicomDir"])
-def test_send_skips_a_dicomdir_however_it_is_written(
+def test_send_skips_a_dicomdir_in_upper_or_lower_case(
     stowgate: Service, files: Path, name: str
 ) -> None:
     (files / "DICOMDIR").rename(files / name)
@@ -253,7 +253,7 @@ def test_send_skips_a_dicomdir_however_it_is_written(
     assert sent.stdout.startswith("stored 2 of 2 files\npayload ")
 
 
-def test_send_counts_one_as_one(stowgate: Service, files: Path) -> None:
+def test_send_uses_the_singular_for_one_file(stowgate: Service, files: Path) -> None:
     (files / "DICOMDIR").unlink()
     (files / "IMAGES" / "IM0").unlink()
 
@@ -266,11 +266,11 @@ def test_send_counts_one_as_one(stowgate: Service, files: Path) -> None:
 @pytest.mark.parametrize(
     ("copies", "words"),
     [
-        (1, "1 more is a copy, byte for byte, of one of them"),
-        (2, "2 more are copies, byte for byte, of some of them"),
+        (1, "1 more is an identical copy of one of them"),
+        (2, "2 more are identical copies of some of them"),
     ],
 )
-def test_send_that_stored_all_says_so_and_counts_identical_copies_apart(
+def test_send_counts_identical_copies_separately(
     stowgate: Service, files: Path, copies: int, words: str
 ) -> None:
     for number in range(copies):
@@ -285,19 +285,19 @@ def test_send_that_stored_all_says_so_and_counts_identical_copies_apart(
 
 @contextmanager
 def _answering(status: int, content_type: str | None, body: bytes) -> Iterator[str]:
-    """The URL of a server that takes every POST whole, and says this."""
+    """The URL of a server that gives this answer to every POST."""
 
-    class Saying(Answering):
+    class Fixed(Answering):
         def do_POST(self) -> None:
             self.received()
             self.answer(status, body, **({"Content_Type": content_type} if content_type else {}))
 
-    with serving(Saying) as url:
+    with serving(Fixed) as url:
         yield url
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"00081199":{"vr":"SQ"}}'])
-def test_send_exits_with_1_when_the_answer_says_nothing_of_what_was_sent(
+def test_send_exits_with_1_if_the_answer_does_not_mention_the_files(
     files: Path, body: bytes
 ) -> None:
     with _answering(200, "application/dicom+json", body) as url:
@@ -306,7 +306,7 @@ def test_send_exits_with_1_when_the_answer_says_nothing_of_what_was_sent(
     assert sent.returncode == 1
     assert sent.stdout.splitlines() == [
         "stored 0 of 2 files",
-        "  unknown: the answer says nothing of 2 files; is the URL that of the API?",
+        "  unknown: the answer says nothing about 2 files; is this the URL of the API?",
     ]
 
 
@@ -322,7 +322,7 @@ def test_send_exits_with_1_when_the_answer_says_nothing_of_what_was_sent(
         (204, None, b""),
     ],
 )
-def test_send_says_in_one_line_that_an_answer_is_none_of_a_store_and_exits_with_2(
+def test_send_reports_an_answer_that_is_not_a_store_instances_response(
     files: Path, status: int, content_type: str | None, body: bytes
 ) -> None:
     with _answering(status, content_type, body) as url:
@@ -331,12 +331,10 @@ def test_send_says_in_one_line_that_an_answer_is_none_of_a_store_and_exits_with_
     assert (sent.returncode, sent.stdout) == (2, "")
     (line,) = sent.stderr.splitlines()
     assert f"{url}/dicomweb/studies answered {status}" in line
-    assert "is the URL that of the API?" in line
+    assert "is this the URL of the API?" in line
 
 
-def test_send_repeats_that_there_were_too_many_files_for_one_request(
-    stowgate: Service, tmp_path: Path
-) -> None:
+def test_send_reports_too_many_files_for_one_request(stowgate: Service, tmp_path: Path) -> None:
     instance = new_instance()
     for number in range(MAX_PARTS + 100):
         (tmp_path / f"{number}.dcm").write_bytes(instance)
@@ -347,7 +345,7 @@ def test_send_repeats_that_there_were_too_many_files_for_one_request(
     assert f"413: the request has more parts than the limit of {MAX_PARTS}" in sent.stderr
 
 
-def test_send_names_a_file_that_cannot_be_read_to_its_end_and_exits_with_2(
+def test_send_reports_a_read_error_within_a_file_and_exits_with_2(
     stowgate: Service, monkeypatch: pytest.MonkeyPatch, files: Path
 ) -> None:
     class OnABadDisk(io.BytesIO):
@@ -362,7 +360,7 @@ def test_send_names_a_file_that_cannot_be_read_to_its_end_and_exits_with_2(
     assert f"{bad} cannot be read: Input/output error" in sent.stderr
 
 
-def test_send_without_any_instance_exits_with_2(tmp_path: Path) -> None:
+def test_send_without_a_dicom_file_exits_with_2(tmp_path: Path) -> None:
     assert _run("send", tmp_path).returncode == 2
 
 
@@ -389,7 +387,7 @@ def test_vae_commands_add_list_show_and_remove(stowgate: Service) -> None:
     assert "already" in again.stderr
 
 
-def test_vae_add_says_what_several_workflows_depend_on(stowgate: Service) -> None:
+def test_vae_add_warns_that_several_workflows_depend_on_each_other(stowgate: Service) -> None:
     def add(*workflows: str) -> str:
         given = [word for workflow in workflows for word in ("--workflow", workflow)]
         return _run("vae", "add", f"AE-{uuid4().hex[:6]}", *given, "--url", stowgate.url).stderr
@@ -399,7 +397,7 @@ def test_vae_add_says_what_several_workflows_depend_on(stowgate: Service) -> Non
     assert add("a") == add() == ""
 
 
-def test_vae_add_takes_a_policy(stowgate: Service) -> None:
+def test_vae_add_accepts_a_policy(stowgate: Service) -> None:
     title = f"AE-{uuid4().hex[:6]}"
     ct_image, explicit = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
 
@@ -433,7 +431,7 @@ def test_payloads_commands_list_and_show(stowgate: Service, files: Path) -> None
     assert json.loads(shown.stdout)["workflow_request"]["payload_id"] == payload_id
 
 
-def test_payloads_list_says_that_there_are_older_ones_and_how_to_see_them(tmp_path: Path) -> None:
+def test_payloads_list_prints_the_cursor_of_the_next_page(tmp_path: Path) -> None:
     with running("api", tmp_path) as api:
         ids = [
             api.post("/dicomweb/studies", new_instance(), "application/dicom").headers[
@@ -442,7 +440,7 @@ def test_payloads_list_says_that_there_are_older_ones_and_how_to_see_them(tmp_pa
             for _ in range(3)
         ]
         newest = _run("payloads", "list", "--limit", "2", "--url", api.url)
-        (options,) = re.findall("there are older ones: see them with (.*)\n", newest.stderr)
+        (options,) = re.findall("more: (.*)\n", newest.stderr)
         rest = _run("payloads", "list", *options.split(), "--url", api.url)
 
     listed = [line.split()[0] for line in newest.stdout.splitlines()]
@@ -451,31 +449,31 @@ def test_payloads_list_says_that_there_are_older_ones_and_how_to_see_them(tmp_pa
     assert rest.stderr == ""
 
 
-def test_check_finds_nothing_wrong_with_a_sound_folder(tmp_path: Path) -> None:
+def test_check_passes_with_a_usable_folder(tmp_path: Path) -> None:
     checked = _run("check", data=tmp_path)
 
     assert checked.returncode == 0, checked.stdout
-    assert "wrong" not in checked.stdout
+    assert "FAIL" not in checked.stdout
 
 
-def test_check_tries_the_addresses_and_the_authorities(tmp_path: Path) -> None:
+def test_check_tries_the_addresses_and_the_certificate_authorities(tmp_path: Path) -> None:
     authorities = tmp_path / "authorities.pem"
     authorities.write_text("no certificates")
 
     checked = _run(
         "check",
         data=tmp_path,
-        STOWGATE_LISTEN="203.0.113.1:8080",  # RFC 5737: nobody's
+        STOWGATE_LISTEN="203.0.113.1:8080",  # for documentation (RFC 5737)
         STOWGATE_ALLOW_ANYONE="true",
         STOWGATE_CLIENT_CA=str(authorities),
     )
 
     assert checked.returncode == 1
-    wrong = [line.split()[1] for line in checked.stdout.splitlines() if line.startswith("wrong")]
-    assert wrong == ["STOWGATE_LISTEN:", "STOWGATE_CLIENT_CA:"]
+    failed = [line.split()[1] for line in checked.stdout.splitlines() if line.startswith("FAIL")]
+    assert failed == ["STOWGATE_LISTEN:", "STOWGATE_CLIENT_CA:"]
 
 
-def test_check_beside_a_running_service_takes_its_address_for_right(tmp_path: Path) -> None:
+def test_check_accepts_the_address_of_a_running_service(tmp_path: Path) -> None:
     with running("run", tmp_path) as service:
         address = service.url.removeprefix("http://")
         checked = _run("check", data=tmp_path, STOWGATE_LISTEN=address)
@@ -483,7 +481,7 @@ def test_check_beside_a_running_service_takes_its_address_for_right(tmp_path: Pa
     assert checked.returncode == 0, checked.stdout
 
 
-def test_check_says_in_words_what_is_wrong_and_exits_with_1(tmp_path: Path) -> None:
+def test_check_reports_every_failure_and_exits_with_1(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -505,7 +503,7 @@ def test_check_says_in_words_what_is_wrong_and_exits_with_1(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("rule", [True, False])
-def test_check_warns_of_a_versioned_state_bucket_without_a_rule_that_clears_it(
+def test_check_warns_of_a_versioned_state_bucket_without_a_lifecycle_rule(
     tmp_path: Path, object_store_endpoint: ObjectStoreEndpoint, bucket: str, rule: bool
 ) -> None:
     with versioned(object_store_endpoint) as state:
@@ -527,7 +525,7 @@ def test_check_warns_of_a_versioned_state_bucket_without_a_rule_that_clears_it(
 
 
 @pytest.mark.parametrize("command", ["run", "api", "worker", "check"])
-def test_a_bad_setting_stops_the_start_with_one_line(command: str, tmp_path: Path) -> None:
+def test_an_invalid_setting_stops_the_start_with_one_line(command: str, tmp_path: Path) -> None:
     variable = "STOWGATE_WORKER_LISTEN" if command == "worker" else "STOWGATE_LISTEN"
 
     started = _run(command, data=tmp_path, **{variable: "nowhere"})
@@ -541,7 +539,7 @@ def test_a_bad_setting_stops_the_start_with_one_line(command: str, tmp_path: Pat
     ("command", "variable"),
     [("run", "STOWGATE_LISTEN"), ("api", "STOWGATE_LISTEN"), ("worker", "STOWGATE_WORKER_LISTEN")],
 )
-def test_an_address_that_is_taken_stops_the_start_with_one_line(
+def test_an_address_in_use_stops_the_start_with_one_line(
     command: str, variable: str, tmp_path: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -552,7 +550,7 @@ def test_an_address_that_is_taken_stops_the_start_with_one_line(
     (line,) = started.stderr.splitlines()
     assert f"{variable} is '{address}'" in line
     assert line.endswith(
-        "something listens there; stop that, or give another port, or 0 for a free one"
+        "it is in use; stop the other process, or set another port, or 0 for a free one"
     )
 
 
@@ -560,7 +558,7 @@ def test_an_address_that_is_taken_stops_the_start_with_one_line(
     "command",
     [["send", "."], ["vae", "list"], ["payloads", "list"], ["payloads", "replay", "--all"]],
 )
-def test_a_bad_setting_makes_a_command_that_asks_the_api_exit_with_2(command: list[str]) -> None:
+def test_an_invalid_setting_makes_a_client_command_exit_with_2(command: list[str]) -> None:
     asked = _run(*command, STOWGATE_LISTEN="nowhere")
 
     assert asked.returncode == 2
@@ -570,7 +568,7 @@ def test_a_bad_setting_makes_a_command_that_asks_the_api_exit_with_2(command: li
 
 @contextmanager
 def _recording() -> Iterator[tuple[str, list[str]]]:
-    """The URL of a server, and the paths that it was asked for; nothing is there."""
+    """The URL of a server without any resources, and the paths that were requested."""
     asked: list[str] = []
 
     class Recording(Answering):
@@ -581,7 +579,7 @@ def _recording() -> Iterator[tuple[str, list[str]]]:
         yield url, asked
 
 
-def test_a_name_that_is_no_text_is_asked_for_like_any_other(stowgate: Service) -> None:
+def test_a_name_that_is_not_valid_utf_8_is_sent_like_any_other(stowgate: Service) -> None:
     shown = _run("vae", "show", "\udcff", "--url", stowgate.url)
 
     assert shown.returncode == 2
@@ -602,7 +600,7 @@ def test_a_name_that_is_no_text_is_asked_for_like_any_other(stowgate: Service) -
         (["send", ".", "--vae"], ".."),
     ],
 )
-def test_a_name_that_would_make_another_url_is_refused_before_anything_is_asked(
+def test_a_name_that_would_change_the_path_is_refused_before_any_request(
     command: list[str], name: str
 ) -> None:
     with _recording() as (url, asked):
@@ -623,7 +621,7 @@ def test_a_name_that_would_make_another_url_is_refused_before_anything_is_asked(
         (["vae", "copy"], "localhost:8080"),
     ],
 )
-def test_a_url_without_http_or_a_host_is_told_in_one_line(command: list[str], url: str) -> None:
+def test_a_url_without_http_or_host_is_reported_in_one_line(command: list[str], url: str) -> None:
     refused = _run(*command, url)
 
     assert (refused.returncode, refused.stdout) == (2, "")
@@ -631,7 +629,7 @@ def test_a_url_without_http_or_a_host_is_told_in_one_line(command: list[str], ur
     assert f"is '{url}', but must be http://host:port/path or https://host:port/path" in line
 
 
-def test_copying_from_a_server_that_asks_who_is_there_says_which_one_does() -> None:
+def test_vae_copy_reports_that_the_source_requires_authentication() -> None:
     class Asking(Answering):
         def do_GET(self) -> None:
             self.answer(401)
@@ -640,17 +638,17 @@ def test_copying_from_a_server_that_asks_who_is_there_says_which_one_does() -> N
         refused = _run("vae", "copy", source, "--url", "http://127.0.0.1:1")
 
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert f"let this host read {source}/config/vae without a name" in refused.stderr
+    assert f"let this host read {source}/config/vae without authentication" in refused.stderr
 
 
-def test_a_password_in_a_url_is_not_repeated() -> None:
+def test_a_password_in_a_url_is_not_printed() -> None:
     refused = _run("payloads", "list", "--url", "http://all:hidden-word@127.0.0.1:8080")
 
     assert refused.returncode == 2
     assert "hidden-word" not in refused.stderr
 
 
-def test_commands_that_ask_the_api_warn_of_an_unknown_variable(stowgate: Service) -> None:
+def test_client_commands_warn_of_an_unknown_variable(stowgate: Service) -> None:
     listed = _run("vae", "list", "--url", stowgate.url, STOWGATE_CLIENT_USR="typo")
 
     assert listed.returncode == 0
@@ -658,9 +656,9 @@ def test_commands_that_ask_the_api_warn_of_an_unknown_variable(stowgate: Service
     assert "STOWGATE_CLIENT_USR is set, but no setting has that name" in line
 
 
-def test_a_send_that_is_interrupted_exits_with_2(tmp_path: Path) -> None:
+def test_an_interrupted_send_exits_with_2(tmp_path: Path) -> None:
     (tmp_path / "image.dcm").write_bytes(new_instance())
-    # What starts the tests may have SIGINT ignored, which is handed down.
+    # A parent process may ignore SIGINT, which child processes inherit.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from cli.main import main; main()"
@@ -682,16 +680,16 @@ def test_a_send_that_is_interrupted_exits_with_2(tmp_path: Path) -> None:
     assert "interrupted" in said
 
 
-def test_an_api_whose_events_stay_in_its_own_memory_says_so_in_one_line(tmp_path: Path) -> None:
+def test_an_api_with_the_memory_broker_warns_that_no_worker_is_notified(tmp_path: Path) -> None:
     with running("api", tmp_path) as api:
         assert api.get("/health/ready").ok
         warned = [line for line in api.log.read_text().splitlines() if '"warning"' in line]
 
     (line,) = warned
-    assert "STOWGATE_BROKER is memory" in json.loads(line)["event"]
+    assert "STOWGATE_BROKER=memory" in json.loads(line)["event"]
 
 
-def test_every_command_says_how_it_is_used() -> None:
+def test_every_command_prints_its_usage() -> None:
     for command in ("run", "api", "worker", "send", "vae", "payloads", "user", "check"):
         shown = _run(command, "--help")
         assert shown.returncode == 0
@@ -699,14 +697,14 @@ def test_every_command_says_how_it_is_used() -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["vae"], ["payloads"]])
-def test_help_says_in_whole_sentences_what_each_command_does(command: list[str]) -> None:
+def test_help_describes_each_command_in_a_complete_sentence(command: list[str]) -> None:
     _, summaries = _run(*command, "--help").stdout.split("Commands:\n")
 
     for line in summaries.splitlines():
         assert re.fullmatch(r"  [a-z]+ +[A-Z].*[^.]\.", line)
 
 
-def test_run_says_where_to_send_dicom_by_the_url_that_senders_see(tmp_path: Path) -> None:
+def test_run_prints_the_public_url_that_senders_use(tmp_path: Path) -> None:
     public_url = "https://pacs.example/stow"
     with running("run", tmp_path, STOWGATE_PUBLIC_URL=public_url) as service:
         assert service.process.stdout
@@ -715,7 +713,7 @@ def test_run_says_where_to_send_dicom_by_the_url_that_senders_see(tmp_path: Path
     assert told.split() == ["send", "DICOM", "to", f"{public_url}/dicomweb/studies"]
 
 
-def test_a_stopped_run_exits_cleanly_and_a_new_one_knows_what_was(tmp_path: Path) -> None:
+def test_a_restarted_run_finds_the_payloads_of_the_previous_one(tmp_path: Path) -> None:
     with running("run", tmp_path) as first:
         answer = first.post("/dicomweb/studies", new_instance(), "application/dicom")
         payload_id = answer.headers["X-Payload-ID"]
@@ -727,14 +725,14 @@ def test_a_stopped_run_exits_cleanly_and_a_new_one_knows_what_was(tmp_path: Path
 
 
 def _hang_up(service: Service) -> None:
-    """As a terminal does that is closed, which tells every process it has."""
+    """Send SIGHUP to every process, as a closing terminal does."""
     for process_id in service.process_ids():
         os.kill(process_id, signal.SIGHUP)
 
 
 @contextmanager
 def _hang_up_means(action: signal.Handlers) -> Iterator[None]:
-    """To what is started meanwhile."""
+    """Set the disposition of SIGHUP that child processes inherit."""
     before = signal.signal(signal.SIGHUP, action)
     try:
         yield
@@ -744,7 +742,7 @@ def _hang_up_means(action: signal.Handlers) -> Iterator[None]:
 
 @pytest.fixture
 def attached() -> Iterator[None]:
-    """What is started is as a terminal starts it, though the tests may be detached themselves."""
+    """Child processes react to SIGHUP, even if the tests run under nohup(1)."""
     with _hang_up_means(signal.SIG_DFL):
         yield
 
@@ -762,7 +760,7 @@ def test_a_service_ends_with_its_terminal(command: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def detached() -> Iterator[None]:
-    """What is started is as nohup(1) starts it."""
+    """Child processes ignore SIGHUP, as under nohup(1)."""
     with _hang_up_means(signal.SIG_IGN):
         yield
 
@@ -782,7 +780,7 @@ def test_a_detached_service_outlives_its_terminal(command: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_that_asks_gunicorn_for_other_processes_is_ignored(
+def test_signals_that_change_the_number_of_gunicorn_processes_are_ignored(
     stowgate: Service, number: int
 ) -> None:
     assert stowgate.get("/health/live").status_code == 200
@@ -792,7 +790,7 @@ def test_a_signal_that_asks_gunicorn_for_other_processes_is_ignored(
     assert int(ignored, 16) >> (number - 1) & 1
 
 
-def test_what_was_stored_but_not_opened_is_opened_by_the_next_start(tmp_path: Path) -> None:
+def test_a_pending_payload_is_opened_after_the_next_start(tmp_path: Path) -> None:
     with running("api", tmp_path) as api:
         answer = api.post("/dicomweb/studies", new_instance(), "application/dicom")
         payload_id = answer.headers["X-Payload-ID"]
@@ -804,7 +802,7 @@ def test_what_was_stored_but_not_opened_is_opened_by_the_next_start(tmp_path: Pa
         wait_for(lambda: pair.metric("stowgate_announced_again_total"))
 
 
-def test_two_processes_of_one_api_count_as_one(tmp_path: Path) -> None:
+def test_the_metrics_of_two_api_processes_are_added_up(tmp_path: Path) -> None:
     with running("api", tmp_path, STOWGATE_API_PROCESSES="2") as api:
         for _ in range(10):
             assert api.post("/dicomweb/studies", new_instance(), "application/dicom").ok
@@ -815,7 +813,7 @@ def test_two_processes_of_one_api_count_as_one(tmp_path: Path) -> None:
         wait_for(all_counted, seconds=10)
 
 
-def test_a_full_disk_of_temporary_files_ends_no_process_of_an_api(tmp_path: Path) -> None:
+def test_a_full_disk_of_temporary_files_crashes_no_api_process(tmp_path: Path) -> None:
     with (
         small_disk(tmp_path / "small", mebibytes=1) as disk,
         running("api", tmp_path / "data", STOWGATE_API_PROCESSES="2", TMPDIR=str(disk)) as api,

@@ -227,7 +227,7 @@ def test_a_sender_over_its_rate_limit_gets_429_before_its_body(tmp_path: Path) -
 
         assert status == 429
         assert 1 <= int(headers["Retry-After"]) <= 30
-        assert "the limit of requests from this address is 2 a minute" in words
+        assert "rate limit exceeded: 2 requests per minute from this address" in words
         assert service.get("/health/live").status_code == 200
 
 
@@ -311,7 +311,7 @@ def test_a_store_past_its_watermark_is_507_before_the_body(tmp_path: Path) -> No
         status, _, words = _refusal(sock)
 
         assert status == 507
-        assert "monaideploy: its disk has less free than STOWGATE_MIN_FREE_BYTES" in words
+        assert "monaideploy: its disk has less free space than STOWGATE_MIN_FREE_BYTES" in words
         assert _kept(service) == []
         ready = service.get("/health/ready")
         assert (ready.status_code, ready.json()["status"]) == (200, "degraded")

@@ -72,10 +72,10 @@ def _problem(answer: Any, status: int) -> str:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/dicomweb/studies/" + "1" * 65, "no UID"),
-        ("/dicomweb/studies/1.2.x", "no UID"),
-        ("/dicomweb/studies/1..2", "no UID"),
-        ("/dicomweb/studies/..%2F..", "no UID"),
+        ("/dicomweb/studies/" + "1" * 65, "the Study Instance UID in the URL is not valid"),
+        ("/dicomweb/studies/1.2.x", "the Study Instance UID in the URL is not valid"),
+        ("/dicomweb/studies/1..2", "the Study Instance UID in the URL is not valid"),
+        ("/dicomweb/studies/..%2F..", "the Study Instance UID in the URL is not valid"),
         ("/dicomweb/vae/nobody/studies", "no Virtual Application Entity"),
         ("/dicomweb/vae/sixteen-letters-/studies", "no Virtual Application Entity"),
         ("/dicomweb/vae/studies", "workflow id"),

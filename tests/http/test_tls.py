@@ -310,7 +310,7 @@ def test_an_invalid_authorities_file_is_reported_in_one_line(
 @pytest.mark.parametrize(
     ("command", "certificate", "key", "words"),
     [
-        ("run", "certificate", None, "need each other"),
+        ("run", "certificate", None, "must be set together"),
         ("api", "missing", "key", "STOWGATE_TLS_CERTIFICATE is '"),
         ("run", "certificate", "missing", "STOWGATE_TLS_KEY is '"),
         ("run", "key", "key", "PEM files"),

@@ -175,8 +175,8 @@ def test_the_workflow_manager_is_asked_only_where_its_certificate_is_vouched_for
     [
         ({"status": 401, "body": b"{}"}, "answered 401"),
         ({"status": 302, "body": b""}, "answered 302"),
-        ({"body": SECRET.encode()}, "something other than JSON"),
-        ({"body": b'{"data": []}'}, "something other than a list"),
+        ({"body": SECRET.encode()}, "not JSON"),
+        ({"body": b'{"data": []}'}, "not a list"),
         ({"body": b"[" + b" " * (8 << 20) + b"]"}, "more than 8388608 bytes"),
     ],
 )
@@ -228,7 +228,7 @@ def test_many_looks_at_once_while_it_is_silent_keep_nobody_else_waiting(tmp_path
         hold.set()
     words = [answer["workflow_instances_error"] for answer in answers]
     assert len(words) == 12
-    assert any("is being asked about other payloads" in text for text in words)
+    assert any("too many concurrent queries" in text for text in words)
 
 
 @pytest.mark.parametrize(
@@ -274,4 +274,4 @@ def test_check_asks_the_workflow_managers_api(tmp_path: Path) -> None:
 
     with serving(_answering()) as url:
         assert "ok        API of the Workflow Manager" in check(url)
-    assert "wrong     API of the Workflow Manager: " in check("http://127.0.0.1:1")
+    assert "FAIL      API of the Workflow Manager: " in check("http://127.0.0.1:1")

@@ -1,4 +1,4 @@
-"""Messages as files, for the embedded run: where workflow requests can be read by a person."""
+"""Messages as files, for the embedded run, where people can read the workflow requests."""
 
 import errno
 import os
@@ -17,10 +17,10 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class FolderEventPublisher:
-    """Writes each message to `{folder}/{message_id}.json`, over an earlier one of the same id.
+    """Writes each message to `{folder}/{message_id}.json`, over an earlier one with the same id.
 
-    The file holds `{"properties": {...}, "body": {...}}`, indented UTF-8 JSON, and is there whole
-    or not at all. Raises ValueError for a message id that is no plain file name, or a body that is
+    The file holds `{"properties": {...}, "body": {...}}`, indented UTF-8 JSON, and is written
+    atomically. Raises ValueError for a message id that is not a plain file name, or a body that is
     not JSON.
     """
 
@@ -68,7 +68,7 @@ class FolderEventPublisher:
             raise self._unavailable(error) from error
 
     def close(self) -> None:
-        """Nothing is held open between two messages."""
+        """Does nothing: no file stays open between two messages."""
 
     def _make_folder(self) -> None:
         if not self._folder.is_dir():
@@ -92,10 +92,10 @@ class FolderEventPublisher:
         advice = {
             errno.ENOSPC: "free some space on that disk",
             errno.EDQUOT: "raise the quota or free some space",
-            errno.EACCES: "let this process's user write there",
-            errno.EPERM: "let this process's user write there",
+            errno.EACCES: "give this process's user write permission",
+            errno.EPERM: "give this process's user write permission",
             errno.EROFS: "mount it writable, or choose another folder",
-        }.get(error.errno or 0, "see whether the folder can be written")
+        }.get(error.errno or 0, "check that the folder is writable")
         return BrokerUnavailable(
             f"cannot write to {self._folder}: {error.strerror or error}; {advice}"
         )

@@ -1,12 +1,12 @@
-"""The object store on a folder, for one machine: what it promises is S3's promise, kept with POSIX.
+"""The object store in a folder of one machine: the guarantees of S3, by means of POSIX.
 
-Everything is written to `.tmp/` first, made durable, and then moved to its name in one step; names
-that begin with a dot are the store's own. Whatever changes a name in the bucket does so under one
-`flock`, which ends with the process that held it.
+Every object is written to `.tmp/`, made durable, and then moved to its name in one step. Names that
+begin with a dot belong to the store. Every change of a name in the bucket holds one `flock`, which
+the system releases when its process ends.
 
-Two fsyncs make an object durable: of the file, and of its folder. The folders above, where they are
-new, came first, and a journal is written in its order (ext4, XFS, Btrfs). What was deleted may come
-back after a power failure.
+Two fsyncs make an object durable: of the file, and of its folder. New folders above were created
+earlier, and a journal is written in order (ext4, XFS, Btrfs). A deleted object may reappear after a
+power failure.
 """
 
 import errno
@@ -39,22 +39,21 @@ _LEFTOVER_SECONDS = 3600.0
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {
-    errno.EACCES: "this user may not; look at the owner and mode of the folder",
-    errno.EPERM: "the file system does not allow it; look at the folder, and whether it is local",
-    errno.EROFS: "the file system is read-only; look at its mount",
-    errno.ENOENT: "the bucket is not there; could it not be made, or is its disk not mounted? "
-    "(STOWGATE_DATA)",
-    errno.ENOTDIR: "an object is in the way, its key being the beginning of this one",
-    errno.EEXIST: "an object is in the way, its key being the beginning of this one",
-    errno.EISDIR: "there are objects whose keys begin with this one and a slash",
+    errno.EACCES: "check the owner and mode of the folder",
+    errno.EPERM: "the file system does not allow it; check the folder, and that its disk is local",
+    errno.EROFS: "the file system is read-only; check its mount",
+    errno.ENOENT: "the bucket does not exist; check STOWGATE_DATA, and that its disk is mounted",
+    errno.ENOTDIR: "the key of an existing object is a prefix of this one; use another key",
+    errno.EEXIST: "the key of an existing object is a prefix of this one; use another key",
+    errno.EISDIR: "existing objects have keys that begin with this one and a slash",
 }
 
 
 class FolderObjectStore:
     """One bucket in the folder `root`. Safe between threads and between processes.
 
-    `min_free_bytes` is the watermark: with less than that free, `check_room` raises. Content types
-    are not kept. A version is the SHA-256 of the object's bytes.
+    `min_free_bytes` is the watermark: with less free space, `check_room` raises. Content types are
+    not stored. A version is the SHA-256 of the object's bytes.
     """
 
     def __init__(self, root: Path, *, min_free_bytes: int = 0) -> None:
@@ -64,7 +63,7 @@ class FolderObjectStore:
         self._lock = root / ".lock"
 
     def prepare(self) -> None:
-        """Create the bucket where it is missing, and remove what killed processes left behind."""
+        """Create the bucket if it is missing, and remove temporary files of killed processes."""
         with self._typed("prepare the bucket"):
             if not self._root.is_dir():
                 self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -74,8 +73,8 @@ class FolderObjectStore:
             sync_folder(self._root)
             now = time.time()
             for leftover in self._temporary.iterdir():
-                with suppress(FileNotFoundError):  # gone meanwhile: finished, or removed by another
-                    # One from long after now was left when the clock was ahead.
+                with suppress(FileNotFoundError):  # moved or removed by another process
+                    # A time in the future shows that a clock was ahead.
                     if abs(now - leftover.stat().st_mtime) > _LEFTOVER_SECONDS:
                         leftover.unlink()
 
@@ -85,18 +84,18 @@ class FolderObjectStore:
         data: BinaryIO,
         size_bytes: int,
         content_type: str,  # noqa: ARG002 - a file has none
-        sha256: str | None = None,  # noqa: ARG002 - nothing lies between
+        sha256: str | None = None,  # noqa: ARG002 - no network that could corrupt the data
     ) -> None:
-        """Write `size_bytes` from `data`, all or nothing, over what may be there.
+        """Write `size_bytes` from `data`, all or nothing, over any existing object.
 
-        Raises `ValueError` where `data` ends early; what `data` raises passes through.
+        Raises `ValueError` if `data` ends early. Errors of `data` pass through.
         """
         path = self._path(key)
         with self._written(_pieces(data, size_bytes), f"put {key}") as temporary:
             self._place(path, f"put {key}", lambda: temporary.move(path))
 
-    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:  # noqa: ARG002
-        """Nothing is written before all of `data` is there: on one disk nothing is gained by it."""
+    def begin(self, key: str, data: BinaryIO, content_type: str, max_bytes: int) -> Writing:  # noqa: ARG002
+        """Write only in `finish`: on one disk, an early start gains nothing."""
         check_key(key)
         return _PutAtTheEnd(lambda size_bytes: self.put(key, data, size_bytes, content_type))
 
@@ -106,7 +105,7 @@ class FolderObjectStore:
         data: bytes,
         content_type: str,  # noqa: ARG002 - a file has none
     ) -> str:
-        """Write only where nothing is, and return the version. Raises `VersionConflict`."""
+        """Write a new object, and return its version. Raises `VersionConflict`."""
         path = self._path(key)
         with self._written([data], f"create {key}") as temporary:
             is_ours = False
@@ -117,17 +116,16 @@ class FolderObjectStore:
                     os.link(temporary.path, path)
                     is_ours = True
                 except FileExistsError as error:
-                    raise VersionConflict(f"{self._root}: {key} exists already") from error
+                    raise VersionConflict(f"{self._root}: {key} already exists") from error
 
             try:
                 self._place(path, f"create {key}", link)
             except StowgateError as error:
-                # Whoever looks whether it was written all the same must not find what no disk has.
+                # The object is visible but not durable: a caller that checks must not find it.
                 if is_ours:
                     try:
                         os.unlink(path)
                     except OSError:
-                        # It shows, and may be on no disk: nobody is to look for it and believe it.
                         raise StoreRefused(f"{error}, and {key} cannot be removed again") from error
                 raise
         return _version(data)
@@ -139,7 +137,7 @@ class FolderObjectStore:
         version: str,
         content_type: str,  # noqa: ARG002 - a file has none
     ) -> str:
-        """Write only over that version, and return the new one. Raises `VersionConflict`."""
+        """Replace that version, and return the new one. Raises `VersionConflict`."""
         path = self._path(key)
         with self._written([data], f"replace {key}") as temporary:
 
@@ -147,16 +145,16 @@ class FolderObjectStore:
                 try:
                     found = _version(_read(path))
                 except FileNotFoundError as error:
-                    raise VersionConflict(f"{self._root}: there is no {key} any more") from error
+                    raise VersionConflict(f"{self._root}: {key} no longer exists") from error
                 if found != version:
-                    raise VersionConflict(f"{self._root}: {key} has another version by now")
+                    raise VersionConflict(f"{self._root}: {key} has a newer version")
                 temporary.move(path)
 
             self._place(path, f"replace {key}", swap)
         return _version(data)
 
     def get(self, key: str) -> StoredObject:
-        """Read a whole small object. Raises `ObjectMissing`."""
+        """Read a small object. Raises `ObjectMissing`."""
         with self._reading(key) as path:
             data = _read(path)
         return StoredObject(data, _version(data))
@@ -164,21 +162,21 @@ class FolderObjectStore:
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Read `length` bytes from offset `start`, fewer at the end. Raises `ObjectMissing`."""
         if start < 0 or length < 0:
-            raise ValueError(f"no such range: {length} bytes from {start}")
+            raise ValueError(f"invalid range: {length} bytes from {start}")
         with self._reading(key) as path, _opened(path) as file:
             return os.pread(file, length, start)
 
     def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
-        """Every object under `prefix` behind `after`, in the byte order of whole keys, as S3 does.
+        """Yield every object under `prefix` after `after`, in the byte order of keys, as S3 does.
 
-        Reads the names of one folder at a time, and of none that lies before `after`.
+        Reads the names of one folder at a time, and skips folders before `after`.
         """
         check_prefix(prefix)
         self._require_bucket(f"list {prefix!r}")
         return self._walk(prefix, after)
 
     def folders(self, after: str) -> Iterator[str]:
-        """The names of the folders at the top behind `after`, in order."""
+        """Yield the names of the top folders after `after`, in order."""
         self._require_bucket("list")
         with self._typed("list"):
             names = _names(self._root)
@@ -186,7 +184,7 @@ class FolderObjectStore:
         return _in_order([name for name in folders if name > after])
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove these and the folders that they leave empty; nothing there is no error."""
+        """Remove the objects and the folders that become empty; ignore missing objects."""
         failure: StowgateError | None = None
         for key in keys:
             try:
@@ -204,22 +202,25 @@ class FolderObjectStore:
             self._remove_empty_folders(key)
 
     def check_room(self) -> None:
-        """Raises `StoreFull` where fewer than `min_free_bytes` are free to this user."""
-        with self._typed("look at the free space"):
+        """Raise `StoreFull` if fewer than `min_free_bytes` are free for this user."""
+        with self._typed("check the free space"):
             if not has_room(self._root, self._min_free_bytes):
                 raise StoreFull(
-                    f"{self._root}: its disk has less free than STOWGATE_MIN_FREE_BYTES, which is "
-                    f"{self._min_free_bytes}; free some space"
+                    f"{self._root}: its disk has less free space than STOWGATE_MIN_FREE_BYTES, "
+                    f"which is {self._min_free_bytes}; free some space"
                 )
 
     def ping(self) -> None:
-        """Return when the bucket is there and can be written to."""
+        """Return if the bucket exists and is writable."""
         self._require_bucket("reach the bucket")
         if not os.access(self._temporary, os.W_OK | os.X_OK):
-            raise StoreRefused(f"{self._root}: cannot be written to by user {os.geteuid()}")
+            raise StoreRefused(
+                f"{self._root}: user {os.geteuid()} lacks write permission; check the owner and "
+                "mode of the folder"
+            )
 
     def keeps_removed(self) -> bool:
-        """A folder has no versions."""
+        """Return False: a folder has no versions."""
         return False
 
     def _path(self, key: str) -> str:
@@ -227,7 +228,7 @@ class FolderObjectStore:
         return f"{self._root}/{key}"
 
     def _require_bucket(self, doing: str) -> None:
-        # An unmounted disk must not look like an empty bucket.
+        # An unmounted disk must not be mistaken for an empty bucket.
         with self._typed(doing):
             os.stat(self._temporary)
 
@@ -241,7 +242,7 @@ class FolderObjectStore:
                 raise StoreFull(f"{what}; free some space or give the store more") from error
             if error.errno in _REFUSED:
                 raise StoreRefused(f"{what}; {_REFUSED[error.errno]}") from error
-            raise StoreUnavailable(f"{what}; look at the disk and the system log") from error
+            raise StoreUnavailable(f"{what}; check the disk and the system log") from error
 
     @contextmanager
     def _reading(self, key: str) -> Iterator[str]:
@@ -251,13 +252,13 @@ class FolderObjectStore:
                 yield path
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
                 self._require_bucket(f"read {key}")
-                raise ObjectMissing(f"{self._root}: there is no {key}") from error
+                raise ObjectMissing(f"{self._root}: {key} does not exist") from error
 
     @contextmanager
     def _written(self, pieces: Iterable[bytes], doing: str) -> Iterator["_Temporary"]:
-        """A durable temporary file of these pieces, gone afterwards.
+        """Yield a durable temporary file of the pieces, and remove it afterwards.
 
-        What the source of the pieces raises is not the store's failure and stays as it is.
+        Errors of the source of the pieces are not the store's, and pass through.
         """
         temporary = _Temporary(f"{self._temporary}/{uuid.uuid4().hex}")
         with self._typed(doing):
@@ -274,7 +275,7 @@ class FolderObjectStore:
             yield temporary
         finally:
             if not temporary.has_moved:
-                with suppress(OSError):  # `prepare` removes it some day
+                with suppress(OSError):  # `prepare` removes it later
                     os.unlink(temporary.path)
 
     def _place(self, path: str, doing: str, move: Callable[[], None]) -> None:
@@ -285,7 +286,7 @@ class FolderObjectStore:
             except FileNotFoundError:
                 os.makedirs(folder, exist_ok=True)
                 move()
-        # Where the folder is gone, so is the object: deleted since.
+        # If the folder is gone, the object has been deleted since.
         with self._typed(doing), suppress(FileNotFoundError):
             sync_folder(folder)
 
@@ -299,11 +300,11 @@ class FolderObjectStore:
             os.close(file)
 
     def _remove_empty_folders(self, key: str) -> None:
-        """Remove the folder of that key and those above it as far as they are empty."""
+        """Remove the key's folder and its parents, as far as they are empty."""
         while folder := os.path.dirname(key):
             try:
                 os.rmdir(f"{self._root}/{folder}")
-            except OSError:  # not empty; and an empty one that stays harms nobody
+            except OSError:  # not empty; an empty folder that remains does no harm
                 break
             key = folder
 
@@ -351,7 +352,7 @@ class _PutAtTheEnd:
 
 
 def _names(folder: Path) -> list[str]:
-    """The names in a folder, those of folders with a `/` behind them."""
+    """Return the names in a folder; those of folders end with a `/`."""
     try:
         with os.scandir(folder) as entries:
             return [
@@ -368,9 +369,9 @@ def _is_above(key: str, after: str) -> bool:
 
 
 def _in_order(names: list[str]) -> Iterator[str]:
-    """These in the order of S3; who takes a few of a million does not pay for sorting all.
+    """Yield the names in the order of S3; a heap avoids sorting all names for the first few.
 
-    Code points sort as their UTF-8 bytes do, and with its `/` a folder sorts as the keys below it.
+    Code points sort like their UTF-8 bytes, and a folder with its `/` sorts like the keys below it.
     """
     heapify(names)
     while names:
@@ -397,7 +398,7 @@ def _opened(path: str) -> Iterator[int]:
 
 
 def _read(path: str) -> bytes:
-    """Without what Python's own files ask the system besides."""
+    """Read a file without the further system calls of Python's file objects."""
     with _opened(path) as file:
         return b"".join(iter(lambda: os.read(file, _PIECE_BYTES), b""))
 

@@ -1,4 +1,4 @@
-"""A connection to RabbitMQ that is made again for ever, and what is declared on it."""
+"""A connection to RabbitMQ that reconnects forever, and declares queues and exchanges."""
 
 import random
 import re
@@ -34,36 +34,36 @@ from shared.errors import BrokerUnavailable
 
 T = TypeVar("T")
 
-# RabbitMQ sends something twice in this time.
+# RabbitMQ sends at least two frames in this time.
 _HEARTBEAT_SECONDS = 10
-# A broker in alarm lives and sends heartbeats. What was sent to it before it said so is published
-# once more after each connection that is dropped, so that is not done while the alarm may pass.
+# A broker in alarm still sends heartbeats. Dropping the connection would publish unconfirmed
+# messages again, so this waits until the alarm has very likely ended.
 _BLOCKED_CONNECTION_TIMEOUT_SECONDS = 3600
 _TICK_SECONDS = 1.0
-# Ticks and not seconds, as this process may be what stood still.
+# Ticks, not seconds, as this process itself may have been paused.
 _MAX_SILENT_TICKS = 10
 _TCP_CONNECT_TIMEOUT_SECONDS = 3
 _HANDSHAKE_TIMEOUT_SECONDS = 10
-# Of each answer to what is declared.
+# For each answer to a declaration.
 _SET_UP_TIMEOUT_SECONDS = 10
 _FIRST_BACK_OFF_SECONDS = 0.2
-_LONGEST_BACK_OFF_SECONDS = 10.0
-# Each holds a channel until it is answered after all.
+_MAX_BACK_OFF_SECONDS = 10.0
+# Each keeps a channel open until its answer arrives.
 _MAX_UNANSWERED = 8
 
-# AMQP 0-9-1, 1.2 (reply codes). RabbitMQ gives it for a declaration with other arguments than
-# what exists has, and for a message that is too large.
+# AMQP 0-9-1, 1.2 (reply codes). RabbitMQ sends it for a declaration whose arguments differ from the
+# existing ones, and for a message that is too large.
 PRECONDITION_FAILED = 406
 NOT_FOUND = 404
 
 
 class RabbitConnection:
-    """One AMQP connection with one channel, made again for ever by an I/O thread of its own.
+    """One AMQP connection with one channel, which its own I/O thread opens again forever.
 
-    Whatever goes wrong with that channel or the set-up drops the connection too, so there is one
-    way to recover. So does a broker from which nothing comes, not even a heartbeat. All callbacks
-    run on the I/O thread, as does every method here whose docstring says so; the others are for any
-    thread.
+    Any failure of the channel or of the set-up drops the connection, so there is one way to
+    recover. The connection is also dropped when nothing arrives from the broker, not even a
+    heartbeat. All callbacks run on the I/O thread, and so must the methods whose docstrings say so;
+    the others can be called from any thread.
 
     `topology` is declared on every connect; what exists with other arguments is used as it is, lest
     a release that changes one cannot work beside an earlier one. `set_up` then gets the channel,
@@ -112,7 +112,7 @@ class RabbitConnection:
         self._down_since = datetime.now(UTC)
         self._down_cause = "never connected"
 
-        # From here on only the I/O thread's.
+        # The fields below belong to the I/O thread.
         self._connection: Any = None
         self._attempt_failed = False
         self._failed_attempts = 0
@@ -126,7 +126,7 @@ class RabbitConnection:
         self._unanswered: set[Channel] = set()
 
     def start(self) -> None:
-        """Start the I/O thread where it does not run yet."""
+        """Start the I/O thread, unless it is running."""
         with self._lock:
             if self._thread is None and not self._closing.is_set():
                 self._down_since = datetime.now(UTC)
@@ -136,8 +136,7 @@ class RabbitConnection:
                 self._thread = thread
 
     def call(self, callback: Callable[[], None]) -> bool:
-        """Run it on the I/O thread, behind all that was handed over before; False where that does
-        not run."""
+        """Queue `callback` for the I/O thread; return False if that is not running."""
         with self._lock:
             if self._loop is None:
                 return False
@@ -145,16 +144,16 @@ class RabbitConnection:
             return True
 
     def require(self, grace_seconds: float) -> None:
-        """Return when the connection is usable, else raise `BrokerUnavailable` at once.
+        """Return if the connection is usable, else raise `BrokerUnavailable`.
 
-        Only while the first attempt of this process is under way does it wait, `grace_seconds`.
+        Waits up to `grace_seconds`, but only for the first connection attempt of this process.
         """
         self.start()
         self._first_attempt_done.wait(grace_seconds)
         self.usable_channel()
 
     def usable_channel(self) -> Channel:
-        """The channel; raises `BrokerUnavailable` while there is none or the broker blocks it."""
+        """Return the channel. Raises `BrokerUnavailable` without one, or if the broker blocks."""
         channel, blocked_cause = self.channel, self._blocked_cause
         if channel is None:
             advice = "is it running, and is STOWGATE_BROKER right?"
@@ -177,10 +176,11 @@ class RabbitConnection:
     def ask(
         self, question: Callable[[Channel, Callable[[T], None]], None], deadline_seconds: float
     ) -> T:
-        """Ask on a channel of its own, because a refusal closes the channel it comes on.
+        """Ask the broker on a new channel, as a refusal closes the channel.
 
-        `question` gets that channel and whom to give the answer to. Raises `BrokerUnavailable`. A
-        broker that sends heartbeats and leaves many questions unanswered is taken for dead.
+        `question` receives the channel and a callback for the answer. Raises `BrokerUnavailable`.
+        The connection is dropped if the broker leaves many questions unanswered, even if it sends
+        heartbeats.
         """
         deadline = time.monotonic() + deadline_seconds
         self.require(deadline_seconds)
@@ -210,7 +210,7 @@ class RabbitConnection:
         def give_up() -> None:
             for channel in channels:
                 close_channel(channel)
-                if not channel.is_closed:  # pika closes it behind the answer that is missing
+                if not channel.is_closed:  # pika closes it only after the missing answer
                     self._unanswered.add(channel)
             if len(self._unanswered) > _MAX_UNANSWERED:
                 self._sever(f"it has not answered {len(self._unanswered)} questions")
@@ -227,7 +227,7 @@ class RabbitConnection:
         on_open: Callable[[Channel], None],
         on_closed: Callable[[Channel, Exception], None],
     ) -> Channel:
-        """Open one more channel, for what the broker may refuse; on the I/O thread.
+        """Open a channel for a request that the broker may refuse; on the I/O thread.
 
         Raises `BrokerUnavailable`.
         """
@@ -240,15 +240,15 @@ class RabbitConnection:
         return channel
 
     def drop(self, channel: Channel, cause: str) -> None:
-        """Abandon the connection without a farewell and make a new one; on the I/O thread.
+        """Drop the connection without a handshake and open a new one; on the I/O thread.
 
-        Nothing where `channel` belongs to an earlier connection.
+        Does nothing if `channel` belongs to an earlier connection.
         """
         if channel.connection is self._connection:
             self._sever(cause)
 
     def close(self, deadline_seconds: float) -> None:
-        """Close for good, politely within `deadline_seconds`."""
+        """Close permanently; the handshake gets `deadline_seconds`."""
         with self._lock:
             self._closing.set()
             thread = self._thread
@@ -270,16 +270,16 @@ class RabbitConnection:
             try:
                 loop.start()
             except Exception as error:  # noqa: BLE001 without an I/O thread the service would be cut off
-                # A bug, ours or pika's: nothing of this connection is to be trusted any more.
+                # A bug in this module or in pika: the state of the connection is unknown.
                 self._log.error(
                     "broker connection failed unexpectedly",
                     error=type(error).__name__,
-                    # Not exc_info: some renderers add the locals, with the credentials among them.
+                    # Not exc_info: some renderers print local variables, which hold credentials.
                     traceback="".join(traceback.format_tb(error.__traceback__)),
                 )
                 self._end_loop(loop)
                 self._mark_down("a bug in the broker connection, see the log")
-                self._closing.wait(_LONGEST_BACK_OFF_SECONDS)
+                self._closing.wait(_MAX_BACK_OFF_SECONDS)
             else:
                 self._end_loop(loop)
 
@@ -338,7 +338,7 @@ class RabbitConnection:
         self._expect_set_up(connection)
 
     def _declare(self, connection: pika.SelectConnection) -> None:
-        """Go on with what is not declared yet, on a channel that a refusal may close."""
+        """Declare the rest of the topology, on a channel that a refusal may close."""
         channel = connection.channel(on_open_callback=self._declare_next)
         channel.add_on_close_callback(self._on_declaring_ended)
 
@@ -353,14 +353,14 @@ class RabbitConnection:
             close_channel(channel)
 
     def _on_declared(self, channel: Channel) -> None:
-        if not channel.is_open:  # our own close came in between
+        if not channel.is_open:  # this process has closed it
             return
         self._set_up_steps += 1
         self._undeclared.popleft()
         if self._refused_declaration is not None:
             self._log.warning(
-                "what exists on the broker is used with the arguments it has; delete it while it "
-                "is empty to have it declared anew",
+                "an existing queue or exchange has other arguments and is used as it is; delete it "
+                "while it is empty to have it declared again",
                 cause=self._refused_declaration,
             )
             self._refused_declaration = None
@@ -374,7 +374,7 @@ class RabbitConnection:
             main_channel = connection.channel(on_open_callback=self._on_channel_open)
             main_channel.add_on_close_callback(self._on_channel_closed)
         elif self._refused_declaration is None and is_refusal(error, PRECONDITION_FAILED):
-            # It exists with other arguments, or cannot have these: the passive look tells.
+            # It exists with other arguments, or cannot have these: a passive declaration shows.
             self._refused_declaration = cause_in_words(error)
             self._declare(connection)
         else:
@@ -388,7 +388,7 @@ class RabbitConnection:
 
     def _on_channel_set(self, channel: Channel) -> None:
         self._set_up_steps += 1
-        if channel.is_open:  # not where our own close came in between
+        if channel.is_open:  # unless this process has closed it
             self._set_up(channel, partial(self._on_ready, channel))
 
     def _on_ready(self, channel: Channel) -> None:
@@ -409,7 +409,7 @@ class RabbitConnection:
             self._silent_ticks += 1
         if self._silent_ticks > _MAX_SILENT_TICKS:
             self._sever(
-                f"nothing came from it for {_MAX_SILENT_TICKS * _TICK_SECONDS:g} s, not even a "
+                f"nothing arrived from it for {_MAX_SILENT_TICKS * _TICK_SECONDS:g} s, not even a "
                 "heartbeat"
             )
             return
@@ -417,10 +417,10 @@ class RabbitConnection:
         connection.ioloop.call_later(_TICK_SECONDS, partial(self._tick, connection))
 
     def _expect_set_up(self, connection: pika.SelectConnection) -> None:
-        """pika's own time-outs end with the handshake."""
+        """Drop the connection if the set-up stalls; pika's timeouts cover the handshake only."""
         steps = self._set_up_steps
 
-        def look() -> None:
+        def check() -> None:
             if connection is not self._connection or not connection.is_open or self.channel:
                 return
             if steps == self._set_up_steps:
@@ -428,7 +428,7 @@ class RabbitConnection:
             else:
                 self._expect_set_up(connection)
 
-        connection.ioloop.call_later(_SET_UP_TIMEOUT_SECONDS, look)
+        connection.ioloop.call_later(_SET_UP_TIMEOUT_SECONDS, check)
 
     def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
         if channel.connection.is_open:
@@ -436,13 +436,13 @@ class RabbitConnection:
 
     def _on_connection_blocked(self, _connection: pika.SelectConnection, frame: Any) -> None:
         self._blocked_cause = (
-            f"it takes no messages for now (connection.blocked: {frame.method.reason})"
+            f"it accepts no messages at present (connection.blocked: {frame.method.reason})"
         )
         self._log.warning("broker blocks publishing", reason=frame.method.reason)
 
     def _on_connection_unblocked(self, _connection: pika.SelectConnection, _frame: Any) -> None:
         self._blocked_cause = None
-        self._log.info("broker takes messages again")
+        self._log.info("broker accepts messages again")
 
     def _on_closed(self, _connection: pika.SelectConnection, error: Exception) -> None:
         if self._closing.is_set():
@@ -453,20 +453,18 @@ class RabbitConnection:
         self._connect_later()
 
     def _connect_later(self) -> None:
-        """At once, nearly, while there is a node that was not tried since the last success."""
+        """Connect to the next node, almost at once until every node has failed."""
         rounds = self._failed_attempts // len(self._nodes)
-        longest_seconds = min(
-            _LONGEST_BACK_OFF_SECONDS, 2 * _FIRST_BACK_OFF_SECONDS * 2 ** min(rounds, 8)
-        )
+        max_seconds = min(_MAX_BACK_OFF_SECONDS, 2 * _FIRST_BACK_OFF_SECONDS * 2 ** min(rounds, 8))
         self._failed_attempts += 1
         delay_seconds = random.uniform(  # noqa: S311 nothing secret about a jitter
-            _FIRST_BACK_OFF_SECONDS, longest_seconds
+            _FIRST_BACK_OFF_SECONDS, max_seconds
         )
         if self._loop is not None:
             self._loop.call_later(delay_seconds, self._connect)
 
     def _mark_down(self, cause: str, error: BaseException | None = None) -> None:
-        """Note once per connection that it is unusable, why and since when."""
+        """Record the cause and the time of the failure, once per connection."""
         if self._attempt_failed:
             return
         self._attempt_failed = True
@@ -491,8 +489,8 @@ class RabbitConnection:
     def _sever(self, cause: str, error: BaseException | None = None) -> None:
         self._mark_down(cause, error)
         if self._connection is not None and not self._connection.is_closed:
-            # pika's public close() waits for the broker's answer, for which a silent broker is
-            # the wrong one. This is what its heartbeat checker calls.
+            # pika's public close() would wait for an answer, which a silent broker never sends.
+            # pika's heartbeat checker calls this method too.
             self._connection._terminate_stream(pika.exceptions.AMQPConnectionError(cause))
 
     def _begin_close(self) -> None:
@@ -500,8 +498,8 @@ class RabbitConnection:
             self._stop_loop()
         elif self._connection.is_open:
             self._connection.close()
-        # Else it is being opened: `_on_open` or `_on_closed` is next, and pika's close() would
-        # trip over its own assertion here.
+        # Else it is being opened: `_on_open` or `_on_closed` follows, and pika's close() would
+        # fail with an assertion error here.
 
     def _abandon(self) -> None:
         if self._connection is not None and (
@@ -533,7 +531,7 @@ def _declarations(item: EventQueue | TopicExchange | DeadLetterQueue) -> Iterato
                 "x-queue-type": "quorum",
                 "x-delivery-limit": item.delivery_limit,
                 "x-dead-letter-exchange": item.dead_letter,
-                # Where no worker runs for long, the broker's disk must not fill up.
+                # If no worker runs for a long time, the queue must not fill the broker's disk.
                 "x-overflow": "drop-head",
                 "x-max-length-bytes": item.max_bytes,
             },
@@ -544,8 +542,8 @@ def _declarations(item: EventQueue | TopicExchange | DeadLetterQueue) -> Iterato
         item.dead_letter,
         {
             "x-queue-type": "quorum",
-            # The oldest go: nothing is lost with them, as the records are the truth, while a disk
-            # that fills up would stop the broker.
+            # Dropping the oldest loses nothing, as the records are the truth; a full disk would
+            # stop the broker.
             "x-overflow": "drop-head",
             "x-max-length": item.max_dead_letters,
             "x-max-length-bytes": item.max_dead_letter_bytes,
@@ -590,14 +588,13 @@ def _binding(queue: str, exchange: str, routing_key: str) -> _Declaration:
 
 
 def close_channel(channel: Channel) -> None:
-    """Close it where it is not closed or closing yet, also while it is being opened; on the I/O
-    thread."""
+    """Close the channel unless it is closed or closing; on the I/O thread."""
     if not (channel.is_closed or channel.is_closing):
         channel.close()
 
 
 def is_refusal(error: BaseException | None, reply_code: int) -> bool:
-    """Whether that is why the broker closed a channel."""
+    """Whether the broker closed a channel with that reply code."""
     return isinstance(error, ChannelClosedByBroker) and error.reply_code == reply_code
 
 
@@ -617,9 +614,9 @@ def _parameters(url: str, name: str) -> pika.URLParameters:
         # pika takes no user without a password, which may come later.
         parameters = pika.URLParameters(re.sub(r"^(amqps?://[^:@/]+)@", r"\1:@", url))
     except (ValueError, TypeError):
-        # Not chained: the parser quotes parts of the URL, and the password may be among them.
+        # Not chained: the parser quotes parts of the URL, maybe the password.
         raise ValueError(
-            "the broker's URL cannot be read: it must be amqp(s)://user:password@host:port/vhost, "
+            "the broker's URL is not valid: it must be amqp(s)://user:password@host:port/vhost, "
             "with / : @ ? # % in user, password and vhost percent-encoded"
         ) from None
     parameters.heartbeat = _HEARTBEAT_SECONDS
@@ -632,7 +629,7 @@ def _parameters(url: str, name: str) -> pika.URLParameters:
 
 
 def cause_in_words(error: BaseException) -> str:
-    """The innermost cause in words; pika wraps it several times. Never holds credentials."""
+    """Return the text of the innermost cause, which pika wraps; it never holds credentials."""
     if isinstance(error, AMQPConnectionWorkflowFailed):
         return cause_in_words(error.exceptions[-1])
     if isinstance(error, AMQPConnectorPhaseErrorBase):

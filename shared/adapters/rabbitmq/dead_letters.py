@@ -1,4 +1,4 @@
-"""Dead letters of somebody else's queue over RabbitMQ (AMQP 0-9-1), for 3.10 and later."""
+"""Dead letters of another service's queue on RabbitMQ (AMQP 0-9-1), version 3.10 or later."""
 
 import ssl
 import threading
@@ -31,21 +31,21 @@ _log = structlog.get_logger()
 _CLOSE_SECONDS = 1.0
 _PING_SECONDS = 3.0
 _FIRST_RETRY_SECONDS = 1.0
-_LONGEST_RETRY_SECONDS = 30.0
-# One that this process cannot survive must not take a neighbour with it to the delivery limit.
+_MAX_RETRY_SECONDS = 30.0
+# A crash counts against the delivery limit of every unacknowledged message, so there is only one.
 _PREFETCH_COUNT = 1
 _TICKS_BETWEEN_BINDINGS = 5
 
 
 class RabbitDeadLetterConsumer:
-    """Binds a queue of its own to the dead-letter exchange, and consumes it.
+    """Binds its own queue to the dead-letter exchange, and consumes it.
 
-    The binding is made again every few seconds: it goes with the exchange where that is deleted,
-    which no broker reports. `ping` raises while the exchange is missing. One that is not started
-    declares and binds the queue all the same, so that it holds what comes until somebody consumes.
+    The binding is repeated every few seconds: if the exchange is deleted, the binding disappears
+    without notice. `ping` raises while the exchange is missing. Without `start`, the queue is
+    declared and bound too, and keeps the dead letters until a consumer starts.
 
-    `url` is `amqp(s)://user:password@host:port/vhost`, its parts percent-encoded. Connects at the
-    first use. Raises ValueError for a bad URL.
+    `url` is `amqp(s)://user:password@host:port/vhost`, percent-encoded. Connects at the first use.
+    Raises ValueError for an invalid URL.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class RabbitDeadLetterConsumer:
         )
         self._binding_known = threading.Event()
         self._unbound: str | None = None
-        # From here on only the I/O thread's.
+        # The fields below belong to the I/O thread.
         self._consumer_tag: str | None = None
         self._binding = False
         self._ticks = 0
 
     def start(self, handle: Callable[[DeadLetter], None]) -> None:
         if self._handle is not None:
-            raise RuntimeError("this consumer is started already")
+            raise RuntimeError("this consumer has already been started")
         self._handle = handle
         threading.Thread(
             target=self._work, args=[handle], name="dead-letter-handler", daemon=True
@@ -98,7 +98,7 @@ class RabbitDeadLetterConsumer:
         self._connection.require(self._answer_seconds)
         if not self._binding_known.wait(self._answer_seconds):
             raise self._connection.unavailable(
-                f"it has not answered yet whether there is an exchange {self._queue.exchange!r}"
+                f"it has not answered whether exchange {self._queue.exchange!r} exists"
             )
         if self._unbound is not None:
             raise BrokerUnavailable(self._unbound)
@@ -110,7 +110,7 @@ class RabbitDeadLetterConsumer:
         self._connection.call(self._cancel)
         self._idle.wait(self._close_seconds)
         self._deliveries.put(None)
-        # What is still unacknowledged goes back to its queue when the channel closes.
+        # The broker requeues unacknowledged messages when the channel closes.
         self._connection.close(_CLOSE_SECONDS)
 
     def _set_up(self, channel: Channel, ready: Callable[[], None]) -> None:
@@ -151,8 +151,7 @@ class RabbitDeadLetterConsumer:
             self._bind()
 
     def _bind(self) -> None:
-        """Bind the queue, on a channel of its own, as the answer that the exchange is missing
-        closes that."""
+        """Bind the queue on a new channel, as a missing exchange closes the channel."""
         if self._binding:
             return
         try:
@@ -178,9 +177,9 @@ class RabbitDeadLetterConsumer:
         else:
             return
         if unbound is not None and unbound != self._unbound:
-            _log.warning("refusals of the Workflow Manager are not received", cause=unbound)
+            _log.warning("not receiving the Workflow Manager's refusals", cause=unbound)
         elif unbound is None and not (self._binding_known.is_set() and self._unbound is None):
-            _log.info("refusals of the Workflow Manager are received", queue=self._queue.queue)
+            _log.info("receiving the Workflow Manager's refusals", queue=self._queue.queue)
         self._unbound = unbound
         self._binding_known.set()
 
@@ -193,13 +192,13 @@ class RabbitDeadLetterConsumer:
             f"{cause_in_words(error)}"
         )
         return (
-            f"{broker} {cause}. So refusals of the Workflow Manager are not received. Start the "
-            "Workflow Manager, which declares its dead-letter exchange, or name the exchange that "
-            "it has in STOWGATE_WORKFLOW_MANAGER_DEAD_LETTER_EXCHANGE"
+            f"{broker} {cause}, so Stowgate does not receive the Workflow Manager's refusals. "
+            "Start the Workflow Manager, which declares its dead-letter exchange, or set "
+            "STOWGATE_WORKFLOW_MANAGER_DEAD_LETTER_EXCHANGE to the exchange that it uses"
         )
 
     def _forget_binding(self) -> None:
-        """On the next connection it may be another broker."""
+        """Forget the binding, as the next connection may lead to another broker."""
         self._binding = False
         self._binding_known.clear()
 
@@ -219,18 +218,18 @@ class RabbitDeadLetterConsumer:
                 self._idle.set()
 
     def _done(self, handle: Callable[[DeadLetter], None], delivery: "_Delivery") -> bool | None:
-        """Whether it is handled; None where it goes back to the queue."""
+        """Whether the dead letter was handled; None if it returns to the queue."""
         retry_seconds = _FIRST_RETRY_SECONDS
         while not self._closing.is_set() and delivery.channel.is_open:
             try:
                 handle(delivery.letter)
                 return True
             except StowgateError as error:
-                _log.warning("refusal not noted; trying again", error=str(error))
+                _log.warning("refusal not recorded; trying again", error=str(error))
                 self._closing.wait(retry_seconds)
-                retry_seconds = min(2 * retry_seconds, _LONGEST_RETRY_SECONDS)
+                retry_seconds = min(2 * retry_seconds, _MAX_RETRY_SECONDS)
             except Exception as error:  # noqa: BLE001 a bug must not stop the consumer
-                # The text of a foreign exception may quote the request, so only its type is told.
+                # The exception's text may quote the request, so only its type is logged.
                 _log.error(
                     "dead letter rejected, its handler failed",
                     queue=self._queue.queue,
@@ -248,7 +247,7 @@ class _Delivery:
     letter: DeadLetter
 
     def settle(self, done: bool) -> None:
-        """Ack or reject, on the I/O thread, and only on the channel that it came on."""
+        """Ack or reject on the channel of the delivery; on the I/O thread."""
         if not self.channel.is_open:
             return
         if done:
@@ -258,8 +257,8 @@ class _Delivery:
 
 
 def _dead_letter(properties: BasicProperties, body: bytes) -> DeadLetter:
-    """`x-death` is a list of tables, the last death first
-    (https://www.rabbitmq.com/docs/dlx#effects). Anyone may have sent it, so it may be anything."""
+    """`x-death` is a list of tables, the latest first (https://www.rabbitmq.com/docs/dlx#effects).
+    Any client can set this header, so it can hold anything."""
     deaths = (properties.headers or {}).get("x-death")
     last: dict[str, Any] = {}
     if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):

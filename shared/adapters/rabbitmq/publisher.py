@@ -1,8 +1,7 @@
-"""Events over RabbitMQ (AMQP 0-9-1), for 3.10 and later.
+"""Events over RabbitMQ (AMQP 0-9-1), version 3.10 or later.
 
-Publisher and consumer each keep a connection of their own, so that a memory alarm, which stops
-connections that publish, does not stop the consumer. Only this module and its connection's import
-pika.
+Publisher and consumer have separate connections, so that a memory alarm, which blocks connections
+that publish, does not block the consumer. Only the modules of this package import pika.
 """
 
 import re
@@ -35,32 +34,32 @@ from shared.ports import Message
 _CLOSE_SECONDS = 1.0
 _PING_SECONDS = 3.0
 
-# A line of 1 Mbit/s: what a message may take beside the time that the broker has for its confirm.
+# 1 Mbit/s: the time that a message's bytes may take, in addition to the confirm timeout.
 _SLOW_LINE_BYTES_PER_SECOND = 125_000
 
-# A larger message has a channel of its own: where the broker refuses it, it closes the channel, and
-# with that goes all that is under way on it.
+# A larger message gets its own channel: if the broker refuses it, it closes the channel, and all
+# other publications on it fail.
 _LARGE_BYTES = 64 << 10
 
-# Publications whose confirms are still to come; a broker that has no confirm for more gets no more.
+# Maximum unconfirmed publications.
 _MAX_OPEN = 1000
 
-_TICKS_BETWEEN_QUEUE_LOOKS = 5
+_TICKS_PER_REFRESH = 5
 
-# RabbitMQ 3.8 and later, of a message over its `max_message_size`.
+# RabbitMQ 3.8 or later, for a message over its `max_message_size`.
 _TOO_LARGE = re.compile(r"message size (\d+) is larger than")
 
 
 class RabbitEventPublisher:
-    """Publishes with `mandatory` and publisher confirms, many threads at once over one connection.
+    """Publishes with `mandatory` and publisher confirms, for many threads over one connection.
 
-    `topology` is declared on every connect, so that events published before any consumer ran are
-    kept. With an `expected_queue`, which is somebody else's to declare, nothing is published while
-    that is missing, though another queue may take it; it is looked for every few seconds.
+    `topology` is declared on every connect, so that events published before the first consumer
+    starts are kept. `expected_queue` is a queue that another service declares: while it is missing
+    nothing is published, even if another queue is bound. It is checked every few seconds.
 
-    The broker's confirm is overdue after `confirm_seconds` and the time that a slow line takes for
-    the message and those before it. That ends nothing: the publication goes on for as long as the
-    connection lives, and that goes when nothing comes from the broker any more.
+    A confirm is overdue after `confirm_seconds`, plus the time that a slow line needs for the
+    message and those before it. An overdue publication continues until the connection is lost,
+    which happens when nothing arrives from the broker.
 
     `url`, `password` and `tls` are those of `RabbitConnection`: one or more URLs of the form
     `amqp(s)://user:password@host:port/vhost`, their parts percent-encoded. Connects at the first
@@ -94,13 +93,13 @@ class RabbitEventPublisher:
         )
         self._expected_queue = _ExpectedQueue(expected_queue, self._connection)
         self.overdue: str | None = None
-        # From here on only the I/O thread's.
+        # The fields below belong to the I/O thread.
         self._shared = _Confirms(self._connection)
         self._open: dict[_Key, _Publication] = {}
         self._open_bytes = 0
 
     def start(self) -> None:
-        """Begin to connect, without waiting for it."""
+        """Start to connect, without waiting."""
         self._connection.start()
 
     def begin(self, message: Message) -> "_Publication":
@@ -108,7 +107,7 @@ class RabbitEventPublisher:
         self._expected_queue.check(self._answer_seconds)
         publication = _Publication(message, self._connection, self._confirm_seconds)
         if not self._connection.call(partial(self._send, publication)):
-            raise self._connection.unavailable("its connection is being made anew")
+            raise self._connection.unavailable("reconnecting")
         return publication
 
     def publish(self, message: Message) -> None:
@@ -121,8 +120,8 @@ class RabbitEventPublisher:
         if self._expected_queue.name is None:
             self._connection.ask(_open_and_close, self._answer_seconds)
         else:
-            # The looks for the queue ask all the time. An answer to one more would have to wait
-            # behind the bytes of the requests that are under way.
+            # The queue is checked every few seconds anyway, and the answer to another check would
+            # wait behind the requests that are being sent.
             self._connection.require(self._answer_seconds)
             self._expected_queue.check(self._answer_seconds)
 
@@ -132,7 +131,7 @@ class RabbitEventPublisher:
     def _set_up(self, channel: Channel, ready: Callable[[], None]) -> None:
         def confirming() -> None:
             ready()
-            self._expected_queue.look()
+            self._expected_queue.refresh()
 
         self._shared = _Confirms(self._connection)
         self._shared.start(channel, confirming)
@@ -148,7 +147,7 @@ class RabbitEventPublisher:
             channel = self._connection.usable_channel()
             if len(self._open) >= _MAX_OPEN:
                 raise self._connection.unavailable(
-                    f"{_MAX_OPEN} messages are on their way to it and not confirmed yet"
+                    f"{_MAX_OPEN} messages are waiting for its confirm, which is the maximum"
                 )
             self._keep(publication)
             if publication.size_bytes > _LARGE_BYTES:
@@ -159,7 +158,7 @@ class RabbitEventPublisher:
             publication.fail(error)
 
     def _keep(self, publication: "_Publication") -> None:
-        """Remember it until its fate is known."""
+        """Keep the publication until its result is known."""
 
         def forget(_: Future[None]) -> None:
             del self._open[publication.key]
@@ -206,9 +205,9 @@ class RabbitEventPublisher:
 
 
 class _ExpectedQueue:
-    """Whether somebody else's queue is there, as it was seen last; nothing without a name.
+    """The latest known state of a queue that another service declares; unused without a name.
 
-    `check` is for any thread, all else for the I/O thread.
+    `check` can be called from any thread, the other methods from the I/O thread only.
     """
 
     def __init__(self, name: str | None, connection: RabbitConnection) -> None:
@@ -216,54 +215,54 @@ class _ExpectedQueue:
         self._connection = connection
         self._is_known = threading.Event()
         self._missing: str | None = None
-        self._looking = False
+        self._is_refreshing = False
         self._ticks = 0
 
     def check(self, answer_seconds: float) -> None:
-        """Raises `Unroutable` while it is missing, and `BrokerUnavailable` where that is not known,
-        after a wait of `answer_seconds`."""
+        """Raise `Unroutable` if the queue is missing, and `BrokerUnavailable` if its state is still
+        unknown after `answer_seconds`."""
         if self.name is None:
             return
         if not self._is_known.wait(answer_seconds):
             raise self._connection.unavailable(
-                f"it has not answered yet whether there is a queue {self.name!r}"
+                f"it has not answered whether queue {self.name!r} exists"
             )
         if self._missing is not None:
             raise Unroutable(self._missing)
 
     def on_tick(self) -> None:
         self._ticks += 1
-        if self._ticks % _TICKS_BETWEEN_QUEUE_LOOKS == 0:
-            self.look()
+        if self._ticks % _TICKS_PER_REFRESH == 0:
+            self.refresh()
 
-    def look(self) -> None:
-        """Ask, on a channel of its own, as the answer that it is missing closes that."""
-        if self.name is None or self._looking:
+    def refresh(self) -> None:
+        """Ask on a new channel, as a missing queue closes the channel."""
+        if self.name is None or self._is_refreshing:
             return
         try:
             self._connection.open_channel(self._ask, self._on_answer)
         except BrokerUnavailable:
             return
-        self._looking = True
+        self._is_refreshing = True
 
     def forget(self) -> None:
-        """On the next connection it may be another broker."""
-        self._looking = False
+        """Forget the state, as the next connection may lead to another broker."""
+        self._is_refreshing = False
         self._is_known.clear()
 
     def _ask(self, channel: Channel) -> None:
         channel.queue_declare(self.name, passive=True, callback=lambda _: close_channel(channel))
 
     def _on_answer(self, _channel: Channel, error: Exception) -> None:
-        self._looking = False
+        self._is_refreshing = False
         if is_refusal(error, NOT_FOUND):
             self._missing = (
-                f"{self._connection.broker} has no queue {self.name!r}, and requests are held "
-                "until it has. Start the Workflow Manager, which declares it, or name the queue "
-                "that it has in STOWGATE_WORKFLOW_MANAGER_QUEUE"
+                f"{self._connection.broker} has no queue {self.name!r}, so no requests are sent. "
+                "Start the Workflow Manager, which declares it, or set "
+                "STOWGATE_WORKFLOW_MANAGER_QUEUE to the queue that it uses"
             )
         elif isinstance(error, ChannelClosedByClient | ChannelClosedByBroker):
-            # Also where this user may not look: what is not known to be missing holds nothing.
+            # Also if this user lacks permission to check: only a missing queue stops publishing.
             self._missing = None
         else:
             return
@@ -274,8 +273,7 @@ _Key = tuple[str, str, str]
 
 
 class _Publication:
-    """A message on its way. Its fate is known to the I/O thread first, which alone decides it once
-    it has sent the message."""
+    """A message in transit. Once it is sent, only the I/O thread decides its result."""
 
     def __init__(
         self, message: Message, connection: RabbitConnection, confirm_seconds: float
@@ -290,7 +288,7 @@ class _Publication:
 
     @property
     def left_seconds(self) -> float:
-        """Until it is overdue."""
+        """The time until it is overdue."""
         return max(0.0, self._due_at - time.monotonic())
 
     @property
@@ -299,18 +297,17 @@ class _Publication:
             return None
         return (
             f"{self._connection.broker} has not confirmed message {self.message.message_id}, of "
-            f"{self.size_bytes} bytes, for {time.monotonic() - self._begun_at:.0f} s; it may have "
-            "arrived all the same. See whether its queue has a leader, and whether the broker "
-            "keeps up"
+            f"{self.size_bytes} bytes, for {time.monotonic() - self._begun_at:.0f} s; it may still "
+            "have arrived. Check that its queue has a leader, and that the broker is not overloaded"
         )
 
     def wait(self, seconds: float) -> bool:
         try:
             self.fate.result(seconds)
         except TimeoutError:
-            # Where it was not even sent, nobody else decides its fate.
+            # Before it is sent, this thread may cancel it.
             if self.overdue is not None and self.fate.cancel():
-                raise self._connection.unavailable("its connection takes no messages") from None
+                raise self._connection.unavailable("its connection accepts no messages") from None
             return False
         return True
 
@@ -318,7 +315,7 @@ class _Publication:
         self._due_at = time.monotonic() + seconds
 
     def join(self, under_way: "_Publication") -> None:
-        """Share the fate of an earlier publication of the same message."""
+        """Share the result of an earlier publication of the same message."""
 
         def share(fate: Future[None]) -> None:
             error = fate.exception()
@@ -341,21 +338,21 @@ class _Publication:
     def refuse(self, error: BaseException | None) -> None:
         cause = "" if error is None else cause_in_words(error)
         advice = (
-            "Raise max_message_size in its rabbitmq.conf, or have senders send fewer instances in "
-            "a request (STOWGATE_MAX_PARTS). Then replay the payload"
+            "Raise max_message_size in its rabbitmq.conf, or limit the instances of a request "
+            "(STOWGATE_MAX_PARTS). Then replay the payload"
             if _TOO_LARGE.search(cause)
-            else "Find out why in its log, and replay the payload"
+            else "Find the cause in its log, and replay the payload"
         )
         self.fail(
             MessageRefused(
-                f"{self._connection.broker} refuses message {self.message.message_id}, of "
-                f"{self.size_bytes} bytes, for good: {cause}. {advice}"
+                f"{self._connection.broker} permanently refuses message {self.message.message_id}, "
+                f"of {self.size_bytes} bytes: {cause}. {advice}"
             )
         )
 
 
 class _Confirms:
-    """The publications on one channel whose confirms are still to come; on the I/O thread."""
+    """The unconfirmed publications of one channel; on the I/O thread."""
 
     def __init__(self, connection: RabbitConnection) -> None:
         self._connection = connection
@@ -392,7 +389,7 @@ class _Confirms:
             self._unconfirmed[self._last_delivery_tag] = publication
 
     def refused(self, error: BaseException | None) -> _Publication | None:
-        """The one that the broker closed the channel for, where it says that it is too large."""
+        """Return the publication that was too large, if the broker closed the channel for that."""
         found = _TOO_LARGE.search(cause_in_words(error)) if error is not None else None
         if found is None or not is_refusal(error, PRECONDITION_FAILED):
             return None
@@ -416,14 +413,14 @@ class _Confirms:
 
     def _settle(self, publication: _Publication, is_nack: bool) -> None:
         message = publication.message
-        # A Basic.Return comes before the ack of the same publish, and bears no delivery tag.
+        # A Basic.Return arrives before the ack of the same publish, and has no delivery tag.
         if publication.key in self._returned:
             self._returned.remove(publication.key)
             publication.fail(
                 Unroutable(
                     f"{self._connection.broker} has no queue for exchange {message.exchange!r} and "
-                    f"routing key {message.routing_key!r}, so message {message.message_id} came "
-                    "back. Start the service that declares it"
+                    f"routing key {message.routing_key!r} and returned message "
+                    f"{message.message_id}. Start the service that declares the queue"
                 )
             )
         elif is_nack:
@@ -438,15 +435,14 @@ class _Confirms:
 
 
 class RabbitEventConsumer:
-    """Consumes one queue on one channel, `concurrency` events at a time.
+    """Consumes one queue on one channel, with up to `concurrency` events in progress.
 
-    The channel's prefetch count is `concurrency` too: each event that is delivered is in a
-    thread's hands at once and none waits behind another, so the crash that costs an event a
-    delivery costs it to those in hand only. Channels with a prefetch of one each would return the
-    same events. The threads are daemons, so that a handler that hangs cannot keep the process.
+    The channel's prefetch count is `concurrency` too, so that every delivered event is handled at
+    once: a crash then counts against the delivery limit of the events in progress only. The threads
+    are daemons, so that a hanging handler does not keep the process alive.
 
-    An event in hand when the connection is lost is delivered again, maybe while `handle` still
-    runs for the first delivery; that one's ack is then dropped.
+    An event in progress when the connection is lost is delivered again, possibly while `handle`
+    still runs for the first delivery, whose ack is then dropped.
     """
 
     def __init__(
@@ -483,7 +479,7 @@ class RabbitEventConsumer:
 
     def start(self, handle: Callable[[bytes], None]) -> None:
         if self._handle is not None:
-            raise RuntimeError("this consumer is started already")
+            raise RuntimeError("this consumer has already been started")
         self._handle = handle
         for number in range(self._concurrency):
             thread = threading.Thread(
@@ -495,15 +491,15 @@ class RabbitEventConsumer:
         self._connection.call(self._consume_if_connected)
 
     def backlog(self) -> int:
-        return int(self._look(self._answer_seconds).message_count)
+        return int(self._queue_state(self._answer_seconds).message_count)
 
     def consumers(self) -> int:
-        return int(self._look(self._answer_seconds).consumer_count)
+        return int(self._queue_state(self._answer_seconds).consumer_count)
 
     def ping(self) -> None:
         if self._closing:
             raise self._connection.unavailable("this consumer is closed")
-        self._look(min(_PING_SECONDS, self._answer_seconds))
+        self._queue_state(min(_PING_SECONDS, self._answer_seconds))
 
     def close(self) -> None:
         if self._closing:
@@ -514,7 +510,7 @@ class RabbitEventConsumer:
             self._in_hand_changed.wait_for(lambda: self._in_hand == 0, self._close_seconds)
         for _ in self._threads:
             self._deliveries.put(None)
-        # What is still unacknowledged goes back to its queue when the channel closes.
+        # The broker requeues unacknowledged events when the channel closes.
         self._connection.close(_CLOSE_SECONDS)
 
     def _set_up(self, channel: Channel, ready: Callable[[], None]) -> None:
@@ -553,7 +549,7 @@ class RabbitEventConsumer:
 
     def _work(self, handle: Callable[[bytes], None]) -> None:
         while (delivery := self._deliveries.get()) is not None:
-            # Waiting behind a stale one, an event may have become stale itself.
+            # The connection may have been lost while the event waited for this thread.
             if not self._closing and delivery.channel.is_open:
                 reason = rejection(handle, delivery.body, self._queue.queue)
                 self._connection.call(partial(delivery.settle, done=reason is None))
@@ -561,13 +557,13 @@ class RabbitEventConsumer:
                 self._in_hand -= 1
                 self._in_hand_changed.notify_all()
 
-    def _look(self, answer_seconds: float) -> Queue.DeclareOk:
-        def look(channel: Channel, answer: Callable[[Queue.DeclareOk], None]) -> None:
+    def _queue_state(self, answer_seconds: float) -> Queue.DeclareOk:
+        def declare(channel: Channel, answer: Callable[[Queue.DeclareOk], None]) -> None:
             channel.queue_declare(
                 self._queue.queue, passive=True, callback=lambda frame: answer(frame.method)
             )
 
-        return self._connection.ask(look, answer_seconds)
+        return self._connection.ask(declare, answer_seconds)
 
 
 @dataclass(frozen=True)
@@ -577,20 +573,20 @@ class _Delivery:
     body: bytes
 
     def settle(self, done: bool) -> None:
-        """Ack or reject; on the I/O thread.
+        """Ack or reject on the channel of the delivery; on the I/O thread.
 
-        A delivery tag means something on its own channel only. On any other it would settle
-        somebody else's event, or close the channel (AMQP 0-9-1, 1.8.3.13: unknown tag).
+        A delivery tag is valid on its own channel only. On another it would settle another event,
+        or close the channel (AMQP 0-9-1, 1.8.3.13: unknown tag).
         """
         if not self.channel.is_open:
             return
         if done:
             self.channel.basic_ack(self.delivery_tag)
         else:
-            # Reject, because basic.nack no longer counts against the delivery limit since 4.3.
+            # Not basic.nack: since RabbitMQ 4.3 it no longer counts against the delivery limit.
             self.channel.basic_reject(self.delivery_tag, requeue=False)
 
 
 def _open_and_close(_channel: Channel, answer: Callable[[None], None]) -> None:
-    """The least that needs an answer: opening the channel was one."""
+    """Answer at once: opening the channel needed an answer of the broker already."""
     answer(None)

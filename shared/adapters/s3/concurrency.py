@@ -1,4 +1,4 @@
-"""How many large bodies go to the object store at once."""
+"""Limits how many large bodies are sent to the object store concurrently."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,19 +9,19 @@ from urllib3.exceptions import HTTPError
 
 from shared.adapters.s3.connections import NoProgress
 
-# Of one body. Where it takes longer, others share the line with it, or the store is overloaded.
+# A body that takes longer shares the line with too many others, or the store is overloaded.
 _SLOW_SECONDS = 3.0
 
-# Before it is known how long one takes. Of many on a slow line, some would get no share of it.
+# Initial limit: on a slow line, some of many concurrent bodies would make no progress.
 _FIRST_AT_ONCE = 4
 
 
 class ConcurrencyLimit:
-    """Halves how many run at once when one was slow, and adds one when one was not."""
+    """Halves the limit after a slow request, and raises it by one after a fast one."""
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most = most
-        self._allowed = min(_FIRST_AT_ONCE, most)
+    def __init__(self, max_running: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_running = max_running
+        self._allowed = min(_FIRST_AT_ONCE, max_running)
         self._clock = clock
         self._running = 0
         self.waiting = 0
@@ -30,15 +30,15 @@ class ConcurrencyLimit:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits while too many run. When one of those stalls, all that wait raise `NoProgress`, so
-        that a store that is silent keeps nobody for longer than one request does."""
+        """Wait while too many requests run. If one of them stalls, all that wait raise
+        `NoProgress`, so that a silent store delays no caller for longer than one request."""
         with self._changed:
             stalls = self._stalls
             self.waiting += 1
             self._changed.wait_for(lambda: self._running < self._allowed or self._stalls != stalls)
             self.waiting -= 1
             if self._stalls != stalls:
-                raise NoProgress("the request before this one made no progress")
+                raise NoProgress("an earlier request made no progress")
             self._running += 1
         began = self._clock()
         has_failed = False
@@ -56,6 +56,6 @@ class ConcurrencyLimit:
                 self._allowed = min(self._allowed, max(1, self._running // 2))
                 self._stalls += has_failed
             else:
-                self._allowed = min(self._allowed + 1, self._most)
+                self._allowed = min(self._allowed + 1, self._max_running)
             self._running -= 1
             self._changed.notify_all()

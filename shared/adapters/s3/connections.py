@@ -1,6 +1,6 @@
-"""HTTP connections to the object store whose deadlines count progress, and not total time.
+"""HTTP connections to the object store whose deadlines apply to progress, not to total time.
 
-A line may be slow and healthy: a request that goes on is waited for, one that stands still is not.
+A slow line may be healthy: a request that makes progress continues, and a stalled one is aborted.
 """
 
 import io
@@ -20,20 +20,20 @@ from urllib3.exceptions import HTTPError
 
 CONNECT_SECONDS = 4.0
 
-# No byte goes or comes for this long: the store, or the line to it, is taken for dead.
+# After this time without a byte in either direction, the store or the line counts as dead.
 _SILENT_SECONDS = 8.0
-# As often as is looked whether the far end has taken more of what this system still has to send.
+# Interval of the checks whether the peer has acknowledged more of the sent bytes.
 _TICK_SECONDS = 1.0
 
-# However slowly bytes go or come, a request ends: so long after its first byte, and the time that
-# all its bytes take at this rate. An S3 store that joins many parts sends spaces meanwhile.
+# A slow request is aborted after this time, plus the time of its bytes at the minimum rate. (While
+# it joins many parts, an S3 store sends spaces.)
 _TRICKLE_SECONDS = 60.0
 _MIN_BYTES_PER_SECOND = 64 * 1024
 
-# MinIO closes what idles for 30 s, and firewalls forget it after a minute or more, without a word.
+# MinIO closes connections that idle for 30 s; firewalls silently drop them after a minute or more.
 _MAX_IDLE_SECONDS = 25.0
-# A firewall sees that a connection lives, and the system drops one of which the far end knows
-# nothing any more, while it idles: after 10 s, and 3 times 5 s without an answer.
+# Keepalive probes hold an idle connection open in firewalls, and detect a dead one: after 10 s, and
+# 3 times 5 s without an answer.
 _SOCKET_OPTIONS = [
     *HTTPConnection.default_socket_options,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -44,11 +44,11 @@ _SOCKET_OPTIONS = [
 
 
 class NoProgress(HTTPError):
-    """The request stands still, or goes on so slowly that it would not end. Not tried again."""
+    """The request stalled or was too slow. It is not tried again."""
 
 
 class _Progress:
-    """How far the request has come."""
+    """The progress of a request."""
 
     def __init__(self) -> None:
         self._began = self.last = time.monotonic()
@@ -61,7 +61,7 @@ class _Progress:
         self._check()
 
     def waited(self, connection: socket.socket) -> None:
-        """Raises `NoProgress` where nothing has gone on for too long."""
+        """Raise `NoProgress` after too long without progress."""
         left = _unacknowledged_bytes(connection)
         if left != self._unacknowledged_bytes:
             self._unacknowledged_bytes = left
@@ -71,21 +71,19 @@ class _Progress:
     def _check(self) -> None:
         now = time.monotonic()
         if now - self.last >= _SILENT_SECONDS:
-            raise NoProgress(f"nothing went or came for {now - self.last:.0f} s")
+            raise NoProgress(f"no bytes in either direction for {now - self.last:.0f} s")
         if now - self._began > _TRICKLE_SECONDS + self._bytes / _MIN_BYTES_PER_SECOND:
-            raise NoProgress(
-                f"too slow: {self._bytes} bytes went and came in {now - self._began:.0f} s"
-            )
+            raise NoProgress(f"too slow: {self._bytes} bytes in {now - self._began:.0f} s")
 
 
 def _unacknowledged_bytes(connection: socket.socket) -> int:
-    """What the system has taken to send and the far end has not confirmed (tcp(7), SIOCOUTQ)."""
+    """Return the bytes in the send buffer that the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
     size: int = struct.unpack("i", ioctl(connection, TIOCOUTQ, bytes(4)))[0]
     return size
 
 
 class _Received(io.RawIOBase):
-    """What comes on a socket. The file that it had keeps it open meanwhile."""
+    """The received bytes of a socket, which `file` keeps open."""
 
     def __init__(self, connection: socket.socket, file: io.RawIOBase, progress: _Progress) -> None:
         super().__init__()
@@ -116,7 +114,7 @@ class _HttpConnection(HTTPConnection):
 
     @property
     def is_connected(self) -> bool:
-        """False has the pool make the connection anew."""
+        """Return False to make the pool reconnect."""
         idle_seconds = time.monotonic() - self._progress.last
         return idle_seconds < _MAX_IDLE_SECONDS and super().is_connected
 

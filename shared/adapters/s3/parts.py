@@ -1,4 +1,4 @@
-"""S3's multipart upload: an object in parts, which appears when they are joined."""
+"""S3's multipart upload: an object in parts, which becomes visible when they are joined."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
@@ -16,9 +16,9 @@ from shared.errors import StoreUnavailable
 
 
 class PartsUpload:
-    """One upload of the object `key` from `data`, by requests that `threads` send.
+    """Uploads the object `key` from `data` with requests in `threads`.
 
-    What goes wrong is raised by `finish`, within `typed`.
+    `finish` raises all errors, as `typed` translates them.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PartsUpload:
         self._putting: list[Future[str]] = []
         self._has_ended = False
         self.has_failed = False
-        # The threads take what they are given in order, so a part never waits for this in vain.
+        # The threads run tasks in order, so this one always starts before the parts that need it.
         self._upload_id = threads.submit(self._begin, content_type)
 
     def _begin(self, content_type: str) -> str:
@@ -50,12 +50,12 @@ class PartsUpload:
         return _text(begun, "UploadId")
 
     def proceed(self, size_bytes: int) -> None:
-        """So much of `data` can be read: have the parts sent that are whole. Does not wait."""
+        """Send the complete parts among the first `size_bytes` of `data`. Does not wait."""
         while (len(self._putting) + 1) * self._part_bytes <= size_bytes:
             self._send(self._part_bytes)
 
     def finish(self, size_bytes: int) -> None:
-        """Have the rest sent, and join the parts; where that fails nothing is left."""
+        """Send the rest and join the parts; after a failure nothing is left."""
         self.proceed(size_bytes)
         rest_bytes = size_bytes - len(self._putting) * self._part_bytes
         if rest_bytes or not self._putting:
@@ -69,11 +69,11 @@ class PartsUpload:
         self._has_ended = True
 
     def abandon(self) -> None:
-        """Leave nothing; what cannot be cleared away now the store clears away in time."""
+        """Remove the parts; the store itself removes any that remain some time later."""
         if self._has_ended:
             return
         self._has_ended = True
-        # What has not begun is not waited for: it may stand in line behind the parts of others.
+        # Do not wait for queued parts, which may be behind those of other uploads.
         wait([part for part in self._putting if not part.cancel()])
         with suppress(MinioException, HTTPError, ElementTree.ParseError, StoreUnavailable):
             self._requests.send("DELETE", self._key, query={"uploadId": self._upload_id.result()})
@@ -104,14 +104,13 @@ class PartsUpload:
         # S3 may answer with 200 and an error in the body.
         if not _text(joined, "ETag"):
             raise StoreUnavailable(
-                f"the object store did not join the parts of {self._key}; look at its own health "
-                "and log"
+                f"the object store did not join the parts of {self._key}; check its health and log"
             )
 
 
 def _cause(error: BaseException, parts: Sequence[Future[str]]) -> BaseException:
-    """Why an upload in parts failed: MinIO drops one that finds its disk full, and then other parts
-    of it are told only that there is no such upload. Parts behind one that failed are not sent."""
+    """Return the original error of an upload. When MinIO finds its disk full it drops the upload,
+    and the other parts fail with NoSuchUpload only."""
     failed = (part.exception() for part in parts if not part.cancelled())
     told = (
         e
@@ -122,8 +121,8 @@ def _cause(error: BaseException, parts: Sequence[Future[str]]) -> BaseException:
 
 
 def _text(answer: urllib3.BaseHTTPResponse, name: str) -> str:
-    """An element of an answer in XML, with or without a namespace; "" where it has none."""
-    # The object store's own answer, and minio-py reads them no other way.
+    """Return an element of an XML answer, with or without a namespace; "" if it is missing."""
+    # The answer comes from the configured object store; minio-py parses it in the same way.
     return ElementTree.fromstring(answer.data).findtext(f"{{*}}{name}") or ""  # noqa: S314
 
 

@@ -1,7 +1,7 @@
-"""Signed S3 requests (AWS Signature Version 4), for what minio-py's own calls cannot do.
+"""Signed S3 requests (AWS Signature Version 4), which minio-py's own calls cannot replace.
 
-`put_object` sends no condition, hashes again what was hashed on arrival, and starts threads of its
-own for each object that goes in parts.
+`put_object` sends no conditions, hashes data again that was hashed on arrival, and starts threads
+for each multipart upload.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ from shared.adapters.s3.credentials import RenewedCredentials, refuses_keys
 
 _RETRY_SECONDS = 2.0
 
-# What is in memory of a body on its way. One that is no longer does not wait for its turn.
+# Read and sent at a time. A body up to this size is not subject to the concurrency limit.
 PIECE_BYTES = 1 << 20
 
 
 class SignedRequests:
-    """Requests about the objects of one bucket, whose URL is `bucket_url`, with a `/` behind it."""
+    """Sends requests for the objects of one bucket; `bucket_url` ends with a `/`."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class SignedRequests:
         *,
         credentials: RenewedCredentials,
         region: str,
-        most_at_once: int,
+        max_concurrent: int,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> None:
         self._bucket = urlsplit(bucket_url)
@@ -54,7 +54,7 @@ class SignedRequests:
         self._region = region
         self.tls = tls
         self._wants_md5 = False
-        self._large_bodies = ConcurrencyLimit(most_at_once)
+        self._large_bodies = ConcurrencyLimit(max_concurrent)
 
     def send(
         self,
@@ -67,13 +67,17 @@ class SignedRequests:
         sha256: str | None = None,
         again: bool = True,
     ) -> urllib3.BaseHTTPResponse:
-        """The answer, which is a success, and read.
+        """Send a request, and return its successful answer, with the body read.
 
-        `sha256` is the body's, in hexadecimal, where it is known; the store refuses a body with
-        another one. With `again` false the request is sent once, whatever comes of it, but for a
-        PUT that is refused for want of a Content-MD5, which every PUT has from then on. Raises
-        `S3Error`, `InvalidResponseError` for what is no answer of S3, what urllib3 raises, and what
-        a `Window` raises.
+        Args:
+            sha256: Digest of the body in hexadecimal, if known; the store verifies it.
+            again: Whether to retry after a transient failure. A PUT that is refused for lack of a
+                Content-MD5 is repeated in any case, and each later PUT has one.
+
+        Raises:
+            S3Error: The store refused the request.
+            InvalidResponseError: The answer is not S3's.
+            HTTPError, OSError, ValueError: As urllib3 and `Window` raise them.
         """
         with self._large_bodies.turn() if len(body) > PIECE_BYTES else nullcontext():
             response = self._answer(method, key, body, query or {}, headers or {}, sha256, again)
@@ -190,8 +194,8 @@ class SignedRequests:
 
 
 def _asks_for_md5(response: urllib3.BaseHTTPResponse) -> bool:
-    """A bucket with object lock and a default retention takes no object without a digest that the
-    store itself checks. What the signature covers is none of these."""
+    """Whether the store requires a Content-MD5, as a bucket with object lock and a default
+    retention does; the digest in the signature does not count there."""
     return response.status == HTTPStatus.BAD_REQUEST and b"content-md5" in response.data.lower()
 
 
@@ -203,12 +207,12 @@ def _refusal(response: urllib3.BaseHTTPResponse) -> Exception:
 
 
 def _not_of_s3(response: urllib3.BaseHTTPResponse) -> InvalidResponseError:
-    """Such as the page of a proxy, or of another server."""
+    """Return the error for an answer of something else, such as a proxy."""
     return InvalidResponseError(response.status, response.headers.get("Content-Type"), None)
 
 
 class SourceFailed(Exception):
-    """Reading what is to be sent failed. urllib3 would take the error for one of the connection."""
+    """Reading the body failed. urllib3 would mistake an OSError for one of the connection."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -216,10 +220,10 @@ class SourceFailed(Exception):
 
 
 class Window:
-    """Some bytes of a file, to be sent in pieces, and again where need be.
+    """A range of a file as a request body, which can be sent repeatedly, in pieces.
 
-    Any number of windows on one file may be read at once, by the same `lock`. Raises `ValueError`
-    where the file ends before the window does.
+    Several windows on one file can be read concurrently if they share the `lock`. Iterating raises
+    `ValueError` if the file ends before the window.
     """
 
     def __init__(self, file: BinaryIO, lock: Lock, start: int, size_bytes: int) -> None:
@@ -249,7 +253,7 @@ class Window:
 
 
 def _md5(body: bytes | Window) -> str:
-    """As Content-MD5 has it (RFC 1864)."""
+    """Return the value of Content-MD5 (RFC 1864)."""
     return b64encode(_digest("md5", body)).decode()
 
 
@@ -261,10 +265,10 @@ def _digest(algorithm: str, body: bytes | Window) -> bytes:
 
 
 class BriefRetry(urllib3.Retry):
-    """Another attempt after what may pass, unless too much time has passed since the first.
+    """Retries transient failures, but only within a short time after the first attempt.
 
-    urllib3 alone counts attempts only: each might take its whole time-out. What the server names in
-    Retry-After, a minute with MinIO, is not waited for either.
+    urllib3 itself limits the number of attempts only, each of which might take its full timeout.
+    Retry-After, a minute with MinIO, is ignored.
     """
 
     def __init__(self, *, until: float, **named: Any) -> None:

@@ -1,4 +1,4 @@
-"""The object store on MinIO, or on any other that speaks plain S3."""
+"""The object store on MinIO, or any other S3 store."""
 
 import math
 import random
@@ -42,20 +42,19 @@ from shared.errors import (
 from shared.ports import ListedObject, StoredObject, Writing, check_key, check_prefix
 from shared.runtime.threads import started_pool
 
-# How long a store that said that it is full is believed to be.
+# How long the store counts as full after a write failed for lack of space.
 _FULL_SECONDS = 5.0
 
 _PART_BYTES = 8 * 1024 * 1024
 _MAX_PARTS = 10_000
 
-# Of all objects together: as many as keep a store busy.
+# Threads for the parts of all objects together, enough to keep the store busy.
 _PARTS_AT_ONCE = 4
 
 _KEYS_HINT = (
-    "look at STOWGATE_OBJECT_STORE_ACCESS_KEY and STOWGATE_OBJECT_STORE_SECRET_KEY, "
-    "and at what they may do there"
+    "check STOWGATE_OBJECT_STORE_ACCESS_KEY, STOWGATE_OBJECT_STORE_SECRET_KEY and their permissions"
 )
-_BUCKET_HINT = "create the bucket, or look at STOWGATE_BUCKET and STOWGATE_STATE_BUCKET"
+_BUCKET_HINT = "create the bucket, or check STOWGATE_BUCKET and STOWGATE_STATE_BUCKET"
 _HINTS = {
     "AccessDenied": _KEYS_HINT,
     "ExpiredToken": _KEYS_HINT,
@@ -64,14 +63,14 @@ _HINTS = {
     "SignatureDoesNotMatch": _KEYS_HINT,
     "NoSuchBucket": _BUCKET_HINT,
     "InvalidBucketName": _BUCKET_HINT,
-    "AuthorizationHeaderMalformed": "look at STOWGATE_OBJECT_STORE_REGION",
-    "PermanentRedirect": "look at STOWGATE_OBJECT_STORE_REGION",
+    "AuthorizationHeaderMalformed": "check STOWGATE_OBJECT_STORE_REGION",
+    "PermanentRedirect": "check STOWGATE_OBJECT_STORE_REGION",
     "RequestTimeTooSkewed": "set the clocks of both machines",
 }
 _FULL_CODES = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded"}
 _PASSING_CODES = {
     "BadDigest",
-    # Another operation on the key is under way, and says nothing of how that will end.
+    # Another operation on the key is in progress, with an unknown result.
     "ConditionalRequestConflict",
     "IncompleteBody",
     "InternalError",
@@ -87,31 +86,30 @@ _PASSING_STATUSES = {408, 429}
 _PRECONDITION_FAILED = 412
 _INSUFFICIENT_STORAGE = 507
 
-# Names the write that an object comes from.
+# Identifies the write that created an object.
 _WRITE = "x-amz-meta-stowgate-write"
 
-# No conditional write is tried again later than this after its first attempt.
+# A conditional write is retried for this time after its first attempt.
 _TRY_AGAIN_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.05
 _MAX_PAUSE_SECONDS = 1.0
 
 
 class MinioObjectStore:
-    """One bucket of an S3 object store. Safe between threads; not to be taken through a fork.
+    """One bucket of an S3 object store. Safe between threads, but not across a fork.
 
-    Every request to a store that is dead, black-holed or silent ends within 15 s: 4 s to connect,
-    9 s without progress, and no retry begun later than 2 s after the first attempt. A refused
-    connection fails at once. What goes on slowly is waited for: a minute, and the time that its
-    bytes take at 64 KiB/s. While bodies over 1 MiB are slow, fewer go at once, and the others wait
-    for their turn; they fail with the one that makes no progress. `put` of more than 8 MiB,
-    `delete` of more than 1000 keys and a long `list` take several requests, and a `put` that fails
-    in the middle one more to clear up.
-    A conditional write whose answer leaves open what happened looks for its object and is tried
-    again, for 5 s; in a silent store it ends within 30 s. A version is the object's ETag.
+    Every request to a dead or silent store ends within 15 s: 4 s to connect, 9 s without progress,
+    and no retry starts later than 2 s after the first attempt. A refused connection fails at once.
+    A slow request may take a minute, plus the time of its bytes at 64 KiB/s. While bodies over
+    1 MiB are slow, fewer are sent concurrently and the others wait; they fail with the first that
+    makes no progress. `put` of more than 8 MiB, `delete` of more than 1000 keys and a long `list`
+    take several requests, and a `put` that fails halfway takes one more for the cleanup.
+    A conditional write with an unknown result checks its object and is retried for 5 s; with a
+    silent store it ends within 30 s. A version is the object's ETag.
     """
 
     def __init__(self, client: Minio, requests: SignedRequests, bucket: str, place: str) -> None:
-        """`place` is how error texts call the store."""
+        """`place` is the name of the store in error messages."""
         self._client = client
         self._requests = requests
         self._parts = started_pool(_PARTS_AT_ONCE, "part")
@@ -132,7 +130,7 @@ class MinioObjectStore:
         credentials: RenewedCredentials | None = None,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> Self:
-        """A store for up to `threads` threads at once; sends nothing yet.
+        """Return a store for up to `threads` concurrent threads, without sending a request.
 
         `url` is `http(s)://host[:port]`. `credentials` are for keys that may change, in place of
         the two. `tls` gives the context of each new connection.
@@ -166,13 +164,13 @@ class MinioObjectStore:
             an_object._replace(path=an_object.path.removesuffix("key"), query="").geturl(),
             credentials=credentials,
             region=region,
-            most_at_once=threads + _PARTS_AT_ONCE,
+            max_concurrent=threads + _PARTS_AT_ONCE,
             tls=tls,
         )
         return cls(client, requests, bucket, url)
 
     def prepare(self) -> None:
-        """Create the bucket where it is missing."""
+        """Create the bucket if it is missing."""
         with self._typed("create the bucket"):
             if self._client.bucket_exists(bucket_name=self._bucket):
                 return
@@ -191,11 +189,11 @@ class MinioObjectStore:
         content_type: str,
         sha256: str | None = None,
     ) -> None:
-        """Write `size_bytes` from `data`, all or nothing, over what may be there.
+        """Write `size_bytes` from `data`, all or nothing, over any existing object.
 
-        Goes in parts of 8 MiB (larger ones beyond 80 GB, as S3 takes 10,000), of which a piece each
-        is in memory. `data` can seek. Raises `ValueError` where it ends early; what it raises
-        passes through.
+        Uploads parts of 8 MiB (larger ones beyond 80 GB, as S3 accepts 10,000), and keeps 1 MiB of
+        each in memory. `data` must be seekable. Raises `ValueError` if it ends early; its errors
+        pass through.
         """
         check_key(key)
         if size_bytes > _PART_BYTES:
@@ -206,8 +204,8 @@ class MinioObjectStore:
             headers = {"Content-Type": content_type}
             self._requests.send("PUT", key, window, headers=headers, sha256=sha256)
 
-    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:
-        """Write to `key` from `data` while that grows, up to `most_bytes`, in parts as `put`."""
+    def begin(self, key: str, data: BinaryIO, content_type: str, max_bytes: int) -> Writing:
+        """Write `data` to `key` while it grows, up to `max_bytes`, in parts like `put`."""
         check_key(key)
         return PartsUpload(
             self._requests,
@@ -215,84 +213,86 @@ class MinioObjectStore:
             key,
             data,
             content_type,
-            max(_PART_BYTES, -(-most_bytes // _MAX_PARTS)),
+            max(_PART_BYTES, -(-max_bytes // _MAX_PARTS)),
             partial(self._typed, f"put {key}"),
         )
 
     def create(self, key: str, data: bytes, content_type: str) -> str:
-        """Write only where nothing is, and return the version. Raises `VersionConflict`.
+        """Write a new object, and return its version. Raises `VersionConflict`.
 
-        `StoreUnavailable` leaves open whether it was written, after a look for it.
+        After `StoreUnavailable` it is unknown whether the object was written.
         """
         return self._put_if(None, key, data, content_type)
 
     def replace(self, key: str, data: bytes, version: str, content_type: str) -> str:
-        """Write only over that version, and return the new one. Raises `VersionConflict`.
+        """Replace that version, and return the new one. Raises `VersionConflict`.
 
-        `StoreUnavailable` leaves open whether it was written, after a look for it.
+        After `StoreUnavailable` it is unknown whether the object was written.
         """
         return self._put_if(version, key, data, content_type)
 
     def get(self, key: str) -> StoredObject:
-        """Read a whole small object. Raises `ObjectMissing`."""
+        """Read a small object. Raises `ObjectMissing`."""
         answer = self._read(key, {})
         return StoredObject(answer.data, _version(answer))
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Read `length` bytes from offset `start`, fewer at the end. Raises `ObjectMissing`."""
         if start < 0 or length < 0:
-            raise ValueError(f"no such range: {length} bytes from {start}")
+            raise ValueError(f"invalid range: {length} bytes from {start}")
         try:
-            # HTTP knows no empty range.
+            # HTTP has no empty range.
             answer = self._read(key, {"Range": f"bytes={start}-{start + max(length, 1) - 1}"})
         except _PastTheEnd:
             return b""
         return answer.data[:length]
 
     def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
-        """Every object under `prefix` behind `after`, by key; asks for 1000 at a time."""
+        """Yield every object under `prefix` after `after`, by key, in pages of 1000."""
         check_prefix(prefix)
         return self._list(prefix, after)
 
     def folders(self, after: str) -> Iterator[str]:
-        """The common prefixes at the top behind `after`, in order; asks for 1000 at a time."""
+        """Yield the common prefixes at the top after `after`, in order, in pages of 1000."""
         for found in self._pages("list", recursive=False, start_after=after or None):
             name = (found.object_name or "").removesuffix("/")
             if found.is_dir and name > after:
                 yield name
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove these, 1000 a request; a key with nothing under it is no error."""
+        """Remove the objects, 1000 per request; ignore missing ones."""
         with self._typed("delete"):
             answers = self._client.remove_objects(
-                bucket_name=self._bucket, delete_object_list=_doomed(keys)
+                bucket_name=self._bucket, delete_object_list=_delete_objects(keys)
             )
-            # Requests are sent as their answers are read, so all of them are.
+            # Reading the answers sends the requests.
             failures = [answer for answer in answers if answer.code != "NoSuchKey"]
         if failures:
             first = failures[0]
             raise self._error(f"delete {first.name}", first.code, first.message)
 
     def check_room(self) -> None:
-        """Raises `StoreFull` for 5 s after a write found it full. S3 has no call that tells."""
+        """Raise `StoreFull` for 5 s after a write found the store full; S3 has no call for that."""
         if time.monotonic() < self._full_until:
-            raise StoreFull(f"{self._place}: it said a moment ago that it is full; free some space")
+            raise StoreFull(
+                f"{self._place}: it reported a few seconds ago that it is full; free some space"
+            )
 
     def ping(self) -> None:
-        """Return when the bucket can be reached with these keys."""
+        """Return if the bucket is reachable with these keys."""
         with self._typed("reach the bucket"):
             if not self._client.bucket_exists(bucket_name=self._bucket):
                 raise self._error("reach the bucket", "NoSuchBucket", "it does not exist")
 
     def keeps_removed(self) -> bool:
-        """Whether the bucket is versioned, and no lifecycle rule clears old versions away."""
+        """Whether the bucket is versioned, and no lifecycle rule removes old versions."""
         try:
             versioning = self._client.get_bucket_versioning(bucket_name=self._bucket)
             if versioning.status is None:
                 return False
             lifecycle = self._client.get_bucket_lifecycle(bucket_name=self._bucket)
         except (MinioException, HTTPError, ElementTree.ParseError, ValueError):
-            # Many a store has no such calls, or does not let everybody make them.
+            # Many stores lack these calls, or require further permissions.
             return False
         rules = lifecycle.rules if lifecycle else []
         return not any(
@@ -320,44 +320,43 @@ class MinioObjectStore:
         return put_at_once(self._requests, key, bodies, _condition(version))
 
     def _put_if(self, version: str | None, key: str, data: bytes, content_type: str) -> str:
-        """Write over that version, or where nothing is.
+        """Replace that version, or without one create the object.
 
-        Each write has a name of its own, which the object carries. So a writer that sends it again,
-        as also a proxy in between may do, knows its own object, and of two that write the same
-        bytes one has written them.
+        Each write has a unique id, which is stored with the object. So a writer recognises its own
+        object after a retry, its own or a proxy's, and of two that write the same bytes one wins.
         """
         check_key(key)
         write = uuid4().hex
         headers = {"Content-Type": content_type, **_condition(version), _WRITE: write}
         until, pause_seconds = time.monotonic() + _TRY_AGAIN_SECONDS, _FIRST_PAUSE_SECONDS
         while True:
-            open_after: StoreUnavailable | None = None
+            unknown_after: StoreUnavailable | None = None
             try:
                 with self._typed(f"put {key}"):
                     return self._send_if(key, data, headers)
             except _ConditionFailed:
-                pass  # unless by an earlier attempt of its own
+                pass  # unless an earlier attempt of this write succeeded
             except StoreUnavailable as error:
-                open_after = error
+                unknown_after = error
             try:
-                found_version, found_write = self._look(key)
+                found_version, found_write = self._stat(key)
             except StoreUnavailable as error:
-                open_after = error
+                unknown_after = error
             else:
                 if found_write == write and found_version is not None:
                     return found_version
-                if open_after is None or found_version != version:
+                if unknown_after is None or found_version != version:
                     raise VersionConflict(
-                        f"{self._place}: {key} is not what this write was to replace"
+                        f"{self._place}: {key} has another version than this write expects"
                     )
             if time.monotonic() + pause_seconds > until:
-                raise open_after
+                raise unknown_after
             time.sleep(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311
             pause_seconds = min(2 * pause_seconds, _MAX_PAUSE_SECONDS)
 
     def _send_if(self, key: str, data: bytes, headers: dict[str, str]) -> str:
         try:
-            # Not again without a look at what became of it.
+            # No blind retry: the caller checks the result first.
             answer = self._requests.send("PUT", key, data, headers=headers, again=False)
         except S3Error as error:
             if error.response.status == _PRECONDITION_FAILED or error.code == "NoSuchKey":
@@ -365,10 +364,9 @@ class MinioObjectStore:
             raise
         return _version(answer)
 
-    def _look(self, key: str) -> tuple[str | None, str | None]:
-        """The version of what is under that key, and the write that it comes from; None of what
-        there is not."""
-        with self._typed(f"look for {key}"):
+    def _stat(self, key: str) -> tuple[str | None, str | None]:
+        """Return the version of the object and the id of its write, each None if it is missing."""
+        with self._typed(f"check {key}"):
             try:
                 found = self._client.stat_object(bucket_name=self._bucket, object_name=key)
             except S3Error as error:
@@ -384,7 +382,7 @@ class MinioObjectStore:
                 return self._requests.send("GET", key, headers=headers)
             except S3Error as error:
                 if error.code == "NoSuchKey":
-                    raise ObjectMissing(f"{self._place}: there is no {key}") from error
+                    raise ObjectMissing(f"{self._place}: {key} does not exist") from error
                 if error.code == "InvalidRange":
                     raise _PastTheEnd(key) from error
                 raise
@@ -393,7 +391,7 @@ class MinioObjectStore:
         doing = f"list {prefix!r}"
         for found in self._pages(doing, prefix=prefix, recursive=True, start_after=after or None):
             if found.object_name is None or found.last_modified is None:
-                continue  # a folder, which a recursive listing does not have
+                continue  # a folder, which a recursive listing does not contain
             yield ListedObject(found.object_name, found.size or 0, found.last_modified)
 
     def _pages(self, doing: str, **which: Any) -> Iterator[Object]:
@@ -401,7 +399,7 @@ class MinioObjectStore:
             try:
                 yield from self._client.list_objects(bucket_name=self._bucket, **which)
             except ValueError as error:
-                # minio-py's, for XML that is no listing.
+                # From minio-py, for XML that is not a listing.
                 raise InvalidResponseError(HTTPStatus.OK, None, None) from error
 
     @contextmanager
@@ -415,12 +413,12 @@ class MinioObjectStore:
             raise self._error(doing, "", None, error.status_code) from error
         except (InvalidResponseError, ElementTree.ParseError) as error:
             raise StoreUnavailable(
-                f"{self._place}: cannot {doing}: the answer is not S3's; is a proxy in between, or "
-                "is STOWGATE_OBJECT_STORE another server or port?"
+                f"{self._place}: cannot {doing}: the answer is not from an S3 store; check that "
+                "STOWGATE_OBJECT_STORE is its server and port, and look for a proxy in between"
             ) from error
         except NoProgress as error:
             raise StoreUnavailable(
-                f"{self._place}: cannot {doing}: {error}; look at its health, and at the line to it"
+                f"{self._place}: cannot {doing}: {error}; check its health and the network"
             ) from error
         except HTTPError as error:
             cause = error.reason if isinstance(error, MaxRetryError) else error
@@ -433,9 +431,9 @@ class MinioObjectStore:
             ) from cause
 
     def _error(self, doing: str, code: str, message: str | None, status: int = 0) -> StowgateError:
-        told = ", ".join(word for word in (code, message, f"HTTP {status}" * bool(status)) if word)
-        what = f"{self._place}: cannot {doing}: {told}"
-        # MinIO on a disk that is full to the last byte says InternalError and this.
+        cause = ", ".join(word for word in (code, message, f"HTTP {status}" * bool(status)) if word)
+        what = f"{self._place}: cannot {doing}: {cause}"
+        # MinIO on a completely full disk answers InternalError with this message.
         out_of_space = "no space left on device" in (message or "")
         if code in _FULL_CODES or status == _INSUFFICIENT_STORAGE or out_of_space:
             self._full_until = time.monotonic() + _FULL_SECONDS
@@ -457,11 +455,11 @@ def brief_pool(tls: Callable[[], ssl.SSLContext], connections: int) -> BriefPool
 
 
 class _ConditionFailed(Exception):
-    """The object is not what a conditional write was to find."""
+    """The condition of a write was not met."""
 
 
 class _PastTheEnd(Exception):
-    """A range begins behind the object's last byte."""
+    """A range begins after the object's last byte."""
 
 
 def _condition(version: str | None) -> dict[str, str]:
@@ -473,7 +471,7 @@ def _version(answer: urllib3.BaseHTTPResponse) -> str:
     return answer.headers["ETag"].strip('"')
 
 
-def _doomed(keys: Iterable[str]) -> Iterator[DeleteObject]:
+def _delete_objects(keys: Iterable[str]) -> Iterator[DeleteObject]:
     for key in keys:
         check_key(key)
         yield DeleteObject(name=key)

@@ -13,7 +13,8 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.attachments import Attachment, AttachmentUnreadable
 from shared.dicom.left_out import LeftOut
 from shared.instances import StoredInstance
-from shared.records import IngestRecord, Records
+from shared.record_store import Records
+from shared.records import IngestRecord
 
 INSTANCES = [
     StoredInstance("1.2.1", f"1.2.2.{number}", "1.2.3", "1.2.4", number, "ab" * 32, left_out)

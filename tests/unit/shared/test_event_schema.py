@@ -52,6 +52,6 @@ def test_anything_else_is_malformed_however_deep_and_is_not_repeated(body: bytes
     with pytest.raises(MalformedEvent) as refused:
         decode(body)
     assert str(refused.value) in (
-        "the body is no InstancesStored event",
+        "the body is not a valid InstancesStored event",
         "payload_id and correlation_id of an event must be GUIDs",
     )

@@ -26,14 +26,12 @@ from shared.errors import (
 from shared.ids import PayloadIds, is_guid, minted_at, minted_before
 from shared.instances import StoredInstance
 from shared.ports import StoredObject
+from shared.record_store import Records, UploadGivenUp, VersionedRecord
 from shared.records import (
-    HeldRecord,
     IngestRecord,
     Lease,
-    Records,
     RecordUnreadable,
     State,
-    UploadGivenUp,
     decode,
     encode,
     newest_first,
@@ -347,7 +345,7 @@ def test_a_record_that_is_written_while_its_upload_is_given_up_counts(
     found = records.find(added.payload_id)
     assert found is not None
     assert found.record.state is state
-    assert list(records.fences()) == []
+    assert list(records.tombstones()) == []
 
 
 @pytest.mark.parametrize(
@@ -396,16 +394,16 @@ def test_an_upload_that_was_given_up_is_neither_listed_nor_counted(records: Reco
     assert newest(records, None, 1) == ([added], None)
 
 
-def test_an_upload_stays_given_up_until_its_fence_is_removed(
+def test_an_upload_stays_given_up_until_its_tombstone_is_removed(
     records: Records, tmp_path: Path
 ) -> None:
     late = record()
     records.give_up(late.payload_id)
 
-    (fence,) = records.fences()
-    assert payload_id_of(fence.key) == late.payload_id
+    (tombstone,) = records.tombstones()
+    assert payload_id_of(tombstone.key) == late.payload_id
 
-    (tmp_path / fence.key).unlink()
+    (tmp_path / tombstone.key).unlink()
     records.add(late)
 
 
@@ -434,7 +432,7 @@ def test_an_odd_name_is_passed_over_in_every_list_and_named_once(
         for _ in range(2):
             assert [payload_id_of(found.key) for found in records.pending()] == [added.payload_id]
             assert records.failed([]) == 1
-            assert list(records.fences()) == []
+            assert list(records.tombstones()) == []
             assert newest(records, State.FAILED, 10)[0][0].payload_id == failed.payload_id
             assert len(newest(records, None, 10)[0]) == 2
 
@@ -462,13 +460,13 @@ def test_a_record_under_the_name_of_another_payload_is_unreadable(
         records.find(here.payload_id)
 
 
-def _failed(records: Records) -> HeldRecord:
+def _failed(records: Records) -> VersionedRecord:
     added = record()
     records.add(added)
     return _fail(records, added.payload_id)
 
 
-def _fail(records: Records, payload_id: str) -> HeldRecord:
+def _fail(records: Records, payload_id: str) -> VersionedRecord:
     held = records.find(payload_id)
     assert held is not None
     records.settle(held, State.FAILED, last_error="x")
@@ -547,7 +545,7 @@ def test_a_replayed_record_is_listed_as_pending_alone(records: Records) -> None:
     assert [r.state for r in newest(records, None, 10)[0]] == [State.PENDING]
 
 
-def test_a_fence_that_was_left_beside_a_failed_record_does_not_keep_it_from_a_replay(
+def test_a_tombstone_that_was_left_beside_a_failed_record_does_not_keep_it_from_a_replay(
     tmp_path: Path,
 ) -> None:
     store = _InterruptedStore(tmp_path)

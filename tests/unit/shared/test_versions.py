@@ -24,7 +24,8 @@ from shared.adapters.queues import Published
 from shared.events import InstancesStored
 from shared.ids import PayloadIds
 from shared.ports import Publication
-from shared.records import HeldRecord, Records, RecordUnreadable, State, newest_first
+from shared.record_store import Records, VersionedRecord
+from shared.records import RecordUnreadable, State, newest_first
 from shared.runtime.metrics import WorkerMetrics
 from shared.sweep_cursor import CURSOR, CursorUnreadable, SweepCursor
 from shared.time import utc_now
@@ -70,7 +71,7 @@ class Bench:
             backlog=lambda: 0,
             metrics=self.metrics,
             clock=lambda: self.now,
-        ).look()
+        ).run_once()
 
     def _announce(self, event: InstancesStored) -> Publication:
         self.announced.append(event.payload_id)
@@ -112,7 +113,7 @@ class Bench:
             clock=lambda: self.now,
         )
 
-    def add(self) -> HeldRecord:
+    def add(self) -> VersionedRecord:
         added = replace(record(), payload_id=self.payload_ids.mint(self.now))
         key = f"{added.payload_id}/dcm/1.2/1.3/1.dcm"
         data = new_instance()
@@ -163,7 +164,7 @@ def test_fields_of_a_newer_service_are_kept_through_the_whole_life_of_a_record(
     held = bench.add()
     bench.rewrite(held.key, priority={"of": [1, 2]})
 
-    def found() -> HeldRecord:
+    def found() -> VersionedRecord:
         again = bench.records.find(held.record.payload_id)
         assert again is not None
         assert bench.row(again.key)["priority"] == {"of": [1, 2]}

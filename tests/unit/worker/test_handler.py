@@ -37,17 +37,10 @@ from shared.errors import (
 )
 from shared.instances import StoredInstance
 from shared.ports import EventPublisher, ListedObject, Message, Publication
-from shared.records import (
-    HeldRecord,
-    IngestRecord,
-    Lease,
-    Records,
-    State,
-    encode,
-    payload_id_of,
-)
+from shared.record_store import Records, VersionedRecord
+from shared.records import IngestRecord, Lease, State, encode, payload_id_of
 from shared.runtime.metrics import WorkerMetrics
-from worker.handler import MOST_TAKEOVERS, Handler, retry_seconds
+from worker.handler import MAX_TAKEOVERS, Handler, retry_seconds
 from worker.workflow_manager import WorkflowManager
 
 LEASE = timedelta(seconds=60)
@@ -599,18 +592,18 @@ def test_a_worker_whose_clock_is_set_back_renews_its_lease_before_a_request_goes
 
 
 def test_a_lease_of_its_own_that_ran_out_is_no_takeover(bench: Bench) -> None:
-    added = bench.add(real_file(), lease=Lease("me", bench.now), takeovers=MOST_TAKEOVERS)
+    added = bench.add(real_file(), lease=Lease("me", bench.now), takeovers=MAX_TAKEOVERS)
 
     bench.handler().open_workflow_request(added.payload_id)
 
     found = bench.found(added)
-    assert (found.state, found.takeovers) == (State.OPENED, MOST_TAKEOVERS)
+    assert (found.state, found.takeovers) == (State.OPENED, MAX_TAKEOVERS)
 
 
 def test_a_payload_that_workers_do_not_survive_fails_with_words(bench: Bench) -> None:
     added = bench.add(
         real_file(),
-        takeovers=MOST_TAKEOVERS,
+        takeovers=MAX_TAKEOVERS,
         lease=Lease("dead", bench.now - timedelta(seconds=1)),
     )
 
@@ -618,12 +611,12 @@ def test_a_payload_that_workers_do_not_survive_fails_with_words(bench: Bench) ->
 
     found = bench.found(added)
     assert found.state is State.FAILED
-    assert "workers stopped" in (found.last_error or "")
+    assert "workers crashed" in (found.last_error or "")
     assert bench.opened_requests() == []
 
 
 def test_an_orderly_end_of_an_attempt_forgives_earlier_takeovers(bench: Bench) -> None:
-    added = bench.add(real_file(), takeovers=MOST_TAKEOVERS - 1)
+    added = bench.add(real_file(), takeovers=MAX_TAKEOVERS - 1)
 
     bench.handler(MemoryBroker().publisher()).open_workflow_request(added.payload_id)
 
@@ -661,7 +654,7 @@ def test_a_request_that_is_out_is_published_once_however_long_its_record_cannot_
     handler = bench.handler(Observed(bench.requests, lambda m: published.append(m.message_id)))
     settle = bench.records.settle
 
-    def full(*_: object, **__: object) -> HeldRecord:
+    def full(*_: object, **__: object) -> VersionedRecord:
         bench.now += LEASE / 2
         raise StoreFull("the store is full")
 
@@ -675,7 +668,7 @@ def test_a_request_that_is_out_is_published_once_however_long_its_record_cannot_
 
     assert (waiting.state, waiting.last_error) == (
         State.PENDING,
-        "the request is out, but the store is full",
+        "the request was published, but the store is full",
     )
     assert published == [added.payload_id]
     found = bench.found(added)

@@ -18,7 +18,7 @@ MOST = 10
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr("worker.health_server._most_connections", lambda: MOST)
+    monkeypatch.setattr("worker.health_server._max_connections", lambda: MOST)
     app = Flask(__name__, static_folder=None)
     app.add_url_rule("/live", "live", lambda: "live", methods=["GET", "POST"])
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -15,7 +15,7 @@ from records_made import RECEIVED_AT
 from shared.adapters.folder.store import FolderObjectStore
 from shared.adapters.queues import Published
 from shared.errors import BrokerUnavailable, StoreUnavailable, StowgateError
-from shared.records import Records
+from shared.record_store import Records
 from shared.runtime.metrics import WorkerMetrics
 from worker.leader import LEASE_KEY, LeaderLease
 from worker.relay import Relay
@@ -210,7 +210,7 @@ def _asked_in_an_hour(folder: Path, workers: int) -> int:
         random.shuffle(relays)
         for lease, relay in relays:
             if lease.leads():
-                relay.look()
+                relay.run_once()
         bench.now += timedelta(seconds=5)
     return bench.store.asked
 

@@ -7,7 +7,7 @@ import pytest
 
 from shared.adapters.folder.store import FolderObjectStore
 from shared.errors import StoreRefused, StoreUnavailable
-from worker.pending_cleanup import Clearing
+from worker.pending_cleanup import PendingCleanup
 
 
 class Counting(FolderObjectStore):
@@ -40,54 +40,54 @@ def names(store: Counting) -> list[str]:
 
 
 def test_all_that_was_added_is_removed_by_one_request(store: Counting) -> None:
-    clearing = Clearing(store)
-    clearing.add(["pending/a", "failed/a"])
-    clearing.add(["pending/b"])
+    cleanup = PendingCleanup(store)
+    cleanup.add(["pending/a", "failed/a"])
+    cleanup.add(["pending/b"])
     assert names(store) == ["pending/a", "pending/b", "pending/c"]
 
-    clearing.clear(0)
+    cleanup.run_once(0)
 
     assert names(store) == ["pending/c"]
     assert store.requests == [["pending/a", "failed/a", "pending/b"]]
 
 
 def test_nothing_is_asked_of_the_store_where_nothing_was_added(store: Counting) -> None:
-    Clearing(store).clear(0)
+    PendingCleanup(store).run_once(0)
     assert store.requests == []
 
 
 def test_what_a_store_that_is_away_did_not_remove_is_removed_when_it_is_back(
     store: Counting,
 ) -> None:
-    clearing = Clearing(store)
-    clearing.add(["pending/a"])
+    cleanup = PendingCleanup(store)
+    cleanup.add(["pending/a"])
     store.away = True
-    clearing.clear(0)
+    cleanup.run_once(0)
 
     store.away = False
-    clearing.add(["pending/b"])
-    clearing.clear(0)
+    cleanup.add(["pending/b"])
+    cleanup.run_once(0)
     assert names(store) == ["pending/c"]
 
 
 def test_of_what_a_store_that_is_away_did_not_remove_a_bounded_number_is_kept(
     store: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.pending_cleanup._MOST", 2)
-    clearing = Clearing(store)
-    clearing.add(["pending/a", "pending/b", "pending/c"])
+    monkeypatch.setattr("worker.pending_cleanup._MAX_KEPT", 2)
+    cleanup = PendingCleanup(store)
+    cleanup.add(["pending/a", "pending/b", "pending/c"])
     store.away = True
-    clearing.clear(0)
+    cleanup.run_once(0)
 
     store.away = False
-    clearing.clear(0)
+    cleanup.run_once(0)
     assert names(store) == ["pending/c"]
 
 
 def test_what_a_store_refuses_to_remove_is_not_asked_for_again(store: Counting) -> None:
-    clearing = Clearing(store)
-    clearing.add(["pending/a"])
+    cleanup = PendingCleanup(store)
+    cleanup.add(["pending/a"])
     store.refuses = True
-    clearing.clear(0)
-    clearing.clear(0)
+    cleanup.run_once(0)
+    cleanup.run_once(0)
     assert len(store.requests) == 1

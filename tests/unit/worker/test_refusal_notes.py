@@ -15,7 +15,8 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.errors import ObjectMissing, StoreUnavailable, VersionConflict
 from shared.ids import PayloadIds
 from shared.ports import DeadLetter, StoredObject
-from shared.records import IngestRecord, Lease, Records, State
+from shared.record_store import Records
+from shared.records import IngestRecord, Lease, State
 from shared.refusals import (
     NOTHING_KNOWN,
     OutcomeUnreadable,
@@ -282,7 +283,7 @@ def test_a_body_that_is_not_a_request_is_counted_and_passed_over(
 
     assert noting.counted() == {"unreadable": 1}
     assert [line["event"] for line in log] == [
-        "dead letter passed over: its body is not a workflow request"
+        "dead letter skipped: its body is not a workflow request"
     ]
 
 

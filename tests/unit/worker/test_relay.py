@@ -17,7 +17,8 @@ from shared.adapters.queues import Published
 from shared.errors import BrokerUnavailable, StoreRefused, StoreUnavailable, StowgateError
 from shared.events import InstancesStored
 from shared.ports import Publication, StoredObject
-from shared.records import HeldRecord, IngestRecord, Lease, Records, State, newest_first
+from shared.record_store import Records, VersionedRecord
+from shared.records import IngestRecord, Lease, State, newest_first
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import utc_now
 from worker.relay import Relay
@@ -59,7 +60,7 @@ class Bench:
         self.records.add(added)
         return added
 
-    def fail(self) -> HeldRecord:
+    def fail(self) -> VersionedRecord:
         held = self.records.find(self.add().payload_id)
         assert held is not None
         self.records.settle(held, State.FAILED)
@@ -76,29 +77,29 @@ def bench(tmp_path: Path) -> Bench:
 def test_a_record_is_announced_when_it_is_due_and_not_before(bench: Bench) -> None:
     added = bench.add(due_at=bench.now + timedelta(seconds=1))
 
-    bench.relay.look()
+    bench.relay.run_once()
     assert bench.announced == []
 
     bench.now += timedelta(seconds=2)
-    bench.relay.look()
+    bench.relay.run_once()
     assert bench.announced == [added.payload_id]
 
 
 def test_a_record_under_a_lease_is_due_when_the_lease_ran_out(bench: Bench) -> None:
     added = bench.add(lease=Lease("worker", bench.now + timedelta(seconds=5)))
 
-    bench.relay.look()
+    bench.relay.run_once()
     assert bench.announced == []
 
     bench.now += timedelta(seconds=6)
-    bench.relay.look()
+    bench.relay.run_once()
     assert bench.announced == [added.payload_id]
 
 
 def test_a_record_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
     added = bench.add(due_at=bench.now + timedelta(days=1))
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.announced == [added.payload_id]
 
@@ -106,7 +107,7 @@ def test_a_record_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
 def test_a_record_under_a_lease_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
     added = bench.add(lease=Lease("worker", bench.now + timedelta(days=365)))
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.announced == [added.payload_id]
 
@@ -114,7 +115,7 @@ def test_a_record_under_a_lease_of_a_clock_that_was_far_ahead_is_due(bench: Benc
 def test_a_lease_of_a_clock_that_is_not_too_far_ahead_is_left_alone(bench: Bench) -> None:
     bench.add(lease=Lease("worker", bench.now + timedelta(hours=1)))
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.announced == []
 
@@ -122,11 +123,11 @@ def test_a_lease_of_a_clock_that_is_not_too_far_ahead_is_left_alone(bench: Bench
 def test_a_clock_that_is_put_back_keeps_no_record_waiting(bench: Bench) -> None:
     bench.now += timedelta(days=1)
     added = bench.add(due_at=bench.now + timedelta(minutes=1))
-    bench.relay.look()
+    bench.relay.run_once()
     assert bench.announced == []
 
     bench.now -= timedelta(days=1)
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.announced == [added.payload_id]
 
@@ -134,12 +135,12 @@ def test_a_clock_that_is_put_back_keeps_no_record_waiting(bench: Bench) -> None:
 def test_an_announced_record_is_left_alone_for_a_while(bench: Bench) -> None:
     added = bench.add()
 
-    bench.relay.look()
-    bench.relay.look()
+    bench.relay.run_once()
+    bench.relay.run_once()
     assert bench.announced == [added.payload_id]
 
     bench.now += timedelta(minutes=1)
-    bench.relay.look()
+    bench.relay.run_once()
     assert bench.announced == [added.payload_id] * 2
 
 
@@ -150,7 +151,7 @@ def test_a_queue_that_stays_long_starves_no_retry(bench: Bench) -> None:
     for number in range(500):
         bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000")
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert retry.payload_id in bench.announced
 
@@ -162,7 +163,7 @@ def test_what_is_announced_for_the_first_time_is_not_kept_waiting_by_what_is_aga
     for number in range(100):
         bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000")
     for _ in range(10):
-        bench.relay.look()
+        bench.relay.run_once()
         bench.now += timedelta(seconds=40)
 
     assert len(set(bench.announced)) == 100
@@ -173,7 +174,7 @@ def test_a_long_queue_hardly_grows_by_what_waits_in_it(bench: Bench) -> None:
     for number in range(10):
         bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000")
     for _ in range(6 * 60):
-        bench.relay.look()
+        bench.relay.run_once()
         bench.now += timedelta(minutes=1)
 
     # Each after half a minute, one, two, and so on up to an hour.
@@ -184,12 +185,12 @@ def test_what_was_announced_into_a_long_queue_is_again_soon_when_it_is_short(ben
     bench.backlog = 150
     added = bench.add()
     for _ in range(60):
-        bench.relay.look()
+        bench.relay.run_once()
         bench.now += timedelta(minutes=1)
     bench.announced.clear()
 
     bench.backlog = 0
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.announced == [added.payload_id]
 
@@ -200,14 +201,14 @@ def test_a_record_that_a_worker_came_to_see_is_announced_as_if_for_the_first_tim
     bench.backlog = 150
     added = bench.add()
     for _ in range(60):
-        bench.relay.look()
+        bench.relay.run_once()
         bench.now += timedelta(minutes=1)
     bench.announced.clear()
 
     held = bench.records.find(added.payload_id)
     assert held is not None
     bench.records.change(held, attempts=1, due_at=bench.now)
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.announced == [added.payload_id]
 
@@ -223,7 +224,7 @@ def test_a_pass_announces_all_before_it_waits_for_the_broker(bench: Bench) -> No
             return super().wait(seconds)
 
     bench.publication = Slow()
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert seen == [20] * 20
 
@@ -238,8 +239,8 @@ def test_an_announcement_that_is_overdue_was_made(bench: Bench) -> None:
             return False
 
     bench.publication = Overdue()
-    assert bench.relay.look()
-    assert bench.relay.look()
+    assert bench.relay.run_once()
+    assert bench.relay.run_once()
 
     assert bench.announced == [added.payload_id]
 
@@ -252,9 +253,9 @@ def test_an_announcement_whose_fate_nobody_knows_is_made_again(bench: Bench) -> 
             raise BrokerUnavailable(f"lost within {seconds} s")
 
     bench.publication = Lost()
-    assert not bench.relay.look()
+    assert not bench.relay.run_once()
     bench.publication = Published()
-    assert bench.relay.look()
+    assert bench.relay.run_once()
 
     assert bench.announced == [added.payload_id] * 2
 
@@ -264,7 +265,7 @@ def test_a_pass_fills_the_queue_no_further_than_short(bench: Bench) -> None:
         bench.add()
     bench.backlog = 40
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert len(bench.announced) == 60
 
@@ -273,7 +274,7 @@ def test_what_has_waited_longest_comes_first(bench: Bench) -> None:
     older = bench.add(payload_id="01890000-0000-7000-8000-000000000000")
     newer = bench.add(payload_id="01990000-0000-7000-8000-000000000000")
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.announced == [older.payload_id, newer.payload_id]
 
@@ -283,12 +284,12 @@ def test_what_fails_again_and_again_keeps_nothing_new_waiting(bench: Bench) -> N
         bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000", attempts=9)
     new = bench.add(due_at=bench.now + timedelta(seconds=1))
     for _ in range(2):
-        bench.relay.look()
+        bench.relay.run_once()
     assert len(bench.announced) == 150
 
     bench.now += timedelta(minutes=1)
     bench.announced.clear()
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert len(bench.announced) == 100
     assert bench.announced[0] == new.payload_id
@@ -296,7 +297,7 @@ def test_what_fails_again_and_again_keeps_nothing_new_waiting(bench: Bench) -> N
 
 def test_a_relay_that_stands_by_shows_no_measurements(bench: Bench) -> None:
     bench.add()
-    bench.relay.look()
+    bench.relay.run_once()
     assert bench.registry.get_sample_value("stowgate_pending") == 1
 
     bench.relay.stand_by()
@@ -308,10 +309,10 @@ def test_a_relay_that_stands_by_shows_no_measurements(bench: Bench) -> None:
 def test_a_broker_that_is_gone_ends_the_pass_and_the_next_one_goes_on(bench: Bench) -> None:
     added = bench.add()
     bench.broken = True
-    bench.relay.look()
+    bench.relay.run_once()
 
     bench.broken = False
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.announced == [added.payload_id]
 
@@ -323,11 +324,11 @@ def test_a_record_settled_by_a_worker_that_died_is_moved_to_its_place(bench: Ben
     bench.records.change(held, state=State.FAILED)
 
     bench.now = utc_now()
-    bench.relay.look()
+    bench.relay.run_once()
     assert len(bench.records.pending()) == 1
 
     bench.now += timedelta(minutes=2)
-    bench.relay.look()
+    bench.relay.run_once()
     assert bench.records.pending() == []
     found = bench.records.find(added.payload_id)
     assert found is not None
@@ -343,7 +344,7 @@ def test_a_settled_record_of_a_clock_that_was_ahead_is_moved_to_its_place(bench:
     next_year = bench.now.timestamp() + 365 * 86400
     os.utime(bench.folder / held.key, (next_year, next_year))
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.records.pending() == []
 
@@ -351,19 +352,19 @@ def test_a_settled_record_of_a_clock_that_was_ahead_is_moved_to_its_place(bench:
 def test_a_pass_reads_only_what_is_due_or_changed(bench: Bench) -> None:
     for _ in range(20):
         bench.add(due_at=bench.now + timedelta(hours=1))
-    bench.relay.look()
+    bench.relay.run_once()
     reads: list[str] = []
     read = bench.records.read
     bench.records.read = lambda key: reads.append(key) or read(key)  # type: ignore[method-assign, func-returns-value]
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert reads == []
 
 
 def test_a_record_that_is_due_sooner_than_it_was_is_announced_then(bench: Bench) -> None:
     added = bench.add(due_at=bench.now + timedelta(hours=1))
-    bench.relay.look()
+    bench.relay.run_once()
     held = bench.records.find(added.payload_id)
     assert held is not None
     # As a worker that stops hands it back, some time after it was seen.
@@ -371,7 +372,7 @@ def test_a_record_that_is_due_sooner_than_it_was_is_announced_then(bench: Bench)
     later = bench.records.pending()[0].modified_at.timestamp() + 1
     os.utime(bench.folder / held.key, (later, later))
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.announced == [added.payload_id]
 
@@ -381,7 +382,7 @@ def test_a_record_that_cannot_be_read_is_passed_over(bench: Bench) -> None:
     bench.store.put(unreadable, BytesIO(b"{}"), 2, "application/json")
     added = bench.add()
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.announced == [added.payload_id]
 
@@ -401,7 +402,7 @@ def test_a_record_that_the_store_keeps_to_itself_is_passed_over(
 
     bench.store.get = refuse  # type: ignore[method-assign]
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.announced == [added.payload_id]
 
@@ -417,7 +418,7 @@ def test_a_store_that_is_gone_is_not_asked_for_each_record(bench: Bench) -> None
         bench.add()
     bench.store.get = bench.store.ping = be_gone  # type: ignore[method-assign]
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert len(asked) == 2
 
@@ -428,7 +429,7 @@ def test_what_is_no_record_by_its_name_is_passed_over(bench: Bench, name: str) -
         bench.store.put(f"{state}/{name}", BytesIO(b"{}"), 2, "application/json")
     added = bench.add()
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.announced == [added.payload_id]
     assert bench.registry.get_sample_value("stowgate_pending") == 1
@@ -443,7 +444,7 @@ def test_it_measures_what_waits(bench: Bench) -> None:
     bench.records.replay(replayed, bench.now)
     bench.now = RECEIVED_AT + timedelta(seconds=90)
 
-    bench.relay.look()
+    bench.relay.run_once()
 
     assert bench.registry.get_sample_value("stowgate_pending") == 2
     assert bench.registry.get_sample_value("stowgate_failed") == 1

@@ -16,7 +16,8 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.adapters.queues import Published
 from shared.errors import MessageRefused, Unroutable, VersionConflict
 from shared.ports import EventPublisher, Message
-from shared.records import IngestRecord, Lease, Records, State, encode, newest_first
+from shared.record_store import Records
+from shared.records import IngestRecord, Lease, State, encode, newest_first
 from shared.refusals import PayloadState, Refusal, RefusalReason, Refusals
 from shared.runtime.metrics import WorkerMetrics
 from worker.replays import Replays

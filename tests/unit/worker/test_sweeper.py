@@ -21,7 +21,8 @@ from shared.attachments import Attachment
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
 from shared.ports import ListedObject, StoredObject
-from shared.records import Records, State, UploadGivenUp
+from shared.record_store import Records, UploadGivenUp
+from shared.records import State
 from shared.runtime.metrics import WorkerMetrics
 from shared.sweep_cursor import CURSOR, SweepCursor
 from shared.time import utc_now
@@ -297,24 +298,24 @@ def test_what_an_api_attaches_after_it_was_given_up_is_removed_with_its_tombston
     assert bench.left_attached() == set()
 
 
-def test_a_fence_and_a_claim_that_may_not_be_removed_keep_nothing_else(
+def test_a_tombstone_and_a_claim_that_may_not_be_removed_keep_nothing_else(
     bench: Bench, kept_by_the_disk: set[str]
 ) -> None:
     for second in range(2):
         bench.upload(bench.payload_ids.mint(RECEIVED_AT + timedelta(seconds=second)))
     bench.sweeper.sweep()
-    fences = [found.key for found in bench.state.list("pending/")]
+    tombstones = [found.key for found in bench.state.list("pending/")]
     for name in ("idempotency/00/x.json", "idempotency/00/y.json", "idempotency/ff/z.json"):
         bench.state.create(name, b"{}", "application/json")
     bench.now = utc_now() + timedelta(hours=25) + GRACE
     young = bench.upload(bench.payload_ids.mint(bench.now - 1.5 * GRACE))
-    kept_by_the_disk |= {fences[0], "idempotency/00/x.json"}
+    kept_by_the_disk |= {tombstones[0], "idempotency/00/x.json"}
 
     bench.sweeper.sweep()
 
     assert young not in bench.left()
     left = {found.key for found in bench.state.list("")}
-    assert left & {*fences} == {fences[0]}
+    assert left & {*tombstones} == {tombstones[0]}
     assert {key for key in left if "idempotency" in key} == {"idempotency/00/x.json"}
 
 
@@ -340,18 +341,18 @@ def _written_next_year(bench: Bench, key: str) -> None:
 def test_what_a_clock_that_was_ahead_wrote_is_kept_a_day_from_now(bench: Bench) -> None:
     late = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
     bench.sweeper.sweep()
-    (fence,) = [found.key for found in bench.state.list("pending/")]
+    (tombstone,) = [found.key for found in bench.state.list("pending/")]
     key = "idempotency/ab/x.json"
     bench.state.create(key, b"{}", "application/json")
     _written_next_year(bench, key)
-    _written_next_year(bench, fence)
+    _written_next_year(bench, tombstone)
 
     bench.now = utc_now()
     bench.sweeper.sweep()
     bench.now += timedelta(hours=23)
     bench.sweeper.sweep()
     assert bench.state.get(key).data == b"{}"
-    assert bench.state.get(fence).data == b""
+    assert bench.state.get(tombstone).data == b""
 
     bench.now += timedelta(hours=1) + GRACE * 1.1
     bench.sweeper.sweep()

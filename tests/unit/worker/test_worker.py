@@ -18,7 +18,7 @@ from shared.sweep_cursor import CURSOR, SweepCursor
 from shared.time import utc_now
 from worker.leader import SoleLeader
 from worker.main import Routine, Worker, compose
-from worker.pending_cleanup import Clearing
+from worker.pending_cleanup import PendingCleanup
 from worker.settings import WorkerSettings
 
 UPLOAD = timedelta(seconds=1000)
@@ -78,15 +78,15 @@ def _with_something_to_clear(
     routines: Sequence[Routine] = (),
     routines_end_seconds: float = 60,
 ) -> Worker:
-    clearing = Clearing(backends.state)
+    cleanup = PendingCleanup(backends.state)
     composed = compose(settings, backends, CollectorRegistry())
     backends.state.create("pending/opened", b"{}", "application/json")
-    clearing.add(["pending/opened"])
+    cleanup.add(["pending/opened"])
     return Worker(
         backends.consumer,
         composed._handler,
         routines,
-        clearing,
+        cleanup,
         SoleLeader(),
         routines_end_seconds,
         dead_letters=backends.dead_letters,

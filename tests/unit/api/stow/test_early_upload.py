@@ -22,7 +22,7 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
 from shared.ports import Writing
-from shared.records import Records
+from shared.record_store import Records
 from shared.runtime.metrics import ApiMetrics
 
 MIB = 1 << 20
@@ -56,10 +56,8 @@ class Store(FolderObjectStore):
         super().__init__(root)
         self.begun: list[Begun] = []
 
-    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:
-        self.begun.append(
-            Begun(key, super().begin(key, data, content_type, most_bytes), self.fails)
-        )
+    def begin(self, key: str, data: BinaryIO, content_type: str, max_bytes: int) -> Writing:
+        self.begun.append(Begun(key, super().begin(key, data, content_type, max_bytes), self.fails))
         return self.begun[-1]
 
 

@@ -18,7 +18,8 @@ from api.stow.idempotency import (
 )
 from shared.adapters.folder.store import FolderObjectStore
 from shared.ids import PayloadIds
-from shared.records import KEYS_KEPT, Records, UploadGivenUp
+from shared.record_store import Records, UploadGivenUp
+from shared.records import IDEMPOTENCY_TTL
 
 LEASE = timedelta(seconds=60)
 
@@ -127,7 +128,7 @@ def test_a_key_whose_record_is_written_leads_to_it_for_a_day(bench: Bench) -> No
     bench.records.add(replace(record(), payload_id=claimed.payload_id))
 
     assert bench.claim() == claimed.payload_id
-    bench.now += KEYS_KEPT - timedelta(seconds=1)
+    bench.now += IDEMPOTENCY_TTL - timedelta(seconds=1)
     assert bench.claim() == claimed.payload_id
     bench.now += timedelta(seconds=2)
     assert isinstance(bench.claim(), ClaimedKey)
@@ -150,7 +151,7 @@ def test_a_key_of_a_clock_that_was_ahead_leads_to_its_record_for_a_day(bench: Be
     bench.now -= timedelta(days=365)
 
     assert bench.claim() == claimed.payload_id
-    bench.now += KEYS_KEPT - timedelta(seconds=1)
+    bench.now += IDEMPOTENCY_TTL - timedelta(seconds=1)
     assert bench.claim() == claimed.payload_id
     bench.now += timedelta(seconds=2)
     assert isinstance(bench.claim(), ClaimedKey)

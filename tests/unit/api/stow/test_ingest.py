@@ -30,7 +30,8 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.attachments import Attachment
 from shared.errors import StoreFull, StoreUnavailable
 from shared.ids import PayloadIds
-from shared.records import Records, State
+from shared.record_store import Records
+from shared.records import State
 from shared.runtime.metrics import ApiMetrics, WorkerMetrics
 from shared.sweep_cursor import SweepCursor
 from worker.sweeper import Sweeper

@@ -108,7 +108,7 @@ def test_bodies_that_wait_end_with_the_one_that_made_no_progress(
 ) -> None:
     """So that in a silent store none of them waits for its own deadline after that."""
     send_together(limit, 2, be_slow(clock))
-    outcomes = outcomes_behind(limit, NoProgress("nothing went or came"), be_slow(clock))
+    outcomes = outcomes_behind(limit, NoProgress("no bytes in either direction"), be_slow(clock))
     assert [type(outcome) for outcome in outcomes] == [NoProgress] * 4
 
 

@@ -87,8 +87,8 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_JWT_KEYS", "http://issuer.example/keys", "http:// on loopback only"),
         ("STOWGATE_JWT_KEYS", "https://me:word@issuer.example/keys", "https://host/path"),
         ("STOWGATE_JWT_KEYS", "https:///keys", "https://host/path"),
-        ("STOWGATE_JWT_ALGORITHMS", "none", "some of RS256"),
-        ("STOWGATE_JWT_ALGORITHMS", "RS256,HS256", "some of RS256"),
+        ("STOWGATE_JWT_ALGORITHMS", "none", "a comma-separated list from RS256"),
+        ("STOWGATE_JWT_ALGORITHMS", "RS256,HS256", "a comma-separated list from RS256"),
         ("STOWGATE_CORS_ORIGINS", "*", "https://viewer.example"),
         ("STOWGATE_CORS_ORIGINS", "null", "https://viewer.example"),
         ("STOWGATE_CORS_ORIGINS", "https://viewer.example/", "without a slash"),
@@ -116,7 +116,7 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_PUBLIC_URL", "https://host/dicomweb", "before /dicomweb"),
         ("STOWGATE_TRUSTED_PROXIES", "17", "from 0 to 16"),
         ("STOWGATE_TRUSTED_PROXIES", "proxy.example", "addresses or networks"),
-        ("STOWGATE_TRUSTED_PROXIES", "10.0.0.1/8", "no bits set"),
+        ("STOWGATE_TRUSTED_PROXIES", "10.0.0.1/8", "without host bits"),
     ],
 )
 def test_a_bad_value_is_one_line_with_variable_value_and_what_is_right(
@@ -234,7 +234,7 @@ def test_a_file_that_cannot_be_read_stops_the_start(
         load(ApiSettings)
 
     assert str(caught.value) == (
-        f"STOWGATE_LISTEN_FILE is {path!r}, but must name a file that can be read: {why}"
+        f"STOWGATE_LISTEN_FILE is {path!r}, but must name a readable file: {why}"
     )
 
 
@@ -243,7 +243,7 @@ def test_what_was_given_for_a_secret_s_file_is_not_repeated(
 ) -> None:
     monkeypatch.setenv("STOWGATE_OBJECT_STORE_SECRET_KEY_FILE", "hidden-word")
 
-    with pytest.raises(BadSetting, match="SECRET_KEY_FILE must name a file") as caught:
+    with pytest.raises(BadSetting, match="SECRET_KEY_FILE must name a readable file") as caught:
         load(ApiSettings)
 
     assert "hidden-word" not in str(caught.value)
