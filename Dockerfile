@@ -1,5 +1,5 @@
-# Nothing here needs a compiler, so the parts are installed in place: the dependencies in a layer
-# that changes with the lock file only, Stowgate itself in a small one behind it.
+# The dependencies are in a layer that changes only with the lock file, Stowgate is in a small one
+# after it. Nothing needs a compiler, so there is one build stage.
 FROM python:3.11-slim-bookworm AS installed
 
 RUN groupadd --gid 10001 stowgate \
@@ -20,7 +20,7 @@ ENV PYTHONUNBUFFERED=1 \
 USER 10001:10001
 
 
-# Stands where the MONAI Deploy Workflow Manager would, for demonstrations and tests.
+# A test double of the MONAI Deploy Workflow Manager, for demonstrations and tests.
 FROM installed AS workflow-manager-double
 
 COPY tests/workflow_manager_double.py /opt/
@@ -30,8 +30,8 @@ ENTRYPOINT ["python", "/opt/workflow_manager_double.py"]
 
 FROM installed AS stowgate
 
-# Others can reach it there, so the API starts only with STOWGATE_AUTH, or with
-# STOWGATE_ALLOW_ANYONE=true on purpose.
+# Other machines can reach this address, so the API starts only with STOWGATE_AUTH, or with
+# STOWGATE_ALLOW_ANYONE=true.
 ENV STOWGATE_DATA=/data \
     STOWGATE_LISTEN=0.0.0.0:8080 \
     STOWGATE_WORKER_LISTEN=0.0.0.0:8081
@@ -39,8 +39,8 @@ ENV STOWGATE_DATA=/data \
 VOLUME ["/data"]
 EXPOSE 8080 8081
 
-# Whom its certificate is for is no matter of health, so that is not looked at.
-# `stowgate worker` alone answers on the port of STOWGATE_WORKER_LISTEN instead.
+# The check does not verify the certificate, because its name does not matter for health. For
+# `stowgate worker`, set STOWGATE_LISTEN to the address of STOWGATE_WORKER_LISTEN.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import http.client as h, os, ssl; e = os.environ; port = int(e['STOWGATE_LISTEN'].rpartition(':')[2]); tls = {'STOWGATE_TLS_CERTIFICATE', 'STOWGATE_TLS_CERTIFICATE_FILE'} & {*e}; probe = h.HTTPSConnection('127.0.0.1', port, timeout=4, context=ssl._create_unverified_context()) if tls else h.HTTPConnection('127.0.0.1', port, timeout=4); probe.request('GET', '/health/live'); raise SystemExit(probe.getresponse().status != 200)"]
 

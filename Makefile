@@ -1,29 +1,32 @@
-# Everything is set up in the checkout. Only what Debian alone has (python3-venv, engines and clients
-# of the tests) is installed beside it, and only as root.
+# Everything is installed in the checkout, except for Debian packages (python3-venv, services and
+# clients for the tests). Those are installed only as root.
 
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
 COMPOSE := docker compose
-# Most tests wait more than they compute, so three at a time also help where there are two cores.
+# Most tests wait more than they compute, so three processes help even on two cores.
 PYTEST := .venv/bin/python -m pytest --numprocesses 3 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format up down e2e faults chaos fuzz bench bench-guard bench-relay bench-parts lock clean
+.PHONY: help run test check language format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts lock clean
 
-help: ## list the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
+help: ## list all targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-run: .venv/.ready ## start API and worker here, in one process
+run: .venv/.ready ## run API and worker in one process
 	@.venv/bin/stowgate run
 
 test: .venv/.ready-dev ## run every test that this machine can run
 	@$(PYTEST) $(TESTS)
 
-check: .venv/.ready-dev ## format, lint, types, then the tests
+check: .venv/.ready-dev ## check format, lint, types and spelling, then run the tests
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
-	$(MAKE) --no-print-directory test
+	$(MAKE) --no-print-directory language test
+
+language: .venv/.ready-dev ## check the spelling of docs and code
+	.venv/bin/codespell
 
 format: .venv/.ready-dev ## format the code
 	.venv/bin/ruff format
@@ -33,24 +36,31 @@ up: ## start the compose stack
 	$(COMPOSE) up --build --detach --wait
 	@echo "Stowgate listens on http://$$($(COMPOSE) port nginx 80); make down stops it"
 
-down: ## stop the compose stack; its volumes stay
+down: ## stop the compose stack; keep its volumes
 	$(COMPOSE) down
 
-e2e: .venv/.ready-dev ## the compose stack, end to end, torn down after
-	@.venv/bin/python -m pytest tests/e2e
+test-versitygw: .venv/.ready-dev ## run contract and fault tests with VersityGW instead of MinIO
+	@STOWGATE_TEST_OBJECT_STORE=versitygw $(PYTEST) tests/contract
+	@STOWGATE_TEST_OBJECT_STORE=versitygw $(PYTEST) tests/faults
 
-faults: .venv/.ready-dev ## what must hold when things break, on real processes
+test-cluster: .venv/.ready-dev ## kill each of three RabbitMQ nodes under load; needs Docker
+	@.venv/bin/python -m pytest tests/cluster -s
+
+e2e: .venv/.ready-dev ## STORE=minio: run end-to-end tests on a temporary compose stack
+	@STORE=$(STORE) .venv/bin/python -m pytest tests/e2e
+
+faults: .venv/.ready-dev ## run the fault tests, on real processes
 	@$(PYTEST) tests/faults
 
-chaos: .venv/.ready-dev ## POSTS=10000 SEED=n: kill everything at random while senders send
+chaos: .venv/.ready-dev ## POSTS=10000 SEED=n: kill processes at random while senders send
 	@PYTHONPATH=tests .venv/bin/python tests/faults/chaos.py --posts $(or $(POSTS),1000) $(if $(SEED),--seed $(SEED)) \
 		$(if $(SENDERS),--senders $(SENDERS))
 
-fuzz: .venv/.ready-dev ## N=1000000 SEED=n: random hostile input, and the worst files we know
+fuzz: .venv/.ready-dev ## N=1000000 SEED=n: test with random hostile input and the worst known files
 	@PYTHONPATH=tests .venv/bin/python tests/fuzz/run.py --cases $(or $(N),50000) $(if $(SEED),--seed $(SEED))
 	@PYTHONPATH=tests .venv/bin/python tests/fuzz/worst.py
 
-lock: .venv/.ready-dev ## write the lock files anew
+lock: .venv/.ready-dev ## update the lock files
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
 		pyproject.toml --output-file requirements.lock
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
@@ -58,45 +68,45 @@ lock: .venv/.ready-dev ## write the lock files anew
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
 		pyproject.toml --group dev --group bench --output-file requirements-bench.lock
 
-bench: .venv/.ready-bench ## ROUNDS=3: how fast it is, beside its store's limit and beside Orthanc
+bench: .venv/.ready-bench ## ROUNDS=3: measure performance, compared with the store's limit and Orthanc
 	@PYTHONPATH=tests .venv/bin/python benchmarks/bench.py --write --rounds $(or $(ROUNDS),3)
 
-bench-guard: .venv/.ready-dev ## whether it is still as fast, beside the same, as when last measured
+bench-guard: .venv/.ready-dev ## fail if performance has fallen since the last bench
 	@PYTHONPATH=tests .venv/bin/python benchmarks/guard.py
 
-bench-relay: .venv/.ready ## what a look of the relay costs with many records
+bench-relay: .venv/.ready ## measure a pass of the relay with many records
 	@PYTHONPATH=tests .venv/bin/python benchmarks/relay.py $(ARGS)
 
-bench-parts: .venv/.ready-dev ## what memory many small parts cost
+bench-parts: .venv/.ready-dev ## measure the memory that many small parts need
 	@PYTHONPATH=tests .venv/bin/python benchmarks/parts.py $(ARGS)
 
-clean: ## remove what was set up; the data stays
+clean: ## remove everything that was installed; keep the data
 	rm -rf .venv .cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Stowgate needs Python 3.11 or newer: make PYTHON=/path/to/it" >&2; exit 1; }
+		{ echo "Stowgate needs Python 3.11 or newer: set PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || { rm -rf .venv; \
 		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		echo "installing python3-venv, which Debian keeps apart from Python" && \
+		echo "installing python3-venv, which Debian packages separately" && \
 		apt-get -qq update && \
 		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3-venv >/dev/null && \
 		$(PYTHON) -m venv .venv; } || { rm -rf .venv; \
-		echo "python3 -m venv fails: install Python's venv module (Debian: apt install python3-venv)" >&2; \
+		echo "python3 -m venv failed: install the venv module of Python (Debian: apt install python3-venv)" >&2; \
 		exit 1; }
 
 .venv/.ready: requirements.lock pyproject.toml | .venv/bin/python
-	@echo "setting up .venv, once"
+	@echo "setting up .venv (first run only)"
 	@$(PIP) install --require-hashes --requirement requirements.lock
 	@$(PIP) install --no-deps --editable .
 	@touch $@
 
 .venv/.ready-dev: requirements-dev.lock .venv/.ready
-	@echo "setting up the tools of the tests, once"
+	@echo "installing the test tools (first run only)"
 	@$(PIP) install --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
 .venv/.ready-bench: requirements-bench.lock .venv/.ready-dev
-	@echo "setting up what draws the plots, once"
+	@echo "installing the plot tools (first run only)"
 	@$(PIP) install --require-hashes --requirement requirements-bench.lock
 	@touch $@

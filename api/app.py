@@ -29,13 +29,16 @@ from shared.events import InstancesStored
 from shared.runtime.backends import Dependency
 from shared.runtime.health import Readiness, health_views
 from shared.runtime.logs import where
-from shared.runtime.metrics import ApiMetrics
+from shared.runtime.metrics import ApiMetrics, HealthMetrics
 from shared.settings.parsers import Network
 
 _log = structlog.get_logger()
 
 Environ = dict[str, Any]
 WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
+
+READINESS = "stowgate.readiness"
+"""Key of the application's extension that is told when a stop begins."""
 
 
 def create_app(
@@ -74,15 +77,15 @@ def create_app(
     app.url_map.converters["path"] = _AnyPath
     app.url_map.merge_slashes = False  # werkzeug would redirect
     problems.install(app)
+    readiness = Readiness(dependencies, HealthMetrics(registry))
+    app.extensions[READINESS] = readiness
     scopes = SCOPES if metrics_open else {**SCOPES, "health.metrics": Scope.READ}
     document = openapi_document(public_url, authenticator.scheme, scopes)
     views = {
         **stow_views(store, public_url),
         **vae_views(vaes, public_url, watchdog),
         **payload_views(payloads, announce, workflow_manager),
-        **health_views(
-            Readiness(dependencies), registry, lambda: guard.may(authenticator, Scope.READ)
-        ),
+        **health_views(readiness, registry, lambda: guard.may(authenticator, Scope.READ)),
         "openapi": lambda: Response(document, content_type="application/json"),
     }
     for route in ROUTES:

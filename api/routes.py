@@ -56,6 +56,7 @@ ROUTES = (
     Route("DELETE", "/config/vae/<name>", "vae.remove", Scope.ADMIN, "remove VAE"),
     Route("GET", "/health/live", "health.live"),
     Route("GET", "/health/ready", "health.ready"),
+    Route("GET", "/health/startup", "health.startup"),
     Route("GET", "/metrics", "health.metrics"),
     Route("GET", "/openapi.json", "openapi"),
 )

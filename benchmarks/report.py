@@ -58,12 +58,13 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
     yield f"Measured: {about}."
     yield ""
     yield (
-        "Medians of all turns, with the smallest and the largest in brackets. Ratios are of two "
-        "subjects within each turn, of MB/s if nothing else is said. CPU is of all processes of "
-        "the subject, in ms for each instance; peaks are in MiB, of API and worker where they are "
-        "two; MinIO's and RabbitMQ's are not counted. Requests out: from a POST's first byte to "
-        "its workflow request, and the rate at which requests come out, counted in the bytes that "
-        "they are about; beside Orthanc, the ratio of that rate to what Orthanc takes in."
+        "Medians of all turns, with the minimum and the maximum in brackets. Ratios compare two "
+        "subjects within each turn, by MB/s unless the column names another figure. CPU is the "
+        "time of all processes of the subject, in ms per instance. Peaks are in MiB, of API and "
+        "worker if there are two. MinIO and RabbitMQ are not counted. Requests out: the time from "
+        "the first byte of a POST to its workflow request, and the rate at which requests are "
+        "published, in MB/s of their instances. Its ratio to Orthanc compares this rate with the "
+        "rate at which Orthanc receives."
     )
     figures = Figures(report["measurements"])
     for load in figures.loads:

@@ -482,7 +482,8 @@ def _remove(endpoint: ObjectStoreEndpoint, broker_url: str, name: str) -> None:
     with pika.BlockingConnection(pika.URLParameters(broker_url)) as connection:
         channel = connection.channel()
         events = f"{name}-events"
-        for queue in (name, f"{events}.instances-stored", f"{events}.dead-letter"):
+        ours = [f"{events}.{queue}" for queue in ("instances-stored", "dead-letter", "refusals")]
+        for queue in (name, *ours):
             channel.queue_delete(queue)
         for exchange in (name, events, f"{events}.dead-letter"):
             channel.exchange_delete(exchange)

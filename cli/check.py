@@ -7,19 +7,19 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from uuid import uuid4
 
 import click
 
 from api.auth.authenticators import authenticator
 from api.payloads.workflow_manager_api import WorkflowManagerApi
-from api.server.tls import server_context
+from api.server.tls import server_tls
 from api.settings import ApiSettings, guard_listen
 from cli.client import check_client_ca
 from cli.settings import ALL_SETTINGS, ClientSettings
-from shared.errors import StowgateError, VersionConflict
+from shared.adapters.s3.conformance import check_payload_bucket, check_state_bucket
+from shared.errors import StowgateError
 from shared.ports import ObjectStore
-from shared.runtime.backends import VERSIONED, Backends, open_backends
+from shared.runtime.backends import VERSIONED, Backends, open_backends, open_stores
 from shared.runtime.listen import bind
 from shared.runtime.logs import configure_logs
 from shared.settings.loader import BadSetting, load, unknown_variables
@@ -71,9 +71,10 @@ def _attempts(
     if of_client.client_ca is not None:
         yield "STOWGATE_CLIENT_CA", lambda: check_client_ca(of_client)
     yield "spool", lambda: _try_spool(settings)
-    yield f"bucket {settings.bucket}", lambda: _try_bucket(backends.instances)
-    yield f"bucket {settings.state_bucket}", lambda: _try_bucket(backends.state)
-    yield "free space", backends.instances.check_room
+    instances, state = open_stores(settings, threads=2)
+    yield f"bucket {settings.bucket}", lambda: _try_bucket(instances, check_payload_bucket)
+    yield f"bucket {settings.state_bucket}", lambda: _try_bucket(state, check_state_bucket)
+    yield "free space", instances.check_room
     yield "broker", backends.publisher.ping
     yield "queue of the Workflow Manager", backends.requests.ping
     yield "refusals of the Workflow Manager", backends.dead_letters.ping
@@ -98,7 +99,7 @@ def _try_auth(settings: ApiSettings) -> None:
 
 
 def _try_tls(settings: ApiSettings) -> None:
-    server_context(settings)
+    server_tls(settings)
 
 
 def _try_spool(settings: ApiSettings) -> None:
@@ -116,26 +117,6 @@ def _try_spool(settings: ApiSettings) -> None:
         )
 
 
-def _try_bucket(store: ObjectStore) -> None:
-    """With real objects, and with the conditional writes that leases and VAEs stand on."""
+def _try_bucket(store: ObjectStore, check: Callable[[ObjectStore], None]) -> None:
     store.prepare()
-    key = f"stowgate-check/{uuid4()}"
-    version = store.create(key, b"1", "text/plain")
-    try:
-        if store.get(key).data != b"1":
-            raise _Wrong("an object was read back with other bytes than were written")
-        try:
-            store.create(key, b"2", "text/plain")
-        except VersionConflict:
-            pass
-        else:
-            raise _Wrong("the store ignores If-None-Match; Stowgate needs conditional writes")
-        store.replace(key, b"3", version, "text/plain")
-        try:
-            store.replace(key, b"4", version, "text/plain")
-        except VersionConflict:
-            pass
-        else:
-            raise _Wrong("the store ignores If-Match; Stowgate needs conditional writes")
-    finally:
-        store.delete([key])
+    check(store)

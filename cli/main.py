@@ -5,6 +5,7 @@ import sys
 
 import click
 
+from shared.errors import StoreUnfit
 from shared.settings.loader import BadSetting
 
 _MODULES = {
@@ -50,6 +51,6 @@ def stowgate() -> None:
 def main() -> None:
     try:
         stowgate()
-    except BadSetting as error:
+    except (BadSetting, StoreUnfit) as error:
         click.echo(f"stowgate: {error}", err=True)
         sys.exit(1)

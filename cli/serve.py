@@ -7,6 +7,7 @@ and when prometheus_client, which looks at its environment on import, can see wh
 import ctypes
 import gc
 import os
+import sys
 import tempfile
 import threading
 from contextlib import ExitStack, suppress
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 import structlog
+from gunicorn.arbiter import Arbiter
 
 from api.server.arbiter import Server
-from api.server.tls import server_context
+from api.server.tls import server_tls
 from api.settings import ApiSettings, guard_listen
 from cli.settings import ALL_SETTINGS
+from shared.errors import StoreUnfit
 from shared.runtime.backends import Backends, open_backends
 from shared.runtime.listen import bind, url_of
 from shared.runtime.logs import configure_logs
@@ -47,10 +50,11 @@ _COLLECT_AFTER_OBJECTS = 20_000
 def run() -> None:
     """Run API and worker in one process: all that is needed on one machine."""
     settings, of_worker = _start_api(), load(WorkerSettings)
-    tls = server_context(settings)
+    tls = server_tls(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     _say_where(settings, url_of(listener, settings.scheme))
     embedded: list[tuple[Worker, Backends]] = []
+    apps: list[Flask] = []
 
     def make_app() -> "Flask":
         from prometheus_client import CollectorRegistry
@@ -66,9 +70,10 @@ def run() -> None:
         )
         app = api.main.compose(settings, backends, registry)
         opener = worker.main.compose(of_worker, backends, registry)
-        backends.prepare()
+        _prepare(backends)
         opener.start()
         embedded.append((opener, backends))
+        apps.append(app)
         return app
 
     stopping: list[threading.Thread] = []
@@ -76,6 +81,7 @@ def run() -> None:
     def on_stop() -> None:
         # Beside the uploads that are given time to end, so that whoever kills the process before
         # they have leaves no lease behind.
+        _say_stopping(apps)
         for opener, _ in embedded:
             stopping.append(threading.Thread(target=opener.stop, name="stop worker", daemon=True))
             stopping[-1].start()
@@ -97,7 +103,7 @@ def run() -> None:
 def api() -> None:
     """Run the HTTP front end alone; any number may run on one store and broker."""
     settings = _start_api()
-    tls = server_context(settings)
+    tls = server_tls(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
     click.echo(f"Stowgate's API listens on {url_of(listener, settings.scheme)}")
     if settings.broker == "memory":
@@ -107,6 +113,7 @@ def api() -> None:
             "or start stowgate run instead"
         )
     opened: list[Backends] = []
+    apps: list[Flask] = []
 
     def make_app() -> "Flask":
         from prometheus_client import CollectorRegistry
@@ -114,9 +121,10 @@ def api() -> None:
         import api.main
 
         backends = open_backends(settings, store_threads=settings.api_threads)
-        backends.prepare()
+        _prepare(backends)
         opened.append(backends)
-        return api.main.compose(settings, backends, CollectorRegistry())
+        apps.append(api.main.compose(settings, backends, CollectorRegistry()))
+        return apps[-1]
 
     def on_exit() -> None:
         for backends in opened:
@@ -138,7 +146,7 @@ def api() -> None:
             make_app,
             processes=settings.api_processes,
             tls=tls,
-            on_stop=lambda: None,
+            on_stop=lambda: _say_stopping(apps),
             on_exit=on_exit,
             on_child_exit=on_child_exit,
         ).run()
@@ -172,6 +180,22 @@ def _start_api() -> ApiSettings:
     # Each process has its own; this one is made to find a bad file before there are processes.
     authenticator(settings)
     return settings
+
+
+def _prepare(backends: Backends) -> None:
+    """In an API process; where the store must not be used, the whole service ends."""
+    try:
+        backends.prepare()
+    except StoreUnfit as error:
+        click.echo(f"stowgate: {error}", err=True)
+        sys.exit(Arbiter.WORKER_BOOT_ERROR)
+
+
+def _say_stopping(apps: "list[Flask]") -> None:
+    from api.app import READINESS
+
+    for app in apps:
+        app.extensions[READINESS].stop()
 
 
 def _start(section: type[_Section]) -> _Section:

@@ -34,6 +34,10 @@ class StoreRefused(Permanent):
     """The object store said no: credentials, permissions, bucket."""
 
 
+class StoreUnfit(Permanent):
+    """The object store does not do what Stowgate relies on; nothing may be stored there."""
+
+
 class ObjectMissing(Permanent):
     """There is no object under that key."""
 

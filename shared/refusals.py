@@ -9,7 +9,7 @@ for it:
 - `replayed/…/{number}.json`: this replay was published.
 
 Each is created once, by a conditional write, so the same fact noted twice counts once, and the
-order in which the facts arrive does not matter. `docs/decisions/0009` has the table of states.
+order in which the facts arrive does not matter. `docs/decisions/0010` has the table of states.
 """
 
 import re

@@ -79,10 +79,15 @@ class Forwarding(Answering):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle
 
 
+class _Server(ThreadingHTTPServer):
+    # Of more connections at once than wait here, Linux has some try again after a second.
+    request_queue_size = 128
+
+
 @contextmanager
 def serving(handler: type[Answering], tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The URL where it answers."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         if tls is not None:
             server.socket = tls.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -10,12 +10,23 @@ from typing import Any
 
 import pytest
 from clients import CLIENT_MISSING
-from engines import MISSING, Engines, NotToBeHad, ObjectStoreEndpoint, object_store_client
+from engines import (
+    MISSING,
+    SECOND_OBJECT_STORE,
+    Engines,
+    NotToBeHad,
+    ObjectStoreEndpoint,
+    object_store_client,
+)
 from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 
 ENGINES = pytest.StashKey[Engines]()
-FIXTURES = {"object_store_endpoint": "object store", "broker_url": "broker"}
+FIXTURES = {
+    "object_store_endpoint": "object store",
+    "second_object_store_endpoint": SECOND_OBJECT_STORE,
+    "broker_url": "broker",
+}
 
 
 def _sources(config: pytest.Config) -> Iterable[Path]:
@@ -87,7 +98,8 @@ def _address(request: pytest.FixtureRequest, name: str) -> ObjectStoreEndpoint |
     try:
         return request.config.stash[ENGINES].address(name)
     except NotToBeHad as why:
-        if os.environ.get("CI"):
+        # The second store needs Go, which not every machine has.
+        if os.environ.get("CI") and name != SECOND_OBJECT_STORE:
             pytest.fail(f"{MISSING}{name}: {why}", pytrace=False)
         pytest.skip(f"{MISSING}{name}: {why}")
 
@@ -96,6 +108,14 @@ def _address(request: pytest.FixtureRequest, name: str) -> ObjectStoreEndpoint |
 def object_store_endpoint(request: pytest.FixtureRequest) -> ObjectStoreEndpoint:
     """A real S3 object store, shared with every other test: use a `bucket` of your own."""
     address = _address(request, "object store")
+    assert isinstance(address, ObjectStoreEndpoint)
+    return address
+
+
+@pytest.fixture(scope="session")
+def second_object_store_endpoint(request: pytest.FixtureRequest) -> ObjectStoreEndpoint:
+    """A store of another make than the first one, shared in the same way."""
+    address = _address(request, SECOND_OBJECT_STORE)
     assert isinstance(address, ObjectStoreEndpoint)
     return address
 
@@ -118,6 +138,12 @@ def bucket(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[str]:
 def second_bucket(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[str]:
     """Another one."""
     yield from _bucket(object_store_endpoint)
+
+
+@pytest.fixture
+def bucket_of_second_store(second_object_store_endpoint: ObjectStoreEndpoint) -> Iterator[str]:
+    """The same at the second store."""
+    yield from _bucket(second_object_store_endpoint)
 
 
 def _bucket(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[str]:

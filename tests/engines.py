@@ -19,12 +19,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
+import docker  # type: ignore[import-untyped]
 import pika
 import urllib3
 from docker.errors import DockerException, ImageNotFound  # type: ignore[import-untyped]
@@ -39,17 +40,26 @@ from testcontainers.core.container import DockerContainer
 # Tests that are skipped with these words are told in the last lines of a run.
 MISSING = "engine missing: "
 
+SECOND_OBJECT_STORE = "second object store"
 OBJECT_STORE_VARIABLE = "STOWGATE_TEST_OBJECT_STORE"
 BROKER_VARIABLE = "STOWGATE_TEST_BROKER"
 MINIO_IMAGE = "quay.io/minio/minio:RELEASE.2025-09-07T16-13-09Z"
-RABBITMQ_IMAGE = "rabbitmq:4.1-management"
+# The series with support, and one that a machine without a registry may have.
+RABBITMQ_IMAGES = ("rabbitmq:4.3-management", "rabbitmq:4.1-management")
 MINIO_MODULE = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
+
+# Conditional writes are atomic from this version on. `STOWGATE_TEST_OBJECT_STORE=versitygw` has all
+# tests use this store.
+VERSITYGW_MODULE = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+VERSITYGW = "versitygw"
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "engines"
 
 GIVEN_SECONDS = 5.0
 START_SECONDS = 90.0
 OBTAIN_SECONDS = 1200.0
+# The second store adds to what the first one shows, and must not take the time of all else.
+OBTAIN_IN_CI_SECONDS = 90.0
 
 # pika's time-out of the handshake, which a frozen broker leads to, is no AMQPError.
 NO_ANSWER = (
@@ -145,7 +155,9 @@ def _given(variable: str) -> str:
     return value
 
 
-def _given_object_store(_stack: ExitStack, _say: Say) -> Engine:
+def _given_object_store(stack: ExitStack, say: Say) -> Engine:
+    if _given(OBJECT_STORE_VARIABLE) == VERSITYGW:
+        return _first_engine((_versitygw_on_this_machine, _versitygw_built), stack, say)
     url = urlsplit(_given(OBJECT_STORE_VARIABLE))
     endpoint = ObjectStoreEndpoint(
         url=f"{url.scheme}://{url.netloc.rpartition('@')[2]}",
@@ -208,6 +220,16 @@ def _object_store_in_docker(stack: ExitStack, say: Say) -> Engine:
     return Engine(endpoint, origin)
 
 
+def rabbitmq_image() -> str:
+    """The first that is on this machine, else the first."""
+    with suppress(DockerException), closing(docker.from_env()) as client:
+        return next(
+            (image for image in RABBITMQ_IMAGES if _is_here(client.images, image)),
+            RABBITMQ_IMAGES[0],
+        )
+    return RABBITMQ_IMAGES[0]
+
+
 def _broker_in_docker(stack: ExitStack, say: Say) -> Engine:
     password = secrets.token_hex(16)
     environment = {
@@ -215,8 +237,9 @@ def _broker_in_docker(stack: ExitStack, say: Say) -> Engine:
         "RABBITMQ_DEFAULT_PASS": password,
         "RABBITMQ_DEFAULT_VHOST": "tests",
     }
-    place = _run_in_docker(RABBITMQ_IMAGE, 5672, environment, stack, say)
-    url, origin = f"amqp://stowgate:{password}@{place}/tests", f"Docker {RABBITMQ_IMAGE}"
+    image = rabbitmq_image()
+    place = _run_in_docker(image, 5672, environment, stack, say)
+    url, origin = f"amqp://stowgate:{password}@{place}/tests", f"Docker {image}"
     _until_it_answers(origin, lambda: ask(url))
     return Engine(url, origin)
 
@@ -276,6 +299,25 @@ def _start_minio(server: str, origin: str, stack: ExitStack) -> Engine:
             "MINIO_ROOT_PASSWORD": endpoint.secret_key,
             "HOME": str(folder),
         },
+        folder,
+        stack,
+    )
+    _until_it_answers(origin, lambda: ask(endpoint), alive=alive)
+    return Engine(endpoint, origin)
+
+
+def _start_versitygw(server: str, origin: str, stack: ExitStack) -> Engine:
+    folder = temporary_folder(stack)
+    (folder / "data").mkdir()
+    (folder / "versions").mkdir()
+    place = f"127.0.0.1:{lasting_port()}"
+    endpoint = ObjectStoreEndpoint(f"http://{place}", secrets.token_hex(8), secrets.token_hex(16))
+    alive = start_process(
+        [
+            *(server, "--port", place, "--quiet", "--keep-alive"),
+            *("posix", "--versioning-dir", str(folder / "versions"), str(folder / "data")),
+        ],
+        {"ROOT_ACCESS_KEY": endpoint.access_key, "ROOT_SECRET_KEY": endpoint.secret_key},
         folder,
         stack,
     )
@@ -346,6 +388,11 @@ def _broker_on_this_machine(stack: ExitStack, _say: Say) -> Engine:
     return _start_rabbitmq(server, f"{server} on this machine", stack)
 
 
+def _versitygw_on_this_machine(stack: ExitStack, _say: Say) -> Engine:
+    server = program(VERSITYGW)
+    return _start_versitygw(server, f"{server} on this machine", stack)
+
+
 @contextmanager
 def one_run_at_a_time(name: str) -> Iterator[None]:
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -354,7 +401,9 @@ def one_run_at_a_time(name: str) -> Iterator[None]:
         yield
 
 
-def run_command(command: list[str], environment: dict[str, str]) -> None:
+def run_command(
+    command: list[str], environment: dict[str, str], seconds: float = OBTAIN_SECONDS
+) -> None:
     try:
         subprocess.run(
             command,
@@ -363,30 +412,45 @@ def run_command(command: list[str], environment: dict[str, str]) -> None:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=OBTAIN_SECONDS,
+            timeout=seconds,
             check=True,
         )
     except subprocess.TimeoutExpired as error:
-        raise NotToBeHad(f"{command[0]} took over {OBTAIN_SECONDS:.0f} s") from error
+        raise NotToBeHad(f"{command[0]} took over {seconds:.0f} s") from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip() or error.stdout.strip()).splitlines()[-1:]
         raise NotToBeHad(f"{' '.join(command[:2])} failed: {' '.join(last)[:200]}") from error
 
 
-def object_store_built(stack: ExitStack, say: Say) -> Engine:
+def _go_install(name: str, module: str, say: Say, seconds: float = OBTAIN_SECONDS) -> Path:
+    """Build a program into the checkout's cache, once. Raises `NotToBeHad`."""
     go = program("go")
-    began = time.monotonic()
-    say(f"building minio with {go} (some minutes, once per checkout)")
-    target = CACHE / "minio"
-    with one_run_at_a_time("minio"):
+    target = CACHE / name
+    with one_run_at_a_time(name):
         if not target.exists():
+            say(f"building {name} with {go} (some minutes, once per checkout)")
             with tempfile.TemporaryDirectory(dir=CACHE) as folder:
                 run_command(
-                    [go, "install", "-ldflags=-s -w", MINIO_MODULE],
+                    [go, "install", "-ldflags=-s -w", module],
                     {"GOBIN": folder, "CGO_ENABLED": "0"},
+                    seconds,
                 )
-                os.replace(Path(folder) / "minio", target)
+                os.replace(Path(folder) / name, target)
+    return target
+
+
+def object_store_built(stack: ExitStack, say: Say) -> Engine:
+    began = time.monotonic()
+    target = _go_install("minio", MINIO_MODULE, say)
     return _start_minio(str(target), f"{target}, built in {time.monotonic() - began:.0f} s", stack)
+
+
+def _versitygw_built(stack: ExitStack, say: Say) -> Engine:
+    seconds = OBTAIN_IN_CI_SECONDS if os.environ.get("CI") else OBTAIN_SECONDS
+    began = time.monotonic()
+    target = _go_install(VERSITYGW, VERSITYGW_MODULE, say, seconds)
+    origin = f"{target}, built in {time.monotonic() - began:.0f} s"
+    return _start_versitygw(str(target), origin, stack)
 
 
 @contextmanager
@@ -437,6 +501,7 @@ WAYS: dict[str, tuple[Way, ...]] = {
         _object_store_on_this_machine,
         object_store_built,
     ),
+    SECOND_OBJECT_STORE: (_versitygw_on_this_machine, _versitygw_built),
     "broker": (
         _given_broker,
         _broker_in_docker,
@@ -446,7 +511,7 @@ WAYS: dict[str, tuple[Way, ...]] = {
 }
 
 
-def _first_to_be_had(ways: Iterable[Way], stack: ExitStack, say: Say) -> Engine | NotToBeHad:
+def _first_engine(ways: Iterable[Way], stack: ExitStack, say: Say) -> Engine:
     reasons = []
     for way in ways:
         with ExitStack() as attempt:
@@ -457,7 +522,14 @@ def _first_to_be_had(ways: Iterable[Way], stack: ExitStack, say: Say) -> Engine 
                 continue
             stack.enter_context(attempt.pop_all())
             return engine
-    return NotToBeHad("; ".join(reasons))
+    raise NotToBeHad("; ".join(reasons))
+
+
+def _first_to_be_had(ways: Iterable[Way], stack: ExitStack, say: Say) -> Engine | NotToBeHad:
+    try:
+        return _first_engine(ways, stack, say)
+    except NotToBeHad as why:
+        return why
 
 
 class Engines:

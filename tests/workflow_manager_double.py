@@ -556,12 +556,12 @@ def declare(
 def consume(
     connection: pika.BlockingConnection,
     queue: str,
-    intake: Intake,
+    take: Callable[[Mapping[str, Any], bytes], tuple[Verdict, str]],
     say: Callable[[str], None],
     requeue_seconds: float = _REQUEUE_SECONDS,
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Take what comes until told to stop, and do with it what the real one does."""
+    """Do with what comes what `take` says, as `Intake.take` does, until told to stop."""
     channel = connection.channel()
     channel.basic_qos(prefetch_count=_PREFETCH_COUNT)
     for method, properties, body in channel.consume(queue, inactivity_timeout=0.2):
@@ -569,7 +569,7 @@ def consume(
             return
         if method is None:
             continue
-        verdict, line = intake.take(vars(properties), body)
+        verdict, line = take(vars(properties), body)
         say(line)
         if verdict is Verdict.ACKNOWLEDGE:
             channel.basic_ack(method.delivery_tag)
@@ -588,7 +588,7 @@ def _consume(environ: Mapping[str, str], intake: Intake) -> None:
     with pika.BlockingConnection(parameters) as connection:
         declare(connection.channel(), exchange, routing_key)
         print(f"waiting for {routing_key}", flush=True)
-        consume(connection, routing_key, intake, partial(print, flush=True), seconds)
+        consume(connection, routing_key, intake.take, partial(print, flush=True), seconds)
 
 
 def _workflows(environ: Mapping[str, str]) -> Callable[[], Sequence[Workflow] | None]:

@@ -22,7 +22,7 @@ from shared.runtime.backends import Backends, open_backends
 from shared.runtime.health import Readiness, health_views
 from shared.runtime.listen import bind, url_of
 from shared.runtime.logs import where
-from shared.runtime.metrics import WorkerMetrics
+from shared.runtime.metrics import HealthMetrics, WorkerMetrics
 from shared.runtime.threads import started_pool
 from worker.handler import Handler
 from worker.health_server import HealthServer
@@ -44,6 +44,7 @@ _SIDECARS_AT_ONCE = 4
 
 _HEALTH = {
     "/health/live": "health.live",
+    "/health/startup": "health.startup",
     "/health/ready": "health.ready",
     "/metrics": "health.metrics",
 }
@@ -230,7 +231,7 @@ def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
     backends = open_backends(settings, store_threads=settings.openings, openings=settings.openings)
     worker = compose(settings, backends, registry)
     app = Flask(__name__, static_folder=None)
-    readiness = Readiness(backends.dependencies(backends.consumer.ping))
+    readiness = Readiness(backends.dependencies(backends.consumer.ping), HealthMetrics(registry))
     # Nobody is asked who they are here, so nobody is told more than states; the log has the rest.
     views = health_views(readiness, registry, may_read=lambda: False)
     for path, endpoint in _HEALTH.items():
@@ -243,5 +244,6 @@ def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
     say(f"Stowgate's worker tells its health on {url_of(listener)}")
     signal.sigwait(stop_signals)
     _log.info("worker stopping")
+    readiness.stop()
     worker.stop()
     backends.close()

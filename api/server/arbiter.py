@@ -4,7 +4,6 @@ import logging
 import resource
 import signal
 import socket
-import ssl
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ from gunicorn.glogging import Logger
 from api.admission.concurrency import EXTENSION, Admission
 from api.server.worker import SlowClientWorker
 from api.settings import ApiSettings
+from shared.runtime.tls_files import TlsFiles
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -41,7 +41,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         make_app: Callable[[], Flask],
         *,
         processes: int,
-        tls: ssl.SSLContext | None,
+        tls: TlsFiles | None,
         on_stop: Callable[[], None],
         on_exit: Callable[[], None],
         on_child_exit: Callable[[int], None] = lambda _: None,

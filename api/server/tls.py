@@ -1,13 +1,15 @@
 """TLS in the API itself (RFC 8446), for setups without a TLS proxy."""
 
 import ssl
+from functools import partial
 from pathlib import Path
 
 from api.settings import ApiSettings
+from shared.runtime.tls_files import TlsFiles
 from shared.settings.loader import BadSetting
 
 
-def server_context(settings: ApiSettings) -> ssl.SSLContext | None:
+def server_tls(settings: ApiSettings) -> TlsFiles | None:
     """Create the TLS context; None for plain HTTP.
 
     Raises:
@@ -16,6 +18,10 @@ def server_context(settings: ApiSettings) -> ssl.SSLContext | None:
     certificate, key = settings.tls_certificate, settings.tls_key
     if certificate is None or key is None:
         return None
+    return TlsFiles([certificate, key], partial(_server_context, certificate, key))
+
+
+def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     for variable, path in (("STOWGATE_TLS_CERTIFICATE", certificate), ("STOWGATE_TLS_KEY", key)):
         _check_readable(variable, path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -159,7 +159,7 @@ class SlowClientWorker(ThreadWorker):  # type: ignore[misc]
         conn.sock.setblocking(False)
         self._ends[conn] = time.monotonic() + self.cfg.keepalive
         if self.app.tls is not None and conn.parser is None:
-            self._begin_tls(conn, self.app.tls)
+            self._begin_tls(conn, self.app.tls.context())
         else:
             self._await_head(conn)
 

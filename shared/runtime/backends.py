@@ -1,5 +1,7 @@
 """The adapters that the settings name, made once for a process."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,8 +16,10 @@ from shared.adapters.memory import MemoryBroker
 from shared.adapters.queues import DeadLetterQueue, EventQueue, NoDeadLetters, TopicExchange
 from shared.adapters.rabbitmq.dead_letters import RabbitDeadLetterConsumer
 from shared.adapters.rabbitmq.publisher import RabbitEventConsumer, RabbitEventPublisher
-from shared.adapters.s3.store import MinioObjectStore
-from shared.errors import BrokerUnavailable, StowgateError
+from shared.adapters.s3.credentials import iam_credentials, static_credentials
+from shared.adapters.s3.store import MinioObjectStore, brief_pool
+from shared.adapters.s3.verified_store import Verification, VerifiedObjectStore
+from shared.errors import BrokerUnavailable, StoreUnfit, StowgateError
 from shared.ids import PayloadIds
 from shared.ports import (
     DeadLetterConsumer,
@@ -25,6 +29,7 @@ from shared.ports import (
     ObjectStore,
     Publication,
 )
+from shared.runtime.tls_files import client_tls
 from shared.settings.services import CommonSettings
 from shared.sweep_cursor import CursorUnreadable, SweepCursor
 
@@ -50,8 +55,8 @@ def _instances_stored(exchange: str) -> EventQueue:
 
 @dataclass(frozen=True)
 class Dependency:
-    """`ping` raises a `StowgateError` when it is down. Without an essential one a service is
-    unready; without another it is degraded, and catches up later."""
+    """`ping` raises a `StowgateError` when it is down. Without an essential one uploads are
+    refused for now; without another a service is degraded, and catches up later."""
 
     ping: Callable[[], None]
     essential: bool
@@ -61,7 +66,8 @@ class Dependency:
 class Backends:
     """`instances` is the payloads' bucket, `state` that of records and registry. `publisher`
     takes our own events, which go to `queue`, and `requests` those for the Workflow Manager, which
-    may be large and keep no event waiting. `dead_letters` has those that it refused."""
+    may be large and keep no event waiting. `dead_letters` has those that it refused.
+    `prepare_stores` creates missing buckets and verifies both; it raises `StoreUnfit`."""
 
     instances: ObjectStore
     state: ObjectStore
@@ -71,6 +77,7 @@ class Backends:
     consumer: EventConsumer
     requests: EventPublisher
     dead_letters: DeadLetterConsumer
+    prepare_stores: Callable[[], None]
 
     def announce(self, event: events.InstancesStored) -> None:
         """Tell a worker. Raises what `EventPublisher.publish` raises."""
@@ -104,23 +111,39 @@ class Backends:
         self.state.ping()
 
     def prepare(self) -> None:
-        """Create the buckets where they are missing, and have the sweep begin.
+        """Create the buckets where they are missing, verify the store, and have the sweep begin.
 
         A store that does not answer yet, or refuses, is no reason not to start: this goes on in the
-        background until it succeeds, and meanwhile the service says that it is not ready.
+        background until it succeeds, and until then nothing is stored. Raises `StoreUnfit` where
+        the store answers and must not be used; found later, that stops this process, and the start
+        after it says why.
         """
         try:
-            self.instances.prepare()
-            self.state.prepare()
-            with suppress(CursorUnreadable):  # which each sweep says, and nothing else waits for
-                self.sweep_cursor.read()
-            if self.state.keeps_removed():
-                _log.warning(VERSIONED)
+            self._prepare()
+        except StoreUnfit:
+            raise
         except StowgateError as error:
             _log.warning("object store not ready; trying again", error=str(error))
-            timer = threading.Timer(_PREPARE_AGAIN_SECONDS, self.prepare)
-            timer.daemon = True
-            timer.start()
+            self._prepare_again(_PREPARE_AGAIN_SECONDS)
+
+    def _prepare(self) -> None:
+        self.prepare_stores()
+        with suppress(CursorUnreadable):  # which each sweep says, and nothing else waits for
+            self.sweep_cursor.read()
+        if self.state.keeps_removed():
+            _log.warning(VERSIONED)
+
+    def _prepare_again(self, pause_seconds: float) -> None:
+        def prepare() -> None:
+            try:
+                self.prepare()
+            except StoreUnfit as error:
+                _log.critical("object store unfit; stopping", error=str(error))
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        timer = threading.Timer(pause_seconds, prepare)
+        timer.daemon = True
+        timer.start()
 
     def close(self) -> None:
         self.consumer.close()
@@ -135,9 +158,7 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
     `store_threads` use the store at a time, and `openings` payloads are opened at a time.
     """
     queue = _instances_stored(settings.event_exchange)
-    instances, state = (
-        _store(settings, name, store_threads) for name in (settings.bucket, settings.state_bucket)
-    )
+    instances, state, prepare_stores = _stores(settings, store_threads)
     sweep_cursor = SweepCursor(
         state=state, instances=instances, payload_ids=PayloadIds(settings.state_bucket)
     )
@@ -154,7 +175,15 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
             ),
             requests=FolderEventPublisher(settings.workflow_requests),
             dead_letters=NoDeadLetters(),
+            prepare_stores=prepare_stores,
         )
+    password = settings.current("broker_password") if settings.broker_password else None
+    tls = client_tls(
+        "STOWGATE_BROKER_",
+        ca=settings.broker_ca,
+        certificate=settings.broker_client_certificate,
+        key=settings.broker_client_key,
+    ).context
     return Backends(
         instances=instances,
         state=state,
@@ -165,6 +194,8 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
             name="stowgate events",
             topology=[queue],
             confirm_seconds=settings.broker_confirm_seconds,
+            password=password,
+            tls=tls,
         ),
         consumer=RabbitEventConsumer(
             settings.broker,
@@ -172,6 +203,8 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
             concurrency=openings,
             answer_seconds=settings.broker_confirm_seconds,
             close_seconds=settings.hand_back_seconds,
+            password=password,
+            tls=tls,
         ),
         requests=RabbitEventPublisher(
             settings.broker,
@@ -179,6 +212,8 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
             topology=[TopicExchange(settings.workflow_manager_exchange)],
             expected_queue=settings.workflow_manager_queue,
             confirm_seconds=settings.broker_confirm_seconds,
+            password=password,
+            tls=tls,
         ),
         dead_letters=RabbitDeadLetterConsumer(
             settings.broker,
@@ -190,18 +225,75 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
             ),
             answer_seconds=settings.broker_confirm_seconds,
             close_seconds=settings.hand_back_seconds,
+            password=password,
+            tls=tls,
         ),
+        prepare_stores=prepare_stores,
     )
 
 
-def _store(settings: CommonSettings, bucket: str, threads: int) -> ObjectStore:
+def _stores(
+    settings: CommonSettings, threads: int
+) -> tuple[ObjectStore, ObjectStore, Callable[[], None]]:
+    """The buckets of the instances and of the state, and what prepares both.
+
+    A folder is not verified: its lock is the kernel's, and nothing that one machine does shows what
+    another machine does on the same folder.
+    """
+    instances, state = open_stores(settings, threads)
+    if isinstance(instances, FolderObjectStore) or isinstance(state, FolderObjectStore):
+
+        def prepare() -> None:
+            instances.prepare()
+            state.prepare()
+
+        return instances, state, prepare
+    verification = Verification(instances=instances, state=state)
+    return (
+        VerifiedObjectStore(instances, verification),
+        VerifiedObjectStore(state, verification),
+        verification.run,
+    )
+
+
+_Stores = tuple[FolderObjectStore, FolderObjectStore] | tuple[MinioObjectStore, MinioObjectStore]
+
+
+def open_stores(settings: CommonSettings, threads: int) -> _Stores:
+    """The buckets of the instances and of the state, as they are, verified or not."""
     if settings.object_store == "folder":
-        return FolderObjectStore(settings.data / bucket, min_free_bytes=settings.min_free_bytes)
-    return MinioObjectStore.connect(
-        settings.object_store,
-        access_key=settings.object_store_access_key or "",
-        secret_key=settings.object_store_secret_key or "",
-        region=settings.object_store_region,
-        bucket=bucket,
-        threads=threads,
-    )
+        return _folder(settings, settings.bucket), _folder(settings, settings.state_bucket)
+    tls = client_tls(
+        "STOWGATE_OBJECT_STORE_",
+        ca=settings.object_store_ca,
+        certificate=settings.object_store_client_certificate,
+        key=settings.object_store_client_key,
+    ).context
+    if settings.object_store_credentials == "iam":
+        credentials = iam_credentials(
+            brief_pool(tls, 1),
+            url=settings.object_store_credentials_url,
+            region=settings.object_store_region,
+        )
+    else:
+        credentials = static_credentials(
+            settings.current("object_store_access_key"),
+            settings.current("object_store_secret_key"),
+            settings.current("object_store_session_token"),
+        )
+
+    def connect(bucket: str) -> MinioObjectStore:
+        return MinioObjectStore.connect(
+            settings.object_store,
+            credentials=credentials,
+            region=settings.object_store_region,
+            bucket=bucket,
+            threads=threads,
+            tls=tls,
+        )
+
+    return connect(settings.bucket), connect(settings.state_bucket)
+
+
+def _folder(settings: CommonSettings, bucket: str) -> FolderObjectStore:
+    return FolderObjectStore(settings.data / bucket, min_free_bytes=settings.min_free_bytes)

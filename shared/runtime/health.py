@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from shared.errors import StowgateError
 from shared.runtime.backends import Dependency
-from shared.runtime.metrics import CONTENT_TYPE, exposition
+from shared.runtime.metrics import CONTENT_TYPE, HealthMetrics, exposition
 
 _log = structlog.get_logger()
 
@@ -40,10 +40,13 @@ class Readiness:
     def __init__(
         self,
         dependencies: Mapping[str, Dependency],
+        metrics: HealthMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dependencies = dependencies
+        self._metrics = metrics
         self._clock = clock
+        self._is_stopping = False
         self._checking = threading.Lock()
         self._last: Report | None = None
 
@@ -61,13 +64,21 @@ class Readiness:
         finally:
             self._checking.release()
 
+    def stop(self) -> None:
+        """From now on, send this replica nothing new."""
+        self._is_stopping = True
+
     def status(self, report: Report | None) -> str:
-        """`ready`, or what the faults make of this service: `degraded` or `unready`."""
+        """`ready`, or what the faults mean for uploads: `degraded` where they succeed all the same,
+        `down` where they are refused for now, `unknown` while the first check is under way; and
+        `stopping`."""
+        if self._is_stopping:
+            return "stopping"
         if report is None:
-            return "unready"
+            return "unknown"
         down = [name for name, fault in report.faults.items() if fault is not None]
         if any(self._dependencies[name].essential for name in down):
-            return "unready"
+            return "down"
         return "degraded" if down else "ready"
 
     def age_seconds(self, report: Report | None) -> int:
@@ -77,6 +88,7 @@ class Readiness:
         faults = {name: _fault(dependency) for name, dependency in self._dependencies.items()}
         before = self._last.faults if self._last else {}
         for name, fault in faults.items():
+            self._metrics.dependency_up.labels(name).set(fault is None)
             was_down = before.get(name) is not None
             if fault is not None and not was_down:
                 _log.warning("dependency down", dependency=name, error=fault)
@@ -92,10 +104,16 @@ def health_views(
 
     Only a caller that `may_read` is told why a dependency is down, as the reasons name addresses,
     buckets and folders.
+
+    `ready` says whether this replica can answer, not whether uploads succeed: all replicas share
+    store and broker, and a load balancer without any replica would tell senders less than one does.
     """
 
     def live() -> ResponseReturnValue:
         return {"status": "live"}
+
+    def startup() -> ResponseReturnValue:
+        return {"status": "started"}
 
     def ready() -> ResponseReturnValue:
         report = readiness.check()
@@ -109,7 +127,7 @@ def health_views(
                     name: _state(fault, shows_faults) for name, fault in faults.items()
                 },
             },
-            HTTPStatus.SERVICE_UNAVAILABLE if status == "unready" else HTTPStatus.OK,
+            HTTPStatus.SERVICE_UNAVAILABLE if status == "stopping" else HTTPStatus.OK,
             # RFC 9111 5.1
             {"Age": str(readiness.age_seconds(report))},
         )
@@ -117,7 +135,12 @@ def health_views(
     def metrics() -> Response:
         return Response(exposition(registry), content_type=CONTENT_TYPE)
 
-    return {"health.live": live, "health.ready": ready, "health.metrics": metrics}
+    return {
+        "health.live": live,
+        "health.startup": startup,
+        "health.ready": ready,
+        "health.metrics": metrics,
+    }
 
 
 def _fault(dependency: Dependency) -> str | None:

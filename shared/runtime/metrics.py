@@ -106,6 +106,17 @@ class WorkerMetrics:
         self.backlog = Backlog(registry)
 
 
+class HealthMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.dependency_up = Gauge(
+            "stowgate_dependency_up",
+            "1 if the dependency answered when /health/ready last looked, else 0",
+            ["dependency"],
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+
+
 class Backlog(Collector):
     """What waits and what failed, of all workers together, as the one that leads measures it.
 

@@ -9,6 +9,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from environs import EnvError, FileAwareEnv
@@ -37,6 +38,17 @@ def setting(
 class SettingsSection:
     """Base of the sections."""
 
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict, kw_only=True)
+    """The files that these settings were read from, by name."""
+
+    def current(self, name: str) -> Callable[[], str]:
+        """Return a function that reads a text setting again from its file, if a file holds it.
+
+        The function raises `OSError` if the file cannot be read.
+        """
+        path, text = self.files.get(name), getattr(self, name) or ""
+        return (lambda: text) if path is None else (lambda: path.read_text("utf-8").strip())
+
     def validate(self) -> None:
         """Raises `BadSetting` where two settings contradict each other."""
 
@@ -56,14 +68,24 @@ def declared(section: type[SettingsSection]) -> list[Declared]:
     """The settings of a section, with those of the sections that it is based on."""
     return [
         Declared(_variable(f), f.metadata["default"], f.metadata["doc"])
-        for f in dataclasses.fields(section)
+        for f in _setting_fields(section)
     ]
+
+
+def _setting_fields(section: type[SettingsSection]) -> list["dataclasses.Field[Any]"]:
+    return [field for field in dataclasses.fields(section) if "parse" in field.metadata]
 
 
 def load(section: type[Section]) -> Section:
     """Read the process's environment. Raises `BadSetting` at the first value that is not valid."""
     env = FileAwareEnv(strip_whitespace=True)
-    settings = section(**{f.name: _value(f, env) for f in dataclasses.fields(section)})
+    fields = _setting_fields(section)
+    files = {
+        f.name: Path(file).absolute()
+        for f in fields
+        if (file := os.environ.get(_variable(f) + _FILE))
+    }
+    settings = section(**{f.name: _value(f, env) for f in fields}, files=files)
     settings.validate()
     return settings
 

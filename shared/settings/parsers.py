@@ -87,6 +87,19 @@ def url(*schemes: str, path: bool = False, user: bool = False) -> Callable[[str]
     return parse
 
 
+def broker(text: str) -> str:
+    """One URL, or several with commas between; a comma in a password is not one of these."""
+    urls = re.split(r",\s*(?=amqps?://)", text)
+    words = ("memory",) if len(urls) == 1 else ()
+    one = url(*words, "amqp://", "amqps://", path=True, user=True)
+    try:
+        if any("," in each.rpartition("@")[2] for each in urls):
+            raise ValueError("memory or amqp(s)://user:password@host:port/vhost")
+        return ",".join(map(one, urls))
+    except ValueError as error:
+        raise ValueError(f"{error}; for several nodes, such URLs with commas between") from None
+
+
 def without_password(url: str) -> str:
     """For messages about what may be no URL."""
     return re.sub(r"(?s).*@", "…@", url)

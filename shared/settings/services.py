@@ -7,7 +7,9 @@ from shared.settings.loader import BadSetting, SettingsSection, setting
 from shared.settings.parsers import (
     absolute_path,
     amqp_name,
+    broker,
     bucket_name,
+    http_url,
     one_of,
     plain_text,
     url,
@@ -35,9 +37,44 @@ class CommonSettings(SettingsSection):
         url("folder", "http://", "https://"),
         "`folder`, or an S3 store as `http(s)://host:port`",
     )
+    object_store_credentials: str = setting(
+        "static",
+        one_of("static", "iam"),
+        "where the keys come from: `static` is the three settings below, whose files are read "
+        "again when they change; `iam` a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE` and "
+        "`AWS_ROLE_ARN`), else a container (`AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` or "
+        "`…_FULL_URI`), else the metadata service of the instance",
+    )
     object_store_access_key: str | None = setting(None, visible, "S3 access key", secret=True)
     object_store_secret_key: str | None = setting(None, plain_text, "S3 secret key", secret=True)
+    object_store_session_token: str | None = setting(
+        None,
+        visible,
+        "session token that belongs to these keys, where they are temporary",
+        secret=True,
+    )
+    object_store_credentials_url: str | None = setting(
+        None,
+        http_url,
+        "for `iam`: the STS or the metadata service, in place of AWS's own; for MinIO's STS the "
+        "URL of the store",
+    )
     object_store_region: str = setting("us-east-1", visible, "S3 region")
+    object_store_ca: Path | None = setting(
+        None,
+        absolute_path,
+        "PEM file of the authorities that the certificate of the object store may come from, with "
+        "`https://`; by default those that the system trusts",
+    )
+    object_store_client_certificate: Path | None = setting(
+        None,
+        absolute_path,
+        "certificate that the object store is shown (mutual TLS), a PEM file with the intermediate "
+        "ones behind it",
+    )
+    object_store_client_key: Path | None = setting(
+        None, absolute_path, "private key of that certificate, a PEM file that is not encrypted"
+    )
     bucket: str = setting(
         "monaideploy", bucket_name, "bucket of the payloads, shared with the Workflow Manager"
     )
@@ -52,9 +89,32 @@ class CommonSettings(SettingsSection):
     )
     broker: str = setting(
         "memory",
-        url("memory", "amqp://", "amqps://", path=True, user=True),
-        "`memory`, or RabbitMQ as `amqp(s)://user:password@host:port/vhost`",
+        broker,
+        "`memory`, or RabbitMQ as `amqp(s)://user:password@host:port/vhost`; for several nodes, "
+        "such URLs with commas between, which are tried in random order",
         secret=True,
+    )
+    broker_password: str | None = setting(
+        None,
+        plain_text,
+        "password in place of that in the URL of `STOWGATE_BROKER`; its file is read again for "
+        "each new connection",
+        secret=True,
+    )
+    broker_ca: Path | None = setting(
+        None,
+        absolute_path,
+        "PEM file of the authorities that the certificate of RabbitMQ may come from, with "
+        "`amqps://`; by default those that the system trusts",
+    )
+    broker_client_certificate: Path | None = setting(
+        None,
+        absolute_path,
+        "certificate that RabbitMQ is shown (mutual TLS), a PEM file with the intermediate ones "
+        "behind it",
+    )
+    broker_client_key: Path | None = setting(
+        None, absolute_path, "private key of that certificate, a PEM file that is not encrypted"
     )
     broker_confirm_seconds: int = setting(
         "10",
@@ -125,13 +185,22 @@ class CommonSettings(SettingsSection):
 
     def validate(self) -> None:
         super().validate()
-        if self.object_store != "folder" and not (
-            self.object_store_access_key and self.object_store_secret_key
+        if (
+            self.object_store != "folder"
+            and self.object_store_credentials == "static"
+            and not (self.object_store_access_key and self.object_store_secret_key)
         ):
             raise BadSetting(
                 f"STOWGATE_OBJECT_STORE is {self.object_store!r}, which needs "
                 "STOWGATE_OBJECT_STORE_ACCESS_KEY and STOWGATE_OBJECT_STORE_SECRET_KEY"
             )
+        for service in ("OBJECT_STORE", "BROKER"):
+            names = [f"{service.lower()}_client_{what}" for what in ("certificate", "key")]
+            if len({getattr(self, name) is None for name in names}) > 1:
+                raise BadSetting(
+                    f"STOWGATE_{service}_CLIENT_CERTIFICATE and STOWGATE_{service}_CLIENT_KEY need "
+                    "each other, and one is not set"
+                )
         if self.bucket == self.state_bucket:
             raise BadSetting(
                 f"STOWGATE_STATE_BUCKET is {self.bucket!r}, but must be another bucket than "

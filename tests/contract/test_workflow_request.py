@@ -119,14 +119,17 @@ def _workflow_manager_queue(
     connection = pika.BlockingConnection(pika.URLParameters(broker_url))
     channel = connection.channel()
     channel.exchange_declare(name, "topic", durable=True, passive=exchange_exists)
+    channel.exchange_declare(f"{name}-dead-letter", "topic", durable=True)
     channel.queue_declare(name, durable=True)
     channel.queue_bind(name, name, ROUTING_KEY)
     try:
         yield QueueOfRequests(channel, name)
     finally:
-        for queue in (name, f"{name}-events.instances-stored", f"{name}-events.dead-letter"):
+        events = f"{name}-events"
+        ours = [f"{events}.{queue}" for queue in ("instances-stored", "dead-letter", "refusals")]
+        for queue in (name, *ours):
             channel.queue_delete(queue)
-        for exchange in (name, f"{name}-events", f"{name}-events.dead-letter"):
+        for exchange in (name, f"{name}-dead-letter", events, f"{events}.dead-letter"):
             channel.exchange_delete(exchange)
         connection.close()
 
@@ -200,6 +203,7 @@ def _pair(request: pytest.FixtureRequest, data: Path, store: str, broker: str) -
                 "STOWGATE_EVENT_EXCHANGE": f"{name}-events",
                 "STOWGATE_WORKFLOW_MANAGER_EXCHANGE": name,
                 "STOWGATE_WORKFLOW_MANAGER_QUEUE": name,
+                "STOWGATE_WORKFLOW_MANAGER_DEAD_LETTER_EXCHANGE": f"{name}-dead-letter",
             }
         service = stack.enter_context(running("run", data, **settings))
         yield Pair(service, payloads, workflow_requests)
@@ -356,6 +360,7 @@ def test_a_request_is_held_until_the_workflow_managers_queue_is_there_whatever_e
         "STOWGATE_EVENT_EXCHANGE": f"{name}-events",
         "STOWGATE_WORKFLOW_MANAGER_EXCHANGE": name,
         "STOWGATE_WORKFLOW_MANAGER_QUEUE": name,
+        "STOWGATE_WORKFLOW_MANAGER_DEAD_LETTER_EXCHANGE": f"{name}-dead-letter",
     }
 
     def ready() -> tuple[int, str, str]:
@@ -382,7 +387,7 @@ def test_a_request_is_held_until_the_workflow_managers_queue_is_there_whatever_e
         with _workflow_manager_queue(broker_url, name, exchange_exists=True) as queue:
             payload = service.opened(payload_id)
             published = queue.take(payload_id)
-            assert ready() == (200, "ready", "ready")
+            wait_for(lambda: ready() == (200, "ready", "ready"))
 
     assert payload["attempts"] >= 2
     assert payload["last_error"] is None

@@ -22,13 +22,24 @@ import pydicom
 import pytest
 import requests
 from dicomweb_client import DICOMwebClient
-from engines import NotToBeHad, lasting_port
+from engines import MINIO_IMAGE, NotToBeHad, lasting_port, rabbitmq_image
 from instances import multipart, new_instance, real_file, uid
 from service import STOWGATE, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
 UP_SECONDS = 240
+
+# `make e2e STORE=versitygw` has that store in place of MinIO.
+STORE = os.environ.get("STORE") or "minio"
+ENVIRONMENT = {
+    "COMPOSE_PROFILES": f"demo,{STORE}",
+    "OBJECT_STORE": {"minio": "http://minio:9000", "versitygw": "http://versitygw:7070"}[STORE],
+    # By tag alone, as a machine without a registry has them.
+    "MINIO_IMAGE": MINIO_IMAGE,
+    "VERSITYGW_IMAGE": "versity/versitygw:v1.8.0",
+    "RABBITMQ_IMAGE": rabbitmq_image(),
+}
 
 # The first test's time includes building and starting the stack.
 pytestmark = pytest.mark.timeout(UP_SECONDS + 180)
@@ -69,7 +80,7 @@ class Stack:
             *("docker", "compose", "--project-name", self.project, *arguments),
             seconds=seconds,
             STOWGATE_PORT=str(self.port),
-            COMPOSE_PROFILES="demo",
+            **ENVIRONMENT,
         )
 
     def log(self, *services: str) -> list[str]:
@@ -147,7 +158,7 @@ def _need_docker() -> None:
 
 
 def _images() -> list[str]:
-    config = _run("docker", "compose", "--profile", "*", "config", "--format", "json")
+    config = _run("docker", "compose", "config", "--format", "json", **ENVIRONMENT)
     services = json.loads(config)["services"].values()
     bases = re.findall(r"^FROM (\S+:\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     return [service["image"] for service in services if "build" not in service] + bases

@@ -205,7 +205,7 @@ def broker(
             "RABBITMQ_DEFAULT_VHOST": "monaideploy",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-rabbit max_message_size {max_message_bytes}",
         }
-        return _container(engines.RABBITMQ_IMAGE, {5672: port}, given, stack, say, command=None)
+        return _container(engines.rabbitmq_image(), {5672: port}, given, stack, say, command=None)
 
     part = _first("broker", partial(_ask_broker, url), (on_this_machine, in_docker), say)
     return part, url

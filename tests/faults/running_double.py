@@ -61,7 +61,7 @@ class RunningDouble:
             consume(
                 connection,
                 self._site.name,
-                self,
+                self.take,
                 self.lines.append,
                 REQUEUE_SECONDS,
                 self._stopping.is_set,

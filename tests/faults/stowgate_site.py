@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +29,10 @@ from proxy import Proxy
 from senders import _stored as stored_uids
 from service import Service, running, wait_for
 from workflow_manager_double import declare, violations
+
+from shared.adapters.s3.store import MinioObjectStore
+from shared.adapters.s3.verified_store import remember
+from shared.errors import StoreUnavailable
 
 ROUTING_KEY = "md.workflow.request"
 
@@ -127,6 +131,10 @@ class Node:
     def ready(self) -> tuple[int, dict[str, Any]]:
         answer = self.service.get("/health/ready")
         return answer.status_code, answer.json()
+
+    def sees_its_store(self) -> bool:
+        dependencies = self.ready()[1]["dependencies"]
+        return bool(dependencies and dependencies["object_store"]["status"] == "ready")
 
     def metric(self, name: str) -> float:
         for line in self.service.get("/metrics").text.splitlines():
@@ -231,9 +239,11 @@ class Site:
         return self._start("run", settings)
 
     def pair(self, **settings: str) -> tuple[Node, Node]:
-        """An API and a worker, started side by side."""
+        """An API and a worker, started side by side, which have seen their store."""
         with ThreadPoolExecutor(2) as threads:
             api, worker = (threads.submit(start, **settings) for start in (self.api, self.worker))
+        for node in (api.result(), worker.result()):
+            wait_for(node.sees_its_store)
         return api.result(), worker.result()
 
     def _start(self, command: str, settings: dict[str, str]) -> Node:
@@ -251,11 +261,29 @@ class Site:
         }
         if self._endpoint is not None:
             given["STOWGATE_OBJECT_STORE"] = f"http://{store.place}"
+            self._mark_verified(self._endpoint, given["STOWGATE_OBJECT_STORE"])
         service = self._stack.enter_context(running(command, self._data, **given))
         node = Node(f"{command} {len(self._nodes) + 1}", service, store, broker, given)
         self._stack.callback(node.resume)
         self._nodes.append(node)
         return node
+
+    def _mark_verified(self, endpoint: ObjectStoreEndpoint, url: str) -> None:
+        """As if a service had started there before: a check for each start would take minutes."""
+        state, instances = (
+            MinioObjectStore.connect(
+                url,
+                access_key=endpoint.access_key,
+                secret_key=endpoint.secret_key,
+                region="us-east-1",
+                bucket=self._settings[variable],
+                threads=1,
+            )
+            for variable in ("STOWGATE_STATE_BUCKET", "STOWGATE_BUCKET")
+        )
+        with suppress(StoreUnavailable):  # where it is away, the service finds out for itself
+            state.prepare()
+            remember(state, [state.identify(), instances.identify()])
 
     def stop(self) -> None:
         """Let every service that runs end what it has in hand."""

@@ -92,8 +92,10 @@ def test_a_worker_outlives_a_killed_broker_and_never_acks_a_stale_delivery(
     for answer in answers:
         assert answer.status_code == 200
         site.opened(answer.headers["X-Payload-ID"])
-    consumers = own_broker.control("-p", "monaideploy", "list_consumers", "prefetch_count")
-    assert consumers.split()[-1] == "3"
+    fields = ["queue_name", "prefetch_count"]
+    consumers = own_broker.control("-p", "monaideploy", "list_consumers", *fields)
+    prefetch_counts = dict(line.split() for line in consumers.splitlines())
+    assert prefetch_counts[site.event_queue] == "3"
     later = site.post(api, study())
     site.opened(later.headers["X-Payload-ID"])
     reconcile(site)

@@ -126,7 +126,7 @@ def test_a_second_refusal_shows_again_and_of_two_replays_at_once_one_is_sent(
         assert set(answers) <= {202, 409}
 
         def settled() -> bool:
-            return payload(api, payload_id)["refusals"] == times + 1
+            return bool(payload(api, payload_id)["refusals"] == times + 1)
 
         wait_for(settled)
         assert in_state(api, payload_id, "refused")["refusals"] == times + 1

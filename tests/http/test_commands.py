@@ -1,7 +1,6 @@
 """The command `stowgate`, as an operator uses it."""
 
 import errno
-import hashlib
 import io
 import json
 import os
@@ -500,7 +499,7 @@ def test_check_says_in_words_what_is_wrong_and_exits_with_1(tmp_path: Path) -> N
 
     assert checked.returncode == 1
     wrong = [line.split()[1] for line in checked.stdout.splitlines() if line.startswith("wrong")]
-    assert wrong == ["bucket", "bucket", "broker:", "queue"]
+    assert wrong == ["bucket", "bucket", "broker:", "queue", "refusals"]
     assert "STOWGATE_BROKR" in checked.stdout
     assert "hidden-word" not in checked.stdout + checked.stderr
 
@@ -525,65 +524,6 @@ def test_check_warns_of_a_versioned_state_bucket_without_a_rule_that_clears_it(
     assert checked.returncode == 0, checked.stdout
     warnings = [line for line in checked.stdout.splitlines() if line.startswith("warning")]
     assert [state in line and "lifecycle rule" in line for line in warnings] == [True] * (not rule)
-
-
-def _store_that_ignores(header: str) -> type[Answering]:
-    """As much of an S3 object store as `check` asks of one."""
-    objects: dict[str, bytes] = {}
-
-    class Store(Answering):
-        def do_HEAD(self) -> None:
-            self.answer(200)
-
-        def do_GET(self) -> None:
-            found = objects.get(self.path)
-            if found is None:
-                refusal = b"<Error><Code>NotImplemented</Code></Error>"
-                self.answer(501, refusal, Content_Type="application/xml")
-                return
-            self.answer(200, found, ETag=_etag(found))
-
-        def do_PUT(self) -> None:
-            data = self.received()
-            given = {k: v for k, v in self.headers.items() if k != header}
-            found = objects.get(self.path)
-            if (found is not None and "If-None-Match" in given) or (
-                "If-Match" in given and (found is None or given["If-Match"] != _etag(found))
-            ):
-                refusal = b"<Error><Code>PreconditionFailed</Code></Error>"
-                self.answer(412, refusal, Content_Type="application/xml")
-                return
-            objects[self.path] = data
-            self.answer(200, ETag=_etag(data))
-
-        def do_POST(self) -> None:
-            self.received()
-            self.answer(200, b"<DeleteResult/>", Content_Type="application/xml")
-
-    return Store
-
-
-def _etag(data: bytes) -> str:
-    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
-
-
-@pytest.mark.parametrize("ignored", ["If-None-Match", "If-Match", ""])
-def test_check_tells_of_a_store_that_ignores_the_conditions_of_writes(
-    tmp_path: Path, ignored: str
-) -> None:
-    with serving(_store_that_ignores(ignored)) as url:
-        checked = _run(
-            "check",
-            data=tmp_path,
-            STOWGATE_OBJECT_STORE=url,
-            STOWGATE_OBJECT_STORE_ACCESS_KEY="access",
-            STOWGATE_OBJECT_STORE_SECRET_KEY="secret",
-        )
-
-    wrong = [line for line in checked.stdout.splitlines() if line.startswith("wrong")]
-    assert checked.returncode == (1 if ignored else 0)
-    assert len(wrong) == (2 if ignored else 0)
-    assert all(f"the store ignores {ignored}; Stowgate needs" in line for line in wrong)
 
 
 @pytest.mark.parametrize("command", ["run", "api", "worker", "check"])

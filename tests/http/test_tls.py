@@ -412,3 +412,33 @@ def test_the_health_check_of_the_image_uses_tls_if_the_api_does(
 
     assert healthy(stowgate.url)
     assert healthy(service.url, STOWGATE_TLS_CERTIFICATE=str(made.certificate))
+
+
+def test_a_certificate_that_changes_is_shown_to_new_connections(tmp_path: Path) -> None:
+    first, second = certificates(tmp_path / "first"), certificates(tmp_path / "second")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+
+    def install(made: Certificates) -> None:
+        for source, target in ((made.certificate, certificate), (made.key, key)):
+            (tmp_path / "new").write_bytes(source.read_bytes())
+            (tmp_path / "new").replace(target)
+
+    def trusts(made: Certificates, service: Service) -> bool:
+        try:
+            live = requests.get(f"{service.url}/health/live", verify=str(made.authority), timeout=9)
+        except requests.exceptions.SSLError:
+            return False
+        return bool(live.status_code == 200)
+
+    install(first)
+    settings = {"STOWGATE_TLS_CERTIFICATE": str(certificate), "STOWGATE_TLS_KEY": str(key)}
+    with running("run", tmp_path / "data", **settings) as service:
+        assert trusts(first, service)
+        install(second)
+        wait_for(lambda: trusts(second, service))
+        assert not trusts(first, service)
+        key.write_text("half a")
+        wait_for(
+            lambda: trusts(second, service) and "TLS files unusable" in service.log.read_text()
+        )
+        assert trusts(second, service)

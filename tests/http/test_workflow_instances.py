@@ -1,16 +1,19 @@
 """How far a payload is: what the Workflow Manager's API says, asked on demand."""
 
 import json
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from answering import Answering, serving
+from certificates import Certificates, certificates
 from instances import new_instance
 from service import STOWGATE, Service, environment, running
 
@@ -136,6 +139,35 @@ def test_the_workflow_manager_is_given_the_credentials(
 
     assert {authorization for _, _, authorization in handler.asked} == {sent}
     assert "secret-word" not in service.log.read_text()
+
+
+@contextmanager
+def _serving_tls(handler: type[Answering], made: Certificates) -> Iterator[str]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.certificate, made.key)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"https://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+
+
+def test_the_workflow_manager_is_asked_only_where_its_certificate_is_vouched_for(
+    tmp_path: Path,
+) -> None:
+    made = certificates(tmp_path / "certificates")
+    ca = {"STOWGATE_WORKFLOW_MANAGER_CA": str(made.authority)}
+    with _serving_tls(_answering(), made) as url:
+        with _site(tmp_path / "with", url, **ca) as (service, payload_id):
+            trusted = service.get(f"/payloads/{payload_id}").json()
+        with _site(tmp_path / "without", url) as (service, payload_id):
+            unknown = service.get(f"/payloads/{payload_id}").json()
+
+    assert trusted["workflow_instances"] == [SHOWN]
+    assert unknown["workflow_instances"] is None
+    assert "cannot be reached (SSLError)" in unknown["workflow_instances_error"]
 
 
 @pytest.mark.parametrize(

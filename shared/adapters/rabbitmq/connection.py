@@ -1,6 +1,8 @@
 """A connection to RabbitMQ that is made again for ever, and what is declared on it."""
 
 import random
+import re
+import ssl
 import threading
 import time
 import traceback
@@ -66,8 +68,11 @@ class RabbitConnection:
     `topology` is declared on every connect; what exists with other arguments is used as it is, lest
     a release that changes one cannot work beside an earlier one. `set_up` then gets the channel,
     and whom to tell when that is ready. `on_tick` is called every second while it is, and `on_down`
-    when it is no more, with the cause in words and as pika raised it. Raises ValueError for a URL
-    that cannot be read.
+    when it is no more, with the cause in words and as pika raised it.
+
+    `url` is of one node, or of several with commas between, which are tried in random order; each
+    attempt has its own deadlines. `password` gives the password of each attempt, in place of those
+    in the URLs, and `tls` its context. Raises ValueError for a URL that cannot be read.
     """
 
     def __init__(
@@ -80,10 +85,14 @@ class RabbitConnection:
         set_up: Callable[[Channel, Callable[[], None]], None],
         on_tick: Callable[[], None] = lambda: None,
         on_down: Callable[[str, BaseException | None], None] = lambda _cause, _error: None,
+        password: Callable[[], str] | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
-        self._parameters = _parameters(url, name)
-        address = f"{self._parameters.host}:{self._parameters.port}"
-        self.broker = f"RabbitMQ at {address}, vhost {self._parameters.virtual_host}"
+        self._nodes = [_parameters(one, name) for one in broker_urls(url)]
+        addresses = " or ".join(_address(node) for node in self._nodes)
+        self.broker = f"RabbitMQ at {addresses}, vhost {self._nodes[0].virtual_host}"
+        self._password = password
+        self._tls = tls
         self._name = name
         self._topology = topology
         self._prefetch_count = prefetch_count
@@ -107,6 +116,8 @@ class RabbitConnection:
         self._connection: Any = None
         self._attempt_failed = False
         self._failed_attempts = 0
+        self._untried: list[pika.URLParameters] = []
+        self._node: pika.URLParameters | None = None
         self._undeclared: deque[_Declaration] = deque()
         self._refused_declaration: str | None = None
         self._set_up_steps = 0
@@ -146,9 +157,15 @@ class RabbitConnection:
         """The channel; raises `BrokerUnavailable` while there is none or the broker blocks it."""
         channel, blocked_cause = self.channel, self._blocked_cause
         if channel is None:
+            advice = "is it running, and is STOWGATE_BROKER right?"
+            if "SSL" in self._down_cause:
+                advice = (
+                    "look at its certificate, at STOWGATE_BROKER_CA and at "
+                    "STOWGATE_BROKER_CLIENT_CERTIFICATE"
+                )
             raise self.unavailable(
                 f"not connected since {self._down_since.isoformat(timespec='seconds')}: "
-                f"{self._down_cause}; is it running, and is STOWGATE_BROKER right?"
+                f"{self._down_cause}; {advice}"
             )
         if blocked_cause is not None:
             raise self.unavailable(blocked_cause)
@@ -276,13 +293,36 @@ class RabbitConnection:
             self._stop_loop()
             return
         self._attempt_failed = False
+        self._node = node = self._next_node()
+        try:
+            parameters = self._prepared(node)
+        except (OSError, ssl.SSLError) as error:
+            self._mark_down(f"a file of its settings cannot be used: {cause_in_words(error)}")
+            self._connect_later()
+            return
         self._connection = pika.SelectConnection(
-            self._parameters,
+            parameters,
             on_open_callback=self._on_open,
             on_open_error_callback=self._on_closed,
             on_close_callback=self._on_closed,
             custom_ioloop=self._loop,
         )
+
+    def _next_node(self) -> pika.URLParameters:
+        """Each once in random order, and not first again the one that was left just now."""
+        if not self._untried:
+            self._untried = random.sample(self._nodes, len(self._nodes))
+            if len(self._nodes) > 1 and self._untried[-1] is self._node:
+                self._untried.reverse()
+        return self._untried.pop()
+
+    def _prepared(self, node: pika.URLParameters) -> pika.URLParameters:
+        """With password and certificates as they are now."""
+        if self._password is not None:
+            node.credentials = pika.PlainCredentials(node.credentials.username, self._password())
+        if self._tls is not None and node.ssl_options is not None:
+            node.ssl_options = pika.SSLOptions(self._tls(), node.host)
+        return node
 
     def _on_open(self, connection: pika.SelectConnection) -> None:
         if self._closing.is_set():
@@ -355,7 +395,7 @@ class RabbitConnection:
         self._failed_attempts = 0
         self.channel = channel
         self._first_attempt_done.set()
-        self._log.info("broker connected")
+        self._log.info("broker connected", node=_address(self._node or self._nodes[0]))
         self._silent_ticks = 0
         self._tick(self._connection)
 
@@ -404,21 +444,26 @@ class RabbitConnection:
         self._blocked_cause = None
         self._log.info("broker takes messages again")
 
-    def _on_closed(self, connection: pika.SelectConnection, error: Exception) -> None:
+    def _on_closed(self, _connection: pika.SelectConnection, error: Exception) -> None:
         if self._closing.is_set():
             self._mark_down("closed")
             self._stop_loop()
             return
         self._mark_down(cause_in_words(error))
+        self._connect_later()
+
+    def _connect_later(self) -> None:
+        """At once, nearly, while there is a node that was not tried since the last success."""
+        rounds = self._failed_attempts // len(self._nodes)
         longest_seconds = min(
-            _LONGEST_BACK_OFF_SECONDS,
-            2 * _FIRST_BACK_OFF_SECONDS * 2 ** min(self._failed_attempts, 8),
+            _LONGEST_BACK_OFF_SECONDS, 2 * _FIRST_BACK_OFF_SECONDS * 2 ** min(rounds, 8)
         )
         self._failed_attempts += 1
         delay_seconds = random.uniform(  # noqa: S311 nothing secret about a jitter
             _FIRST_BACK_OFF_SECONDS, longest_seconds
         )
-        connection.ioloop.call_later(delay_seconds, self._connect)
+        if self._loop is not None:
+            self._loop.call_later(delay_seconds, self._connect)
 
     def _mark_down(self, cause: str, error: BaseException | None = None) -> None:
         """Note once per connection that it is unusable, why and since when."""
@@ -426,6 +471,8 @@ class RabbitConnection:
             return
         self._attempt_failed = True
         was_connected = self.channel is not None
+        if len(self._nodes) > 1 and self._node is not None:
+            cause = f"{_address(self._node)}: {cause}"
         if was_connected:
             self._down_since = datetime.now(UTC)
         self._down_cause = cause
@@ -554,11 +601,21 @@ def is_refusal(error: BaseException | None, reply_code: int) -> bool:
     return isinstance(error, ChannelClosedByBroker) and error.reply_code == reply_code
 
 
+def broker_urls(text: str) -> list[str]:
+    """The URLs of all nodes; a comma within one is no separator."""
+    return re.split(r",\s*(?=amqps?://)", text)
+
+
+def _address(node: pika.URLParameters) -> str:
+    return f"{node.host}:{node.port}"
+
+
 def _parameters(url: str, name: str) -> pika.URLParameters:
     try:
         if not url.startswith(("amqp://", "amqps://")):
             raise ValueError
-        parameters = pika.URLParameters(url)
+        # pika takes no user without a password, which may come later.
+        parameters = pika.URLParameters(re.sub(r"^(amqps?://[^:@/]+)@", r"\1:@", url))
     except (ValueError, TypeError):
         # Not chained: the parser quotes parts of the URL, and the password may be among them.
         raise ValueError(

@@ -1,5 +1,6 @@
 """Dead letters of somebody else's queue over RabbitMQ (AMQP 0-9-1), for 3.10 and later."""
 
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class RabbitDeadLetterConsumer:
         queue: DeadLetterQueue,
         answer_seconds: float = _PING_SECONDS,
         close_seconds: float = 10.0,
+        password: Callable[[], str] | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         self._queue = queue
         self._answer_seconds = min(_PING_SECONDS, answer_seconds)
@@ -71,6 +74,8 @@ class RabbitDeadLetterConsumer:
             set_up=self._set_up,
             on_tick=self._on_tick,
             on_down=lambda _cause, _error: self._forget_binding(),
+            password=password,
+            tls=tls,
         )
         self._binding_known = threading.Event()
         self._unbound: str | None = None

@@ -6,6 +6,7 @@ pika.
 """
 
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -61,8 +62,9 @@ class RabbitEventPublisher:
     the message and those before it. That ends nothing: the publication goes on for as long as the
     connection lives, and that goes when nothing comes from the broker any more.
 
-    `url` is `amqp(s)://user:password@host:port/vhost`, its parts percent-encoded. Connects at the
-    first use, so that it may be made before a fork. Raises ValueError for a bad URL.
+    `url`, `password` and `tls` are those of `RabbitConnection`: one or more URLs of the form
+    `amqp(s)://user:password@host:port/vhost`, their parts percent-encoded. Connects at the first
+    use, so that it may be made before a fork. Raises ValueError for a bad URL.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class RabbitEventPublisher:
         expected_queue: str | None = None,
         confirm_seconds: float = 10.0,
         answer_seconds: float = _PING_SECONDS,
+        password: Callable[[], str] | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         self._confirm_seconds = confirm_seconds
         self._answer_seconds = answer_seconds
@@ -85,6 +89,8 @@ class RabbitEventPublisher:
             set_up=self._set_up,
             on_tick=self._on_tick,
             on_down=self._on_down,
+            password=password,
+            tls=tls,
         )
         self._expected_queue = _ExpectedQueue(expected_queue, self._connection)
         self.overdue: str | None = None
@@ -451,6 +457,8 @@ class RabbitEventConsumer:
         concurrency: int,
         answer_seconds: float = 10.0,
         close_seconds: float = 10.0,
+        password: Callable[[], str] | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         self._queue = queue
         self._concurrency = concurrency
@@ -469,6 +477,8 @@ class RabbitEventConsumer:
             topology=[queue],
             prefetch_count=concurrency,
             set_up=self._set_up,
+            password=password,
+            tls=tls,
         )
 
     def start(self, handle: Callable[[bytes], None]) -> None:

@@ -5,8 +5,10 @@ A line may be slow and healthy: a request that goes on is waited for, one that s
 
 import io
 import socket
+import ssl
 import struct
 import time
+from collections.abc import Callable
 from fcntl import ioctl
 from http.client import HTTPResponse
 from termios import TIOCOUTQ
@@ -147,25 +149,30 @@ class _HttpConnection(HTTPConnection):
         return response
 
 
-class _HttpsConnection(_HttpConnection, HTTPSConnection):
-    pass
-
-
 class _HttpPool(urllib3.HTTPConnectionPool):
     ConnectionCls = _HttpConnection
 
 
-class _HttpsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _HttpsConnection
-
-
 class ProgressPool(urllib3.PoolManager):
-    """A pool of connections that count progress. Raises `NoProgress`."""
+    """A pool of connections that count progress, whose TLS is that of `tls` when they are made.
 
-    def __init__(self, **named: Any) -> None:
+    Raises `NoProgress`.
+    """
+
+    def __init__(
+        self, tls: Callable[[], ssl.SSLContext] = ssl.create_default_context, **named: Any
+    ) -> None:
+        class HttpsConnection(_HttpConnection, HTTPSConnection):
+            def connect(self) -> None:
+                self.ssl_context = tls()
+                super().connect()
+
+        class HttpsPool(urllib3.HTTPSConnectionPool):
+            ConnectionCls = HttpsConnection
+
         super().__init__(
             timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=_TICK_SECONDS),
             socket_options=_SOCKET_OPTIONS,
             **named,
         )
-        self.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        self.pool_classes_by_scheme = {"http": _HttpPool, "https": HttpsPool}

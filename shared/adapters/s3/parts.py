@@ -75,7 +75,7 @@ class PartsUpload:
         self._has_ended = True
         # What has not begun is not waited for: it may stand in line behind the parts of others.
         wait([part for part in self._putting if not part.cancel()])
-        with suppress(MinioException, HTTPError, ElementTree.ParseError):
+        with suppress(MinioException, HTTPError, ElementTree.ParseError, StoreUnavailable):
             self._requests.send("DELETE", self._key, query={"uploadId": self._upload_id.result()})
 
     def _send(self, size_bytes: int) -> None:

@@ -5,9 +5,10 @@ own for each object that goes in parts.
 """
 
 import hashlib
+import ssl
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -17,12 +18,12 @@ from typing import Any, BinaryIO, Self
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
-from minio.credentials.credentials import Credentials
 from minio.error import InvalidResponseError, S3Error
 from minio.signer import sign_v4_s3
 
 from shared.adapters.s3.concurrency import ConcurrencyLimit
 from shared.adapters.s3.connections import ProgressPool
+from shared.adapters.s3.credentials import RenewedCredentials, refuses_keys
 
 _RETRY_SECONDS = 2.0
 
@@ -38,18 +39,20 @@ class SignedRequests:
         pool: urllib3.PoolManager,
         bucket_url: str,
         *,
-        access_key: str,
-        secret_key: str,
+        credentials: RenewedCredentials,
         region: str,
         most_at_once: int,
+        tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> None:
         self._bucket = urlsplit(bucket_url)
+        self.server = self._bucket._replace(path="")
         # Straight to the one server that is asked: finding it again costs as much as signing.
         self._connections = pool.connection_from_host(
             self._bucket.hostname, self._bucket.port, self._bucket.scheme
         )
-        self._credentials = Credentials(access_key, secret_key)
+        self._credentials = credentials
         self._region = region
+        self.tls = tls
         self._wants_md5 = False
         self._large_bodies = ConcurrencyLimit(most_at_once)
 
@@ -114,13 +117,59 @@ class SignedRequests:
         sha256: str,
         again: bool,
     ) -> urllib3.BaseHTTPResponse:
+        used = self._credentials.retrieve()
+        response = self._send_signed(method, key, body, query, headers, sha256, again)
+        if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN):
+            refusal = _refusal(response)
+            if (
+                isinstance(refusal, S3Error)
+                and refuses_keys(refusal)
+                and self._credentials.renew(used)
+            ):
+                return self._send_signed(method, key, body, query, headers, sha256, again)
+        return response
+
+    def _send_signed(
+        self,
+        method: str,
+        key: str,
+        body: "bytes | Window",
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        sha256: str,
+        again: bool,
+    ) -> urllib3.BaseHTTPResponse:
+        target, signed = self.signed(method, key, len(body), query, headers, sha256)
+        if isinstance(body, bytes) and len(body) > PIECE_BYTES:
+            body = Window(BytesIO(body), Lock(), 0, len(body))
+        return self._connections.urlopen(
+            method,
+            target,
+            body=body or None,
+            headers=signed,
+            retries=BriefRetry.from_now() if again else False,
+            redirect=False,
+        )
+
+    def signed(
+        self,
+        method: str,
+        key: str,
+        size_bytes: int,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        sha256: str,
+    ) -> tuple[str, dict[str, str]]:
+        """Sign a request whose body has `size_bytes` and that digest; its target and headers."""
         url = self._bucket._replace(
             path=self._bucket.path + quote(key, safe="/~"),
             query=urlencode(query, quote_via=quote),
         )
         now = datetime.now(UTC)
+        credentials = self._credentials.retrieve()
+        token = credentials.session_token
         # Of an empty body of a GET a proxy may drop it, and the signature would not fit any more.
-        length = {} if method == "GET" else {"Content-Length": str(len(body))}
+        length = {} if method == "GET" else {"Content-Length": str(size_bytes)}
         signed: Any = sign_v4_s3(
             method=method,
             url=url,
@@ -128,24 +177,16 @@ class SignedRequests:
             headers={
                 **headers,
                 **length,
+                **({"X-Amz-Security-Token": token} if token else {}),
                 "Host": url.netloc,
                 "x-amz-content-sha256": sha256,
                 "x-amz-date": now.strftime("%Y%m%dT%H%M%SZ"),
             },
-            credentials=self._credentials,
+            credentials=credentials,
             content_sha256=sha256,
             date=now,
         )
-        if isinstance(body, bytes) and len(body) > PIECE_BYTES:
-            body = Window(BytesIO(body), Lock(), 0, len(body))
-        return self._connections.urlopen(
-            method,
-            f"{url.path}?{url.query}" if url.query else url.path,
-            body=body or None,
-            headers=signed,
-            retries=BriefRetry.from_now() if again else False,
-            redirect=False,
-        )
+        return f"{url.path}?{url.query}" if url.query else url.path, signed
 
 
 def _asks_for_md5(response: urllib3.BaseHTTPResponse) -> bool:

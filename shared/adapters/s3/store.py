@@ -2,8 +2,9 @@
 
 import math
 import random
+import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
@@ -19,10 +20,16 @@ from minio.commonconfig import ENABLED
 from minio.datatypes import Object
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
-from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
 from shared.adapters.s3.connections import NoProgress
+from shared.adapters.s3.credentials import (
+    RenewedCredentials,
+    RenewingMinio,
+    static_credentials,
+)
 from shared.adapters.s3.parts import PartsUpload
+from shared.adapters.s3.race import Reply, put_at_once
 from shared.adapters.s3.requests import PIECE_BYTES, BriefPool, SignedRequests, Window
 from shared.errors import (
     ObjectMissing,
@@ -51,6 +58,8 @@ _KEYS_HINT = (
 _BUCKET_HINT = "create the bucket, or look at STOWGATE_BUCKET and STOWGATE_STATE_BUCKET"
 _HINTS = {
     "AccessDenied": _KEYS_HINT,
+    "ExpiredToken": _KEYS_HINT,
+    "InvalidToken": _KEYS_HINT,
     "InvalidAccessKeyId": _KEYS_HINT,
     "SignatureDoesNotMatch": _KEYS_HINT,
     "NoSuchBucket": _BUCKET_HINT,
@@ -77,6 +86,7 @@ _PASSING_CODES = {
 _PASSING_STATUSES = {408, 429}
 _PRECONDITION_FAILED = 412
 _INSUFFICIENT_STORAGE = 507
+_NOT_IMPLEMENTED = 501
 
 # Names the write that an object comes from.
 _WRITE = "x-amz-meta-stowgate-write"
@@ -112,36 +122,53 @@ class MinioObjectStore:
 
     @classmethod
     def connect(
-        cls, url: str, *, access_key: str, secret_key: str, region: str, bucket: str, threads: int
+        cls,
+        url: str,
+        *,
+        region: str,
+        bucket: str,
+        threads: int,
+        access_key: str = "",
+        secret_key: str = "",
+        credentials: RenewedCredentials | None = None,
+        tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> Self:
         """A store for up to `threads` threads at once; sends nothing yet.
 
-        `url` is `http(s)://host[:port]`.
+        `url` is `http(s)://host[:port]`. `credentials` are for keys that may change, in place of
+        the two. `tls` gives the context of each new connection.
         """
-        pool = BriefPool(
-            maxsize=threads + _PARTS_AT_ONCE,
-            blocksize=PIECE_BYTES,
-        )
+        pool = brief_pool(tls, threads + _PARTS_AT_ONCE)
+        if credentials is None:
+            credentials = static_credentials(lambda: access_key, lambda: secret_key, str)
         parts = urlsplit(url)
-        client = Minio(
+        client = RenewingMinio(
             endpoint=parts.netloc,
-            access_key=access_key,
-            secret_key=secret_key,
+            credentials=credentials,
             secure=parts.scheme == "https",
             region=region,
             http_client=pool,
         )
-        # Whether a bucket is part of the path or of the host is minio-py's to know.
+        # Whether a bucket is part of the path or of the host is minio-py's to know, whatever the
+        # keys.
+        unsigned = Minio(
+            endpoint=parts.netloc,
+            access_key="any",
+            secret_key="any",  # noqa: S106
+            secure=parts.scheme == "https",
+            region=region,
+            http_client=pool,
+        )
         an_object = urlsplit(
-            client.get_presigned_url(method="GET", bucket_name=bucket, object_name="key")
+            unsigned.get_presigned_url(method="GET", bucket_name=bucket, object_name="key")
         )
         requests = SignedRequests(
             pool,
             an_object._replace(path=an_object.path.removesuffix("key"), query="").geturl(),
-            access_key=access_key,
-            secret_key=secret_key,
+            credentials=credentials,
             region=region,
             most_at_once=threads + _PARTS_AT_ONCE,
+            tls=tls,
         )
         return cls(client, requests, bucket, url)
 
@@ -274,6 +301,25 @@ class MinioObjectStore:
             for rule in rules
         )
 
+    def identify(self) -> str:
+        """Where this bucket is, and which engine answers there, as far as that says."""
+        with self._typed("ask for its name"):
+            try:
+                headers = self._requests.send("GET", "stowgate-check/name").headers
+            except S3Error as error:
+                headers = error.response.headers
+        return f"{self._place} ({headers.get('Server') or 'an engine that names itself nowhere'})"
+
+    def put_at_once(
+        self, key: str, bodies: Sequence[bytes], version: str | None
+    ) -> Sequence[Reply]:
+        """Have a writer for each body create the object, or replace that version of it, all at the
+        same moment; returns the store's answers.
+
+        No answer is looked into, and none is waited for longer than 9 s. Raises `StoreUnavailable`.
+        """
+        return put_at_once(self._requests, key, bodies, _condition(version))
+
     def _put_if(self, version: str | None, key: str, data: bytes, content_type: str) -> str:
         """Write over that version, or where nothing is.
 
@@ -283,8 +329,7 @@ class MinioObjectStore:
         """
         check_key(key)
         write = uuid4().hex
-        condition = {"If-None-Match": "*"} if version is None else {"If-Match": f'"{version}"'}
-        headers = {"Content-Type": content_type, **condition, _WRITE: write}
+        headers = {"Content-Type": content_type, **_condition(version), _WRITE: write}
         until, pause_seconds = time.monotonic() + _TRY_AGAIN_SECONDS, _FIRST_PAUSE_SECONDS
         while True:
             open_after: StoreUnavailable | None = None
@@ -380,9 +425,12 @@ class MinioObjectStore:
             ) from error
         except HTTPError as error:
             cause = error.reason if isinstance(error, MaxRetryError) else error
+            advice = "is it running, and is STOWGATE_OBJECT_STORE right?"
+            if isinstance(cause, SSLError):
+                advice = "look at its certificate, and at STOWGATE_OBJECT_STORE_CA"
             raise StoreUnavailable(
                 f"{self._place}: cannot {doing}: no answer ({type(cause).__name__}: {cause}); "
-                "is it running, and is STOWGATE_OBJECT_STORE right?"
+                f"{advice}"
             ) from cause
 
     def _error(self, doing: str, code: str, message: str | None, status: int = 0) -> StowgateError:
@@ -393,9 +441,19 @@ class MinioObjectStore:
         if code in _FULL_CODES or status == _INSUFFICIENT_STORAGE or out_of_space:
             self._full_until = time.monotonic() + _FULL_SECONDS
             return StoreFull(f"{what}; free some space or give the store more")
-        if code in _PASSING_CODES or status in _PASSING_STATUSES or status >= 500:
+        is_passing = code in _PASSING_CODES or status in _PASSING_STATUSES or status >= 500
+        if is_passing and status != _NOT_IMPLEMENTED:
             return StoreUnavailable(f"{what}; look at the object store's own health and log")
         return StoreRefused(f"{what}; {_HINTS.get(code, 'look at the object store and its log')}")
+
+
+def brief_pool(tls: Callable[[], ssl.SSLContext], connections: int) -> BriefPool:
+    """Connections with the deadlines of this store."""
+    return BriefPool(
+        tls,
+        maxsize=connections,
+        blocksize=PIECE_BYTES,
+    )
 
 
 class _ConditionFailed(Exception):
@@ -404,6 +462,11 @@ class _ConditionFailed(Exception):
 
 class _PastTheEnd(Exception):
     """A range begins behind the object's last byte."""
+
+
+def _condition(version: str | None) -> dict[str, str]:
+    """RFC 9110 13.1: only over that version, or only where nothing is."""
+    return {"If-None-Match": "*"} if version is None else {"If-Match": f'"{version}"'}
 
 
 def _version(answer: urllib3.BaseHTTPResponse) -> str:

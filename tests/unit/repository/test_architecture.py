@@ -48,6 +48,39 @@ def test_only_adapters_import_the_engines_libraries() -> None:
                 assert not _imports(path) & {"minio", "pika"}, path
 
 
+API_ORDER = (
+    *("main", "app", "server", "payloads", "stow", "vae", "auth", "admission", "http"),
+    *("openapi", "settings", "routes"),
+)
+"""The folders and modules of `api`. Each may import only those after it."""
+
+
+def _imports_within_api(folder: str) -> set[str]:
+    paths = [*(ROOT / "api" / folder).rglob("*.py"), *(ROOT / "api").glob(f"{folder}.py")]
+    found = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name.split(".")[1] for name in modules if name.startswith("api.")}
+    return found - {folder}
+
+
+def test_the_order_has_every_folder_and_module_of_the_api() -> None:
+    paths = (ROOT / "api").iterdir()
+    names = {path.stem for path in paths if path.suffix == ".py" or (path / "__init__.py").exists()}
+
+    assert names - {"__init__"} == set(API_ORDER)
+
+
+@pytest.mark.parametrize("folder", API_ORDER)
+def test_a_folder_of_the_api_imports_only_those_after_it(folder: str) -> None:
+    assert _imports_within_api(folder) <= set(API_ORDER[API_ORDER.index(folder) + 1 :])
+
+
 READERS = {
     "Both services": (CommonSettings,),
     "API": (ApiSettings, CommonSettings),

@@ -29,12 +29,12 @@ from werkzeug.datastructures import Authorization
 
 import api.main
 from api.auth.basic import BasicUsers, User, parse_users, user_line
-from api.auth.guard import Caller, NoAuthentication, Scope, install
+from api.auth.guard import Caller, NoAuthentication, install
 from api.auth.issuer_keys import FetchedKeys, parse_jwk_set, parse_keys
 from api.auth.watched_file import Malformed, WatchedFile
 from api.http.problems import TooBusy, Unauthorized, Unavailable
 from api.http.problems import install as install_problems
-from api.routes import SCOPES
+from api.routes import SCOPES, Scope
 from api.settings import ApiSettings
 from shared.runtime.backends import open_backends
 from shared.settings.loader import load

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from shared.errors import StoreUnavailable
 from shared.runtime.backends import Dependency
 from shared.runtime.health import Readiness, health_views
+from shared.runtime.metrics import HealthMetrics
 
 STORE = "http://10.0.0.7:9000/monaideploy: cannot reach the bucket"
 
@@ -44,9 +45,10 @@ class Probe:
             "object_store": Dependency(engine.ping, essential=True),
             "broker": Dependency(lambda: None, essential=False),
         }
-        readiness = Readiness(dependencies, lambda: self.now)
+        self.registry = CollectorRegistry()
+        self.readiness = Readiness(dependencies, HealthMetrics(self.registry), lambda: self.now)
         self._app = Flask(__name__, static_folder=None)
-        views = health_views(readiness, CollectorRegistry(), lambda: may_read)
+        views = health_views(self.readiness, self.registry, lambda: may_read)
         self._app.add_url_rule("/health/ready", view_func=views["health.ready"])
 
     def ready(self) -> tuple[int, Mapping[str, Any], str]:
@@ -84,12 +86,12 @@ def test_one_at_a_time_waits_for_a_silent_store_and_the_others_get_the_last_answ
     assert {other.result()[0] for other in others} == {200}
     assert {other.result()[2] for other in others} == {"7"}
     engine.goes_on.set()
-    assert looking.result()[0] == 503
-    assert probe.ready()[0] == 503
+    assert looking.result()[1]["status"] == "down"
+    assert probe.ready()[1]["status"] == "down"
 
 
 @pytest.mark.parametrize("last_seconds_ago", [None, 3600])
-def test_while_nothing_recent_is_known_others_are_not_told_that_it_is_ready(
+def test_while_nothing_recent_is_known_others_are_told_that_this_replica_answers(
     engine: Engine, askers: ThreadPoolExecutor, last_seconds_ago: float | None
 ) -> None:
     probe = Probe(engine)
@@ -105,7 +107,7 @@ def test_while_nothing_recent_is_known_others_are_not_told_that_it_is_ready(
     wait(others, timeout=60)
 
     assert not looking.done()
-    assert {(status, body["status"]) for status, body, _ in _results(others)} == {(503, "unready")}
+    assert {(status, body["status"]) for status, body, _ in _results(others)} == {(200, "unknown")}
     engine.goes_on.set()
     assert looking.result()[0] == 200
 
@@ -134,7 +136,7 @@ def test_only_who_may_read_is_told_why_a_dependency_is_down(engine: Engine, may_
 
     status, body, _ = Probe(engine, may_read=may_read).ready()
 
-    assert (status, body["status"]) == (503, "unready")
+    assert (status, body["status"]) == (200, "down")
     detail = {"detail": STORE} if may_read else {}
     assert body["dependencies"] == {
         "object_store": {"status": "down", **detail},
@@ -153,3 +155,22 @@ def test_the_log_tells_each_change_of_a_dependency_once_and_why(engine: Engine) 
         ("dependency down", "object_store", STORE),
         ("dependency ready again", "object_store", None),
     ]
+
+
+def test_a_store_that_is_down_takes_no_replica_out_of_its_load_balancer(engine: Engine) -> None:
+    """All replicas share it: senders would meet an empty load balancer in place of a 503."""
+    probe = Probe(engine)
+    for fault, state, up in ((None, "ready", 1.0), (STORE, "down", 0.0), (None, "ready", 1.0)):
+        engine.fault = fault
+        status, body, _ = probe.ready()
+        assert (status, body["status"]) == (200, state)
+        labels = {"dependency": "object_store"}
+        assert probe.registry.get_sample_value("stowgate_dependency_up", labels) == up
+
+
+def test_a_replica_that_stops_is_not_ready(engine: Engine) -> None:
+    probe = Probe(engine)
+    assert probe.ready()[0] == 200
+    probe.readiness.stop()
+    status, body, _ = probe.ready()
+    assert (status, body["status"]) == (503, "stopping")
