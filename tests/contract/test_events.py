@@ -607,7 +607,8 @@ def test_nothing_is_published_while_the_expected_queue_is_missing_whatever_else_
     rabbit.channel.exchange_declare(rabbit.foreign.name, "topic", durable=True)
     rabbit.channel.queue_declare(rabbit.other_queue)
     rabbit.channel.queue_bind(rabbit.other_queue, rabbit.foreign.name, "#")
-    for call in (lambda: publisher.publish(rabbit.foreign_message()), publisher.ping):
+    publish = partial(publisher.publish, rabbit.foreign_message())
+    for call in (publish, publisher.ping):
         with pytest.raises(Unroutable, match=f"no queue '{rabbit.foreign_queue}'"):
             call()
     assert rabbit.waiting(rabbit.other_queue) == 0

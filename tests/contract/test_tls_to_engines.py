@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,15 +19,16 @@ from shared.adapters.rabbitmq.publisher import RabbitEventPublisher
 from shared.adapters.s3.conformance import check_state_bucket
 from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import BrokerUnavailable, StoreUnavailable, StowgateError
-from shared.runtime.backends import open_engines
+from shared.runtime.backends import open_backends
 from shared.runtime.tls_files import TlsFiles, client_tls
-from shared.settings.loader import BadSetting, load_settings
+from shared.settings.loader import BadSetting, load
+from shared.settings.services import CommonSettings
 
 HOST = "127.0.0.1"
 
 
 def server_context(
-    authority: trustme.CA, *names: str, clients: trustme.CA | None = None, **issue: datetime
+    authority: trustme.CA, *names: str, clients: trustme.CA | None = None, **issue: Any
 ) -> ssl.SSLContext:
     """Of a server with a certificate for these names; `clients` have to show one of that."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -242,17 +244,17 @@ def test_files_that_will_not_do_stop_the_start_in_words(
     }.items():
         monkeypatch.setenv(f"STOWGATE_{name}", value)
     with pytest.raises(BadSetting, match=f"STOWGATE_{which}_CA is .*No such file"):
-        open_engines(load_settings())
+        open_backends(load(CommonSettings), store_threads=4)
     files.ca.write_text("no certificate")
     with pytest.raises(BadSetting, match=f"STOWGATE_{which}_CA is .*PEM file"):
-        open_engines(load_settings())
+        open_backends(load(CommonSettings), store_threads=4)
     files.trust(authority)
     monkeypatch.setenv(f"STOWGATE_{which}_CLIENT_CERTIFICATE", str(files.certificate))
     with pytest.raises(BadSetting, match=f"{which}_CLIENT_KEY need each other"):
-        load_settings()
+        load(CommonSettings)
     monkeypatch.setenv(f"STOWGATE_{which}_CLIENT_KEY", str(files.key))
     files.show(authority)
-    open_engines(load_settings())
+    open_backends(load(CommonSettings), store_threads=4)
     files.key.write_bytes(authority.issue_cert("other").private_key_pem.bytes())
     with pytest.raises(BadSetting, match=f"STOWGATE_{which}_CLIENT_KEY .*KEY_VALUES_MISMATCH"):
-        open_engines(load_settings())
+        open_backends(load(CommonSettings), store_threads=4)

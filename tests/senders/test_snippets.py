@@ -24,7 +24,9 @@ def test_every_snippet_of_the_page_is_run_by_a_test() -> None:
 
 
 def test_the_ages_of_the_page_are_those_that_are_tried() -> None:
-    section = PAGE.read_text(encoding="utf-8").partition("### Tested releases")[2].partition("###")[0]
+    section = (
+        PAGE.read_text(encoding="utf-8").partition("### Tested releases")[2].partition("###")[0]
+    )
     rows = re.findall(r"^\| (.+) \| (\d.+) \|$", section, re.MULTILINE)
 
     assert {client: tuple(ages.split(", ")) for client, ages in rows} == {

@@ -276,7 +276,8 @@ def test_pages_follow_each_other_without_gap_or_overlap(records: Records) -> Non
     for payload_id in ids:
         records.add(replace(record(), payload_id=payload_id))
 
-    seen, cursor = [], ""
+    seen: list[str] = []
+    cursor: str | None = ""
     while cursor is not None:
         page, cursor = newest(records, None, 3, cursor)
         seen += [found.payload_id for found in page]
