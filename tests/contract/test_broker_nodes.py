@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from test_events import Handled, Proxy, Rabbit, eventually, pings, publishes
+from proxy import Proxy
+from test_events import Handled, Rabbit, eventually, pings, publishes
 
 from shared.adapters.rabbitmq.connection import broker_urls
 from shared.adapters.rabbitmq.publisher import RabbitEventConsumer, RabbitEventPublisher
@@ -26,10 +27,8 @@ def rabbit(broker_url: str) -> Iterator[Rabbit]:
 @pytest.fixture
 def nodes(broker_url: str) -> Iterator[list[Proxy]]:
     """Two addresses of the broker that fail on their own."""
-    both = [Proxy(broker_url), Proxy(broker_url)]
-    yield both
-    for node in both:
-        node.close()
+    with Proxy(broker_url) as one, Proxy(broker_url) as other:
+        yield [one, other]
 
 
 def several(nodes: list[Proxy]) -> str:
@@ -45,7 +44,10 @@ def test_a_node_that_is_gone_is_left_for_another_in_either_order(
     eventually(lambda: pings(publisher))
     for number, gone in enumerate([*nodes, nodes[0]]):
         for node in nodes:
-            node.refuse(node is gone)
+            if node is gone:
+                node.cut()
+            else:
+                node.heal()
         body = b"%d" % number
         eventually(partial(publishes, publisher, rabbit.message(body)))
         eventually(partial(handled.bodies.__contains__, body))

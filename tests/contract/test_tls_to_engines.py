@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import trustme
 from engines import ObjectStoreEndpoint
+from proxy import Proxy
 from service import wait_for
-from tls_proxy import TlsProxy
 
 from shared.adapters.rabbitmq.publisher import RabbitEventPublisher
 from shared.adapters.s3.conformance import check_state_bucket
@@ -78,7 +77,7 @@ class Files:
 class Engine:
     """`reach` is one new connection to it, through the proxy."""
 
-    proxy: TlsProxy
+    proxy: Proxy
     reach: Callable[[TlsFiles], Callable[[], None]]
     unavailable: type[StowgateError]
 
@@ -99,17 +98,14 @@ def engine(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[En
         if request.param == "object store":
             endpoint: ObjectStoreEndpoint = request.getfixturevalue("object_store_endpoint")
             bucket: str = request.getfixturevalue("bucket")
-            place = urlsplit(endpoint.url)
+            url = endpoint.url
         else:
-            broker: str = request.getfixturevalue("broker_url")
-            place = urlsplit(broker)
-        port = place.port or 5672
-        proxy = TlsProxy(place.hostname or "", port, server_context(authority))
-        stack.enter_context(proxy)
+            url = request.getfixturevalue("broker_url")
+        proxy = stack.enter_context(Proxy(url, tls=server_context(authority)))
 
         def store(tls: TlsFiles) -> Callable[[], None]:
             return MinioObjectStore.connect(
-                f"https://{HOST}:{proxy.port}",
+                proxy.url,
                 access_key=endpoint.access_key,
                 secret_key=endpoint.secret_key,
                 region="us-east-1",
@@ -119,9 +115,7 @@ def engine(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[En
             ).prepare
 
         def publisher(tls: TlsFiles) -> Callable[[], None]:
-            user = place.netloc.rpartition("@")[0]
-            url = f"amqps://{user}@{HOST}:{proxy.port}{place.path}"
-            made = RabbitEventPublisher(url, topology=[], tls=tls.context)
+            made = RabbitEventPublisher(proxy.url, topology=[], tls=tls.context)
             stack.callback(made.close)
             return made.ping
 
@@ -151,7 +145,7 @@ def test_a_certificate_of_another_host_is_refused(
     engine: Engine, files: Files, authority: trustme.CA
 ) -> None:
     files.trust(authority)
-    engine.proxy.context = server_context(authority, "127.0.0.2", "other.example")
+    engine.proxy.tls = server_context(authority, "127.0.0.2", "other.example")
     with pytest.raises(engine.unavailable, match=r"(?i)IP address mismatch.*127\.0\.0\.1"):
         engine.reach(files.tls())()
 
@@ -160,9 +154,7 @@ def test_a_certificate_that_has_expired_is_refused(
     engine: Engine, files: Files, authority: trustme.CA
 ) -> None:
     files.trust(authority)
-    engine.proxy.context = server_context(
-        authority, not_after=datetime.now(UTC) - timedelta(hours=1)
-    )
+    engine.proxy.tls = server_context(authority, not_after=datetime.now(UTC) - timedelta(hours=1))
     with pytest.raises(engine.unavailable, match="certificate has expired"):
         engine.reach(files.tls())()
 
@@ -172,7 +164,7 @@ def test_a_server_that_wants_a_certificate_is_shown_it(
 ) -> None:
     clients = trustme.CA()
     files.trust(authority)
-    engine.proxy.context = server_context(authority, clients=clients)
+    engine.proxy.tls = server_context(authority, clients=clients)
     with pytest.raises(engine.unavailable):
         engine.reach(files.tls())()
     files.show(trustme.CA())
@@ -191,8 +183,8 @@ def test_files_that_change_count_for_new_connections(
     reach = engine.reach(files.tls())
     reach()
     successor = trustme.CA()
-    engine.proxy.context = server_context(successor, clients=clients)
-    engine.proxy.cut()
+    engine.proxy.tls = server_context(successor, clients=clients)
+    engine.proxy.reset()
     with pytest.raises(engine.unavailable):
         wait_for(lambda: reach())
     files.trust(successor)
@@ -208,7 +200,7 @@ def test_files_that_change_count_for_new_connections(
     # What is written half, or removed, changes nothing.
     files.ca.write_text("-----BEGIN CERTIFICATE-----")
     files.key.unlink()
-    engine.proxy.cut()
+    engine.proxy.reset()
     wait_for(reached)
 
 
@@ -216,10 +208,9 @@ def test_the_race_of_a_store_goes_by_tls_too(
     object_store_endpoint: ObjectStoreEndpoint, bucket: str, files: Files, authority: trustme.CA
 ) -> None:
     files.trust(authority)
-    place = urlsplit(object_store_endpoint.url)
-    with TlsProxy(place.hostname or "", place.port or 80, server_context(authority)) as proxy:
+    with Proxy(object_store_endpoint.url, tls=server_context(authority)) as proxy:
         store = MinioObjectStore.connect(
-            f"https://{HOST}:{proxy.port}",
+            proxy.url,
             access_key=object_store_endpoint.access_key,
             secret_key=object_store_endpoint.secret_key,
             region="us-east-1",
