@@ -122,7 +122,7 @@ def _run(hooks: Mapping[Call, Hook], call: Call, key: str) -> None:
         hook(key)
 
 
-def once(action: Callable[[], None]) -> Hook:
+def once(action: Callable[[], object]) -> Hook:
     """A hook that runs `action` at its first call only."""
     actions = [action]
 
