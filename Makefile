@@ -8,7 +8,7 @@ COMPOSE := docker compose
 PYTEST := .venv/bin/python -m pytest --numprocesses 3 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check language format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts lock clean
+.PHONY: help run test check types language format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts lock clean
 
 help: ## list all targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,8 +22,16 @@ test: .venv/.ready-dev ## run every test that this machine can run
 check: .venv/.ready-dev ## check format, lint, types and spelling, then run the tests
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
+	$(MAKE) --no-print-directory types language test
+
+# Folders of tests have modules of the same names, so each is checked by itself.
+types: .venv/.ready-dev ## check the types of the code, its tests and its benchmarks
 	.venv/bin/mypy
-	$(MAKE) --no-print-directory language test
+	MYPYPATH=tests .venv/bin/mypy tests/*.py benchmarks/*.py
+	@set -e; for folder in cluster contract e2e faults fuzz http senders unit; do \
+		echo "MYPYPATH=tests:tests/$$folder .venv/bin/mypy tests/$$folder"; \
+		MYPYPATH=tests:tests/$$folder .venv/bin/mypy $$(git ls-files "tests/$$folder/*.py"); \
+	done
 
 language: .venv/.ready-dev ## check the spelling of docs and code
 	.venv/bin/codespell

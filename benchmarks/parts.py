@@ -25,7 +25,7 @@ import pydicom
 from instances import BOUNDARY, multipart, real_file
 from loads import new_uid
 from processes import measured
-from pydicom.uid import generate_uid
+from pydicom.uid import UID, generate_uid
 from service import Service, running, wait_for
 
 _NO_BROKER = "amqp://127.0.0.1:9/"
@@ -119,7 +119,7 @@ def _template() -> list[bytes]:
     del ds[0x7FE00010], ds[0xFFFCFFFC]
     ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid()
     mark = "9" * len(new_uid())
-    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = mark
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = UID(mark)
     file = io.BytesIO()
     ds.save_as(file)
     return file.getvalue().split(mark.encode())

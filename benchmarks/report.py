@@ -25,11 +25,18 @@ class Figures:
 
     def of(self, load: str, subject: str, figure: str) -> list[float]:
         """One value for each turn."""
+        return self._of(load, subject, figure)
+
+    def _of(self, load: str, subject: str, figure: str) -> list[Any]:
         return [
             m[figure]
             for m in self._measurements
             if (m["load"], m["subject"]) == (load, subject) and m[figure] is not None
         ]
+
+    def _by_part(self, load: str, subject: str, figure: str) -> list[dict[str, float]]:
+        """The values of each part of a subject, for each turn that has any."""
+        return [parts for parts in self._of(load, subject, figure) if parts]
 
     def ratios(
         self, load: str, subject: str, to: str, figure: str, to_figure: str = ""
@@ -42,12 +49,12 @@ class Figures:
 
     def total(self, load: str, subject: str, figure: str) -> list[float]:
         """Of a figure that each part of a subject has: the sum, for each turn."""
-        return [sum(parts.values()) for parts in self.of(load, subject, figure) if parts]  # type: ignore[attr-defined]
+        return [sum(parts.values()) for parts in self._by_part(load, subject, figure)]
 
     def peak(self, load: str, subject: str) -> str:
         parts: dict[str, float] = {}
-        for measured in self.of(load, subject, "peak_mib"):
-            for name, mib in measured.items():  # type: ignore[attr-defined]
+        for measured in self._by_part(load, subject, "peak_mib"):
+            for name, mib in measured.items():
                 parts[name] = max(parts.get(name, 0.0), mib)
         return ", ".join(f"{mib:.0f}" for mib in parts.values())
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -28,6 +28,9 @@ from engines import Engines, NotToBeHad, ObjectStoreEndpoint, lasting_port, prog
 from loads import Answered, Load, Template, new_uid, send, template
 from minio import Minio
 from service import Service, running, wait_for, with_children
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 RAW_THREADS = 4
 
@@ -70,8 +73,8 @@ class _Pieces(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: object) -> int:
-        target = memoryview(buffer)  # type: ignore[arg-type]
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        target = memoryview(buffer)
         if not self._piece:
             self._piece = memoryview(next(self._pieces, b""))
         size = min(len(target), len(self._piece))

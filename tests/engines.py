@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
-import docker  # type: ignore[import-untyped]
+import docker
 import pika
 import urllib3
-from docker.errors import DockerException, ImageNotFound  # type: ignore[import-untyped]
-from docker.models.images import ImageCollection  # type: ignore[import-untyped]
+from docker.errors import DockerException, ImageNotFound
+from docker.models.images import ImageCollection
 from minio import Minio
 from minio.error import MinioException
 from pika.adapters.utils.connection_workflow import AMQPConnectorException

@@ -18,7 +18,7 @@ def real_file(name: str = "CT_small.dcm") -> bytes:
         return file.read()
 
 
-def new_instance(name: str = "CT_small.dcm", **elements: object) -> bytes:
+def new_instance(name: str = "CT_small.dcm", /, **elements: object) -> bytes:
     """That file with a new SOP Instance UID, and these elements by keyword; None removes one."""
     ds = pydicom.dcmread(BytesIO(real_file(name)))
     for keyword, value in {"SOPInstanceUID": generate_uid(), **elements}.items():

@@ -25,6 +25,12 @@ def record(*instances: StoredInstance) -> IngestRecord:
     )
 
 
+def inline(made: IngestRecord) -> tuple[StoredInstance, ...]:
+    """The instances of a record that has few enough to hold them itself."""
+    assert made.instances is not None
+    return made.instances
+
+
 def newest(
     records: Records, state: State | None, limit: int, cursor: str = ""
 ) -> tuple[list[IngestRecord], str | None]:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pika
@@ -13,7 +14,7 @@ import pytest
 import requests
 from engines import NO_ANSWER, ObjectStoreEndpoint
 from instances import new_instance
-from rabbitmq_cluster import Cluster, until
+from rabbitmq_cluster import Cluster, Node, until
 from service import Service, running, wait_for
 
 EXCHANGE, QUEUE = "monaideploy", "md.workflow.request"
@@ -51,6 +52,9 @@ class Senders:
             if answer.ok:
                 self.payload_ids.append(answer.headers["X-Payload-ID"])
 
+    def have_sent_more_than(self, payloads: int) -> bool:
+        return len(self.payload_ids) > payloads
+
     def stop(self) -> None:
         self._ends.set()
         for thread in self._threads:
@@ -77,6 +81,10 @@ def requests_in_the_queue(cluster: Cluster) -> list[str]:
         except NO_ANSWER:
             continue
     raise AssertionError("no node answers")
+
+
+def is_gone(node: Node) -> bool:
+    return not node.answers()
 
 
 def is_ready(service: Service) -> bool:
@@ -109,18 +117,18 @@ def test_nodes_that_are_killed_one_after_the_other_cost_no_payload(
         ]
         services = [api, *workers]
         for service in services:
-            wait_for(lambda service=service: is_ready(service), 60)
+            wait_for(partial(is_ready, service), 60)
         senders = Senders(api.url)
         stack.callback(senders.stop)
         for node in cluster.nodes:
             time.sleep(BETWEEN_KILLS_SECONDS)  # under load
             sent, began = len(senders.payload_ids), time.monotonic()
             node.kill()
-            until(lambda node=node: not node.answers(), f"{node.name} is gone")
+            until(partial(is_gone, node), f"{node.name} is gone")
             for service in services:
-                until(lambda service=service: is_ready(service), f"{service.url} is ready", 60)
+                until(partial(is_ready, service), f"{service.url} is ready", 60)
             left_seconds = time.monotonic() - began
-            wait_for(lambda sent=sent: len(senders.payload_ids) > sent + SENDERS, 30)
+            wait_for(partial(senders.have_sent_more_than, sent + SENDERS), 30)
             node.start()
             back_seconds = until(node.answers, f"{node.name} is back")
             until(lambda: len(cluster.running()) == len(cluster.nodes), "all nodes run")

@@ -3,16 +3,19 @@
 import contextlib
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from test_events import Handled, Proxy, Rabbit, eventually, pings, publishes
+from proxy import Proxy
+from test_events import Handled, Rabbit, eventually, pings, publishes
 
 from shared.adapters.rabbitmq.connection import broker_urls
 from shared.adapters.rabbitmq.publisher import RabbitEventConsumer, RabbitEventPublisher
 from shared.errors import BrokerUnavailable
-from shared.settings.loader import BadSetting, load_settings
+from shared.settings.loader import BadSetting, load
+from shared.settings.services import CommonSettings
 
 
 @pytest.fixture
@@ -24,10 +27,8 @@ def rabbit(broker_url: str) -> Iterator[Rabbit]:
 @pytest.fixture
 def nodes(broker_url: str) -> Iterator[list[Proxy]]:
     """Two addresses of the broker that fail on their own."""
-    both = [Proxy(broker_url), Proxy(broker_url)]
-    yield both
-    for node in both:
-        node.close()
+    with Proxy(broker_url) as one, Proxy(broker_url) as other:
+        yield [one, other]
 
 
 def several(nodes: list[Proxy]) -> str:
@@ -43,10 +44,13 @@ def test_a_node_that_is_gone_is_left_for_another_in_either_order(
     eventually(lambda: pings(publisher))
     for number, gone in enumerate([*nodes, nodes[0]]):
         for node in nodes:
-            node.refuse(node is gone)
+            if node is gone:
+                node.cut()
+            else:
+                node.heal()
         body = b"%d" % number
-        eventually(lambda body=body: publishes(publisher, rabbit.message(body)))
-        eventually(lambda body=body: body in handled.bodies)
+        eventually(partial(publishes, publisher, rabbit.message(body)))
+        eventually(partial(handled.bodies.__contains__, body))
 
 
 def test_nobody_is_bound_to_the_first_address(rabbit: Rabbit, nodes: list[Proxy]) -> None:
@@ -82,7 +86,7 @@ def test_a_password_is_read_again_for_each_new_connection(
     file.write_text("not-any-more\n")
     monkeypatch.setenv("STOWGATE_BROKER", f"amqp://{url.username}@127.0.0.1:{url.port}{url.path}")
     monkeypatch.setenv("STOWGATE_BROKER_PASSWORD_FILE", str(file))
-    settings = load_settings()
+    settings = load(CommonSettings)
     with contextlib.ExitStack() as closing:
         publisher = RabbitEventPublisher(
             settings.broker, topology=[rabbit.queue], password=settings.current("broker_password")
@@ -114,10 +118,10 @@ def test_addresses_that_cannot_be_told_apart_stop_the_start(
 ) -> None:
     monkeypatch.setenv("STOWGATE_BROKER", value)
     if not value:
-        assert load_settings().broker == "memory"
+        assert load(CommonSettings).broker == "memory"
         return
     with pytest.raises(BadSetting, match="STOWGATE_BROKER is"):
-        load_settings()
+        load(CommonSettings)
 
 
 def test_a_comma_in_a_password_parts_no_addresses() -> None:

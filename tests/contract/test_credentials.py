@@ -15,7 +15,8 @@ from answering import serving
 from credentials_service import CredentialsService
 from engines import ObjectStoreEndpoint
 from minio import MinioAdmin
-from minio.credentials import AssumeRoleProvider, Credentials, StaticProvider
+from minio.credentials.credentials import Credentials
+from minio.credentials.providers import AssumeRoleProvider, StaticProvider
 from minio.error import MinioAdminException
 from service import wait_for
 from structlog.testing import capture_logs
@@ -24,7 +25,8 @@ from shared.adapters.s3.credentials import RenewedCredentials
 from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import StoreRefused, StoreUnavailable
 from shared.runtime.backends import open_stores
-from shared.settings.loader import BadSetting, load_settings
+from shared.settings.loader import BadSetting, load
+from shared.settings.services import CommonSettings
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 MIB = 1 << 20
@@ -200,7 +202,7 @@ def iam_store(
     monkeypatch.setenv("STOWGATE_OBJECT_STORE", endpoint.url)
     monkeypatch.setenv("STOWGATE_OBJECT_STORE_CREDENTIALS", "iam")
     monkeypatch.setenv("STOWGATE_BUCKET", bucket)
-    store, _ = open_stores(load_settings())
+    store, _ = open_stores(load(CommonSettings), threads=4)
     assert isinstance(store, MinioObjectStore)
     return store
 
@@ -319,7 +321,7 @@ def test_keys_in_files_are_read_again_when_the_store_refuses_them(
     monkeypatch.setenv("STOWGATE_OBJECT_STORE_ACCESS_KEY_FILE", str(access_key))
     monkeypatch.setenv("STOWGATE_OBJECT_STORE_SECRET_KEY_FILE", str(secret_key))
     monkeypatch.setenv("STOWGATE_BUCKET", bucket)
-    store, _ = open_stores(load_settings())
+    store, _ = open_stores(load(CommonSettings), threads=4)
     store.prepare()
     write()
     store.create("key", b"1", "text/plain")
@@ -359,6 +361,6 @@ def test_static_keys_are_needed_unless_they_come_from_elsewhere(
 ) -> None:
     monkeypatch.setenv("STOWGATE_OBJECT_STORE", "https://s3.example")
     with pytest.raises(BadSetting, match="STOWGATE_OBJECT_STORE_ACCESS_KEY"):
-        load_settings()
+        load(CommonSettings)
     monkeypatch.setenv("STOWGATE_OBJECT_STORE_CREDENTIALS", "iam")
-    load_settings()
+    load(CommonSettings)

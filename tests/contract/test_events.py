@@ -4,7 +4,6 @@ import contextlib
 import json
 import secrets
 import socket
-import struct
 import threading
 import time
 from collections import Counter
@@ -14,12 +13,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
-from urllib.parse import urlsplit
 
 import pika
 import pika.frame
 import pytest
 import structlog.testing
+from proxy import Proxy
 
 from shared.adapters.folder.publisher import FolderEventPublisher
 from shared.adapters.memory import MemoryBroker
@@ -607,7 +606,8 @@ def test_nothing_is_published_while_the_expected_queue_is_missing_whatever_else_
     rabbit.channel.exchange_declare(rabbit.foreign.name, "topic", durable=True)
     rabbit.channel.queue_declare(rabbit.other_queue)
     rabbit.channel.queue_bind(rabbit.other_queue, rabbit.foreign.name, "#")
-    for call in (lambda: publisher.publish(rabbit.foreign_message()), publisher.ping):
+    publish = partial(publisher.publish, rabbit.foreign_message())
+    for call in (publish, publisher.ping):
         with pytest.raises(Unroutable, match=f"no queue '{rabbit.foreign_queue}'"):
             call()
     assert rabbit.waiting(rabbit.other_queue) == 0
@@ -683,164 +683,10 @@ def test_a_broker_url_that_cannot_be_read_is_refused_without_quoting_it(bad: str
     assert raised.value.__suppress_context__
 
 
-class Proxy:
-    """Stands between a client and the broker, and can cut or black-hole what runs through it."""
-
-    def __init__(self, url: str) -> None:
-        broker = urlsplit(url)
-        self._target = (broker.hostname, broker.port or 5672)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        user = broker.netloc.rpartition("@")[0]
-        port = self._listener.getsockname()[1]
-        self.url = broker._replace(netloc=f"{user}@127.0.0.1:{port}").geturl()
-        self.accepted = 0
-        self._lock = threading.Lock()
-        self._links: list[_Link] = []
-        self._line = _Line()
-        self._black_hole = False
-        self._refusing = False
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    def cut(self) -> None:
-        with self._lock:
-            for link in self._links:
-                link.cut()
-            self._links.clear()
-
-    def refuse(self, refusing: bool) -> None:
-        """Hang up on whoever calls, as an address does where the broker is just starting."""
-        self._refusing = refusing
-        self.cut()
-
-    @property
-    def swallowed_bytes(self) -> int:
-        return sum(link.swallowed_bytes for link in self._links)
-
-    def black_hole(self, black_hole: bool) -> None:
-        """Swallow what comes in either direction. What was swallowed does not come back."""
-        with self._lock:
-            self._black_hole = black_hole
-            if black_hole:
-                for link in self._links:
-                    link.swallowing = True
-
-    def hold_answers(self, hold: bool) -> None:
-        """Keep what the broker sends, and pass it on later."""
-        if hold:
-            self._line.may_answer.clear()
-        else:
-            self._line.may_answer.set()
-
-    def lose_answers(self, lose: bool) -> None:
-        """Swallow what the broker sends, and go on with the next of it later."""
-        self._line.loses_answers = lose
-
-    def slow_down(self, bytes_per_second: float) -> None:
-        """What clients send takes its time from now on."""
-        self._line.bytes_per_second = bytes_per_second
-
-    @property
-    def asked(self) -> bytes:
-        """All that clients have sent."""
-        return bytes(self._line.asked)
-
-    def tell_clients(self, frame: bytes) -> None:
-        with self._lock:
-            for link in self._links:
-                link.client.sendall(frame)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(PATIENCE_SECONDS)
-        self.hold_answers(False)
-        self.cut()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client = self._listener.accept()[0]
-            except OSError:
-                return
-            self.accepted += 1
-            if self._refusing:
-                client.close()
-                continue
-            with self._lock:
-                server = socket.create_connection(self._target)
-                self._links.append(_Link(client, server, self._line, self._black_hole))
-
-
-class _Line:
-    """How fast it is in one direction, and whether anything comes in the other."""
-
-    def __init__(self) -> None:
-        self.bytes_per_second: float | None = None
-        self.asked = bytearray()
-        self.loses_answers = False
-        self.may_answer = threading.Event()
-        self.may_answer.set()
-
-    def carried(self, data: bytes, *, is_answer: bool) -> bytes:
-        """What comes out of it, when that does."""
-        if is_answer:
-            self.may_answer.wait()
-            return b"" if self.loses_answers else data
-        self.asked += data
-        if self.bytes_per_second is not None:
-            time.sleep(len(data) / self.bytes_per_second)
-        return data
-
-
-class _Link:
-    def __init__(
-        self, client: socket.socket, server: socket.socket, line: _Line, swallowing: bool
-    ) -> None:
-        self.client = client
-        self.swallowing = swallowing
-        self.swallowed_bytes = 0
-        self._server = server
-        self._line = line
-        self._threads = [
-            threading.Thread(target=self._pump, args=pair, daemon=True)
-            for pair in ((client, server), (server, client))
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                if self.swallowing:
-                    self.swallowed_bytes += len(data)
-                else:
-                    sink.sendall(self._line.carried(data, is_answer=source is self._server))
-        except OSError:
-            pass
-        finally:
-            for end in (source, sink):
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        reset = struct.pack("ii", 1, 0)
-        for end in (self.client, self._server):
-            with contextlib.suppress(OSError):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
-                end.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(PATIENCE_SECONDS)
-        for end in (self.client, self._server):
-            end.close()
-
-
 @pytest.fixture
 def proxy(broker_url: str) -> Iterator[Proxy]:
-    proxy = Proxy(broker_url)
-    yield proxy
-    proxy.close()
+    with Proxy(broker_url, keeps_requests=True) as proxy:
+        yield proxy
 
 
 def publishes(publisher: EventPublisher, message: Message) -> bool:
@@ -903,11 +749,11 @@ def test_a_publisher_recovers_by_itself_when_its_connection_was_cut(
 ) -> None:
     publisher = rabbit.publisher(proxy.url)
     publisher.publish(rabbit.message())
-    proxy.refuse(True)
+    proxy.cut()
     eventually(lambda: not pings(publisher))
     with pytest.raises(BrokerUnavailable, match="not connected since"):
         publisher.publish(rabbit.message())
-    proxy.refuse(False)
+    proxy.heal()
     eventually(lambda: publishes(publisher, rabbit.message()))
 
 
@@ -936,7 +782,7 @@ def test_what_was_confirmed_while_connections_broke_is_in_the_queue(
         publishing = [pool.submit(publish, thread) for thread in range(4)]
         for enough in (50, 100, 150):
             eventually(partial(at_least, enough))
-            proxy.cut()
+            proxy.reset()
         eventually(partial(at_least, 200))
         stop.set()
         for each in publishing:
@@ -952,11 +798,11 @@ def test_a_silent_broker_holds_no_publisher_beyond_its_deadline(
 ) -> None:
     publisher = rabbit.publisher(proxy.url, confirm_seconds=1)
     publisher.publish(rabbit.message())
-    proxy.black_hole(True)
+    proxy.swallow()
     with ThreadPoolExecutor(16) as pool:
         errors = [pool.submit(publisher.publish, rabbit.message()).exception for _ in range(16)]
         assert {type(error(timeout=15)) for error in errors} == {BrokerUnavailable}
-    proxy.black_hole(False)
+    proxy.heal()
     eventually(lambda: publishes(publisher, rabbit.message()))
 
 
@@ -966,7 +812,7 @@ def test_a_silent_broker_is_given_up_before_pika_misses_its_heartbeats(
     publisher, consumer = rabbit.publisher(proxy.url), rabbit.consumer(url=proxy.url)
     publisher.publish(rabbit.message())
     consumer.ping()
-    proxy.black_hole(True)
+    proxy.swallow()
     publication = publisher.begin(rabbit.message())
     with structlog.testing.capture_logs() as log:
         with pytest.raises(BrokerUnavailable, match=r"not even a heartbeat; .*may have arrived"):
@@ -974,7 +820,7 @@ def test_a_silent_broker_is_given_up_before_pika_misses_its_heartbeats(
         with pytest.raises(BrokerUnavailable, match="not connected since"):
             publisher.begin(rabbit.message())
         eventually(lambda: len([e for e in log if "not even" in e.get("cause", "")]) == 2)
-    proxy.black_hole(False)
+    proxy.heal()
     eventually(lambda: publishes(publisher, rabbit.message()))
 
 
@@ -984,7 +830,7 @@ def test_a_confirm_that_is_late_counts_and_its_message_is_not_sent_again(
     publisher = rabbit.publisher(proxy.url, confirm_seconds=0.2)
     publisher.ping()
     message = rabbit.message(b"once")
-    proxy.hold_answers(True)
+    proxy.hold_answers()
     publication = publisher.begin(message)
     assert not publication.wait(0)
     for _ in range(3):
@@ -996,7 +842,7 @@ def test_a_confirm_that_is_late_counts_and_its_message_is_not_sent_again(
     eventually(lambda: publisher.overdue)
     assert not publication.wait(0)
 
-    proxy.hold_answers(False)
+    proxy.release_answers()
 
     assert publication.wait(PATIENCE_SECONDS)
     eventually(lambda: publisher.overdue is None)
@@ -1035,18 +881,18 @@ def test_a_large_message_has_the_time_that_a_slow_line_takes_for_it(
 def test_a_broker_that_is_silent_from_the_beginning_is_given_up_at_the_deadline(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
-    proxy.black_hole(True)
+    proxy.swallow()
     publisher = rabbit.publisher(proxy.url, answer_seconds=0.2)
     with pytest.raises(BrokerUnavailable, match="first connection is still being made"):
         within_patience(lambda: publisher.publish(rabbit.message()))
-    proxy.black_hole(False)
+    proxy.heal()
     eventually(lambda: publishes(publisher, rabbit.message()))
 
 
 def test_closing_does_not_wait_for_a_silent_broker(rabbit: Rabbit, proxy: Proxy) -> None:
     publisher = rabbit.publisher(proxy.url)
     publisher.publish(rabbit.message())
-    proxy.black_hole(True)
+    proxy.swallow()
     within_patience(publisher.close)
     eventually(lambda: not [t for t in threading.enumerate() if t.name == "stowgate publisher"])
 
@@ -1097,7 +943,7 @@ def test_a_message_under_way_when_the_alarm_comes_is_not_sent_again_and_counts(
 ) -> None:
     publisher, message = rabbit.publisher(proxy.url), rabbit.message()
     publisher.ping()
-    proxy.hold_answers(True)
+    proxy.hold_answers()
     publication = publisher.begin(message)
     eventually(lambda: message.message_id.encode() in proxy.asked)
     blocked = pika.frame.Method(0, pika.spec.Connection.Blocked(reason="low on disk"))
@@ -1106,7 +952,7 @@ def test_a_message_under_way_when_the_alarm_comes_is_not_sent_again_and_counts(
     assert not publication.wait(0)
 
     proxy.tell_clients(pika.frame.Method(0, pika.spec.Connection.Unblocked()).marshal())
-    proxy.hold_answers(False)
+    proxy.release_answers()
 
     assert publication.wait(PATIENCE_SECONDS)
     assert proxy.accepted == 1
@@ -1149,10 +995,10 @@ def test_questions_that_are_answered_late_cost_no_connection(rabbit: Rabbit, pro
     publisher = rabbit.publisher(proxy.url, answer_seconds=0.1)
     eventually(lambda: pings(publisher))
     for _ in range(10):
-        proxy.hold_answers(True)
+        proxy.hold_answers()
         with pytest.raises(BrokerUnavailable, match="no answer within"):
             publisher.ping()
-        proxy.hold_answers(False)
+        proxy.release_answers()
         eventually(lambda: pings(publisher))
     assert proxy.accepted == 1
 
@@ -1164,10 +1010,10 @@ def test_a_consumer_reconnects_and_goes_on(rabbit: Rabbit, proxy: Proxy) -> None
     publisher = rabbit.publisher()
     publisher.publish(rabbit.message(b"1"))
     eventually(lambda: handled.bodies == [b"1"])
-    proxy.refuse(True)
+    proxy.cut()
     publisher.publish(rabbit.message(b"2"))
     eventually(lambda: not pings(consumer))
-    proxy.refuse(False)
+    proxy.heal()
     eventually(lambda: b"2" in handled.bodies)
     eventually(lambda: pings(consumer))
 
@@ -1188,7 +1034,7 @@ def test_an_event_in_hand_when_the_connection_breaks_is_delivered_again_and_acke
     publisher = rabbit.publisher()
     publisher.publish(rabbit.message(b"in hand"))
     eventually(lambda: deliveries == [b"in hand"])
-    proxy.cut()
+    proxy.reset()
     eventually(lambda: deliveries == [b"in hand"] * 2)
     connections = proxy.accepted
     released.set()

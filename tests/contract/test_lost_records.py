@@ -10,10 +10,12 @@ from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from threading import Barrier
+from typing import NoReturn
 
 import pytest
 import structlog
 from engines import ObjectStoreEndpoint
+from observed_store import ObservedStore, once
 from prometheus_client import CollectorRegistry
 from records_made import record
 
@@ -22,7 +24,7 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
-from shared.ports import ObjectStore, StoredObject
+from shared.ports import ObjectStore
 from shared.record_store import Records
 from shared.runtime.metrics import WorkerMetrics
 from shared.sweep_cursor import SweepCursor
@@ -58,9 +60,11 @@ class Site:
         self.cursor.read()
         self.now += timedelta(seconds=1)
 
-    def another_cursor(self, instances: ObjectStore | None = None) -> SweepCursor:
+    def another_cursor(
+        self, *, instances: ObjectStore | None = None, state: ObjectStore | None = None
+    ) -> SweepCursor:
         return SweepCursor(
-            state=self.state,
+            state=state or self.state,
             instances=instances or self.instances,
             payload_ids=self.payload_ids,
             clock=lambda: self.now,
@@ -84,9 +88,9 @@ class Site:
     def put(self, key: str) -> None:
         self.instances.put(key, BytesIO(b"x"), 1, "application/dicom")
 
-    def sweep(self) -> None:
+    def sweep(self, instances: ObjectStore | None = None) -> None:
         Sweeper(
-            instances=self.instances,
+            instances=instances or self.instances,
             state=self.state,
             records=self.records,
             cursor=self.cursor,
@@ -192,13 +196,11 @@ def test_acknowledged_payloads_outlive_a_restore_between_two_steps_of_the_sweep(
     acknowledged = {site.acknowledge() for _ in range(10)}
     site.cursor.confirm()
     site.now += 2 * GRACE
-    list_folders = site.instances.folders
-    site.instances.folders = lambda after: (  # type: ignore[method-assign]
-        restore(site.state, earlier) or list_folders(after)  # type: ignore[func-returns-value]
+    restored = ObservedStore(
+        site.instances, before={"folders": lambda _: restore(site.state, earlier)}
     )
 
-    site.sweep()
-    site.instances.folders = list_folders  # type: ignore[method-assign]
+    site.sweep(restored)
     site.sweep_for(hours=48)
 
     assert site.payloads() == acknowledged
@@ -359,31 +361,23 @@ def test_confirmations_at_the_same_time_do_not_look_like_a_restore(site: Site) -
 
 
 def test_a_confirmation_between_the_two_looks_does_not_look_like_a_restore(site: Site) -> None:
-    get = site.state.get
+    late = ObservedStore(site.state, after={"get": once(site.another_cursor().confirm)})
 
-    def get_and_be_late(key: str) -> StoredObject:
-        found = get(key)
-        site.state.get = get  # type: ignore[method-assign]
-        site.another_cursor().confirm()
-        return found
-
-    site.state.get = get_and_be_late  # type: ignore[method-assign]
     with structlog.testing.capture_logs() as log:
-        site.cursor.read()
+        site.another_cursor(state=late).read()
 
     assert log == []
 
 
-def test_a_process_that_dies_in_a_confirmation_does_not_look_like_a_restore(site: Site) -> None:
-    def die(*_: object) -> str:
-        raise StoreUnavailable("killed")
+def die(_: str) -> NoReturn:
+    raise StoreUnavailable("killed")
 
-    replace_object = site.instances.replace
+
+def test_a_process_that_dies_in_a_confirmation_does_not_look_like_a_restore(site: Site) -> None:
+    killed = site.another_cursor(instances=ObservedStore(site.instances, before={"replace": die}))
     for _ in range(3):
-        site.instances.replace = die  # type: ignore[method-assign, assignment]
         with pytest.raises(StoreUnavailable, match="killed"):
-            site.cursor.confirm()
-        site.instances.replace = replace_object  # type: ignore[method-assign]
+            killed.confirm()
 
     with structlog.testing.capture_logs() as log:
         site.another_cursor().confirm()
@@ -393,15 +387,12 @@ def test_a_process_that_dies_in_a_confirmation_does_not_look_like_a_restore(site
 
 
 def test_a_first_confirmation_that_is_interrupted_does_not_look_like_a_restore(site: Site) -> None:
-    def die(*_: object) -> str:
-        raise StoreUnavailable("killed")
-
-    for store, name in ((site.state, "replace"), (site.instances, "replace")):
-        call = getattr(store, name)
-        setattr(store, name, die)
+    for killed in (
+        site.another_cursor(state=ObservedStore(site.state, before={"replace": die})),
+        site.another_cursor(instances=ObservedStore(site.instances, before={"replace": die})),
+    ):
         with pytest.raises(StoreUnavailable, match="killed"):
-            site.cursor.confirm()
-        setattr(store, name, call)
+            killed.confirm()
 
     with structlog.testing.capture_logs() as log:
         site.another_cursor().confirm()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http.client import HTTPConnection
 from io import BytesIO, RawIOBase
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -36,7 +37,7 @@ from engines import (
 )
 from minio import MinioAdmin
 from minio.commonconfig import GOVERNANCE
-from minio.credentials import StaticProvider
+from minio.credentials.providers import StaticProvider
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioAdminException
 from minio.objectlockconfig import DAYS, ObjectLockConfig
@@ -1003,7 +1004,7 @@ def test_connections_to_minio_show_firewalls_that_they_live(
     pool = ProgressPool()
     answer = pool.request("GET", object_store_endpoint.url, preload_content=False)
     connection = answer.connection
-    assert connection is not None
+    assert isinstance(connection, HTTPConnection)
     for level, option, least in (
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),

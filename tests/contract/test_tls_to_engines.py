@@ -6,27 +6,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 import pytest
 import trustme
 from engines import ObjectStoreEndpoint
+from proxy import Proxy
 from service import wait_for
-from tls_proxy import TlsProxy
 
 from shared.adapters.rabbitmq.publisher import RabbitEventPublisher
 from shared.adapters.s3.conformance import check_state_bucket
 from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import BrokerUnavailable, StoreUnavailable, StowgateError
-from shared.runtime.backends import open_engines
+from shared.runtime.backends import open_backends
 from shared.runtime.tls_files import TlsFiles, client_tls
-from shared.settings.loader import BadSetting, load_settings
+from shared.settings.loader import BadSetting, load
+from shared.settings.services import CommonSettings
 
 HOST = "127.0.0.1"
 
 
 def server_context(
-    authority: trustme.CA, *names: str, clients: trustme.CA | None = None, **issue: datetime
+    authority: trustme.CA, *names: str, clients: trustme.CA | None = None, **issue: Any
 ) -> ssl.SSLContext:
     """Of a server with a certificate for these names; `clients` have to show one of that."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -76,7 +77,7 @@ class Files:
 class Engine:
     """`reach` is one new connection to it, through the proxy."""
 
-    proxy: TlsProxy
+    proxy: Proxy
     reach: Callable[[TlsFiles], Callable[[], None]]
     unavailable: type[StowgateError]
 
@@ -97,17 +98,14 @@ def engine(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[En
         if request.param == "object store":
             endpoint: ObjectStoreEndpoint = request.getfixturevalue("object_store_endpoint")
             bucket: str = request.getfixturevalue("bucket")
-            place = urlsplit(endpoint.url)
+            url = endpoint.url
         else:
-            broker: str = request.getfixturevalue("broker_url")
-            place = urlsplit(broker)
-        port = place.port or 5672
-        proxy = TlsProxy(place.hostname or "", port, server_context(authority))
-        stack.enter_context(proxy)
+            url = request.getfixturevalue("broker_url")
+        proxy = stack.enter_context(Proxy(url, tls=server_context(authority)))
 
         def store(tls: TlsFiles) -> Callable[[], None]:
             return MinioObjectStore.connect(
-                f"https://{HOST}:{proxy.port}",
+                proxy.url,
                 access_key=endpoint.access_key,
                 secret_key=endpoint.secret_key,
                 region="us-east-1",
@@ -117,9 +115,7 @@ def engine(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[En
             ).prepare
 
         def publisher(tls: TlsFiles) -> Callable[[], None]:
-            user = place.netloc.rpartition("@")[0]
-            url = f"amqps://{user}@{HOST}:{proxy.port}{place.path}"
-            made = RabbitEventPublisher(url, topology=[], tls=tls.context)
+            made = RabbitEventPublisher(proxy.url, topology=[], tls=tls.context)
             stack.callback(made.close)
             return made.ping
 
@@ -149,7 +145,7 @@ def test_a_certificate_of_another_host_is_refused(
     engine: Engine, files: Files, authority: trustme.CA
 ) -> None:
     files.trust(authority)
-    engine.proxy.context = server_context(authority, "127.0.0.2", "other.example")
+    engine.proxy.tls = server_context(authority, "127.0.0.2", "other.example")
     with pytest.raises(engine.unavailable, match=r"(?i)IP address mismatch.*127\.0\.0\.1"):
         engine.reach(files.tls())()
 
@@ -158,9 +154,7 @@ def test_a_certificate_that_has_expired_is_refused(
     engine: Engine, files: Files, authority: trustme.CA
 ) -> None:
     files.trust(authority)
-    engine.proxy.context = server_context(
-        authority, not_after=datetime.now(UTC) - timedelta(hours=1)
-    )
+    engine.proxy.tls = server_context(authority, not_after=datetime.now(UTC) - timedelta(hours=1))
     with pytest.raises(engine.unavailable, match="certificate has expired"):
         engine.reach(files.tls())()
 
@@ -170,7 +164,7 @@ def test_a_server_that_wants_a_certificate_is_shown_it(
 ) -> None:
     clients = trustme.CA()
     files.trust(authority)
-    engine.proxy.context = server_context(authority, clients=clients)
+    engine.proxy.tls = server_context(authority, clients=clients)
     with pytest.raises(engine.unavailable):
         engine.reach(files.tls())()
     files.show(trustme.CA())
@@ -189,8 +183,8 @@ def test_files_that_change_count_for_new_connections(
     reach = engine.reach(files.tls())
     reach()
     successor = trustme.CA()
-    engine.proxy.context = server_context(successor, clients=clients)
-    engine.proxy.cut()
+    engine.proxy.tls = server_context(successor, clients=clients)
+    engine.proxy.reset()
     with pytest.raises(engine.unavailable):
         wait_for(lambda: reach())
     files.trust(successor)
@@ -206,7 +200,7 @@ def test_files_that_change_count_for_new_connections(
     # What is written half, or removed, changes nothing.
     files.ca.write_text("-----BEGIN CERTIFICATE-----")
     files.key.unlink()
-    engine.proxy.cut()
+    engine.proxy.reset()
     wait_for(reached)
 
 
@@ -214,10 +208,9 @@ def test_the_race_of_a_store_goes_by_tls_too(
     object_store_endpoint: ObjectStoreEndpoint, bucket: str, files: Files, authority: trustme.CA
 ) -> None:
     files.trust(authority)
-    place = urlsplit(object_store_endpoint.url)
-    with TlsProxy(place.hostname or "", place.port or 80, server_context(authority)) as proxy:
+    with Proxy(object_store_endpoint.url, tls=server_context(authority)) as proxy:
         store = MinioObjectStore.connect(
-            f"https://{HOST}:{proxy.port}",
+            proxy.url,
             access_key=object_store_endpoint.access_key,
             secret_key=object_store_endpoint.secret_key,
             region="us-east-1",
@@ -242,17 +235,17 @@ def test_files_that_will_not_do_stop_the_start_in_words(
     }.items():
         monkeypatch.setenv(f"STOWGATE_{name}", value)
     with pytest.raises(BadSetting, match=f"STOWGATE_{which}_CA is .*No such file"):
-        open_engines(load_settings())
+        open_backends(load(CommonSettings), store_threads=4)
     files.ca.write_text("no certificate")
     with pytest.raises(BadSetting, match=f"STOWGATE_{which}_CA is .*PEM file"):
-        open_engines(load_settings())
+        open_backends(load(CommonSettings), store_threads=4)
     files.trust(authority)
     monkeypatch.setenv(f"STOWGATE_{which}_CLIENT_CERTIFICATE", str(files.certificate))
     with pytest.raises(BadSetting, match=f"{which}_CLIENT_KEY need each other"):
-        load_settings()
+        load(CommonSettings)
     monkeypatch.setenv(f"STOWGATE_{which}_CLIENT_KEY", str(files.key))
     files.show(authority)
-    open_engines(load_settings())
+    open_backends(load(CommonSettings), store_threads=4)
     files.key.write_bytes(authority.issue_cert("other").private_key_pem.bytes())
     with pytest.raises(BadSetting, match=f"STOWGATE_{which}_CLIENT_KEY .*KEY_VALUES_MISMATCH"):
-        open_engines(load_settings())
+        open_backends(load(CommonSettings), store_threads=4)

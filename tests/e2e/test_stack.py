@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -49,11 +49,11 @@ class CommandFailed(Exception):
     """A command did not end with 0; the text holds the end of what it said."""
 
 
-def _run(*command: str, seconds: float = 60, **environment: str) -> str:
+def _run(*command: str, seconds: float = 60, environment: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -79,8 +79,7 @@ class Stack:
         return _run(
             *("docker", "compose", "--project-name", self.project, *arguments),
             seconds=seconds,
-            STOWGATE_PORT=str(self.port),
-            **ENVIRONMENT,
+            environment={"STOWGATE_PORT": str(self.port), **ENVIRONMENT},
         )
 
     def log(self, *services: str) -> list[str]:
@@ -158,7 +157,7 @@ def _need_docker() -> None:
 
 
 def _images() -> list[str]:
-    config = _run("docker", "compose", "config", "--format", "json", **ENVIRONMENT)
+    config = _run("docker", "compose", "config", "--format", "json", environment=ENVIRONMENT)
     services = json.loads(config)["services"].values()
     bases = re.findall(r"^FROM (\S+:\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     return [service["image"] for service in services if "build" not in service] + bases

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import docker  # type: ignore[import-untyped]
+import docker
 import engines
 import pika
 import requests
-from docker.errors import DockerException, NotFound  # type: ignore[import-untyped]
+from docker.errors import DockerException, NotFound
 from engines import NotToBeHad, ObjectStoreEndpoint, Say, lasting_port
 from service import STOWGATE, environment
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import requests
@@ -177,8 +178,8 @@ class Senders:
             body, headers["Content-Type"] = multipart(*instances)
         began = time.time()
 
-        def ended(**found: object) -> Attempt:
-            return Attempt(post, correlation_id, api, began, time.time(), **found)  # type: ignore[arg-type]
+        def ended(**found: Any) -> Attempt:
+            return Attempt(post, correlation_id, api, began, time.time(), **found)
 
         try:
             answer = session.post(

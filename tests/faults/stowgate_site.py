@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pika
@@ -247,20 +246,13 @@ class Site:
         return api.result(), worker.result()
 
     def _start(self, command: str, settings: dict[str, str]) -> Node:
-        store_url = urlsplit(self._endpoint.url if self._endpoint else "http://127.0.0.1:1")
-        broker_url = urlsplit(self.broker_url)
+        store_url = self._endpoint.url if self._endpoint else "http://127.0.0.1:1"
         store, broker = (
-            self._stack.enter_context(Proxy(url.hostname or "", url.port or default_port))
-            for url, default_port in ((store_url, 9000), (broker_url, 5672))
+            self._stack.enter_context(Proxy(url)) for url in (store_url, self.broker_url)
         )
-        login = broker_url.netloc.rpartition("@")[0]
-        given = {
-            **self._settings,
-            "STOWGATE_BROKER": f"amqp://{login}@{broker.place}{broker_url.path}",
-            **settings,
-        }
+        given = {**self._settings, "STOWGATE_BROKER": broker.url, **settings}
         if self._endpoint is not None:
-            given["STOWGATE_OBJECT_STORE"] = f"http://{store.place}"
+            given["STOWGATE_OBJECT_STORE"] = store.url
             self._mark_verified(self._endpoint, given["STOWGATE_OBJECT_STORE"])
         service = self._stack.enter_context(running(command, self._data, **given))
         node = Node(f"{command} {len(self._nodes) + 1}", service, store, broker, given)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from urllib.parse import urlsplit
 
 import pytest
 from engines import ObjectStoreEndpoint
@@ -19,15 +18,14 @@ TWENTY_MBIT = 2_500_000
 
 @pytest.fixture
 def line(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[Proxy]:
-    url = urlsplit(object_store_endpoint.url)
-    with Proxy(url.hostname or "", url.port or 80) as proxy:
+    with Proxy(object_store_endpoint.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def store(line: Proxy, object_store_endpoint: ObjectStoreEndpoint, bucket: str) -> MinioObjectStore:
     store = MinioObjectStore.connect(
-        f"http://{line.place}",
+        line.url,
         access_key=object_store_endpoint.access_key,
         secret_key=object_store_endpoint.secret_key,
         region="us-east-1",

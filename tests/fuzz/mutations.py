@@ -13,7 +13,7 @@ from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import pydicom
-from pydicom.uid import UID_dictionary
+from pydicom._uid_dict import UID_dictionary
 
 from shared.dicom.header import VRS_OF_LONG_LENGTH, VRS_OF_SHORT_LENGTH
 from shared.dicom.limits import DEFAULT

@@ -114,7 +114,7 @@ class Instances:
 _IDENTITY = ("00080016", "00080018", "0020000D", "0020000E")
 
 
-def _uids(identity: Identity) -> tuple[str, ...]:
+def _uids(identity: Identity) -> tuple[str, str, str, str]:
     return (
         identity.sop_class_uid,
         identity.sop_instance_uid,

@@ -55,7 +55,8 @@ class Planted(Events):
 
 class WrongException(Planted):
     def run(self, data: bytes) -> Any:
-        return {}[len(data)]
+        empty: dict[int, Any] = {}
+        return empty[len(data)]
 
 
 class NeverEnding(Planted):
@@ -90,10 +91,12 @@ def test_too_much_memory_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
 class OtherUids(Instances):
     def run(self, data: bytes) -> Any:
         found = super().run(data)
-        identity = found and found.identity.__class__(
+        if found is None:
+            return None
+        identity = found.identity.__class__(
             *("1.2.3", "1.2.4", "1.2.5", "1.2.6"), found.identity.transfer_syntax_uid
         )
-        return found and found._replace(identity=identity)
+        return found._replace(identity=identity)
 
 
 class AcceptingAll(Instances):

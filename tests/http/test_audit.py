@@ -90,10 +90,10 @@ def test_a_refused_upload_is_recorded(service: Service) -> None:
 
 def test_a_replayed_response_is_recorded_with_its_payload(service: Service) -> None:
     headers = {"Content-Type": DICOM, "Idempotency-Key": str(uuid4())}
-    given = {"data": new_instance(), "headers": headers}
+    instance = new_instance()
 
-    first, (line,) = _ask(service, "POST", "/dicomweb/studies", **given)
-    _, (again,) = _ask(service, "POST", "/dicomweb/studies", **given)
+    first, (line,) = _ask(service, "POST", "/dicomweb/studies", data=instance, headers=headers)
+    _, (again,) = _ask(service, "POST", "/dicomweb/studies", data=instance, headers=headers)
 
     assert "answered_before" not in line
     assert again["answered_before"] is True

@@ -659,7 +659,7 @@ def test_an_unsigned_token_is_rejected(by_token: Service) -> None:
     """Sent without a client library, which would normalize the header."""
     place = urlsplit(by_token.url)
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
-    unsigned = jwt.encode({"sub": "x", "iss": ISSUER, "aud": AUDIENCE}, None, algorithm="none")
+    unsigned = jwt.encode({"sub": "x", "iss": ISSUER, "aud": AUDIENCE}, "", algorithm="none")
     connection.request("GET", "/payloads", headers={"authorization": f"bEARER {unsigned}"})
 
     assert connection.getresponse().status == 401

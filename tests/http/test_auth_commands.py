@@ -9,6 +9,7 @@ import pytest
 import requests
 from instances import new_instance
 from issuer import AUDIENCE, ISSUER, Key, issuing
+from requests.auth import HTTPBasicAuth
 from service import STOWGATE, Service, environment, running
 
 from api.auth.basic import user_line
@@ -89,7 +90,7 @@ def test_a_password_beyond_ascii_causes_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "users"
     file.write_text(made.stdout)
     with running("api", tmp_path, STOWGATE_AUTH="basic", STOWGATE_USERS=str(file)) as api:
-        me = ("archive", password.encode())
+        me = HTTPBasicAuth(b"archive", password.encode())
         assert requests.get(f"{api.url}/payloads", auth=me, timeout=60).status_code == 200
 
 

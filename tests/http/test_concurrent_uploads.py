@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def _status(service: Service) -> int:
-    return service.post("/dicomweb/studies", new_instance(), DICOM).status_code
+    return int(service.post("/dicomweb/studies", new_instance(), DICOM).status_code)
 
 
 def _in_progress(service: Service, count: int) -> bool:
@@ -128,7 +129,7 @@ def test_slow_senders_do_not_cut_each_other(service: Service) -> None:
             time.sleep(0.4)
 
     def send(_: int) -> list[int]:
-        statuses = []
+        statuses: list[int] = []
         while not statuses or statuses[-1] == 429:
             headers = {"Content-Type": DICOM}
             url = f"{service.url}/dicomweb/studies"
@@ -161,7 +162,7 @@ def test_waiting_uploads_are_served_in_order_of_arrival(tmp_path: Path) -> None:
         wait_for(lambda: _in_progress(service, 1))
         for waiting, count in ((second, 1), (third, 2)):
             waiting.sendall(head("POST /dicomweb/studies HTTP/1.1", *lines) + instance)
-            wait_for(lambda count=count: _waiting(service, count))
+            wait_for(partial(_waiting, service, count))
 
         first.sendall(instance)
 
@@ -187,7 +188,7 @@ def test_a_burst_of_200_small_uploads_succeeds(tmp_path: Path, threads: str) -> 
 
         def send(instance: bytes) -> int:
             all_ready.wait()
-            return service.post("/dicomweb/studies", instance, DICOM).status_code
+            return int(service.post("/dicomweb/studies", instance, DICOM).status_code)
 
         assert Counter(senders.map(send, instances)) == {200: 200}
 

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -140,7 +141,11 @@ def test_a_page_can_read_the_response_to_its_upload(open_to_pages: Service, orig
 
 def test_a_page_can_read_an_error(open_to_pages: Service) -> None:
     headers, url = {"Origin": PAGE}, open_to_pages.url
-    vae = {"virtualAeTitle": "SELDOM", "workflows": ["w"], "maxRequestsPerMinute": 1}
+    vae: dict[str, Any] = {
+        "virtualAeTitle": "SELDOM",
+        "workflows": ["w"],
+        "maxRequestsPerMinute": 1,
+    }
     assert requests.post(f"{url}/config/vae", json=vae, headers=headers, timeout=60).ok
     seldom, studies = f"{url}/dicomweb/vae/SELDOM/studies", f"{url}/dicomweb/studies"
     assert requests.post(seldom, headers=headers, timeout=60).status_code == 204

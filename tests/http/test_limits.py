@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -200,7 +201,7 @@ def test_an_instance_nested_too_deeply_fails_alone_with_c000(narrow: Service) ->
     ids=["elements", "bytes"],
 )
 def test_an_instance_over_the_metadata_limits_is_stored_and_described_in_part(
-    narrow: Service, large: dict[str, object], tag: str, vr: str
+    narrow: Service, large: dict[str, Any], tag: str, vr: str
 ) -> None:
     instance = new_instance(**large)
 

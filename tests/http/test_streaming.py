@@ -1,6 +1,7 @@
 """Bodies of any size in flat memory."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -90,6 +91,10 @@ def test_5000_instances_in_one_request_are_stored_and_opened_in_flat_memory(
     assert max(*seen, roomy.memory_bytes()) - before < FLAT_BYTES
 
 
+def _note_memory(api: Service, seen: list[int]) -> None:
+    seen.append(api.memory_bytes())
+
+
 def test_10000_instances_take_hardly_more_memory_than_1000(tmp_path: Path) -> None:
     peaks = []
     with running("api", tmp_path) as api:
@@ -97,7 +102,7 @@ def test_10000_instances_take_hardly_more_memory_than_1000(tmp_path: Path) -> No
             seen: list[int] = []
             answer = api.post(
                 "/dicomweb/studies",
-                _many(count, lambda seen=seen: seen.append(api.memory_bytes())),  # type: ignore[misc]
+                _many(count, partial(_note_memory, api, seen)),
                 f"multipart/related; boundary={BOUNDARY}",
             )
             assert len(answer.json()["00081199"]["Value"]) == count

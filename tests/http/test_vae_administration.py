@@ -148,7 +148,8 @@ def test_a_plug_in_that_is_not_there_is_refused_and_changes_nothing(
     assert "/config/vae/plug-ins" in answer.json()["detail"]
     left = _call(stowgate, "GET", f"/{title}")
     assert left.status_code == 404 or left.json()["workflows"] == []
-    for none in ([], None):
+    no_plug_ins: list[str] = []
+    for none in (no_plug_ins, None):
         allowed = _call(
             stowgate, "POST", body={"virtualAeTitle": _title(), "plugInAssemblies": none}
         )

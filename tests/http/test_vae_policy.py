@@ -128,7 +128,8 @@ def test_a_policy_can_be_changed_and_removed_without_other_changes(stowgate: Ser
     assert (widened["workflows"], widened["maxInstanceBytes"]) == (["w"], 10**6)
     assert _post(stowgate, title, CT).status_code == 200
 
-    for nothing in ([], None):
+    no_modalities: list[str] = []
+    for nothing in (no_modalities, None):
         opened = _change(stowgate, title, acceptedModalities=nothing, maxInstanceBytes=None)
         assert {"acceptedModalities", "maxInstanceBytes"} & set(opened) == set()
         assert _post(stowgate, title, new_instance(Modality="OT")).status_code == 200

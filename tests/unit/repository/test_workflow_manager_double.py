@@ -39,7 +39,7 @@ PROPERTIES = {
     "delivery_mode": 2,
     "headers": {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
 }
-REQUEST = {
+REQUEST: dict[str, Any] = {
     "payload_id": PAYLOAD_ID,
     "workflows": ["lung-nodules"],
     "file_count": 2,
@@ -244,7 +244,7 @@ def test_finds_a_value_that_breaks_a_rule(place: Place, value: Any) -> None:
 )
 def test_finds_a_path_that_is_not_where_an_instance_lies(path: str) -> None:
     request = deepcopy(REQUEST)
-    request["payload"][0] = {"path": path, "metadata": f"{path}.json"}  # type: ignore[index]
+    request["payload"][0] = {"path": path, "metadata": f"{path}.json"}
     assert violations(PROPERTIES, encoded(request))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from observed_store import ObservedStore
 from records_made import record
 
 from shared.adapters.folder.store import FolderObjectStore
@@ -52,14 +53,9 @@ def test_attached_instances_are_read_piece_by_piece(
     records: Records, store: FolderObjectStore
 ) -> None:
     attached = _attach(records, b"".join(LINES))
-    read_range, read = store.read_range, []
-
-    def count(key: str, start: int, length: int) -> bytes:
-        read.append(start)
-        return read_range(key, start, length)
-
-    store.read_range = count  # type: ignore[method-assign]
-    instances: Iterator[StoredInstance] = records.instances(attached)
+    read: list[str] = []
+    observed = Records(ObservedStore(store, before={"read_range": read.append}))
+    instances: Iterator[StoredInstance] = observed.instances(attached)
     next(instances)
     assert len(read) == 1
 

@@ -28,6 +28,7 @@ from shared.instances import StoredInstance
 from shared.ports import StoredObject
 from shared.record_store import Records, UploadGivenUp, VersionedRecord
 from shared.records import (
+    FirstAnswer,
     IngestRecord,
     Lease,
     RecordUnreadable,
@@ -65,6 +66,8 @@ def test_a_record_comes_back_as_it_was_written() -> None:
             route="workflow-in-url",
             opened_at=RECEIVED_AT,
             workflow_request={"payload_id": "x"},
+            first_answer=FirstAnswer("ab", 200, "application/dicom+json", "{}"),
+            unknown={"of_a_newer_service": [1]},
         ),
     ):
         assert decode(encode(written)) == written
@@ -99,6 +102,11 @@ def test_a_record_with_a_value_of_another_kind_is_unreadable(changes: dict[str, 
         (row if key in row else row["instances"][0])[key] = value
     with pytest.raises(RecordUnreadable):
         decode(json.dumps(row).encode())
+
+
+def test_a_record_without_some_of_its_instances_is_unreadable() -> None:
+    with pytest.raises(RecordUnreadable, match="damaged or not written by Stowgate"):
+        decode(encode(replace(record(INSTANCE), file_count=2)))
 
 
 def test_payload_ids_are_uuid_version_7_in_order_of_time() -> None:
@@ -138,6 +146,34 @@ def test_a_change_over_an_old_version_is_a_conflict(records: Records) -> None:
     found = records.find(added.payload_id)
     assert found is not None
     assert found.record.attempts == 1
+
+
+def test_a_record_that_was_changed_can_be_changed_again(records: Records) -> None:
+    added = record()
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+
+    held = records.change(records.change(held, attempts=1), attempts=2)
+
+    assert records.find(added.payload_id) == held
+    assert held.record.attempts == 2
+
+
+@pytest.mark.parametrize("state", [State.OPENED, State.FAILED])
+def test_a_settled_record_has_no_lease_and_says_what_became_of_it(
+    records: Records, state: State
+) -> None:
+    added = replace(record(), lease=Lease("me", RECEIVED_AT))
+    records.add(added)
+    held = records.find(added.payload_id)
+    assert held is not None
+
+    records.settle(held, state, last_error="why")
+
+    found = records.find(added.payload_id)
+    assert found is not None
+    assert found.record == replace(added, state=state, lease=None, last_error="why")
 
 
 def test_a_settled_record_cannot_be_settled_again(records: Records) -> None:
@@ -274,12 +310,36 @@ def test_pages_follow_each_other_without_gap_or_overlap(records: Records) -> Non
     for payload_id in ids:
         records.add(replace(record(), payload_id=payload_id))
 
-    seen, cursor = [], ""
+    seen: list[str] = []
+    cursor: str | None = ""
     while cursor is not None:
         page, cursor = newest(records, None, 3, cursor)
         seen += [found.payload_id for found in page]
 
     assert seen == ids[::-1]
+
+
+def test_pages_have_the_newest_first_whatever_the_states(records: Records) -> None:
+    ids = [f"0189{number:04x}-0000-7000-8000-000000000000" for number in range(6)]
+    for number, payload_id in enumerate(ids):
+        records.add(replace(record(), payload_id=payload_id))
+        state = (State.OPENED, State.PENDING, State.FAILED)[number % 3]
+        held = records.find(payload_id)
+        assert held is not None
+        if state is not State.PENDING:
+            records.settle(held, state)
+
+    page, _ = newest(records, None, 10)
+
+    assert [found.payload_id for found in page] == ids[::-1]
+
+
+def test_pending_records_are_listed_with_the_oldest_first(records: Records) -> None:
+    ids = [f"0189{number:04x}-0000-7000-8000-000000000000" for number in range(3)]
+    for payload_id in ids:
+        records.add(replace(record(), payload_id=payload_id))
+
+    assert [payload_id_of(listed.key) for listed in records.pending()] == ids
 
 
 def test_a_page_holds_one_record_at_a_time(records: Records) -> None:
@@ -473,6 +533,19 @@ def _fail(records: Records, payload_id: str) -> VersionedRecord:
     failed = records.find(payload_id)
     assert failed is not None
     return failed
+
+
+def test_a_replayed_record_begins_anew(records: Records) -> None:
+    added = replace(record(), attempts=7, takeovers=5)
+    records.add(added)
+    failed = _fail(records, added.payload_id)
+    due_at = RECEIVED_AT + timedelta(hours=1)
+
+    replayed = records.replay(failed, due_at)
+
+    expected = replace(failed.record, state=State.PENDING, attempts=0, takeovers=0, due_at=due_at)
+    assert replayed.record == expected
+    assert records.find(added.payload_id) == replayed
 
 
 def test_a_replayed_record_that_fails_again_at_once_is_there_and_failed(tmp_path: Path) -> None:

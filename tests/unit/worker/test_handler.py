@@ -4,9 +4,9 @@ import json
 import tempfile
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from io import BytesIO
 from itertools import pairwise
@@ -16,8 +16,9 @@ from typing import Any
 import orjson
 import pytest
 from instances import new_instance, one_series, real_file, uid
+from observed_store import ObservedStore, once
 from prometheus_client import CollectorRegistry
-from records_made import RECEIVED_AT, record
+from records_made import RECEIVED_AT, inline, record
 from service import wait_for
 
 from shared import events
@@ -36,8 +37,8 @@ from shared.errors import (
     VersionConflict,
 )
 from shared.instances import StoredInstance
-from shared.ports import EventPublisher, ListedObject, Message, Publication
-from shared.record_store import Records, VersionedRecord
+from shared.ports import EventPublisher, Message, ObjectStore, Publication
+from shared.record_store import Records
 from shared.records import IngestRecord, Lease, State, encode, payload_id_of
 from shared.runtime.metrics import WorkerMetrics
 from worker.handler import MAX_TAKEOVERS, Handler, retry_seconds
@@ -46,17 +47,28 @@ from worker.workflow_manager import WorkflowManager
 LEASE = timedelta(seconds=60)
 
 
+def stored_instance(file: bytes) -> StoredInstance:
+    return StoredInstance(
+        sop_class_uid=uid(file, "SOPClassUID"),
+        sop_instance_uid=uid(file, "SOPInstanceUID"),
+        study_uid=uid(file, "StudyInstanceUID"),
+        series_uid=uid(file, "SeriesInstanceUID"),
+        size_bytes=len(file),
+        sha256="",
+        left_out=check_structure(file).left_out,
+    )
+
+
 @dataclass
 class Bench:
     """A handler, what it works on, and a clock that stands until it is moved."""
 
     folder: Path
     now: datetime = RECEIVED_AT + timedelta(seconds=1)
-    state_store: type[FolderObjectStore] = FolderObjectStore
 
     def __post_init__(self) -> None:
         self.instances = FolderObjectStore(self.folder / "payloads")
-        self.state = self.state_store(self.folder / "state")
+        self.state = FolderObjectStore(self.folder / "state")
         self.instances.prepare()
         self.state.prepare()
         self.records = Records(self.state)
@@ -68,12 +80,16 @@ class Bench:
         self,
         publisher: EventPublisher | None = None,
         owner: str = "me",
+        *,
+        instances: ObjectStore | None = None,
+        state: ObjectStore | None = None,
     ) -> Handler:
+        """A handler over the bench's stores, or over those given, which pass on to them."""
         self._writers.append(ThreadPoolExecutor(2))
         return Handler(
-            records=self.records,
+            records=Records(state or self.state),
             record_missing=lambda payload_id, _: self.missing.append(payload_id),
-            instances=self.instances,
+            instances=instances or self.instances,
             publisher=publisher or self.requests,
             workflow_manager=WorkflowManager("monaideploy", "md.workflow.request", "payloads"),
             sidecar_writers=self._writers[-1],
@@ -88,24 +104,13 @@ class Bench:
         for writers in self._writers:
             writers.shutdown()
 
-    def add(self, *files: bytes, **changes: object) -> IngestRecord:
-        added = replace(record(*map(self._stored, files)), **changes)  # type: ignore[arg-type]
-        for file, instance in zip(files, added.instances, strict=True):
+    def add(self, *files: bytes, **changes: Any) -> IngestRecord:
+        added = replace(record(*map(stored_instance, files)), **changes)
+        for file, instance in zip(files, inline(added), strict=True):
             key = f"{added.payload_id}/{instance.path}"
             self.instances.put(key, BytesIO(file), len(file), "application/dicom")
         self.records.add(added)
         return added
-
-    def _stored(self, file: bytes) -> StoredInstance:
-        return StoredInstance(
-            sop_class_uid=uid(file, "SOPClassUID"),
-            sop_instance_uid=uid(file, "SOPInstanceUID"),
-            study_uid=uid(file, "StudyInstanceUID"),
-            series_uid=uid(file, "SeriesInstanceUID"),
-            size_bytes=len(file),
-            sha256="",
-            left_out=check_structure(file).left_out,
-        )
 
     def found(self, added: IngestRecord) -> IngestRecord:
         held = self.records.find(added.payload_id)
@@ -174,42 +179,37 @@ def test_the_sidecars_are_there_before_the_request_is_published(bench: Bench) ->
     seen = []
 
     def look(_: Message) -> None:
-        for instance in added.instances:
+        for instance in inline(added):
             found = bench.instances.get(f"{added.payload_id}/{instance.metadata_path}")
             seen.append(json.loads(found.data)["00080018"]["Value"])
 
     bench.handler(Observed(bench.requests, look)).open_workflow_request(added.payload_id)
 
-    assert seen == [[instance.sop_instance_uid] for instance in added.instances]
+    assert seen == [[instance.sop_instance_uid] for instance in inline(added)]
 
 
-@dataclass
 class SidecarPuts:
-    """Counts the sidecars that a worker puts from now on, and fails the one of that number."""
+    """Counts the sidecars that are put into its `store`, and fails the one of that number."""
 
-    bench: Bench
-    fails_at: int | None = None
-    keys: list[str] = field(default_factory=list)
+    def __init__(self, bench: Bench, fails_at: int | None = None) -> None:
+        self.keys: list[str] = []
+        self.store = ObservedStore(bench.instances, before={"put": self._count})
+        self._fails_at = fails_at
+        self._lock = threading.Lock()
 
-    def __post_init__(self) -> None:
-        self._put, self._lock = self.bench.instances.put, threading.Lock()
-        self.bench.instances.put = self  # type: ignore[assignment, method-assign]
-
-    def __call__(self, key: str, *given: Any) -> None:
+    def _count(self, key: str) -> None:
         with self._lock:
             self.keys.append(key)
-            fails = len(self.keys) == self.fails_at
+            fails = len(self.keys) == self._fails_at
         if fails:
             raise StoreUnavailable("away")
-        self._put(key, *given)
 
-    def of_the_next_attempt(self) -> list[str]:
-        self.bench.finish_writing()
-        self.keys.clear()
-        self.fails_at = None
-        added = self.bench.records.pending()[0]
-        self.bench.handler().open_workflow_request(payload_id_of(added.key))
-        return sorted(self.keys)
+
+def sidecars_of_the_next_attempt(bench: Bench) -> list[str]:
+    bench.finish_writing()
+    added, puts = bench.records.pending()[0], SidecarPuts(bench)
+    bench.handler(instances=puts.store).open_workflow_request(payload_id_of(added.key))
+    return sorted(puts.keys)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -218,10 +218,11 @@ def test_a_request_that_waits_for_a_queue_has_its_sidecars_written_once(
 ) -> None:
     added = bench.add(*[new_instance() for _ in range(count)])
     puts = SidecarPuts(bench)
-    bench.handler(MemoryBroker().publisher()).open_workflow_request(added.payload_id)
+    no_queues = MemoryBroker().publisher()
+    bench.handler(no_queues, instances=puts.store).open_workflow_request(added.payload_id)
     assert len(puts.keys) == count
 
-    assert puts.of_the_next_attempt() == []
+    assert sidecars_of_the_next_attempt(bench) == []
 
     assert bench.found(added).state is State.OPENED
 
@@ -229,13 +230,13 @@ def test_a_request_that_waits_for_a_queue_has_its_sidecars_written_once(
 def test_an_attempt_goes_on_with_the_sidecars_where_the_store_was_away(bench: Bench) -> None:
     added = bench.add(*[new_instance() for _ in range(250)])
     puts = SidecarPuts(bench, fails_at=150)
-    bench.handler().open_workflow_request(added.payload_id)
+    bench.handler(instances=puts.store).open_workflow_request(added.payload_id)
     assert bench.found(added).state is State.PENDING
     bench.finish_writing()
     written = {found.key for found in bench.instances.list("") if found.key.endswith(".json")}
     assert 100 <= len(written) < 250
 
-    missing = puts.of_the_next_attempt()
+    missing = sidecars_of_the_next_attempt(bench)
 
     assert len(missing) == 250 - len(written)
     assert not written & {*missing}
@@ -244,35 +245,33 @@ def test_an_attempt_goes_on_with_the_sidecars_where_the_store_was_away(bench: Be
 
 def test_a_large_payload_that_was_handed_back_is_not_described_anew(bench: Bench) -> None:
     added = bench.add(*[new_instance() for _ in range(120)])
-    stopping = bench.handler(Observed(bench.requests, lambda _: pytest.fail("published")))
-    read_range = bench.instances.read_range
 
-    def stop(*given: Any) -> bytes:
-        if "/".join(given[0].split("/")[1:]) == added.instances[110].path:
+    def stop(key: str) -> None:
+        if key.endswith(inline(added)[110].path):
             stopping.stop()
-        return read_range(*given)
 
-    bench.instances.read_range = stop  # type: ignore[method-assign]
+    stopping = bench.handler(
+        Observed(bench.requests, lambda _: pytest.fail("published")),
+        instances=ObservedStore(bench.instances, before={"read_range": stop}),
+    )
     stopping.open_workflow_request(added.payload_id)
     assert (bench.found(added).state, bench.found(added).attempts) == (State.PENDING, 0)
 
-    assert len(SidecarPuts(bench).of_the_next_attempt()) <= 20
+    assert len(sidecars_of_the_next_attempt(bench)) <= 20
 
 
 def test_a_lease_is_renewed_while_sidecars_are_looked_up(bench: Bench) -> None:
     added = bench.add(*[new_instance() for _ in range(250)])
     bench.handler(MemoryBroker().publisher()).open_workflow_request(added.payload_id)
-    list_keys, has_lease = bench.instances.list, []
+    has_lease = []
 
-    def slow(prefix: str, after: str = "") -> Iterator[ListedObject]:
-        for found in list_keys(prefix, after):
-            bench.now += LEASE / 400
-            lease = bench.found(added).lease
-            has_lease.append(lease is not None and lease.until > bench.now)
-            yield found
+    def slow(_: str) -> None:
+        bench.now += LEASE / 400
+        lease = bench.found(added).lease
+        has_lease.append(lease is not None and lease.until > bench.now)
 
-    bench.instances.list = slow  # type: ignore[method-assign]
-    bench.handler().open_workflow_request(added.payload_id)
+    store = ObservedStore(bench.instances, after={"list": slow})
+    bench.handler(instances=store).open_workflow_request(added.payload_id)
 
     assert len(has_lease) == 500
     assert all(has_lease)
@@ -281,10 +280,10 @@ def test_a_lease_is_renewed_while_sidecars_are_looked_up(bench: Bench) -> None:
 def test_a_sidecar_that_was_lost_since_an_earlier_attempt_is_written_again(bench: Bench) -> None:
     added = bench.add(*[new_instance() for _ in range(3)])
     bench.handler(MemoryBroker().publisher()).open_workflow_request(added.payload_id)
-    lost = f"{added.payload_id}/{added.instances[1].metadata_path}"
+    lost = f"{added.payload_id}/{inline(added)[1].metadata_path}"
     bench.instances.delete([lost])
 
-    assert SidecarPuts(bench).of_the_next_attempt() == [lost]
+    assert sidecars_of_the_next_attempt(bench) == [lost]
 
 
 def test_a_sidecar_holds_everything_but_the_bulk(bench: Bench) -> None:
@@ -292,7 +291,7 @@ def test_a_sidecar_holds_everything_but_the_bulk(bench: Bench) -> None:
 
     bench.handler().open_workflow_request(added.payload_id)
 
-    (instance,) = added.instances
+    (instance,) = inline(added)
     assert instance.left_out.ranges
     found = bench.instances.get(f"{added.payload_id}/{instance.metadata_path}")
     metadata = json.loads(found.data)
@@ -429,17 +428,13 @@ def test_a_confirm_that_is_overdue_is_told_of_the_payload_until_it_comes(bench: 
     assert (found.state, found.last_error) == (State.OPENED, None)
 
 
-def test_a_store_that_blinks_does_not_end_the_wait_for_a_confirm(tmp_path: Path) -> None:
+def test_a_store_that_blinks_does_not_end_the_wait_for_a_confirm(bench: Bench) -> None:
     looks = 0
-
-    class BlinkingStore(FolderObjectStore):
-        def replace(self, *given: Any) -> str:
-            if looks in (1, 2):
-                raise StoreUnavailable("blink")
-            return super().replace(*given)
-
-    bench = Bench(tmp_path, state_store=BlinkingStore)
     added = bench.add(real_file())
+
+    def blink(_: str) -> None:
+        if looks in (1, 2):
+            raise StoreUnavailable("blink")
 
     def look() -> bool:
         nonlocal looks
@@ -448,7 +443,8 @@ def test_a_store_that_blinks_does_not_end_the_wait_for_a_confirm(tmp_path: Path)
         return looks == 5
 
     broker = SlowBroker(look)
-    bench.handler(broker).open_workflow_request(added.payload_id)
+    state = ObservedStore(bench.state, before={"replace": blink})
+    bench.handler(broker, state=state).open_workflow_request(added.payload_id)
 
     assert bench.found(added).state is State.OPENED
     assert broker.published == [added.payload_id]
@@ -524,7 +520,7 @@ def test_an_attempt_after_one_that_failed_writes_no_sidecars_while_the_queue_is_
     bench: Bench,
 ) -> None:
     added = bench.add(real_file())
-    sidecar = f"{added.payload_id}/{added.instances[0].metadata_path}"
+    sidecar = f"{added.payload_id}/{inline(added)[0].metadata_path}"
 
     class Missing(SlowBroker):
         def ping(self) -> None:
@@ -579,14 +575,12 @@ def test_a_worker_whose_clock_is_set_back_renews_its_lease_before_a_request_goes
     added = bench.add(real_file())
     leases: list[Lease | None] = []
     observed = Observed(bench.requests, lambda _: leases.append(bench.found(added).lease))
-    read_range = bench.instances.read_range
 
-    def set_back(*given: Any) -> bytes:
+    def set_back(_: str) -> None:
         bench.now -= timedelta(days=1)
-        return read_range(*given)
 
-    bench.instances.read_range = set_back  # type: ignore[method-assign]
-    bench.handler(observed).open_workflow_request(added.payload_id)
+    store = ObservedStore(bench.instances, before={"read_range": set_back})
+    bench.handler(observed, instances=store).open_workflow_request(added.payload_id)
 
     assert leases == [Lease("me", bench.now + LEASE)]
 
@@ -626,17 +620,14 @@ def test_an_orderly_end_of_an_attempt_forgives_earlier_takeovers(bench: Bench) -
 def test_a_request_that_is_out_is_noted_although_the_store_blinks(bench: Bench) -> None:
     added = bench.add(real_file())
     published: list[str] = []
-    handler = bench.handler(Observed(bench.requests, lambda m: published.append(m.message_id)))
-    create, blinks = bench.state.create, [StoreUnavailable("blink")]
 
-    def blinking(key: str, data: bytes, content_type: str) -> str:
-        version = create(key, data, content_type)
-        if blinks:
-            # Written, and the answer lost.
-            raise blinks.pop()
-        return version
+    def lose_the_answer() -> None:
+        raise StoreUnavailable("blink")
 
-    bench.state.create = blinking  # type: ignore[method-assign]
+    handler = bench.handler(
+        Observed(bench.requests, lambda m: published.append(m.message_id)),
+        state=ObservedStore(bench.state, after={"create": once(lose_the_answer)}),
+    )
 
     handler.open_workflow_request(added.payload_id)
     assert bench.found(added).state is State.OPENED
@@ -651,20 +642,19 @@ def test_a_request_that_is_out_is_published_once_however_long_its_record_cannot_
 ) -> None:
     added = bench.add(real_file())
     published: list[str] = []
-    handler = bench.handler(Observed(bench.requests, lambda m: published.append(m.message_id)))
-    settle = bench.records.settle
+    publisher = Observed(bench.requests, lambda m: published.append(m.message_id))
 
-    def full(*_: object, **__: object) -> VersionedRecord:
+    def be_full(_: str) -> None:
         bench.now += LEASE / 2
         raise StoreFull("the store is full")
 
-    bench.records.settle = full  # type: ignore[method-assign]
+    full = ObservedStore(bench.state, before={"create": be_full})
+    handler = bench.handler(publisher, state=full)
     for _ in range(3):
         handler.open_workflow_request(added.payload_id)
         bench.now = bench.found(added).due_at
     waiting = bench.found(added)
-    bench.records.settle = settle  # type: ignore[method-assign]
-    handler.open_workflow_request(added.payload_id)
+    bench.handler(publisher).open_workflow_request(added.payload_id)
 
     assert (waiting.state, waiting.last_error) == (
         State.PENDING,
@@ -678,13 +668,13 @@ def test_a_request_that_is_out_is_published_once_however_long_its_record_cannot_
 
 def test_an_instance_that_is_gone_fails_the_payload_with_words(bench: Bench) -> None:
     added = bench.add(real_file())
-    bench.instances.delete([f"{added.payload_id}/{added.instances[0].path}"])
+    bench.instances.delete([f"{added.payload_id}/{inline(added)[0].path}"])
 
     bench.handler().open_workflow_request(added.payload_id)
 
     found = bench.found(added)
     assert found.state is State.FAILED
-    assert added.instances[0].sop_instance_uid in (found.last_error or "")
+    assert inline(added)[0].sop_instance_uid in (found.last_error or "")
     assert bench.opened_requests() == []
 
 
@@ -727,14 +717,12 @@ def test_a_lease_is_renewed_while_there_is_work_and_before_a_request_goes_out(
         assert lease is not None
         untils.append(lease.until)
 
-    read_range = bench.instances.read_range
-
-    def slow(*given: Any) -> bytes:
+    def slow(_: str) -> None:
         bench.now += LEASE / 8
-        return read_range(*given)
 
-    bench.instances.read_range = slow  # type: ignore[method-assign]
-    bench.handler(Observed(bench.requests, look)).open_workflow_request(added.payload_id)
+    store = ObservedStore(bench.instances, before={"read_range": slow})
+    handler = bench.handler(Observed(bench.requests, look), instances=store)
+    handler.open_workflow_request(added.payload_id)
 
     (until,) = untils
     assert until >= bench.now + LEASE * 0.9
@@ -749,21 +737,19 @@ def test_a_lease_is_renewed_while_sidecars_wait_for_the_store(
     bench: Bench, instances: list[bytes]
 ) -> None:
     added = bench.add(*instances)
-    read_range, may_go_on = bench.instances.read_range, threading.Event()
+    may_go_on = threading.Event()
+    store = ObservedStore(bench.instances, before={"read_range": lambda _: may_go_on.wait(60)})
+    handler = bench.handler(instances=store)
 
-    def slow(*given: Any) -> bytes:
-        may_go_on.wait(60)
-        return read_range(*given)
+    def lease_ends() -> datetime | None:
+        lease = bench.found(added).lease
+        return lease.until if lease else None
 
-    bench.instances.read_range = slow  # type: ignore[method-assign]
-    first_lease = bench.now + LEASE
-    opening = threading.Thread(
-        target=bench.handler().open_workflow_request, args=[added.payload_id]
-    )
+    opening = threading.Thread(target=handler.open_workflow_request, args=[added.payload_id])
     opening.start()
-    wait_for(lambda: bench.found(added).lease)
+    first_end = wait_for(lease_ends)
     bench.now += LEASE * 0.6
-    wait_for(lambda: bench.found(added).lease.until > first_lease)
+    wait_for(lambda: (lease_ends() or first_end) > first_end)
     may_go_on.set()
     opening.join(60)
 
@@ -787,18 +773,23 @@ def test_no_room_to_inflate_in_is_a_failure_that_passes(
 def test_what_went_wrong_after_a_renewal_is_noted_too(bench: Bench) -> None:
     added = bench.add(real_file())
 
-    class SlowStore(FolderObjectStore):
-        def read_range(self, key: str, start: int, length: int) -> bytes:
-            bench.now += LEASE * 0.6
-            return super().read_range(key, start, length)
+    def slow(_: str) -> None:
+        bench.now += LEASE * 0.6
 
-    handler = bench.handler(MemoryBroker().publisher())
-    handler._instances = SlowStore(bench.folder / "payloads")
-    handler.open_workflow_request(added.payload_id)
+    store = ObservedStore(bench.instances, before={"read_range": slow})
+    leases: list[Lease | None] = []
+    no_queues = Observed(
+        MemoryBroker().publisher(), lambda _: leases.append(bench.found(added).lease)
+    )
+    first_end = bench.now + LEASE
+    bench.handler(no_queues, instances=store).open_workflow_request(added.payload_id)
 
+    (renewed,) = leases
+    assert renewed is not None
+    assert renewed.until > first_end
     found = bench.found(added)
     assert (found.state, found.lease) == (State.PENDING, None)
-    assert found.last_error
+    assert "md.workflow.request" in (found.last_error or "")
 
 
 def test_a_worker_that_stops_hands_back_what_it_has_in_hand(bench: Bench) -> None:
@@ -817,14 +808,14 @@ def test_a_worker_that_stops_hands_back_what_it_has_in_hand(bench: Bench) -> Non
 def test_a_worker_that_stops_reads_no_further(bench: Bench) -> None:
     pixels = new_instance(PixelData=bytes(1 << 17), DataSetTrailingPadding=bytes(1 << 10))
     added = bench.add(pixels)
-    handler, read_range, reads = bench.handler(), bench.instances.read_range, []
+    reads: list[str] = []
 
-    def stopped_in(*given: Any) -> bytes:
+    def stop(key: str) -> None:
         handler.stop()
-        reads.append(given)
-        return read_range(*given)
+        reads.append(key)
 
-    bench.instances.read_range = stopped_in  # type: ignore[method-assign]
+    store = ObservedStore(bench.instances, before={"read_range": stop})
+    handler = bench.handler(instances=store)
     handler.open_workflow_request(added.payload_id)
 
     assert len(reads) == 1
@@ -945,15 +936,27 @@ def test_a_payload_whose_attached_instances_are_missing_fails_in_words(bench: Be
     assert "instances.jsonl in the state bucket is missing; restore it" in (found.last_error or "")
 
 
+class _OneFileStore(FolderObjectStore):
+    """Has `file` under every key, and keeps nothing that is put."""
+
+    def __init__(self, root: Path, file: bytes) -> None:
+        super().__init__(root)
+        self._file = file
+
+    def read_range(self, *_: object) -> bytes:
+        return self._file
+
+    def put(self, *_: object) -> None: ...
+
+
 def _beside_the_message(bench: Bench, count: int) -> int:
     """Bytes at the peak of an opening, without its message."""
     file = new_instance(PixelData=None)
-    bench.instances.read_range = lambda *_: file  # type: ignore[method-assign]
-    bench.instances.put = lambda *_: None  # type: ignore[method-assign]
-    one = bench._stored(file)
+    one = stored_instance(file)
     rows = (replace(one, sop_instance_uid=f"1.2.{number}") for number in range(count))
     added = _attach(bench, bench.add(), rows, count)
-    handler = bench.handler(published := SlowBroker(lambda: True))
+    published = SlowBroker(lambda: True)
+    handler = bench.handler(published, instances=_OneFileStore(bench.folder / "payloads", file))
     tracemalloc.start()
     try:
         handler.open_workflow_request(added.payload_id)

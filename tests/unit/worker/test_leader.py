@@ -1,5 +1,6 @@
 """Which worker leads, over a real folder store."""
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from observed_store import ObservedStore, once
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT
 
@@ -17,6 +19,7 @@ from shared.adapters.queues import Published
 from shared.errors import BrokerUnavailable, StoreUnavailable, StowgateError
 from shared.record_store import Records
 from shared.runtime.metrics import WorkerMetrics
+from shared.time import iso_utc
 from worker.leader import LEASE_KEY, LeaderLease
 from worker.relay import Relay
 
@@ -90,6 +93,46 @@ def test_one_of_many_workers_leads_for_as_long_as_it_lives(bench: Bench) -> None
         bench.now += timedelta(seconds=5)
 
 
+def test_a_lease_is_renewed_by_one_write_once_half_of_it_is_used(bench: Bench) -> None:
+    leader = bench.worker()
+    assert leader.leads()
+    asked = bench.store.asked
+    bench.now += DURATION * 0.4
+    assert leader.leads()
+    assert bench.store.asked == asked
+    bench.now += DURATION * 0.2
+    assert leader.leads()
+    assert bench.store.asked == asked + 1
+    bench.now += DURATION * 0.9
+
+    assert not bench.worker().leads()
+
+
+def test_a_lease_has_a_version_its_owner_and_its_end(bench: Bench) -> None:
+    bench.worker().leads()
+
+    assert json.loads(bench.store.get(LEASE_KEY).data) == {
+        "version": 1,
+        "owner": "worker 0",
+        "until": iso_utc(bench.now + DURATION),
+    }
+
+
+def test_a_worker_that_another_one_got_before_does_not_lead_until_that_lease_ends(
+    bench: Bench,
+) -> None:
+    winner = bench.worker()
+    late = ObservedStore(bench.store, before={"create": once(winner.leads)})
+    loser = LeaderLease(
+        late, owner="late", duration=DURATION, workers=lambda: 1, clock=lambda: bench.now
+    )
+    assert not loser.leads()
+    assert not loser.leads()
+    bench.now += DURATION
+
+    assert loser.leads()
+
+
 def test_a_leader_that_died_is_followed_when_its_lease_has_ended(bench: Bench) -> None:
     dead, other = bench.worker(), bench.worker()
     assert bench.leading() == [dead]
@@ -136,7 +179,14 @@ def test_the_lease_of_a_newer_stowgate_is_left_alone(bench: Bench) -> None:
     lease = b'{"version": 2, "holder": "a newer one"}'
     bench.store.put(LEASE_KEY, BytesIO(lease), len(lease), "application/json")
 
-    assert not bench.worker().leads()
+    older = bench.worker()
+    assert not older.leads()
+    asked = bench.store.asked
+    bench.now += DURATION * 0.9
+    assert not older.leads()
+    assert bench.store.asked == asked
+    bench.now += DURATION * 0.2
+    assert not older.leads()
     assert bench.store.get(LEASE_KEY).data == lease
 
 
@@ -174,6 +224,17 @@ def test_a_store_that_is_away_ends_the_lead_with_the_lease(bench: Bench) -> None
     assert not leader.leads()
     bench.store.error = None
     assert leader.leads()
+
+
+def test_the_only_other_worker_follows_when_the_lease_ends(bench: Bench) -> None:
+    """The one that died counts no more, and there is nobody to be spread from."""
+    bench.workers = 1
+    dead, other = bench.worker(), bench.worker()
+    assert bench.leading() == [dead]
+    bench.leases.remove(dead)
+    bench.now += DURATION
+
+    assert bench.leading() == [other]
 
 
 def test_workers_that_cannot_be_counted_look_as_if_there_were_one(bench: Bench) -> None:

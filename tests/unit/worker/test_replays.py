@@ -8,14 +8,14 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from observed_store import ObservedStore
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, record
 
 from shared.adapters.folder.publisher import FolderEventPublisher
 from shared.adapters.folder.store import FolderObjectStore
-from shared.adapters.queues import Published
 from shared.errors import MessageRefused, Unroutable, VersionConflict
-from shared.ports import EventPublisher, Message
+from shared.ports import EventPublisher, Message, ObjectStore, Publication
 from shared.record_store import Records
 from shared.records import IngestRecord, Lease, State, encode, newest_first
 from shared.refusals import PayloadState, Refusal, RefusalReason, Refusals
@@ -42,10 +42,17 @@ class Bench:
         self.registry = CollectorRegistry()
         self._metrics = WorkerMetrics(self.registry)
 
-    def replays(self, publisher: EventPublisher | None = None, owner: str = "me") -> Replays:
+    def replays(
+        self,
+        publisher: EventPublisher | None = None,
+        owner: str = "me",
+        state: ObjectStore | None = None,
+    ) -> Replays:
+        """A worker's replays over the bench's state, or over the one given, which passes on to
+        it."""
         return Replays(
             records=Records(self.state),
-            refusals=self.refusals,
+            refusals=Refusals(state) if state else self.refusals,
             instances=self.instances,
             publisher=publisher or self.requests,
             workflow_manager=WorkflowManager("monaideploy", "md.workflow.request", "payloads"),
@@ -86,7 +93,7 @@ class Failing:
     overdue: str | None = None
     begun: int = 0
 
-    def begin(self, message: Message) -> Published:  # noqa: ARG002
+    def begin(self, message: Message) -> Publication:  # noqa: ARG002
         self.begun += 1
         raise self.error
 
@@ -107,7 +114,7 @@ def test_a_replay_publishes_the_bytes_that_the_record_has_under_the_next_number(
 
     assert bench.sent() == [f"{of}.1"]
     sent = json.loads((bench.folder / "requests" / f"{of}.1.json").read_text())
-    assert sent["body"] == REQUEST | {"payload": []}
+    assert sent["body"] == {**REQUEST, "payload": []}
     assert bench.state_of(of) is PayloadState.OPENED
     assert list(bench.refusals.replays()) == []
 
@@ -196,19 +203,15 @@ def test_what_a_worker_left_behind_of_a_replay_that_is_out_is_removed_and_not_pu
 def test_a_worker_that_another_one_got_before_does_not_publish(bench: Bench) -> None:
     of = bench.refused()
 
-    class Slow(Refusals):
-        """Another worker takes the replay between this one's look and its write."""
+    def be_overtaken(_: str) -> None:
+        held = bench.refusals.replay(of, 1)
+        assert held
+        bench.refusals.change(held, lease=Lease("other", bench.now + LEASE), attempts=1)
 
-        def change(self, held, **changes):  # type: ignore[no-untyped-def]
-            bench.refusals.change(held, lease=Lease("other", bench.now + LEASE), attempts=1)
-            return super().change(held, **changes)
-
-    bench.refusals, refusals = Slow(bench.state), bench.refusals
-    replays = bench.replays()
-    bench.refusals = refusals
+    state = ObservedStore(bench.state, before={"replace": be_overtaken})
 
     with pytest.raises(VersionConflict):
-        replays.publish(of)
+        bench.replays(state=state).publish(of)
     assert bench.sent() == []
 
 
@@ -239,7 +242,7 @@ def test_the_lease_is_renewed_while_the_confirm_is_awaited(bench: Bench) -> None
         assert held.replay.lease.until > bench.now
 
     class Slow(Failing):
-        def begin(self, message: Message) -> Late:  # type: ignore[override]  # noqa: ARG002
+        def begin(self, message: Message) -> Publication:  # noqa: ARG002
             return Late(6, on_look)
 
     bench.replays(Slow(Unroutable(""))).publish(of)
@@ -254,7 +257,7 @@ def test_a_worker_that_stops_leaves_a_replay_that_is_not_confirmed_to_another_on
     of = bench.refused()
 
     class Silent(Failing):
-        def begin(self, message: Message) -> Late:  # type: ignore[override]  # noqa: ARG002
+        def begin(self, message: Message) -> Publication:  # noqa: ARG002
             return Late(-1, lambda: None)
 
     replays = bench.replays(Silent(Unroutable("")))

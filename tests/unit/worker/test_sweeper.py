@@ -2,8 +2,6 @@
 
 import errno
 import os
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -13,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 import structlog
+from observed_store import ObservedStore
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, record
 
@@ -20,7 +19,7 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.attachments import Attachment
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
-from shared.ports import ListedObject, StoredObject
+from shared.ports import ObjectStore
 from shared.record_store import Records, UploadGivenUp
 from shared.records import State
 from shared.runtime.metrics import WorkerMetrics
@@ -45,26 +44,34 @@ class Bench:
         self.records = Records(self.state)
         self.payload_ids = PayloadIds("stowgate")
         self.registry = CollectorRegistry()
+        self.metrics = WorkerMetrics(self.registry)
         self.cursor = SweepCursor(
             state=self.state,
             instances=self.instances,
             payload_ids=self.payload_ids,
             clock=lambda: self.now,
         )
-        self.sweeper = Sweeper(
-            instances=self.instances,
-            state=self.state,
-            records=self.records,
+        self.sweeper = self.another_sweeper()
+        now, self.now = self.now, RECEIVED_AT - timedelta(days=1)
+        self.sweeper.sweep()
+        self.now = now
+
+    def another_sweeper(
+        self, *, state: ObjectStore | None = None, instances: ObjectStore | None = None
+    ) -> Sweeper:
+        """A sweeper of the bench's stores, or of those given, which pass on to them."""
+        state = state or self.state
+        return Sweeper(
+            instances=instances or self.instances,
+            state=state,
+            records=Records(state),
             cursor=self.cursor,
             payload_ids=self.payload_ids,
             grace=GRACE,
             pause=self.pause,
-            metrics=WorkerMetrics(self.registry),
+            metrics=self.metrics,
             clock=lambda: self.now,
         )
-        now, self.now = self.now, RECEIVED_AT - timedelta(days=1)
-        self.sweeper.sweep()
-        self.now = now
 
     def upload(self, payload_id: str) -> str:
         for name in ("1.dcm", "2.dcm"):
@@ -142,13 +149,15 @@ def test_a_sweep_looks_only_at_what_is_new_since_the_last(bench: Bench) -> None:
         )
         bench.records.add(added)
         bench.upload(added.payload_id)
-    bench.sweeper.sweep()
     looked_at: list[str] = []
-    find = bench.records.find
-    bench.records.find = lambda i: looked_at.append(i) or find(i)  # type: ignore[method-assign, func-returns-value]
+    state = ObservedStore(bench.state, before={"get": looked_at.append})
+    sweeper = bench.another_sweeper(state=state)
+    sweeper.sweep()
+    assert len(looked_at) >= 5
+    looked_at.clear()
 
     bench.now += GRACE
-    bench.sweeper.sweep()
+    sweeper.sweep()
 
     assert looked_at == []
 
@@ -173,15 +182,9 @@ def test_without_its_state_the_sweep_takes_nothing_for_abandoned(bench: Bench) -
 def test_two_sweepers_at_once_do_no_harm(bench: Bench) -> None:
     bench.upload(bench.payload_ids.mint(RECEIVED_AT))
     other = Bench(bench.folder, bench.now)
-    find = bench.records.find
+    state = ObservedStore(bench.state, before={"get": lambda _: other.sweeper.sweep()})
 
-    def interrupted(payload_id: str) -> object:
-        other.sweeper.sweep()
-        return find(payload_id)
-
-    bench.records.find = interrupted  # type: ignore[method-assign, assignment]
-
-    bench.sweeper.sweep()
+    bench.another_sweeper(state=state).sweep()
 
     assert bench.left() == set()
 
@@ -204,20 +207,15 @@ def test_a_sweep_looks_at_the_claims_of_a_few_folders_and_in_a_day_at_all(
     for number in range(256):
         bench.state.create(f"idempotency/{number:02x}/x.json", b"{}", "application/json")
     bench.now = utc_now() + timedelta(hours=25)
-    list_keys, listed = bench.state.list, Counter[str]()
+    listed: list[str] = []
+    sweeper = bench.another_sweeper(state=ObservedStore(bench.state, after={"list": listed.append}))
 
-    def count(prefix: str, after: str = "") -> Iterator[ListedObject]:
-        for found in list_keys(prefix, after):
-            listed["claims"] += prefix.startswith("idempotency/")
-            yield found
-
-    bench.state.list = count  # type: ignore[method-assign]
-    bench.sweeper.sweep()
-    assert listed["claims"] == 2
+    sweeper.sweep()
+    assert sum(key.startswith("idempotency/") for key in listed) == 2
 
     for _ in range(24 * 6 - 1):
-        bench.sweeper.sweep()
-    assert list(list_keys("idempotency/")) == []
+        sweeper.sweep()
+    assert list(bench.state.list("idempotency/")) == []
 
 
 @pytest.fixture
@@ -320,14 +318,14 @@ def test_a_tombstone_and_a_claim_that_may_not_be_removed_keep_nothing_else(
 
 
 def test_a_store_that_is_away_ends_the_sweep(bench: Bench) -> None:
-    def be_gone(*_: object) -> NoReturn:
+    def be_gone(_: str) -> NoReturn:
         raise StoreUnavailable("gone")
 
     bench.upload(bench.payload_ids.mint(RECEIVED_AT))
-    bench.instances.delete = bench.instances.ping = be_gone  # type: ignore[method-assign]
+    gone = ObservedStore(bench.instances, before={"delete": be_gone, "ping": be_gone})
 
     with structlog.testing.capture_logs() as log:
-        bench.sweeper.sweep()
+        bench.another_sweeper(instances=gone).sweep()
 
     assert [entry["error"] for entry in log] == ["gone"]
     assert bench.cursor.read().after < bench.payload_ids.mint(RECEIVED_AT)
@@ -422,16 +420,14 @@ def test_what_an_upload_stores_after_it_was_given_up_is_removed_a_day_later(benc
 def test_a_record_on_a_bad_sector_is_passed_over(bench: Bench) -> None:
     kept = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
     bench.upload(bench.payload_ids.mint(RECEIVED_AT + timedelta(seconds=1)))
-    get = bench.state.get
 
-    def fail(key: str) -> StoredObject:
+    def fail(key: str) -> None:
         if kept in key:
             raise StoreUnavailable("bad sector")
-        return get(key)
 
-    bench.state.get = fail  # type: ignore[method-assign]
+    state = ObservedStore(bench.state, before={"get": fail})
 
-    bench.sweeper.sweep()
+    bench.another_sweeper(state=state).sweep()
 
     assert bench.left() == {kept}
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pytest
 from instances import new_instance, uid
+from observed_store import Hook, ObservedStore
 from prometheus_client import CollectorRegistry
 
 from api.http.problems import BadRequest
@@ -50,14 +51,15 @@ class Begun:
 
 
 class Store(FolderObjectStore):
-    fails = False
-
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, fails: bool) -> None:
         super().__init__(root)
+        self._fails = fails
         self.begun: list[Begun] = []
 
     def begin(self, key: str, data: BinaryIO, content_type: str, max_bytes: int) -> Writing:
-        self.begun.append(Begun(key, super().begin(key, data, content_type, max_bytes), self.fails))
+        self.begun.append(
+            Begun(key, super().begin(key, data, content_type, max_bytes), self._fails)
+        )
         return self.begun[-1]
 
 
@@ -83,15 +85,18 @@ class Part:
 class Bench:
     folder: Path
     spool_memory_bytes: int = MIB
+    fails: bool = False
+    before_put: Hook = lambda _: None
 
     def __post_init__(self) -> None:
-        self.store = Store(self.folder / "payloads")
+        self.store = Store(self.folder / "payloads", fails=self.fails)
+        observed = ObservedStore(self.store, before={"put": self.before_put})
         state = FolderObjectStore(self.folder / "state")
         self.store.prepare()
         state.prepare()
         limits = Limits(1 << 30, 10, self.spool_memory_bytes, 0, timedelta(hours=1))
         self.ingest = Ingest(
-            uploads=Uploads(self.store, ThreadPoolExecutor(1), self.folder, limits),
+            uploads=Uploads(observed, ThreadPoolExecutor(1), self.folder, limits),
             records=Records(state),
             recorded=lambda: None,
             metrics=ApiMetrics(CollectorRegistry()),
@@ -167,26 +172,27 @@ def test_an_upload_is_abandoned_if_the_body_is_truncated(bench: Bench) -> None:
     assert bench.stored() == []
 
 
-def test_an_upload_is_abandoned_after_another_instance_could_not_be_stored(bench: Bench) -> None:
+def test_an_upload_is_abandoned_after_another_instance_could_not_be_stored(
+    tmp_path: Path,
+) -> None:
     small = [Part(new_instance()) for _ in range(8)]
-    put = bench.store.put
+    large = new_instance(PixelData=bytes(24 * MIB))
 
-    def refuse(key: str, data: BinaryIO, size_bytes: int, *rest: Any) -> None:
-        if size_bytes < MIB:
+    def refuse(key: str) -> None:
+        if uid(large, "SOPInstanceUID") not in key:
             raise StoreUnavailable("gone")
-        put(key, data, size_bytes, *rest)
 
-    bench.store.put = refuse  # type: ignore[method-assign]
+    bench = Bench(tmp_path, before_put=refuse)
 
     with pytest.raises(StoreUnavailable):
-        bench.post(*small, Part(new_instance(PixelData=bytes(24 * MIB))))
+        bench.post(*small, Part(large))
 
     assert [begun.ended for begun in bench.store.begun] == [["abandoned"]]
 
 
-def test_an_instance_is_stored_at_its_end_if_the_early_upload_failed(bench: Bench) -> None:
+def test_an_instance_is_stored_at_its_end_if_the_early_upload_failed(tmp_path: Path) -> None:
     data = new_instance(PixelData=bytes(24 * MIB))
-    bench.store.fails = True
+    bench = Bench(tmp_path, fails=True)
 
     receipt = bench.post(Part(data))
 

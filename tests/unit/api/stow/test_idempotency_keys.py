@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from observed_store import ObservedStore, once
 from records_made import RECEIVED_AT, record
 
 from api.stow.idempotency import (
@@ -18,10 +19,13 @@ from api.stow.idempotency import (
 )
 from shared.adapters.folder.store import FolderObjectStore
 from shared.ids import PayloadIds
+from shared.ports import ObjectStore
 from shared.record_store import Records, UploadGivenUp
 from shared.records import IDEMPOTENCY_TTL
 
 LEASE = timedelta(seconds=60)
+
+CLAIM = ("10.0.0.1", "/dicomweb/studies", "k")
 
 
 @dataclass
@@ -33,12 +37,15 @@ class Bench:
         self.store = FolderObjectStore(self.folder)
         self.store.prepare()
         self.records = Records(self.store)
-        self.keys = IdempotencyKeys(
-            self.store, self.records, PayloadIds("stowgate").mint, LEASE, clock=lambda: self.now
+        self.keys = self.another_keys(self.store)
+
+    def another_keys(self, store: ObjectStore) -> IdempotencyKeys:
+        return IdempotencyKeys(
+            store, Records(store), PayloadIds("stowgate").mint, LEASE, clock=lambda: self.now
         )
 
-    def claim(self, key: str = "k", caller: str = "10.0.0.1") -> ClaimedKey | str:
-        return self.keys.claim(caller, "/dicomweb/studies", key)
+    def claim(self, key: str = CLAIM[2], caller: str = CLAIM[0]) -> ClaimedKey | str:
+        return self.keys.claim(caller, CLAIM[1], key)
 
     def claimed(self) -> ClaimedKey:
         claimed = self.claim()
@@ -94,20 +101,16 @@ def test_who_lost_a_key_cannot_write_its_record_any_more(bench: Bench) -> None:
         bench.records.add(replace(record(), payload_id=loser.payload_id))
 
 
-def test_a_record_that_is_written_at_the_last_moment_keeps_its_key(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_that_is_written_at_the_last_moment_keeps_its_key(bench: Bench) -> None:
     first = bench.claimed()
     bench.now += LEASE * 2
-    give_up = bench.records.give_up
 
-    def written_meanwhile(payload_id: str) -> bool:
-        bench.records.add(replace(record(), payload_id=payload_id))
-        return give_up(payload_id)
+    def write_the_record() -> None:
+        bench.records.add(replace(record(), payload_id=first.payload_id))
 
-    monkeypatch.setattr(bench.records, "give_up", written_meanwhile)
+    late = ObservedStore(bench.store, before={"create": once(write_the_record)})
 
-    assert bench.claim() == first.payload_id
+    assert bench.another_keys(late).claim(*CLAIM) == first.payload_id
 
 
 def test_a_key_that_was_released_leaves_no_trace_but_its_claim(bench: Bench) -> None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import repeat
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn
 
 import pytest
 from instances import new_instance, one_series
+from observed_store import CALLS, Call, Hook, ObservedStore, once
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, newest
 from service import wait_for
@@ -30,6 +31,7 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.attachments import Attachment
 from shared.errors import StoreFull, StoreUnavailable
 from shared.ids import PayloadIds
+from shared.ports import ObjectStore
 from shared.record_store import Records
 from shared.records import State
 from shared.runtime.metrics import ApiMetrics, WorkerMetrics
@@ -59,23 +61,15 @@ class Bench:
     def __init__(self, folder: Path, parts: int = 1000) -> None:
         self.now = RECEIVED_AT
         self.confirmable = 0
-        self.before_record: Callable[[], None] = lambda: None
-        self.instances = _SlowStore(folder / "payloads")
-        self.state = _StateStore(folder / "state", self)
+        self.folder = folder
+        self.instances = FolderObjectStore(folder / "payloads")
+        self.state = FolderObjectStore(folder / "state")
         for store in (self.instances, self.state):
             store.prepare()
         self.records = Records(self.state)
-        payload_ids = PayloadIds("stowgate")
-        limits = Limits(1 << 20, parts, 1 << 20, 0, UPLOAD)
-        self.uploads = Uploads(self.instances, ThreadPoolExecutor(1), folder, limits)
-        self.ingest = Ingest(
-            uploads=self.uploads,
-            records=self.records,
-            recorded=self._recorded,
-            metrics=ApiMetrics(CollectorRegistry()),
-            mint=payload_ids.mint,
-            clock=lambda: self.now,
-        )
+        self.payload_ids = payload_ids = PayloadIds("stowgate")
+        self.limits = Limits(1 << 20, parts, 1 << 20, 0, UPLOAD)
+        self.putters = ThreadPoolExecutor(1)
         self.sweeper = Sweeper(
             instances=self.instances,
             state=self.state,
@@ -94,8 +88,24 @@ class Bench:
         )
         self.sweeper.sweep()
         self.now += timedelta(seconds=1)
-        self.keys = IdempotencyKeys(
-            self.state, self.records, payload_ids.mint, LEASE, clock=lambda: self.now
+        self.keys = self.another_keys(self.state)
+
+    def another_keys(self, state: ObjectStore) -> IdempotencyKeys:
+        return IdempotencyKeys(
+            state, self.records, self.payload_ids.mint, LEASE, clock=lambda: self.now
+        )
+
+    def ingest(
+        self, *, state: ObjectStore | None = None, instances: ObjectStore | None = None
+    ) -> Ingest:
+        """An API over the bench's stores, or over those given, which pass on to them."""
+        return Ingest(
+            uploads=Uploads(instances or self.instances, self.putters, self.folder, self.limits),
+            records=Records(state or self.state),
+            recorded=self._recorded,
+            metrics=ApiMetrics(CollectorRegistry()),
+            mint=self.payload_ids.mint,
+            clock=lambda: self.now,
         )
 
     def _recorded(self) -> None:
@@ -106,13 +116,35 @@ class Bench:
         """Those that have objects."""
         return [name for name in self.instances.folders("") if name != "stowgate"]
 
-    def claim(self) -> ClaimedKey:
-        claimed = self.keys.claim("127.0.0.1", "/dicomweb/studies", "k")
+    def attached(self) -> list[str]:
+        return [found.key.split("/")[-1] for found in self.state.list("uploads/")]
+
+    def claim(self, keys: IdempotencyKeys | None = None) -> ClaimedKey:
+        claimed = (keys or self.keys).claim("127.0.0.1", "/dicomweb/studies", "k")
         assert isinstance(claimed, ClaimedKey)
         return claimed
 
-    def post(self, claimed: ClaimedKey | None = None, *parts: Part) -> str | None:
-        receipt = self.ingest.ingest(
+    def let_the_lease_of_the_key_pass(self) -> None:
+        """More time than it lasts, while it is renewed."""
+        for _ in range(3):
+            self._wait_for_a_renewal()
+
+    def _wait_for_a_renewal(self) -> None:
+        claims = self._claim_versions()
+        self.now += LEASE * 0.6
+        wait_for(lambda: self._claim_versions() != claims)
+
+    def _claim_versions(self) -> list[str]:
+        return [self.state.get(found.key).version for found in self.state.list("idempotency/")]
+
+    def post(
+        self,
+        claimed: ClaimedKey | None = None,
+        *parts: Part,
+        state: ObjectStore | None = None,
+        instances: ObjectStore | None = None,
+    ) -> str | None:
+        receipt = self.ingest(state=state, instances=instances).ingest(
             parts or [Part(new_instance())], Target(), "127.0.0.1", "c", self.render, claimed
         )
         assert receipt is not None
@@ -120,57 +152,19 @@ class Bench:
         return receipt.payload_id
 
     def render(self, outcome: Outcome, heartbeat: Callable[[], None]) -> Answer:
-        return Answer.of(
-            200, JSON_TYPE, to_json(outcome, None), self.uploads.spool_folder, heartbeat
-        )
+        return Answer.of(200, JSON_TYPE, to_json(outcome, None), self.folder, heartbeat)
 
+    def before_record(self, action: Callable[[], None]) -> ObservedStore:
+        """The state bucket, in which something happens before the record is written."""
+        return ObservedStore(self.state, before={"create": once(action)})
 
-class _SlowStore(FolderObjectStore):
-    """Something happens before the next instance is stored."""
+    def before_attachment(self, action: Callable[[], None]) -> ObservedStore:
+        """The state bucket, in which something happens before the first attachment is written."""
+        return ObservedStore(self.state, before={"put": once(action)})
 
-    before_put: Callable[[], None] | None = None
-
-    def put(
-        self,
-        key: str,
-        data: BinaryIO,
-        size_bytes: int,
-        content_type: str,
-        sha256: str | None = None,
-    ) -> None:
-        meanwhile, self.before_put = self.before_put, None
-        if meanwhile is not None:
-            meanwhile()
-        super().put(key, data, size_bytes, content_type, sha256)
-
-
-class _StateStore(FolderObjectStore):
-    def __init__(self, root: Path, bench: Bench) -> None:
-        super().__init__(root)
-        self._bench = bench
-
-    before_attachment: Callable[[], None] | None = None
-
-    def create(self, key: str, data: bytes, content_type: str) -> str:
-        if key.startswith("pending/") and data:
-            self._bench.before_record()
-        return super().create(key, data, content_type)
-
-    def put(
-        self,
-        key: str,
-        data: BinaryIO,
-        size_bytes: int,
-        content_type: str,
-        sha256: str | None = None,
-    ) -> None:
-        meanwhile, self.before_attachment = self.before_attachment, None
-        if meanwhile is not None:
-            meanwhile()
-        super().put(key, data, size_bytes, content_type, sha256)
-
-    def attached(self) -> list[str]:
-        return [found.key.split("/")[-1] for found in self.list("uploads/")]
+    def before_instance(self, action: Callable[[], None]) -> ObservedStore:
+        """The payloads' bucket, in which something happens before the first instance is stored."""
+        return ObservedStore(self.instances, before={"put": once(action)})
 
 
 @pytest.fixture
@@ -185,10 +179,8 @@ def test_an_api_that_stood_still_past_the_sweep_writes_no_record_and_says_so(
         bench.now += 3 * UPLOAD
         bench.sweeper.sweep()
 
-    bench.before_record = stand_still
-
     with pytest.raises(SenderTooSlow, match="given up"):
-        bench.post()
+        bench.post(state=bench.before_record(stand_still))
 
     assert newest(bench.records, None, 10) == ([], None)
     assert bench.payloads() == []
@@ -206,9 +198,7 @@ def test_an_api_that_stood_still_and_was_not_given_up_keeps_its_word(bench: Benc
         bench.now += 1.5 * UPLOAD
         bench.sweeper.sweep()
 
-    bench.before_record = stand_still
-
-    payload_id = bench.post()
+    payload_id = bench.post(state=bench.before_record(stand_still))
     bench.now += 3 * UPLOAD
     bench.sweeper.sweep()
 
@@ -241,30 +231,20 @@ def test_a_part_that_cannot_be_cleared_away_costs_no_later_upload_its_turn(
 def test_what_is_stored_late_of_an_upload_that_is_given_up_is_removed_with_the_rest(
     bench: Bench,
 ) -> None:
-    claimed = bench.claim()
     gave_up = threading.Event()
-    keep = claimed.keep
-
-    def keep_or_note(*, at_least: float = 0.5) -> None:
-        try:
-            keep(at_least=at_least)
-        except StillRunning:
-            gave_up.set()
-            raise
-
-    claimed.keep = keep_or_note  # type: ignore[method-assign]
+    claimed = bench.claim(
+        bench.another_keys(ObservedStore(bench.state, after={"replace": lambda _: gave_up.set()}))
+    )
 
     def lose_the_key() -> None:
         bench.now += 2 * LEASE
         bench.claim()
         wait_for(gave_up.is_set)
 
-    bench.instances.before_put = lose_the_key
-
     with pytest.raises(StillRunning):
-        bench.post(claimed)
+        bench.post(claimed, instances=bench.before_instance(lose_the_key))
 
-    bench.uploads.putters.shutdown()
+    bench.putters.shutdown()
     assert bench.payloads() == []
 
 
@@ -283,21 +263,9 @@ def test_an_upload_that_takes_longer_than_it_may_is_refused_and_removed(bench: B
 
 def test_a_key_is_kept_while_the_store_takes_its_time(bench: Bench) -> None:
     claimed = bench.claim()
+    slow = bench.before_instance(bench.let_the_lease_of_the_key_pass)
 
-    def takes_longer_than_the_lease() -> None:
-        for _ in range(3):
-            claims = [bench.state.get(o.key).version for o in bench.state.list("idempotency/")]
-            bench.now += LEASE * 0.6
-            wait_for(
-                lambda known=claims: (  # type: ignore[misc]
-                    [bench.state.get(o.key).version for o in bench.state.list("idempotency/")]
-                    != known
-                )
-            )
-
-    bench.instances.before_put = takes_longer_than_the_lease
-
-    assert bench.post(claimed) == claimed.payload_id
+    assert bench.post(claimed, instances=slow) == claimed.payload_id
 
 
 def test_a_key_is_not_taken_over_while_the_record_is_written(bench: Bench) -> None:
@@ -314,9 +282,9 @@ def test_a_key_is_not_taken_over_while_the_record_is_written(bench: Bench) -> No
         with pytest.raises(StillRunning):
             bench.claim()
 
-    bench.before_record = takes_its_time
+    slow = bench.before_record(takes_its_time)
 
-    assert bench.post(claimed, SlowPart(new_instance())) == claimed.payload_id
+    assert bench.post(claimed, SlowPart(new_instance()), state=slow) == claimed.payload_id
 
 
 def test_of_an_upload_that_was_given_up_nothing_is_left_and_its_key_is_free(bench: Bench) -> None:
@@ -335,22 +303,19 @@ def parts(count: int) -> list[Part]:
 
 
 def test_few_instances_are_in_the_record_and_cost_no_further_request(bench: Bench) -> None:
-    requests: list[str] = []
+    requests: list[Call] = []
 
-    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def count(*given: object) -> Any:
-            requests.append(name)
-            return call(*given)
+    def count(name: Call) -> Hook:
+        return lambda _: requests.append(name)
 
-        return count
+    counted: dict[Call, Hook] = {name: count(name) for name in CALLS if name != "check_room"}
 
-    for store in (bench.instances, bench.state):
-        for name in ("put", "begin", "create", "replace", "get", "read_range", "list", "delete"):
-            setattr(store, name, counted(name, getattr(store, name)))
+    payload_id = bench.post(
+        state=ObservedStore(bench.state, before=counted),
+        instances=ObservedStore(bench.instances, before=counted),
+    )
 
-    payload_id = bench.post()
-
-    assert requests == ["put", "create", "list"]  # the last is this bench's own
+    assert requests == ["put", "create"]
     assert payload_id is not None
     held = bench.records.find(payload_id)
     assert held is not None
@@ -372,7 +337,7 @@ def test_many_instances_are_attached_and_leave_the_record_small(bench: Bench) ->
     ]
     stored = [listed.key for listed in bench.instances.list(f"{payload_id}/")]
     assert stored == [f"{payload_id}/{instance.path}" for instance in found]
-    assert bench.state.attached() == ["instances.jsonl"]
+    assert bench.attached() == ["instances.jsonl"]
 
 
 def test_a_long_answer_is_attached_where_it_may_be_asked_for_again(bench: Bench) -> None:
@@ -387,7 +352,7 @@ def test_a_long_answer_is_attached_where_it_may_be_asked_for_again(bench: Bench)
     answer = b"".join(bench.records.attachments.read(claimed.payload_id, Attachment.ANSWER))
     assert len(json.loads(answer)["00081199"]["Value"]) == 600
     assert payload_id == claimed.payload_id
-    assert bench.state.attached() == ["answer", "instances.jsonl"]
+    assert bench.attached() == ["answer", "instances.jsonl"]
 
 
 @pytest.mark.parametrize("is_keyed", [False, True])
@@ -398,12 +363,11 @@ def test_of_an_upload_that_is_refused_behind_its_attachments_nothing_is_left(
         bench.now += UPLOAD + timedelta(seconds=1)
 
     claimed = bench.claim() if is_keyed else None
-    bench.state.before_attachment = takes_too_long
 
     with pytest.raises((SenderTooSlow, StillRunning)):
-        bench.post(claimed, *parts(600))
+        bench.post(claimed, *parts(600), state=bench.before_attachment(takes_too_long))
 
-    assert bench.payloads() == bench.state.attached() == []
+    assert bench.payloads() == bench.attached() == []
 
 
 def test_of_an_upload_that_is_given_up_behind_its_attachments_nothing_is_left(
@@ -413,12 +377,10 @@ def test_of_an_upload_that_is_given_up_behind_its_attachments_nothing_is_left(
         bench.now += 3 * UPLOAD
         bench.sweeper.sweep()
 
-    bench.before_record = stand_still
-
     with pytest.raises(SenderTooSlow, match="given up"):
-        bench.post(bench.claim(), *parts(600))
+        bench.post(bench.claim(), *parts(600), state=bench.before_record(stand_still))
 
-    assert bench.payloads() == bench.state.attached() == []
+    assert bench.payloads() == bench.attached() == []
 
 
 def test_attachments_that_cannot_be_removed_leave_the_instances_to_the_sweep_too(
@@ -426,23 +388,21 @@ def test_attachments_that_cannot_be_removed_leave_the_instances_to_the_sweep_too
 ) -> None:
     """By which it finds them."""
 
-    def takes_too_long() -> None:
+    def take_too_long(_: str) -> None:
         bench.now += UPLOAD + timedelta(seconds=1)
-        bench.state.delete = be_away  # type: ignore[method-assign]
 
-    def be_away(_: object) -> NoReturn:
+    def be_away(_: str) -> NoReturn:
         raise StoreUnavailable("away")
 
-    bench.state.before_attachment = takes_too_long
+    state = ObservedStore(bench.state, before={"put": take_too_long, "delete": be_away})
     with pytest.raises(SenderTooSlow):
-        bench.post(None, *parts(600))
-    assert len(bench.payloads()) == len(bench.state.attached()) == 1
+        bench.post(None, *parts(600), state=state)
+    assert len(bench.payloads()) == len(bench.attached()) == 1
 
-    del bench.state.delete  # type: ignore[misc]
     bench.now += 3 * UPLOAD
     bench.sweeper.sweep()
 
-    assert bench.payloads() == bench.state.attached() == []
+    assert bench.payloads() == bench.attached() == []
 
 
 def test_a_crash_between_attachments_and_record_leaves_what_the_sweep_removes(
@@ -454,15 +414,14 @@ def test_a_crash_between_attachments_and_record_leaves_what_the_sweep_removes(
     def die() -> NoReturn:
         raise Killed
 
-    bench.before_record = die
     with pytest.raises(Killed):
-        bench.post(bench.claim(), *parts(600))
-    assert bench.state.attached() == ["answer", "instances.jsonl"]
+        bench.post(bench.claim(), *parts(600), state=bench.before_record(die))
+    assert bench.attached() == ["answer", "instances.jsonl"]
 
     bench.now += 3 * UPLOAD
     bench.sweeper.sweep()
 
-    assert bench.payloads() == bench.state.attached() == []
+    assert bench.payloads() == bench.attached() == []
     assert newest(bench.records, None, 10) == ([], None)
 
 
@@ -479,39 +438,24 @@ def test_the_attachments_of_a_record_are_never_swept(bench: Bench) -> None:
             bench.sweeper.sweep()
 
         assert bench.payloads() == [claimed.payload_id]
-        assert bench.state.attached() == ["answer", "instances.jsonl"]
+        assert bench.attached() == ["answer", "instances.jsonl"]
 
 
 def test_a_key_is_kept_while_attachments_take_their_time(bench: Bench) -> None:
     claimed = bench.claim()
+    slow = bench.before_attachment(bench.let_the_lease_of_the_key_pass)
 
-    def takes_longer_than_the_lease() -> None:
-        for _ in range(3):
-            claims = [bench.state.get(o.key).version for o in bench.state.list("idempotency/")]
-            bench.now += LEASE * 0.6
-            wait_for(
-                lambda known=claims: (  # type: ignore[misc]
-                    [bench.state.get(o.key).version for o in bench.state.list("idempotency/")]
-                    != known
-                )
-            )
-
-    bench.state.before_attachment = takes_longer_than_the_lease
-
-    assert bench.post(claimed, *parts(600)) == claimed.payload_id
+    assert bench.post(claimed, *parts(600), state=slow) == claimed.payload_id
 
 
 def test_a_full_store_fails_what_it_did_not_take_in_the_order_of_the_request(
     bench: Bench,
 ) -> None:
-    put, full = bench.instances.put, ["3", "5"]
-
-    def put_or_refuse(key: str, *given: Any) -> None:
-        if key.removesuffix(".dcm")[-1] in full:
+    def refuse(key: str) -> None:
+        if key.removesuffix(".dcm")[-1] in ("3", "5"):
             raise StoreFull("the store is full")
-        put(key, *given)
 
-    bench.instances.put = put_or_refuse  # type: ignore[method-assign]
+    full = ObservedStore(bench.instances, before={"put": refuse})
     outcomes: list[tuple[list[str], list[str]]] = []
 
     def render(outcome: Outcome, heartbeat: Callable[[], None]) -> Answer:
@@ -522,7 +466,7 @@ def test_a_full_store_fails_what_it_did_not_take_in_the_order_of_the_request(
     sent = parts(8)
     sent.insert(4, Part(b"no DICOM"))
     sent.append(sent[1])
-    receipt = bench.ingest.ingest(sent, Target(), "127.0.0.1", "c", render)
+    receipt = bench.ingest(instances=full).ingest(sent, Target(), "127.0.0.1", "c", render)
 
     assert outcomes == [(["0", "1", "2", "4", "6", "7"], ["3", "x", "5"])]
     assert receipt is not None
@@ -530,22 +474,24 @@ def test_a_full_store_fails_what_it_did_not_take_in_the_order_of_the_request(
     receipt.answer.body.close()
 
 
-def _swallow(_: str, data: BinaryIO, *__: object) -> None:
-    """Take an object, in small pieces, and keep nothing: only memory is looked at."""
-    while data.read(1 << 12):
-        pass
+class _Swallowing(FolderObjectStore):
+    """Accepts objects, in small pieces, and keeps nothing: only memory is looked at."""
+
+    def put(self, key: str, data: BinaryIO, *_: object) -> None:  # noqa: ARG002
+        while data.read(1 << 12):
+            pass
 
 
 def _peak_bytes(tmp_path: Path, count: int, *, is_dicom: bool) -> int:
     bench = Bench(tmp_path / f"{count}", parts=count)
-    bench.instances.put = bench.state.put = _swallow  # type: ignore[method-assign, assignment]
+    ingest = bench.ingest(
+        state=_Swallowing(bench.folder / "state"), instances=_Swallowing(bench.folder / "payloads")
+    )
     files = one_series(count, PixelData=None) if is_dicom else repeat(b"no DICOM", count)
     claimed = bench.claim()
     tracemalloc.start()
     try:
-        receipt = bench.ingest.ingest(
-            map(Part, files), Target(), "127.0.0.1", "c", bench.render, claimed
-        )
+        receipt = ingest.ingest(map(Part, files), Target(), "127.0.0.1", "c", bench.render, claimed)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.dicom import walk
+from shared.dicom.header import VRS_OF_SHORT_LENGTH
 from shared.dicom.limits import StructureLimits
 from shared.dicom.metadata import metadata_json
 from shared.dicom.refusal import CheckLimitExceeded, NotUnderstood
@@ -82,7 +83,7 @@ def test_an_implicit_item_stays_implicit_if_a_length_looks_like_a_vr(
 
 @settings(max_examples=200, deadline=None, database=None)
 @given(
-    st.sampled_from([vr for vr in walk.VRS_OF_SHORT_LENGTH if vr[0] % 2 == 0]),
+    st.sampled_from([vr for vr in VRS_OF_SHORT_LENGTH if vr[0] % 2 == 0]),
     st.booleans(),
     st.booleans(),
 )

@@ -30,7 +30,7 @@ VALID = {
 
 
 def structure_with(values: dict[int, bytes]) -> Structure:
-    return Structure("1.2.840.10008.1.2", values, ())
+    return Structure("1.2.840.10008.1.2", values)
 
 
 @pytest.mark.parametrize("text", ["0", "1.2.840.10008.1.2", "1.02.003", "9" * 64])

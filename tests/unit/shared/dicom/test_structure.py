@@ -26,6 +26,7 @@ from encoded import (
     implicit_element,
     item,
 )
+from pydicom.dataelem import RawDataElement
 
 from shared.dicom.limits import (
     HIGHEST,
@@ -113,7 +114,8 @@ def _starts_of_top_level_elements(path: Path) -> list[int]:
     with path.open("rb") as file:
         file.seek(132 + 12 + meta.FileMetaInformationGroupLength)
         for found in pydicom.filereader.data_element_generator(file, is_implicit, True):
-            value_start = found.value_tell if found.is_raw else found.file_tell
+            value_start = found.value_tell if isinstance(found, RawDataElement) else found.file_tell
+            assert value_start is not None
             has_long_length = not is_implicit and found.VR in LONG_LENGTH_VRS
             starts.append(value_start - (12 if has_long_length else 8))
     return starts

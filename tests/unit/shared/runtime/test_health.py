@@ -1,5 +1,6 @@
 """Health over HTTP while what it asks does not answer."""
 
+import json
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -53,7 +54,7 @@ class Probe:
 
     def ready(self) -> tuple[int, Mapping[str, Any], str]:
         answer = self._app.test_client().get("/health/ready")
-        return answer.status_code, answer.json, answer.headers["Age"]
+        return answer.status_code, json.loads(answer.data), answer.headers["Age"]
 
 
 @pytest.fixture

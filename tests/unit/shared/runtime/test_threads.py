@@ -10,7 +10,8 @@ from shared.runtime.threads import started_pool
 
 
 def _no_more_threads_than(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, started = threading.Thread.start, []
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
 
     def start_one_of_few(thread: threading.Thread) -> None:
         if len(started) == count:

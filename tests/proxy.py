@@ -2,19 +2,23 @@
 
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import urlsplit
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST and forget what was not sent
 _PIECE_BYTES = 1 << 16
 # A pattern may begin in one piece and end in the next.
 _OVERLAP_BYTES = 512
 
-_State = Literal["pass", "cut", "black hole"]
+_DEFAULT_PORTS = {"amqp": 5672, "http": 80}
+
+_State = Literal["pass", "cut", "black hole", "swallow"]
 
 
 class Hold:
@@ -71,10 +75,26 @@ class _Link:
 
 
 class Proxy:
-    """Passes everything to `host:port`, from a port of its own, until it is told otherwise."""
+    """Passes everything on to the host of `url`, from a port of its own, until it is told
+    otherwise. Its own `url` is that one with this port.
 
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
+    With `tls` it speaks TLS with its clients. Another context is for the connections that come
+    after it was set.
+    """
+
+    def __init__(
+        self, url: str, *, tls: ssl.SSLContext | None = None, keeps_requests: bool = False
+    ) -> None:
+        """With `keeps_requests`, `asked` has all that clients have sent."""
+        upstream = urlsplit(url)
+        self._target = (upstream.hostname or "", upstream.port or _DEFAULT_PORTS[upstream.scheme])
+        self.tls = tls
+        self.accepted = 0
+        self.asked = bytearray()
+        self._keeps_requests = keeps_requests
+        self._answers_may_pass = threading.Event()
+        self._answers_may_pass.set()
+        self._loses_answers = False
         self._state: _State = "pass"
         self._delay_seconds = 0.0
         self._bytes_per_second: float | None = None
@@ -84,9 +104,11 @@ class Proxy:
         self._links: set[_Link] = set()
         self._holds: list[Hold] = []
         self._refused: re.Pattern[bytes] | None = None
-        self._closed = False
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.port = int(self._listener.getsockname()[1])
+        port = self._listener.getsockname()[1]
+        login, at, _ = upstream.netloc.rpartition("@")
+        scheme = f"{upstream.scheme}s" if tls else upstream.scheme
+        self.url = upstream._replace(scheme=scheme, netloc=f"{login}{at}127.0.0.1:{port}").geturl()
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     def __enter__(self) -> "Proxy":
@@ -95,10 +117,6 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def place(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
     def heal(self) -> None:
         """Pass everything again; what a black hole has kept so far goes on."""
         self._become("pass")
@@ -106,12 +124,21 @@ class Proxy:
     def cut(self) -> None:
         """Reset every connection, and each new one at once."""
         self._become("cut")
+        self.reset()
+
+    def reset(self) -> None:
+        """Reset the connections that there are; new ones pass."""
         for link in self._all_links():
             link.reset()
 
     def black_hole(self) -> None:
         """Take connections and bytes, and pass nothing on."""
         self._become("black hole")
+
+    def swallow(self) -> None:
+        """Lose what comes on all connections; those that come after `heal` pass."""
+        self._become("swallow")
+        self.forget()
 
     def delay(self, seconds: float) -> None:
         """Each piece waits so long before it goes on."""
@@ -127,6 +154,22 @@ class Proxy:
         for link in self._all_links():
             link.forgotten = True
 
+    def hold_answers(self) -> None:
+        """Keep all that comes back, until `release_answers`."""
+        self._answers_may_pass.clear()
+
+    def release_answers(self) -> None:
+        self._answers_may_pass.set()
+
+    def lose_answers(self, loses: bool) -> None:
+        """Lose what comes back, while the connections stay."""
+        self._loses_answers = loses
+
+    def tell_clients(self, data: bytes) -> None:
+        """Send that to each client, as if it came from where it is connected to."""
+        for link in self._all_links():
+            link.client.sendall(data)
+
     def hold(self, pattern: bytes) -> Hold:
         """Stop the first request that matches, on its way there."""
         return self._add(Hold(pattern, answer=False))
@@ -140,15 +183,14 @@ class Proxy:
         self._refused = re.compile(pattern, re.DOTALL) if pattern else None
 
     def close(self) -> None:
-        self._closed = True
         self._become("cut")
+        self.release_answers()
         for hold in self._holds:
             hold.drop()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for link in self._all_links():
-            link.reset()
+        self.reset()
 
     def _add(self, hold: Hold) -> Hold:
         with self._changed:
@@ -170,11 +212,14 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            self.accepted += 1
             threading.Thread(target=self._serve, args=[client], daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
         try:
             self._until_passing()
+            if self.tls is not None:
+                client = self.tls.wrap_socket(client, server_side=True)
             upstream = socket.create_connection(self._target, timeout=10)
         except OSError:
             with suppress(OSError):
@@ -184,8 +229,8 @@ class Proxy:
         for end in (client, upstream):
             end.settimeout(None)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link = _Link(client, upstream)
         with self._changed:
+            link = _Link(client, upstream, forgotten=self._state == "swallow")
             self._links.add(link)
         back = threading.Thread(
             target=self._pump, args=[link, upstream, client, False], daemon=True
@@ -219,8 +264,10 @@ class Proxy:
                 window = window[-_OVERLAP_BYTES:] + piece
                 if not (self._may_ask(link, window) if asking else self._may_answer(link)):
                     raise ConnectionResetError
-                if link.forgotten:
+                if link.forgotten or (self._loses_answers and not asking):
                     continue
+                if self._keeps_requests and asking:
+                    self.asked += piece
                 if self._delay_seconds:
                     time.sleep(self._delay_seconds)
                 if asking and (bytes_per_second := self._bytes_per_second):
@@ -245,4 +292,5 @@ class Proxy:
         return True
 
     def _may_answer(self, link: _Link) -> bool:
+        self._answers_may_pass.wait()
         return all(hold.stop_here() for hold in link.answers)
