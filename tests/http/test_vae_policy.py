@@ -111,7 +111,9 @@ def test_the_rate_limit_of_a_vae_does_not_affect_others(
 
     assert too_often.status_code == 429
     assert 1 <= int(too_often.headers["Retry-After"]) <= 60
-    assert f"rate limit exceeded: 1 requests per minute for VAE {title}" in too_often.json()["detail"]
+    assert (
+        f"rate limit exceeded: 1 requests per minute for VAE {title}" in too_often.json()["detail"]
+    )
     assert _post(stowgate, other, CT).status_code == 200
     assert stowgate.post("/dicomweb/studies", *multipart(CT)).status_code == 200
 
