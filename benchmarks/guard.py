@@ -19,7 +19,7 @@ from subjects import distributed, embedded, engines, raw_puts
 _ROUNDS = 5
 _LOADS = ("100 × 0.5 MB", "500 × 20 KB", "1 × 0.5 MB, serial")
 
-# Of the ratio that was measured last; below that it is no noise any more.
+# Share of the last measured ratio; anything below exceeds the noise.
 _FLOOR = 0.6
 
 _MEASURED = Path(__file__).resolve().parents[1] / "docs" / "performance.json"

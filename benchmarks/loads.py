@@ -95,7 +95,7 @@ def template(pixel_bytes: int) -> Template:
     ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid()
     mark = UID("2.25." + "9" * (_UID_CHARACTERS - 5))
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = mark
-    # Behind the pixels it has trailing padding, which is no business of a benchmark.
+    # Behind the pixels it has trailing padding, which is irrelevant for a benchmark.
     del ds[0xFFFCFFFC]
     del ds.PixelData
     file = io.BytesIO()

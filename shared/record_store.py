@@ -54,7 +54,7 @@ _MAX_NAMED = 1000
 
 
 class UploadGivenUp(Permanent):
-    """The upload took so long that it was considered crashed."""
+    """The upload exceeded its time and was considered crashed."""
 
 
 @dataclass(frozen=True)

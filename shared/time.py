@@ -35,7 +35,7 @@ class UtcDateTime(fields.Field[datetime]):
         try:
             moment = datetime.fromisoformat(value)
         except (TypeError, ValueError) as error:
-            raise ValidationError("is no ISO 8601 date and time") from error
+            raise ValidationError("is not an ISO 8601 date and time") from error
         if moment.tzinfo is None:
             raise ValidationError("has no time zone")
         try:

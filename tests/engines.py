@@ -61,7 +61,7 @@ OBTAIN_SECONDS = 1200.0
 # The second store adds to what the first one shows, and must not take the time of all else.
 OBTAIN_IN_CI_SECONDS = 90.0
 
-# pika's time-out of the handshake, which a frozen broker leads to, is no AMQPError.
+# pika's time-out of the handshake, which a frozen broker leads to, is not an AMQPError.
 NO_ANSWER = (
     OSError,
     MinioException,
@@ -79,7 +79,7 @@ class NotToBeHad(Exception):
 
 @dataclass(frozen=True)
 class ObjectStoreEndpoint:
-    """An S3 endpoint, `http(s)://host:port`, and one who may create buckets there."""
+    """An S3 endpoint, `http(s)://host:port`, and keys with permission to create buckets."""
 
     url: str
     access_key: str

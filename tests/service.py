@@ -69,7 +69,7 @@ class Service:
         return wait_for(look, seconds)
 
     def payloads_with(self, instance: bytes) -> set[str]:
-        """Ids of those that hold it, byte for byte; uploads may come and go meanwhile."""
+        """Ids of those that hold it, byte for byte; uploads may come and go during the search."""
         name = f"{uid(instance, 'SOPInstanceUID')}.dcm"
         bucket = self.data / "monaideploy"
         found = [Path(folder, name) for folder, _, names in os.walk(bucket) if name in names]

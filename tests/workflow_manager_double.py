@@ -135,9 +135,9 @@ def violations(properties: Mapping[str, Any], body: bytes) -> list[str]:
     try:
         request = _parse(body)
     except ValueError as error:
-        return [*_property_violations(properties, {}), f"the body is no JSON: {error}"]
+        return [*_property_violations(properties, {}), f"the body is not JSON: {error}"]
     if not isinstance(request, dict):
-        return [*_property_violations(properties, {}), "the body is no JSON object"]
+        return [*_property_violations(properties, {}), "the body is not a JSON object"]
     return [*_property_violations(properties, request), *_request_violations(request)]
 
 
@@ -155,7 +155,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_such_number(name: str) -> Any:
-    raise _Malformed(f"{name} is no JSON")
+    raise _Malformed(f"{name} is not JSON")
 
 
 def _property_violations(
@@ -213,7 +213,7 @@ def _check_workflows(value: Any) -> Iterator[str]:
     if not isinstance(value, list):
         yield f"workflows is {value!r}, no list"
     elif not all(isinstance(workflow, str) and workflow.strip() for workflow in value):
-        yield f"workflows has an entry that is no id: {value!r}"
+        yield f"workflows has an entry that is not an id: {value!r}"
 
 
 def _check_file_count(value: Any) -> Iterator[str]:
@@ -346,7 +346,7 @@ def violations_in_store(get_object: GetObject, body: bytes) -> list[str]:
         if instance is None:
             found.append(f"there is no object {entry['path']}")
         elif instance[128:132] != b"DICM":
-            found.append(f"{entry['path']} is no DICOM file (PS3.10 7.1)")
+            found.append(f"{entry['path']} is not a DICOM file (PS3.10 7.1)")
         sidecar = get_object(f"{request['payload_id']}/{entry['metadata']}")
         if sidecar is None:
             found.append(f"there is no object {entry['metadata']}")
@@ -376,7 +376,7 @@ def _sidecar_violations(sidecar: bytes, uids: tuple[str, str, str] | None) -> It
     for tag, vr in _READ_TAGS.items():
         element = dataset.get(tag)
         if isinstance(element, dict) and element.get("vr") != vr:
-            yield f"{tag} is no {vr}"
+            yield f"{tag} is not a valid {vr}"
     for tag, uid in zip(("0020000D", "0020000E", "00080018"), uids or (), strict=False):
         if dataset.get(tag) != {"vr": "UI", "Value": [uid]}:
             yield f"{tag} is not the UID in the path"
@@ -386,9 +386,9 @@ def _dataset_violations(dataset: Mapping[str, Any]) -> Iterator[str]:
     """Against the DICOM JSON model (PS3.18 F.2); no value is repeated."""
     for tag, element in dataset.items():
         if not _TAG.fullmatch(tag):
-            yield f"{tag!r} is no tag of eight upper-case hexadecimal digits"
+            yield f"{tag!r} is not a tag of eight upper-case hexadecimal digits"
         if not isinstance(element, dict) or not _VR.fullmatch(str(element.get("vr"))):
-            yield f"{tag} is no element with a VR"
+            yield f"{tag} is not an element with a VR"
             continue
         if len(element) > 2 or not set(element) <= {"vr", "Value", "InlineBinary", "BulkDataURI"}:
             yield f"{tag} has other fields than vr and one for its value"
@@ -396,16 +396,16 @@ def _dataset_violations(dataset: Mapping[str, Any]) -> Iterator[str]:
             continue
         values = element["Value"]
         if not isinstance(values, list) or not values:
-            yield f"{tag} has a Value that is no list, or an empty one"
+            yield f"{tag} has a Value that is not a list, or an empty one"
             continue
         if element["vr"] == "SQ":
             for item in values:
                 if isinstance(item, dict):
                     yield from _dataset_violations(item)
                 else:
-                    yield f"{tag} has an item that is no object"
+                    yield f"{tag} has an item that is not an object"
         elif not all(_is_value_of(element["vr"], value) for value in values):
-            yield f"{tag} has a value that is no {element['vr']}"
+            yield f"{tag} has a value that is not a valid {element['vr']}"
 
 
 def _is_value_of(vr: str, value: Any) -> bool:

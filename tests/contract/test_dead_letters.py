@@ -25,7 +25,7 @@ KEY = "md.workflow.request"
 
 @dataclass
 class Received:
-    """A handler that keeps what it gets, and may do something more with it."""
+    """A handler that keeps the dead letters, and can run a callback for each."""
 
     then: Callable[[DeadLetter], object] = lambda _: None
     letters: list[DeadLetter] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Received:
 
 
 class Broker:
-    """The Workflow Manager's exchange and queue under names of this test's own."""
+    """The Workflow Manager's exchange and queue, with names of this test."""
 
     def __init__(self, url: str, channel: BlockingChannel, stack: ExitStack) -> None:
         self.name = f"stowgate-test-{secrets.token_hex(6)}"
@@ -66,12 +66,12 @@ class Broker:
         self.channel.basic_publish(self.name, KEY, body, properties, mandatory=True)
 
     def dead_letter(self, body: bytes, headers: dict[str, Any] | None = None) -> None:
-        """As anyone may publish one."""
+        """Publish a message, as any client could."""
         properties = pika.BasicProperties(headers=headers)
         self.channel.basic_publish(self.dead_letter_exchange, KEY, body, properties)
 
     def refuse(self, times: int, requeue: bool) -> None:
-        """Reject what is in the Workflow Manager's queue so many times, one after the other."""
+        """Reject the message in the Workflow Manager's queue that many times."""
         for _ in range(times):
             method = wait_for(lambda: self.channel.basic_get(self.name)[0])
             self.channel.basic_reject(method.delivery_tag, requeue=requeue)
@@ -143,7 +143,7 @@ def test_a_message_that_was_requeued_three_times_is_received_as_over_the_limit(
     assert (letter.body, letter.reason) == (b"requeued", "delivery_limit")
 
 
-def test_the_workflow_managers_own_dead_letter_queue_gets_its_copy_all_the_same(
+def test_the_workflow_managers_own_dead_letter_queue_still_gets_its_copy(
     broker: Broker,
 ) -> None:
     broker.start_workflow_manager()
@@ -182,7 +182,7 @@ def test_refusals_are_received_once_the_exchange_appears_without_a_restart(broke
     wait_for(lambda: received.letters)
 
 
-def test_the_queue_is_bound_again_when_the_exchange_is_deleted_and_declared_anew(
+def test_the_queue_is_bound_again_after_the_exchange_was_deleted_and_redeclared(
     broker: Broker,
 ) -> None:
     broker.start_workflow_manager()
@@ -200,7 +200,7 @@ def test_the_queue_is_bound_again_when_the_exchange_is_deleted_and_declared_anew
     wait_for(received_one)
 
 
-def test_a_refusal_waits_in_the_queue_while_nobody_consumes(broker: Broker) -> None:
+def test_a_refusal_waits_in_the_queue_without_a_consumer(broker: Broker) -> None:
     broker.start_workflow_manager()
     _until_ready(broker.consumer(None))
 
@@ -213,7 +213,7 @@ def test_a_refusal_waits_in_the_queue_while_nobody_consumes(broker: Broker) -> N
     wait_for(lambda: received.letters)
 
 
-def test_a_refusal_that_cannot_be_noted_yet_is_tried_again_until_it_can(broker: Broker) -> None:
+def test_recording_a_refusal_is_retried_until_it_succeeds(broker: Broker) -> None:
     broker.start_workflow_manager()
     tries = iter([StoreUnavailable("away"), StoreUnavailable("away"), None])
 
@@ -232,7 +232,7 @@ def test_a_refusal_that_cannot_be_noted_yet_is_tried_again_until_it_can(broker: 
     assert [line["error"] for line in log if "error" in line] == ["away", "away"]
 
 
-def test_a_refusal_in_hand_goes_back_to_the_queue_when_its_worker_stops(broker: Broker) -> None:
+def test_a_refusal_in_progress_returns_to_the_queue_when_its_worker_stops(broker: Broker) -> None:
     broker.start_workflow_manager()
     in_hand = threading.Event()
 
@@ -250,7 +250,7 @@ def test_a_refusal_in_hand_goes_back_to_the_queue_when_its_worker_stops(broker: 
     wait_for(lambda: broker.waiting(broker.queue.queue) == 1)
 
 
-def test_a_dead_letter_that_trips_a_bug_is_set_aside_and_the_next_one_is_handled(
+def test_a_dead_letter_that_triggers_a_bug_is_rejected_and_the_next_is_handled(
     broker: Broker,
 ) -> None:
     broker.start_workflow_manager()
@@ -282,7 +282,7 @@ def test_a_dead_letter_that_trips_a_bug_is_set_aside_and_the_next_one_is_handled
         {"x-death": [{"reason": 7, "time": "noon"}]},
     ],
 )
-def test_a_dead_letter_with_odd_headers_has_no_reason(
+def test_a_dead_letter_with_invalid_headers_has_no_reason(
     broker: Broker, headers: dict[str, Any] | None
 ) -> None:
     broker.start_workflow_manager()

@@ -1,4 +1,4 @@
-"""One body of tests over every event broker, then what only one of them can show."""
+"""The contract of every event broker, then tests of single adapters."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ def eventually(condition: Callable[[], object]) -> None:
 
 
 def within_patience(call: Callable[[], R]) -> R:
-    """Fail rather than hang where `call` waits for something that never comes."""
+    """Fail instead of hanging if `call` never returns."""
     pool = ThreadPoolExecutor(1)
     try:
         return pool.submit(call).result(PATIENCE_SECONDS)
@@ -49,7 +49,7 @@ def within_patience(call: Callable[[], R]) -> R:
 
 
 class Handled:
-    """A handler that keeps what it got, and may do something more with it."""
+    """A handler that keeps the events, and can run a callback for each."""
 
     def __init__(self, then: Callable[[bytes], object] = lambda _: None) -> None:
         self.bodies: list[bytes] = []
@@ -185,7 +185,7 @@ class Rabbit:
 
     @property
     def other_queue(self) -> str:
-        """One that takes whatever it can get."""
+        """A consumer that receives every event."""
         return f"{self.foreign.name}.audit"
 
     def bind_foreign_queue(self, **arguments: object) -> str:
@@ -241,7 +241,7 @@ def test_events_published_before_any_consumer_existed_are_delivered_in_order(
     eventually(lambda: handled.bodies == bodies)
 
 
-def test_as_many_events_are_handled_at_once_as_the_concurrency_says(broker: Broker) -> None:
+def test_up_to_concurrency_events_are_handled_at_once(broker: Broker) -> None:
     all_in_hand = threading.Barrier(3)
     lock = threading.Lock()
     now, most, done = 0, 0, 0
@@ -283,7 +283,7 @@ def test_a_malformed_event_is_dead_lettered_and_its_neighbours_are_handled(broke
     assert broker.consumer().backlog() == 0
 
 
-def test_a_handler_that_fails_dead_letters_that_event_and_the_consumer_goes_on(
+def test_an_event_whose_handler_fails_is_dead_lettered_and_the_next_is_handled(
     broker: Broker,
 ) -> None:
     def fail_once(body: bytes) -> None:
@@ -299,7 +299,7 @@ def test_a_handler_that_fails_dead_letters_that_event_and_the_consumer_goes_on(
     eventually(lambda: handled.bodies == [b"bug", b"next"])
 
 
-def test_a_handler_that_fails_is_logged_without_the_words_of_a_foreign_exception(
+def test_a_failed_handler_is_logged_without_the_exceptions_text(
     broker: Broker,
 ) -> None:
     patient_name = "DOE^JOHN"
@@ -317,7 +317,7 @@ def test_a_handler_that_fails_is_logged_without_the_words_of_a_foreign_exception
     assert patient_name not in str(entry)
 
 
-def test_a_message_that_no_queue_takes_is_unroutable_and_says_where_it_went(
+def test_an_unroutable_message_is_reported_with_exchange_and_routing_key(
     broker: Broker,
 ) -> None:
     publisher = broker.publisher()
@@ -328,7 +328,7 @@ def test_a_message_that_no_queue_takes_is_unroutable_and_says_where_it_went(
     publisher.publish(broker.message())
 
 
-def test_the_backlog_counts_what_nobody_took(broker: Broker) -> None:
+def test_the_backlog_counts_undelivered_events(broker: Broker) -> None:
     publisher = broker.publisher()
     for _ in range(5):
         publisher.publish(broker.message())
@@ -354,7 +354,7 @@ def test_the_consumers_of_a_queue_are_counted(broker: Broker) -> None:
     eventually(lambda: first.consumers() == 1)
 
 
-def test_close_waits_once_for_the_event_in_hand_and_takes_no_more(broker: Broker) -> None:
+def test_close_waits_for_the_event_in_progress_and_consumes_no_more(broker: Broker) -> None:
     in_hand, released = threading.Event(), threading.Event()
 
     def handle(_body: bytes) -> None:
@@ -381,7 +381,7 @@ def test_close_waits_once_for_the_event_in_hand_and_takes_no_more(broker: Broker
     eventually(lambda: rest.bodies == [b"waiting"])
 
 
-def test_close_hands_back_what_is_not_finished_in_time(broker: Broker) -> None:
+def test_close_requeues_events_that_do_not_finish_in_time(broker: Broker) -> None:
     in_hand, released, finished = threading.Event(), threading.Event(), threading.Event()
 
     def handle(_body: bytes) -> None:
@@ -407,7 +407,7 @@ def test_close_hands_back_what_is_not_finished_in_time(broker: Broker) -> None:
     assert broker.dead_letters() == []
 
 
-def test_events_are_shared_out_among_consumers(broker: Broker) -> None:
+def test_events_are_distributed_among_consumers(broker: Broker) -> None:
     both_busy = threading.Barrier(2)
     first = Handled(lambda _: both_busy.wait(PATIENCE_SECONDS))
     second = Handled(lambda _: both_busy.wait(PATIENCE_SECONDS))
@@ -437,7 +437,7 @@ def test_many_threads_publish_at_once_and_nothing_is_lost(broker: Broker) -> Non
     )
 
 
-def test_routable_and_unroutable_messages_at_once_are_told_apart(broker: Broker) -> None:
+def test_concurrent_routable_and_unroutable_messages_are_distinguished(broker: Broker) -> None:
     publisher = broker.publisher()
 
     def is_unroutable(number: int) -> bool:
@@ -468,13 +468,13 @@ def test_both_ends_answer_a_ping_until_they_are_closed(broker: Broker) -> None:
         consumer.backlog()
 
 
-def test_closing_twice_and_without_a_start_is_no_error(broker: Broker) -> None:
+def test_closing_twice_or_without_a_start_does_nothing(broker: Broker) -> None:
     for end in (broker.publisher(), broker.consumer()):
         end.close()
         end.close()
 
 
-def test_a_consumer_is_started_once(broker: Broker) -> None:
+def test_a_consumer_cannot_be_started_twice(broker: Broker) -> None:
     consumer = broker.consumer()
     consumer.start(Handled())
     with pytest.raises(RuntimeError, match="already been started"):
@@ -482,13 +482,13 @@ def test_a_consumer_is_started_once(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("field", ["routing_key", "correlation_id", "message_id"])
-def test_a_message_that_amqp_cannot_carry_is_not_made(field: str) -> None:
+def test_a_message_that_amqp_cannot_carry_is_rejected(field: str) -> None:
     properties = vars(message_for(random_queue())) | {field: "é" * 128}
     with pytest.raises(ValueError, match=f"{field} of a message has 256 bytes"):
         Message(**properties)
 
 
-def test_a_full_memory_queue_refuses_and_takes_again_once_there_is_room() -> None:
+def test_a_full_memory_queue_refuses_messages_until_it_has_room_again() -> None:
     queue = random_queue()
     broker = MemoryBroker(queue, capacity=2)
     publisher = broker.publisher()
@@ -526,7 +526,7 @@ def test_the_memory_broker_keeps_the_last_dead_letters_with_their_reasons() -> N
     consumer.close()
 
 
-def test_the_properties_arrive_as_given(rabbit: Rabbit) -> None:
+def test_the_message_properties_arrive_unchanged(rabbit: Rabbit) -> None:
     publisher = rabbit.publisher()
     publisher.ping()
     queue = rabbit.bind_foreign_queue()
@@ -547,7 +547,7 @@ def test_the_properties_arrive_as_given(rabbit: Rabbit) -> None:
     }
 
 
-def test_a_request_held_for_an_absent_queue_goes_through_once_it_is_there(rabbit: Rabbit) -> None:
+def test_a_request_is_sent_once_the_missing_queue_exists(rabbit: Rabbit) -> None:
     publisher = rabbit.publisher()
     message = rabbit.foreign_message()
     with pytest.raises(Unroutable):
@@ -557,7 +557,7 @@ def test_a_request_held_for_an_absent_queue_goes_through_once_it_is_there(rabbit
     assert rabbit.channel.basic_get(queue, auto_ack=True)[1].message_id == message.message_id
 
 
-def test_a_message_that_the_broker_refuses_is_not_taken_for_published(rabbit: Rabbit) -> None:
+def test_a_message_that_the_broker_refuses_counts_as_unpublished(rabbit: Rabbit) -> None:
     publisher = rabbit.publisher()
     publisher.ping()
     rabbit.bind_foreign_queue(**{"x-max-length": 1, "x-overflow": "reject-publish"})
@@ -566,7 +566,7 @@ def test_a_message_that_the_broker_refuses_is_not_taken_for_published(rabbit: Ra
         publisher.publish(rabbit.foreign_message())
 
 
-def test_a_release_that_declares_other_arguments_works_beside_the_one_before(
+def test_two_releases_with_different_queue_arguments_work_side_by_side(
     rabbit: Rabbit,
 ) -> None:
     rabbit.publisher().publish(rabbit.message(b"of this release"))
@@ -583,7 +583,7 @@ def test_a_release_that_declares_other_arguments_works_beside_the_one_before(
     assert any(f"'{rabbit.queue.dead_letter}'" in cause for cause in causes)
 
 
-def test_a_queue_that_cannot_be_declared_is_named_with_the_cause(rabbit: Rabbit) -> None:
+def test_a_queue_that_cannot_be_declared_is_reported_with_the_cause(rabbit: Rabbit) -> None:
     rabbit.queue = replace(rabbit.queue, max_dead_letters=-1)
     with pytest.raises(BrokerUnavailable, match=r"invalid arg 'x-max-length'.*dead'"):
         rabbit.publisher().publish(rabbit.message())
@@ -599,7 +599,7 @@ def test_the_newest_dead_letters_are_kept_up_to_a_bound(rabbit: Rabbit) -> None:
     assert rabbit.dead_letters() == [b"3", b"4"]
 
 
-def test_nothing_is_published_while_the_expected_queue_is_missing_whatever_else_takes_it(
+def test_nothing_is_published_without_the_expected_queue_even_if_another_is_bound(
     rabbit: Rabbit,
 ) -> None:
     publisher = rabbit.publisher(expected_queue=rabbit.foreign_queue)
@@ -624,7 +624,7 @@ def test_nothing_is_published_while_the_expected_queue_is_missing_whatever_else_
     assert not pings(publisher)
 
 
-def test_an_alternate_exchange_does_not_pass_for_the_expected_queue(rabbit: Rabbit) -> None:
+def test_an_alternate_exchange_does_not_replace_the_expected_queue(rabbit: Rabbit) -> None:
     rabbit.channel.exchange_declare(rabbit.other_queue, "fanout")
     rabbit.channel.queue_declare(rabbit.other_queue)
     rabbit.channel.queue_bind(rabbit.other_queue, rabbit.other_queue)
@@ -639,7 +639,7 @@ def test_an_alternate_exchange_does_not_pass_for_the_expected_queue(rabbit: Rabb
     assert rabbit.waiting(rabbit.other_queue) == 0
 
 
-def test_an_exchange_deleted_meanwhile_is_declared_again(rabbit: Rabbit) -> None:
+def test_a_deleted_exchange_is_declared_again(rabbit: Rabbit) -> None:
     publisher = rabbit.publisher()
     publisher.publish(rabbit.message())
     rabbit.channel.exchange_delete(rabbit.queue.exchange)
@@ -648,7 +648,7 @@ def test_an_exchange_deleted_meanwhile_is_declared_again(rabbit: Rabbit) -> None
     eventually(lambda: publishes(publisher, rabbit.message()))
 
 
-def test_a_consumer_whose_queue_is_deleted_declares_it_again_and_goes_on(rabbit: Rabbit) -> None:
+def test_a_consumer_redeclares_its_deleted_queue_and_continues(rabbit: Rabbit) -> None:
     handled = Handled()
     consumer = rabbit.consumer()
     consumer.start(handled)
@@ -660,7 +660,7 @@ def test_a_consumer_whose_queue_is_deleted_declares_it_again_and_goes_on(rabbit:
     eventually(lambda: b"after" in handled.bodies)
 
 
-def test_counting_a_queue_that_is_gone_says_so_and_does_not_stop_the_consumer(
+def test_counting_a_deleted_queue_fails_and_does_not_stop_the_consumer(
     rabbit: Rabbit,
 ) -> None:
     idle = rabbit.consumer()
@@ -676,7 +676,7 @@ def test_counting_a_queue_that_is_gone_says_so_and_does_not_stop_the_consumer(
 
 
 @pytest.mark.parametrize("bad", ["memory", "amqp://user:pa/word@host:5672/v", "http://h:1/"])
-def test_a_broker_url_that_cannot_be_read_is_refused_without_quoting_it(bad: str) -> None:
+def test_an_invalid_broker_url_is_rejected_without_quoting_it(bad: str) -> None:
     with pytest.raises(ValueError, match="URL is not valid") as raised:
         RabbitEventPublisher(bad, topology=[])
     assert "word" not in str(raised.value).replace("password", "")
@@ -721,7 +721,7 @@ def test_nothing_connects_before_the_first_use(rabbit: Rabbit, proxy: Proxy) -> 
     assert proxy.accepted == 1
 
 
-def test_a_broker_that_cannot_be_reached_is_named_with_the_cause_and_since_when_no_password(
+def test_an_unreachable_broker_is_reported_with_cause_and_time_without_password(
     rabbit: Rabbit,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -736,7 +736,7 @@ def test_a_broker_that_cannot_be_reached_is_named_with_the_cause_and_since_when_
     assert "swordfish" not in text
 
 
-def test_a_refused_password_is_not_told(rabbit: Rabbit, proxy: Proxy) -> None:
+def test_a_refused_password_is_not_reported(rabbit: Rabbit, proxy: Proxy) -> None:
     address = proxy.url.rpartition("@")[2]
     publisher = rabbit.publisher(f"amqp://guest:swordfish@{address}")
     with pytest.raises(BrokerUnavailable, match="ACCESS_REFUSED") as raised:
@@ -744,9 +744,7 @@ def test_a_refused_password_is_not_told(rabbit: Rabbit, proxy: Proxy) -> None:
     assert "swordfish" not in str(raised.value)
 
 
-def test_a_publisher_recovers_by_itself_when_its_connection_was_cut(
-    rabbit: Rabbit, proxy: Proxy
-) -> None:
+def test_a_publisher_reconnects_after_a_lost_connection(rabbit: Rabbit, proxy: Proxy) -> None:
     publisher = rabbit.publisher(proxy.url)
     publisher.publish(rabbit.message())
     proxy.cut()
@@ -757,7 +755,7 @@ def test_a_publisher_recovers_by_itself_when_its_connection_was_cut(
     eventually(lambda: publishes(publisher, rabbit.message()))
 
 
-def test_what_was_confirmed_while_connections_broke_is_in_the_queue(
+def test_messages_confirmed_before_a_connection_broke_are_in_the_queue(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
     publisher = rabbit.publisher(proxy.url, confirm_seconds=5)
@@ -793,7 +791,7 @@ def test_what_was_confirmed_while_connections_broke_is_in_the_queue(
     eventually(lambda: set(confirmed) <= set(handled.bodies))
 
 
-def test_a_silent_broker_holds_no_publisher_beyond_its_deadline(
+def test_a_silent_broker_delays_no_publisher_beyond_its_deadline(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
     publisher = rabbit.publisher(proxy.url, confirm_seconds=1)
@@ -806,7 +804,7 @@ def test_a_silent_broker_holds_no_publisher_beyond_its_deadline(
     eventually(lambda: publishes(publisher, rabbit.message()))
 
 
-def test_a_silent_broker_is_given_up_before_pika_misses_its_heartbeats(
+def test_a_silent_broker_is_dropped_before_pika_misses_its_heartbeats(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
     publisher, consumer = rabbit.publisher(proxy.url), rabbit.consumer(url=proxy.url)
@@ -824,7 +822,7 @@ def test_a_silent_broker_is_given_up_before_pika_misses_its_heartbeats(
     eventually(lambda: publishes(publisher, rabbit.message()))
 
 
-def test_a_confirm_that_is_late_counts_and_its_message_is_not_sent_again(
+def test_a_late_confirm_counts_and_its_message_is_not_sent_again(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
     publisher = rabbit.publisher(proxy.url, confirm_seconds=0.2)
@@ -853,21 +851,19 @@ def test_a_confirm_that_is_late_counts_and_its_message_is_not_sent_again(
     eventually(lambda: handled.bodies == [b"once", b"next"])
 
 
-def test_a_message_that_was_confirmed_can_be_published_again(rabbit: Rabbit) -> None:
+def test_a_confirmed_message_can_be_published_again(rabbit: Rabbit) -> None:
     publisher, message = rabbit.publisher(), rabbit.message()
     publisher.publish(message)
     publisher.publish(message)
     eventually(lambda: rabbit.waiting(rabbit.queue.queue) == 2)
 
 
-def test_a_large_message_has_the_time_that_a_slow_line_takes_for_it(
-    rabbit: Rabbit, proxy: Proxy
-) -> None:
+def test_a_large_message_gets_the_time_that_a_slow_line_needs(rabbit: Rabbit, proxy: Proxy) -> None:
     publisher = rabbit.publisher(proxy.url, confirm_seconds=1)
     publisher.ping()
     rabbit.bind_foreign_queue()
     proxy.slow_down(20e6 / 8)
-    # As the request of a POST with 20,000 instances, which is in time after three seconds and more.
+    # Like the request of a POST with 20,000 instances, which may take more than three seconds.
     large = publisher.begin(replace(rabbit.foreign_message(), body=bytes(8_700_000)))
     with ThreadPoolExecutor(2) as pool:
         neighbours = [pool.submit(publisher.publish, rabbit.message()) for _ in range(2)]
@@ -878,7 +874,7 @@ def test_a_large_message_has_the_time_that_a_slow_line_takes_for_it(
     assert proxy.accepted == 1
 
 
-def test_a_broker_that_is_silent_from_the_beginning_is_given_up_at_the_deadline(
+def test_a_broker_that_never_answers_is_given_up_at_the_deadline(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
     proxy.swallow()
@@ -897,7 +893,7 @@ def test_closing_does_not_wait_for_a_silent_broker(rabbit: Rabbit, proxy: Proxy)
     eventually(lambda: not [t for t in threading.enumerate() if t.name == "stowgate publisher"])
 
 
-def test_a_lack_of_threads_for_a_moment_does_not_cut_a_publisher_off_for_good(
+def test_a_publisher_recovers_from_a_temporary_lack_of_threads(
     rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher = rabbit.publisher()
@@ -913,7 +909,7 @@ def test_a_lack_of_threads_for_a_moment_does_not_cut_a_publisher_off_for_good(
     publisher.publish(rabbit.message())
 
 
-def test_closing_while_connecting_is_quiet_and_leaves_no_thread(rabbit: Rabbit) -> None:
+def test_closing_while_connecting_logs_nothing_and_leaves_no_thread(rabbit: Rabbit) -> None:
     with structlog.testing.capture_logs() as log:
         for _ in range(20):
             publisher = rabbit.publisher()
@@ -923,7 +919,7 @@ def test_closing_while_connecting_is_quiet_and_leaves_no_thread(rabbit: Rabbit) 
     assert "stowgate publisher" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_broker_in_alarm_is_unavailable_at_once_until_it_takes_messages_again(
+def test_a_broker_in_alarm_is_unavailable_until_it_accepts_messages_again(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
     publisher = rabbit.publisher(proxy.url)
@@ -938,7 +934,7 @@ def test_a_broker_in_alarm_is_unavailable_at_once_until_it_takes_messages_again(
     assert proxy.accepted == 1
 
 
-def test_a_message_under_way_when_the_alarm_comes_is_not_sent_again_and_counts(
+def test_a_message_in_transit_during_an_alarm_is_not_sent_again(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
     publisher, message = rabbit.publisher(proxy.url), rabbit.message()
@@ -959,9 +955,7 @@ def test_a_message_under_way_when_the_alarm_comes_is_not_sent_again_and_counts(
     assert rabbit.waiting(rabbit.queue.queue) == 1
 
 
-def test_the_expected_queue_is_not_looked_for_with_each_message(
-    rabbit: Rabbit, proxy: Proxy
-) -> None:
+def test_the_expected_queue_is_not_checked_for_each_message(rabbit: Rabbit, proxy: Proxy) -> None:
     rabbit.bind_foreign_queue()
     publisher = rabbit.publisher(proxy.url, expected_queue=rabbit.foreign_queue)
     for _ in range(200):
@@ -973,7 +967,7 @@ def test_the_expected_queue_is_not_looked_for_with_each_message(
 
 
 @pytest.mark.parametrize("end", ["publisher", "consumer"])
-def test_questions_that_are_never_answered_do_not_use_up_the_channels(
+def test_unanswered_questions_do_not_exhaust_the_channels(
     rabbit: Rabbit, proxy: Proxy, end: str
 ) -> None:
     url = f"{proxy.url}?channel_max=20"
@@ -991,7 +985,7 @@ def test_questions_that_are_never_answered_do_not_use_up_the_channels(
     eventually(lambda: pings(asking))
 
 
-def test_questions_that_are_answered_late_cost_no_connection(rabbit: Rabbit, proxy: Proxy) -> None:
+def test_late_answers_do_not_drop_the_connection(rabbit: Rabbit, proxy: Proxy) -> None:
     publisher = rabbit.publisher(proxy.url, answer_seconds=0.1)
     eventually(lambda: pings(publisher))
     for _ in range(10):
@@ -1003,7 +997,7 @@ def test_questions_that_are_answered_late_cost_no_connection(rabbit: Rabbit, pro
     assert proxy.accepted == 1
 
 
-def test_a_consumer_reconnects_and_goes_on(rabbit: Rabbit, proxy: Proxy) -> None:
+def test_a_consumer_reconnects_and_continues(rabbit: Rabbit, proxy: Proxy) -> None:
     handled = Handled()
     consumer = rabbit.consumer(url=proxy.url)
     consumer.start(handled)
@@ -1018,7 +1012,7 @@ def test_a_consumer_reconnects_and_goes_on(rabbit: Rabbit, proxy: Proxy) -> None
     eventually(lambda: pings(consumer))
 
 
-def test_an_event_in_hand_when_the_connection_breaks_is_delivered_again_and_acked_once(
+def test_an_event_in_progress_is_redelivered_after_a_lost_connection_and_acked_once(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
     released = threading.Event()
@@ -1073,7 +1067,7 @@ def test_a_message_file_shows_properties_and_body(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_that_cannot_be_written_is_an_unavailable_broker(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_unavailable_broker(tmp_path: Path) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     publisher = FolderEventPublisher(in_the_way / "workflow-requests")
@@ -1083,7 +1077,7 @@ def test_a_folder_that_cannot_be_written_is_an_unavailable_broker(tmp_path: Path
         publisher.ping()
 
 
-def test_a_file_that_cannot_take_its_place_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_message_file_that_cannot_be_renamed_leaves_nothing_behind(tmp_path: Path) -> None:
     message = message_for(random_queue())
     (tmp_path / f"{message.message_id}.json").mkdir()
     with pytest.raises(BrokerUnavailable):
@@ -1092,7 +1086,7 @@ def test_a_file_that_cannot_take_its_place_leaves_nothing_behind(tmp_path: Path)
 
 
 @pytest.mark.parametrize("message_id", ["../escape", "", ".hidden", "a/b"])
-def test_a_message_id_that_is_no_file_name_is_refused(tmp_path: Path, message_id: str) -> None:
+def test_a_message_id_that_is_not_a_file_name_is_rejected(tmp_path: Path, message_id: str) -> None:
     folder = tmp_path / "folder"
     properties = vars(message_for(random_queue())) | {"message_id": message_id}
     with pytest.raises(ValueError, match="file name"):

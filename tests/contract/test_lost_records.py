@@ -1,7 +1,7 @@
-"""The sweep beside a state bucket that lost records, on the folder and on a real S3.
+"""The sweep after the state bucket lost records, on the folder and on a real S3.
 
-Records are lost where the bucket is restored to an earlier moment, or a replica that was behind
-takes over. What was acknowledged then looks like an upload that died.
+A restore to an earlier time, or a failover to an outdated replica, loses records. Acknowledged
+payloads then look like crashed uploads.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -143,7 +143,7 @@ def _store(request: pytest.FixtureRequest, folder: Path, name: str) -> ObjectSto
     return store
 
 
-def test_acknowledged_payloads_outlive_a_restore_to_the_moment_before(site: Site) -> None:
+def test_acknowledged_payloads_survive_a_restore_to_just_before_them(site: Site) -> None:
     earlier = backup(site.state)
     acknowledged = {site.acknowledge() for _ in range(10)}
     site.cursor.confirm()
@@ -158,10 +158,10 @@ def test_acknowledged_payloads_outlive_a_restore_to_the_moment_before(site: Site
     assert not list(site.state.list("pending/"))
 
 
-def test_acknowledged_payloads_outlive_a_restore_that_the_sweep_has_gone_on_from(
+def test_acknowledged_payloads_survive_a_restore_after_which_the_sweep_moved_on(
     site: Site,
 ) -> None:
-    """Nobody looked between the restore and the next upload."""
+    """No sweep runs between the restore and the next upload."""
     site.acknowledge()
     site.cursor.confirm()
     site.sweep_for(hours=3)
@@ -177,7 +177,7 @@ def test_acknowledged_payloads_outlive_a_restore_that_the_sweep_has_gone_on_from
     assert acknowledged < site.payloads()
 
 
-def test_acknowledged_payloads_outlive_a_restore_to_an_empty_bucket(site: Site) -> None:
+def test_acknowledged_payloads_survive_a_restore_to_an_empty_bucket(site: Site) -> None:
     acknowledged = {site.acknowledge() for _ in range(10)}
     site.cursor.confirm()
     restore(site.state, {})
@@ -189,7 +189,7 @@ def test_acknowledged_payloads_outlive_a_restore_to_an_empty_bucket(site: Site) 
     assert [entry["event"] for entry in log if entry["log_level"] == "error"] == [RESTARTS]
 
 
-def test_acknowledged_payloads_outlive_a_restore_between_two_steps_of_the_sweep(
+def test_acknowledged_payloads_survive_a_restore_between_two_steps_of_the_sweep(
     site: Site,
 ) -> None:
     earlier = backup(site.state)
@@ -206,7 +206,7 @@ def test_acknowledged_payloads_outlive_a_restore_between_two_steps_of_the_sweep(
     assert site.payloads() == acknowledged
 
 
-def test_payloads_that_a_worker_had_in_hand_outlive_a_restore_that_nothing_confirmed(
+def test_payloads_in_progress_survive_a_restore_without_any_confirmation(
     site: Site,
 ) -> None:
     earlier = backup(site.state)
@@ -223,7 +223,7 @@ def test_payloads_that_a_worker_had_in_hand_outlive_a_restore_that_nothing_confi
     assert min(acknowledged) in said["why"]
 
 
-def test_payloads_outlive_a_restore_when_the_event_of_one_of_them_comes(site: Site) -> None:
+def test_the_event_of_a_lost_record_reveals_a_restore(site: Site) -> None:
     earlier = backup(site.state)
     acknowledged = {site.acknowledge() for _ in range(10)}
     restore(site.state, earlier)
@@ -234,7 +234,7 @@ def test_payloads_outlive_a_restore_when_the_event_of_one_of_them_comes(site: Si
     assert site.payloads() == acknowledged
 
 
-def test_an_acknowledged_payload_outlives_a_restore_after_which_its_key_is_used_again(
+def test_a_payload_survives_a_restore_after_which_its_key_is_used_again(
     site: Site,
 ) -> None:
     """The key that was claimed before the backup leads to no record, and so its upload is given
@@ -256,7 +256,7 @@ def test_an_acknowledged_payload_outlives_a_restore_after_which_its_key_is_used_
     assert not list(site.state.list("pending/"))
 
 
-def test_an_upload_that_died_after_the_restore_is_swept_again(site: Site) -> None:
+def test_an_upload_that_crashes_after_a_restore_is_swept(site: Site) -> None:
     earlier = backup(site.state)
     acknowledged = site.acknowledge()
     site.cursor.confirm()
@@ -270,7 +270,7 @@ def test_an_upload_that_died_after_the_restore_is_swept_again(site: Site) -> Non
     assert site.payloads() == {acknowledged}
 
 
-def test_workers_that_were_stopped_for_a_week_sweep_what_died_and_nothing_else(site: Site) -> None:
+def test_workers_stopped_for_a_week_sweep_crashed_uploads_only(site: Site) -> None:
     acknowledged = {site.acknowledge() for _ in range(3)}
     site.upload()
     site.cursor.confirm()
@@ -283,7 +283,7 @@ def test_workers_that_were_stopped_for_a_week_sweep_what_died_and_nothing_else(s
     assert [entry["event"] for entry in log] == ["swept"]
 
 
-def test_a_restore_of_the_payloads_bucket_instead_is_no_loss_of_records(site: Site) -> None:
+def test_a_restore_of_the_payloads_bucket_is_not_a_loss_of_records(site: Site) -> None:
     earlier = backup(site.instances)
     acknowledged = site.acknowledge()
     died = site.upload()
@@ -296,7 +296,7 @@ def test_a_restore_of_the_payloads_bucket_instead_is_no_loss_of_records(site: Si
     assert site.payloads() == {acknowledged}
 
 
-def test_a_witness_that_somebody_removed_makes_the_sweep_begin_anew(site: Site) -> None:
+def test_a_removed_witness_restarts_the_sweep(site: Site) -> None:
     acknowledged_before = site.acknowledge()
     site.cursor.confirm()
     earlier = backup(site.state)
@@ -310,7 +310,7 @@ def test_a_witness_that_somebody_removed_makes_the_sweep_begin_anew(site: Site) 
     assert site.payloads() == {acknowledged_before, acknowledged}
 
 
-def test_a_restore_is_noticed_by_ids_of_a_clock_that_is_ahead(site: Site) -> None:
+def test_a_restore_is_detected_with_ids_of_a_clock_that_is_ahead(site: Site) -> None:
     earlier = backup(site.state)
     acknowledged = site.record(site.upload(minted=site.now + timedelta(minutes=20)))
     site.cursor.confirm()
@@ -322,7 +322,9 @@ def test_a_restore_is_noticed_by_ids_of_a_clock_that_is_ahead(site: Site) -> Non
     assert site.payloads() == {acknowledged}
 
 
-def test_two_sites_with_one_payloads_bucket_keep_to_their_own(site: Site, tmp_path: Path) -> None:
+def test_two_sites_that_share_a_payloads_bucket_sweep_only_their_own(
+    site: Site, tmp_path: Path
+) -> None:
     other_state = FolderObjectStore(tmp_path / "other")
     other_state.prepare()
     other = Site(other_state, site.instances, "other", site.now)
@@ -339,7 +341,7 @@ def test_two_sites_with_one_payloads_bucket_keep_to_their_own(site: Site, tmp_pa
     assert RESTARTS not in [entry["event"] for entry in log]
 
 
-def test_confirmations_at_the_same_time_do_not_look_like_a_restore(site: Site) -> None:
+def test_concurrent_confirmations_are_not_mistaken_for_a_restore(site: Site) -> None:
     cursors = [site.another_cursor() for _ in range(8)]
     together = Barrier(len(cursors))
 

@@ -1,4 +1,4 @@
-"""What every object store does, on the folder and on a real S3; then what only one of them can."""
+"""The contract of every object store, on the folder and on a real S3; then single adapters."""
 
 import contextlib
 import errno
@@ -111,7 +111,7 @@ def minio(object_store_endpoint: ObjectStoreEndpoint, bucket: str) -> MinioObjec
 def user_who_may_not_delete(
     endpoint: ObjectStoreEndpoint, bucket: str, key: str
 ) -> Iterator[ObjectStoreEndpoint]:
-    """The same store as one of its users sees it."""
+    """The same store in another process or client."""
     url = urlsplit(endpoint.url)
     admin = MinioAdmin(
         endpoint=url.netloc,
@@ -138,7 +138,7 @@ def user_who_may_not_delete(
 
 
 class Generated(RawIOBase):
-    """A stream of `size_bytes` that exist only as they are read; fails where it is told to."""
+    """A stream of `size_bytes`, generated as they are read; can fail at a given position."""
 
     def __init__(self, size_bytes: int, fails_at: int | None = None) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Generated(RawIOBase):
 
 
 def generated(start: int, size: int) -> bytes:
-    """The bytes of `Generated` from `start`: every 4 KiB are full of their own number."""
+    """The bytes of `Generated` from `start`: every 4 KiB repeat their own number."""
     first, last = start // 4096, (start + size + 4095) // 4096
     blocks = b"".join(number.to_bytes(8, "big") * 512 for number in range(first, last))
     return blocks[start - first * 4096 :][:size]
@@ -182,7 +182,7 @@ def keys(store: ObjectStore, prefix: str = "", after: str = "") -> list[str]:
 
 
 def at_once(calls: list[Callable[[], str]]) -> Counter[str]:
-    """Run these in a thread each, begun together; counts what they return or raise."""
+    """Run each in its own thread, and count what they return or raise."""
     together = threading.Barrier(len(calls))
 
     def outcome(call: Callable[[], str]) -> str:
@@ -196,12 +196,12 @@ def at_once(calls: list[Callable[[], str]]) -> Counter[str]:
         return Counter(threads.map(outcome, calls))
 
 
-def test_what_was_put_is_read_back(store: ObjectStore) -> None:
+def test_an_object_is_read_back_as_it_was_put(store: ObjectStore) -> None:
     put(store, "a/b.dcm", b"pixels")
     assert store.get("a/b.dcm").data == b"pixels"
 
 
-def test_an_empty_object_is_an_object(store: ObjectStore) -> None:
+def test_an_empty_object_can_be_stored(store: ObjectStore) -> None:
     put(store, "empty", b"")
     assert store.get("empty").data == b""
     assert store.read_range("empty", 0, 10) == b""
@@ -213,7 +213,7 @@ def test_a_second_put_overwrites(store: ObjectStore) -> None:
     assert store.get("key").data == b"second"
 
 
-def test_reading_what_is_not_there_is_object_missing(store: ObjectStore) -> None:
+def test_reading_a_missing_object_raises_object_missing(store: ObjectStore) -> None:
     put(store, "there/is", b"something")
     for key in ("nothing", "there", "there/is/not", "there/isn"):
         with pytest.raises(ObjectMissing, match=key):
@@ -243,7 +243,7 @@ def scattered(store: ObjectStore) -> ObjectStore:
     return store
 
 
-def test_a_listing_is_in_the_byte_order_of_whole_keys(scattered: ObjectStore) -> None:
+def test_a_listing_is_in_the_byte_order_of_complete_keys(scattered: ObjectStore) -> None:
     assert keys(scattered) == sorted(SCATTERED, key=str.encode)
 
 
@@ -253,13 +253,13 @@ def test_a_prefix_selects_the_keys_that_begin_with_it(scattered: ObjectStore, pr
 
 
 @pytest.mark.parametrize("after", [*SCATTERED, "a", "a/", "a/bb", "a/c", "a/c/", "a/c/dd", "c"])
-def test_a_listing_goes_on_behind_a_key(scattered: ObjectStore, after: str) -> None:
+def test_a_listing_continues_after_a_key(scattered: ObjectStore, after: str) -> None:
     expected = [key for key in SCATTERED if key.encode() > after.encode()]
     assert keys(scattered, "", after) == expected
     assert keys(scattered, "a/", after) == [key for key in expected if key.startswith("a/")]
 
 
-def test_a_listing_tells_size_and_time(store: ObjectStore) -> None:
+def test_a_listing_has_size_and_time(store: ObjectStore) -> None:
     before = datetime.now(UTC) - timedelta(minutes=5)
     put(store, "a/key", b"12345")
     (found,) = store.list("a/")
@@ -267,7 +267,9 @@ def test_a_listing_tells_size_and_time(store: ObjectStore) -> None:
     assert before < found.modified_at < datetime.now(UTC) + timedelta(minutes=5)
 
 
-def test_a_long_listing_is_whole_and_lazy_and_all_of_it_can_be_deleted(store: ObjectStore) -> None:
+def test_a_long_listing_is_complete_and_lazy_and_all_of_it_can_be_deleted(
+    store: ObjectStore,
+) -> None:
     names = [f"n/{number:04}" for number in range(1010)]
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda name: put(store, name, b"x"), names))
@@ -282,19 +284,19 @@ def test_a_long_listing_is_whole_and_lazy_and_all_of_it_can_be_deleted(store: Ob
     assert keys(store) == []
 
 
-def test_create_takes_a_key_once(store: ObjectStore) -> None:
+def test_a_key_can_be_created_once(store: ObjectStore) -> None:
     store.create("key", b"first", TEXT)
     with pytest.raises(VersionConflict, match="key"):
         store.create("key", b"second", TEXT)
     assert store.get("key").data == b"first"
 
 
-def test_create_takes_more_than_one_piece(store: ObjectStore) -> None:
+def test_create_accepts_more_than_one_piece(store: ObjectStore) -> None:
     store.create("key", generated(0, MIB), TEXT)
     assert store.get("key").data == generated(0, MIB)
 
 
-def test_of_64_creations_at_once_one_wins(store: ObjectStore) -> None:
+def test_one_of_64_concurrent_creations_wins(store: ObjectStore) -> None:
     def creation(number: int) -> str:
         store.create("vae/one", str(number).encode(), TEXT)
         winners.append(number)
@@ -306,7 +308,7 @@ def test_of_64_creations_at_once_one_wins(store: ObjectStore) -> None:
     assert store.get("vae/one").data == str(winners[0]).encode()
 
 
-def test_replace_needs_the_version_that_is_there(store: ObjectStore) -> None:
+def test_replace_needs_the_current_version(store: ObjectStore) -> None:
     first = store.create("key", b"1", TEXT)
     assert store.get("key").version == first
     second = store.replace("key", b"2", first, TEXT)
@@ -316,13 +318,13 @@ def test_replace_needs_the_version_that_is_there(store: ObjectStore) -> None:
     assert store.get("key").version == second
 
 
-def test_what_was_put_can_be_replaced(store: ObjectStore) -> None:
+def test_an_object_that_was_put_can_be_replaced(store: ObjectStore) -> None:
     put(store, "key", b"1")
     store.replace("key", b"2", store.get("key").version, TEXT)
     assert store.get("key").data == b"2"
 
 
-def test_of_32_replacements_of_one_version_one_wins(store: ObjectStore) -> None:
+def test_one_of_32_concurrent_replacements_wins(store: ObjectStore) -> None:
     version = store.create("lease", b"nobody", TEXT)
 
     def replacement(number: int) -> str:
@@ -349,7 +351,7 @@ def test_no_replacement_is_lost_between_threads(store: ObjectStore) -> None:
     assert store.get("counter").data == b"40"
 
 
-def test_replacing_what_is_not_there_is_a_conflict(store: ObjectStore) -> None:
+def test_replacing_a_missing_object_is_a_conflict(store: ObjectStore) -> None:
     version = store.create("a/key", b"1", TEXT)
     store.delete(["a/key"])
     with pytest.raises(VersionConflict, match="a/key"):
@@ -370,7 +372,7 @@ def test_delete_is_idempotent(store: ObjectStore) -> None:
 def with_one_kept(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[ObjectStore]:
-    """The store as one sees it who may not remove `a/kept`."""
+    """The store for a user without permission to remove `a/kept`."""
     if isinstance(store, FolderObjectStore):
         unlink = os.unlink
 
@@ -389,7 +391,7 @@ def with_one_kept(
         yield minio_store(user, bucket)
 
 
-def test_an_object_that_may_not_be_removed_is_named_and_keeps_none_of_the_others(
+def test_an_object_that_cannot_be_removed_is_reported_and_the_others_are_removed(
     with_one_kept: ObjectStore,
 ) -> None:
     store, others = with_one_kept, [f"a/{number:04}" for number in range(1005)]
@@ -409,7 +411,7 @@ def test_a_deleted_key_can_be_created_again(store: ObjectStore) -> None:
     assert store.get("a/b").data == b"2"
 
 
-def test_a_large_object_passes_through_little_memory(store: ObjectStore) -> None:
+def test_a_large_object_needs_little_memory(store: ObjectStore) -> None:
     size = 120 * MIB + 5
     stream = cast("BinaryIO", Generated(size))
     tracemalloc.start()
@@ -418,14 +420,14 @@ def test_a_large_object_passes_through_little_memory(store: ObjectStore) -> None
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Four parts at a time, of each a piece of 1 MiB on its way and one being read.
+    # Four concurrent parts, each with a piece of 1 MiB being sent and one being read.
     assert peak < 12 * MIB
     assert [found.size_bytes for found in store.list("")] == [size]
     for start in (0, 8 * MIB - 4, 60 * MIB, size - 10):
         assert store.read_range("large", start, 10) == generated(start, 10)
 
 
-def test_puts_at_once_do_not_mix(store: ObjectStore) -> None:
+def test_concurrent_puts_do_not_mix(store: ObjectStore) -> None:
     def one(number: int) -> bool:
         data = hashlib.sha256(str(number).encode()).digest() * 4096
         put(store, f"series/{number % 3}/{number}", data)
@@ -448,7 +450,7 @@ def test_a_stream_that_fails_leaves_nothing(store: ObjectStore, fails_at: int) -
 
 
 @pytest.mark.parametrize("size", [0, 1, 8 * MIB, 17 * MIB + 3, 24 * MIB])
-def test_an_object_written_while_its_data_come_shows_when_it_is_finished(
+def test_an_object_written_while_its_data_arrive_is_visible_after_finish(
     store: ObjectStore, tmp_path: Path, size: int
 ) -> None:
     path = tmp_path / "growing"
@@ -465,7 +467,7 @@ def test_an_object_written_while_its_data_come_shows_when_it_is_finished(
         assert store.read_range("new", start, 10) == generated(start, 10)[: max(0, size - start)]
 
 
-def test_an_object_that_is_abandoned_leaves_what_was_there(
+def test_an_abandoned_object_leaves_the_earlier_one_unchanged(
     store: ObjectStore, tmp_path: Path
 ) -> None:
     put(store, "kept", b"as it was")
@@ -481,7 +483,7 @@ def test_an_object_that_is_abandoned_leaves_what_was_there(
     assert store.get("kept").data == b"as it was"
 
 
-def test_data_that_end_before_they_may_leave_nothing(store: ObjectStore) -> None:
+def test_data_that_end_too_early_leave_no_object(store: ObjectStore) -> None:
     writing = store.begin("new", BytesIO(bytes(9 * MIB)), TEXT, 1 << 30)
     assert not writing.has_failed
     with pytest.raises(ValueError, match="short of"):
@@ -495,14 +497,14 @@ def test_a_stream_that_ends_early_leaves_nothing(store: ObjectStore) -> None:
     assert keys(store) == []
 
 
-def test_no_more_of_a_stream_is_taken_than_was_told(store: ObjectStore) -> None:
+def test_put_reads_no_more_of_a_stream_than_its_size(store: ObjectStore) -> None:
     stream = BytesIO(b"12345")
     store.put("new", stream, 3, TEXT)
     assert store.get("new").data == b"123"
     assert stream.read() == b"45"
 
 
-def test_a_bucket_can_be_prepared_by_many_at_once_and_again(unprepared: ObjectStore) -> None:
+def test_a_bucket_can_be_prepared_concurrently_and_repeatedly(unprepared: ObjectStore) -> None:
     def preparation() -> str:
         unprepared.prepare()
         return "prepared"
@@ -515,8 +517,8 @@ def test_a_bucket_can_be_prepared_by_many_at_once_and_again(unprepared: ObjectSt
     unprepared.check_room()
 
 
-def test_without_a_bucket_every_call_is_refused(unprepared: ObjectStore) -> None:
-    """An unmounted disk or another endpoint must not look like a store that lost its objects."""
+def test_without_a_bucket_every_call_raises_store_refused(unprepared: ObjectStore) -> None:
+    """An unmounted disk or another endpoint must not be mistaken for an empty store."""
     calls: list[Callable[[], object]] = [
         unprepared.ping,
         lambda: unprepared.get("key"),
@@ -589,7 +591,7 @@ FolderObjectStore(Path(sys.argv[1])).put("a/key", Half(), 1 << 30, "text/plain")
 """
 
 
-def test_folder_killed_in_the_middle_of_a_put_leaves_no_half_object(
+def test_folder_killed_during_a_put_leaves_no_partial_object(
     folder: FolderObjectStore, tmp_path: Path
 ) -> None:
     with child(PUT_HALF, str(tmp_path / "bucket")) as process:
@@ -603,9 +605,7 @@ def test_folder_killed_in_the_middle_of_a_put_leaves_no_half_object(
         folder.get("a/key")
 
 
-def test_folder_removes_leftovers_once_they_are_old(
-    folder: FolderObjectStore, tmp_path: Path
-) -> None:
+def test_folder_removes_old_temporary_files(folder: FolderObjectStore, tmp_path: Path) -> None:
     old, of_next_year, young = (
         tmp_path / "bucket" / ".tmp" / name for name in ("old", "of_next_year", "young")
     )
@@ -643,7 +643,7 @@ def test_folder_loses_no_replacement_between_processes(
     assert folder.get("counter").data == b"100"
 
 
-def test_folder_puts_into_a_folder_that_is_being_emptied(folder: FolderObjectStore) -> None:
+def test_folder_puts_into_a_folder_that_is_being_removed(folder: FolderObjectStore) -> None:
     def putting(name: str) -> str:
         for _ in range(100):
             put(folder, f"a/b/{name}", b"x")
@@ -701,7 +701,7 @@ def test_folder_on_a_full_disk_is_store_full(tmp_path: Path) -> None:
             store.check_room()
 
 
-def test_folder_does_not_take_the_failure_of_a_stream_for_its_own(
+def test_folder_passes_on_the_failure_of_a_stream(
     folder: FolderObjectStore,
 ) -> None:
     class NoSpace(RawIOBase):
@@ -741,7 +741,7 @@ def every_call(store: ObjectStore) -> list[Callable[[], object]]:
 
 
 def test_minio_that_is_not_running_is_unavailable(caplog: pytest.LogCaptureFixture) -> None:
-    with socket.socket() as taken:  # bound, but not listening: nobody else gets the port
+    with socket.socket() as taken:  # bound, not listening: reserves the port
         taken.bind(("127.0.0.1", 0))
         endpoint = ObjectStoreEndpoint(
             f"http://127.0.0.1:{taken.getsockname()[1]}", "access", "secret"
@@ -754,7 +754,7 @@ def test_minio_that_is_not_running_is_unavailable(caplog: pytest.LogCaptureFixtu
 
 
 def chain_of(error: BaseException | None) -> Iterator[BaseException]:
-    """What a traceback shows."""
+    """The text of a traceback."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -774,7 +774,7 @@ def test_minio_that_is_not_running_fails_a_writing_before_it_is_finished() -> No
             writing.finish(80 * MIB)
 
 
-def test_minio_keeps_no_parts_of_what_is_abandoned(
+def test_minio_keeps_no_parts_of_an_abandoned_object(
     minio: MinioObjectStore, object_store_endpoint: ObjectStoreEndpoint, bucket: str
 ) -> None:
     writing = minio.begin("key", BytesIO(bytes(20 * MIB)), TEXT, 1 << 30)
@@ -800,7 +800,7 @@ def test_minio_refuses_a_wrong_secret(
 
 @contextlib.contextmanager
 def store_of(handler: type[Answering]) -> Iterator[MinioObjectStore]:
-    """A store whose server is that."""
+    """A store with this server."""
     with serving(handler) as url:
         yield minio_store(ObjectStoreEndpoint(url, "access", "secret"), "bucket")
 
@@ -829,7 +829,7 @@ def s3_error(code: str, message: str = "no") -> str:
         (200, "", None),
     ],
 )
-def test_minio_types_what_the_store_answers(
+def test_minio_translates_the_errors_of_the_store(
     status: int, body: str, expected: type[StowgateError] | None
 ) -> None:
     class Answer(Answering):
@@ -863,7 +863,7 @@ def test_minio_types_what_the_store_answers(
         ("NoSuchKey", None),
     ],
 )
-def test_minio_types_what_became_of_one_of_many_that_were_to_be_deleted(
+def test_minio_translates_the_error_of_one_of_many_deletions(
     code: str, expected: type[StowgateError] | None
 ) -> None:
     class OneStays(Answering):
@@ -881,7 +881,7 @@ def test_minio_types_what_became_of_one_of_many_that_were_to_be_deleted(
                 store.delete(["a", "b"])
 
 
-def test_minio_takes_a_listing_that_is_none_of_s3_for_a_store_that_is_away() -> None:
+def test_minio_reports_a_listing_that_is_not_s3_as_an_unavailable_store() -> None:
     class Page(Answering):
         def do_GET(self) -> None:
             self.answer(200, b"<html><body>Please log in</body></html>", Content_Type=XML)
@@ -895,7 +895,7 @@ def test_minio_takes_a_listing_that_is_none_of_s3_for_a_store_that_is_away() -> 
 @pytest.mark.parametrize(
     ("status", "body"), [(200, "<html>Please log in"), (502, "<html>Zugriff ungültig")]
 )
-def test_minio_abandons_quietly_what_no_s3_store_has_begun(status: int, body: str) -> None:
+def test_minio_abandons_without_error_an_upload_that_never_began(status: int, body: str) -> None:
     deleted: list[str] = []
 
     class Page(Answering):
@@ -914,7 +914,7 @@ def test_minio_abandons_quietly_what_no_s3_store_has_begun(status: int, body: st
     assert deleted == []
 
 
-def test_minio_that_is_full_says_so_although_it_has_dropped_the_upload() -> None:
+def test_minio_that_is_full_is_reported_although_it_has_dropped_the_upload() -> None:
     class FullInTheMiddle(Answering):
         def do_POST(self) -> None:
             ids = "<Bucket>bucket</Bucket><Key>key</Key><UploadId>one</UploadId>"
@@ -939,7 +939,7 @@ def test_minio_that_is_full_says_so_although_it_has_dropped_the_upload() -> None
 
 
 @pytest.mark.parametrize("part", ["status line", "headers", "body"])
-def test_minio_does_not_wait_without_end_for_an_answer_that_trickles(
+def test_minio_aborts_an_answer_that_arrives_too_slowly(
     monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     monkeypatch.setattr("shared.adapters.s3.connections._TRICKLE_SECONDS", 0.5)
@@ -963,7 +963,7 @@ def test_minio_does_not_wait_without_end_for_an_answer_that_trickles(
         gone.set()
 
 
-def test_minio_does_not_wait_without_end_for_a_store_that_takes_a_body_by_bytes(
+def test_minio_aborts_a_body_that_is_accepted_too_slowly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("shared.adapters.s3.connections._TRICKLE_SECONDS", 0.5)
@@ -981,10 +981,10 @@ def test_minio_does_not_wait_without_end_for_a_store_that_takes_a_body_by_bytes(
         gone.set()
 
 
-def test_minio_waits_for_an_answer_that_takes_longer_than_a_silence_may(
+def test_minio_waits_for_a_slow_answer_that_makes_progress(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While something of it comes, now and then."""
+    """The answer arrives in pieces, with pauses."""
     monkeypatch.setattr("shared.adapters.s3.connections._SILENT_SECONDS", 0.5)
     answer = b'HTTP/1.1 200 OK\r\nETag: "etag"\r\nContent-Length: 5\r\n\r\nbytes'
 
@@ -998,7 +998,7 @@ def test_minio_waits_for_an_answer_that_takes_longer_than_a_silence_may(
         assert store.get("key").data == b"bytes"
 
 
-def test_connections_to_minio_show_firewalls_that_they_live(
+def test_connections_to_minio_send_keepalives(
     object_store_endpoint: ObjectStoreEndpoint,
 ) -> None:
     pool = ProgressPool()
@@ -1051,7 +1051,7 @@ def test_minio_counts_progress_through_tls_too(
 
 @pytest.fixture
 def deaf_endpoint(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[ObjectStoreEndpoint]:
-    """Passes each request on to the real store, and hangs up when its answer comes."""
+    """Forwards each request to the real store, and drops the answer."""
     real = urlsplit(object_store_endpoint.url)
 
     def serve(listener: socket.socket) -> None:
@@ -1082,7 +1082,7 @@ def deaf_endpoint(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[Object
     server.join()
 
 
-def test_minio_leaves_open_what_became_of_a_conditional_write_that_it_cannot_look_up(
+def test_minio_reports_a_conditional_write_with_unknown_result_as_unavailable(
     minio: MinioObjectStore, deaf_endpoint: ObjectStoreEndpoint, bucket: str
 ) -> None:
     with pytest.raises(StoreUnavailable):
@@ -1095,7 +1095,7 @@ Meddle = Callable[[Forwarding, bytes], None]
 
 @contextlib.contextmanager
 def through(endpoint: ObjectStoreEndpoint, bucket: str, meddle: Meddle) -> Iterator[ObjectStore]:
-    """The store behind a proxy that lets `meddle` deal with each PUT."""
+    """The store behind a proxy that passes each PUT to `meddle`."""
 
     class Proxy(Forwarding):
         upstream = urlsplit(endpoint.url).netloc
@@ -1113,7 +1113,7 @@ def through(endpoint: ObjectStoreEndpoint, bucket: str, meddle: Meddle) -> Itera
 
 
 def once(meddle: Meddle) -> Meddle:
-    """Deals with the first request so, and lets all others pass."""
+    """Treats the first request in this way, and forwards all others."""
     todo = [meddle]
 
     def dealt_with(request: Forwarding, body: bytes) -> None:
@@ -1153,7 +1153,7 @@ MISHAPS = {
 
 
 @pytest.mark.parametrize("mishap", MISHAPS.values(), ids=MISHAPS)
-def test_minio_writes_once_where_the_first_attempt_came_to_grief(
+def test_minio_writes_once_after_a_failed_first_attempt(
     object_store_endpoint: ObjectStoreEndpoint,
     bucket: str,
     minio: MinioObjectStore,
@@ -1168,13 +1168,13 @@ def test_minio_writes_once_where_the_first_attempt_came_to_grief(
 
 
 @pytest.mark.parametrize("mishap", MISHAPS.values(), ids=MISHAPS)
-def test_minio_knows_the_bytes_of_another_from_its_own(
+def test_minio_distinguishes_its_write_from_an_identical_one(
     object_store_endpoint: ObjectStoreEndpoint,
     bucket: str,
     minio: MinioObjectStore,
     mishap: Meddle,
 ) -> None:
-    """Of two that write the same, one has written it, whatever comes of the other's request."""
+    """Of two identical writes, one counts, whatever the result of the other request."""
 
     def beaten(request: Forwarding, body: bytes) -> None:
         write(minio)
@@ -1195,13 +1195,13 @@ def test_minio_knows_the_bytes_of_another_from_its_own(
 
 
 @pytest.mark.parametrize("first_is_written", [True, False])
-def test_minio_does_not_take_a_write_in_flight_for_one_that_was_written(
+def test_minio_does_not_count_a_write_in_transit_as_written(
     object_store_endpoint: ObjectStoreEndpoint,
     bucket: str,
     minio: MinioObjectStore,
     first_is_written: bool,
 ) -> None:
-    """S3 answers 409 to the second of two conditional writes while the first is under way."""
+    """S3 answers 409 to the second of two concurrent conditional writes."""
     first_arrived, first_may_go_on, conflicts = threading.Event(), threading.Event(), Counter[str]()
 
     def in_flight(request: Forwarding, body: bytes) -> None:
@@ -1244,7 +1244,7 @@ def test_minio_does_not_take_a_write_in_flight_for_one_that_was_written(
 @pytest.mark.parametrize(
     ("status", "code"), [(409, "ConditionalRequestConflict"), (503, "SlowDown")]
 )
-def test_minio_ends_a_conditional_write_that_is_refused_again_and_again(
+def test_minio_ends_a_conditional_write_that_is_refused_repeatedly(
     object_store_endpoint: ObjectStoreEndpoint,
     bucket: str,
     minio: MinioObjectStore,
@@ -1261,7 +1261,7 @@ def test_minio_ends_a_conditional_write_that_is_refused_again_and_again(
     assert keys(minio) == []
 
 
-def test_minio_reports_a_conflict_where_another_wrote_over_its_own_write(
+def test_minio_reports_a_conflict_if_its_write_was_overwritten(
     object_store_endpoint: ObjectStoreEndpoint, bucket: str, minio: MinioObjectStore
 ) -> None:
     def overtaken(request: Forwarding, body: bytes) -> None:
@@ -1297,10 +1297,10 @@ def locked_bucket(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[str]:
     client.remove_bucket(bucket_name=name)
 
 
-def test_minio_writes_to_a_bucket_with_object_lock_that_wants_a_digest(
+def test_minio_writes_to_a_bucket_with_object_lock(
     object_store_endpoint: ObjectStoreEndpoint, locked_bucket: str
 ) -> None:
-    """As AWS wants it of every PUT there; the real store behind it checks the digests."""
+    """Requires digests like AWS; the real store behind it verifies them."""
     refused = Counter[str]()
 
     def want_md5(request: Forwarding, body: bytes) -> None:
@@ -1337,7 +1337,7 @@ def test_minio_writes_to_a_bucket_with_object_lock_that_wants_a_digest(
         assert keys(store) == ["created", "large"]
 
 
-def test_an_upload_is_not_given_up_while_its_record_is_in_flight(
+def test_an_upload_is_not_given_up_while_its_record_is_in_transit(
     object_store_endpoint: ObjectStoreEndpoint, bucket: str, minio: MinioObjectStore
 ) -> None:
     late = record()
@@ -1358,7 +1358,7 @@ def test_an_upload_is_not_given_up_while_its_record_is_in_flight(
         Records(minio).add(other)
 
 
-def test_folders_are_the_first_names_of_keys_each_once_in_order(store: ObjectStore) -> None:
+def test_folders_are_the_distinct_first_names_of_keys_in_order(store: ObjectStore) -> None:
     for key in ("0b/1", "0a/x/1", "0a/x/2", "0a/y", "0c/1", "top"):
         put(store, key, b"x")
 
@@ -1368,5 +1368,5 @@ def test_folders_are_the_first_names_of_keys_each_once_in_order(store: ObjectSto
     assert list(store.folders("0c")) == []
 
 
-def test_folders_of_an_empty_bucket_are_none(store: ObjectStore) -> None:
+def test_an_empty_bucket_has_no_folders(store: ObjectStore) -> None:
     assert list(store.folders("")) == []

@@ -1,4 +1,4 @@
-"""What a page of records costs: what it shows, however many records there are."""
+"""The cost of a page of records, which does not depend on their total number."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from shared.ports import ListedObject, ObjectStore, StoredObject
 from shared.record_store import Records
 from shared.records import State, encode, newest_first
 
-# Of one state, more than a listing has.
+# More than one listing returns, per state.
 MANY = 1010
 
 
@@ -38,7 +38,7 @@ def add_opened(store: ObjectStore, count: int) -> None:
 
 
 class Counting(FolderObjectStore):
-    """Counts what is asked of it."""
+    """Counts its requests."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -55,7 +55,7 @@ class Counting(FolderObjectStore):
             yield found
 
 
-def test_a_page_reads_no_more_of_a_folder_than_it_shows(tmp_path: Path) -> None:
+def test_a_page_reads_only_the_records_that_it_shows(tmp_path: Path) -> None:
     store = Counting(tmp_path)
     store.prepare()
     add_opened(store, 50)

@@ -1,4 +1,4 @@
-"""The state in a bucket that keeps what is removed as versions."""
+"""The state in a versioned bucket."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -31,7 +31,7 @@ def store(object_store_endpoint: ObjectStoreEndpoint, state_bucket: str) -> Mini
     return minio_store(object_store_endpoint, state_bucket)
 
 
-def test_records_go_their_way_in_a_versioned_bucket(store: MinioObjectStore) -> None:
+def test_records_pass_through_their_states_in_a_versioned_bucket(store: MinioObjectStore) -> None:
     records = Records(store)
     opened, failed = record(), record()
     for added in (opened, failed):
@@ -53,7 +53,7 @@ def test_records_go_their_way_in_a_versioned_bucket(store: MinioObjectStore) -> 
     records.add(given_up)
 
 
-def test_a_store_says_whether_what_is_removed_stays(
+def test_a_store_reports_whether_it_keeps_removed_objects(
     store: MinioObjectStore,
     object_store_endpoint: ObjectStoreEndpoint,
     state_bucket: str,
@@ -71,7 +71,7 @@ def test_a_store_says_whether_what_is_removed_stays(
     assert not FolderObjectStore(tmp_path).keeps_removed()
 
 
-def test_a_versioned_state_bucket_is_named_at_start(
+def test_a_versioned_state_bucket_is_reported_at_start(
     object_store_endpoint: ObjectStoreEndpoint,
     state_bucket: str,
     bucket: str,

@@ -1,6 +1,6 @@
 """The published workflow request, over every route rule and every choice of store and broker.
 
-Each message is taken from where the Workflow Manager would take it, and held against a strict
+Each message is consumed from the Workflow Manager's queue, and validated by a strict
 double of its validation.
 """
 
@@ -41,7 +41,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Pair:
-    """A running Stowgate, seen with the Workflow Manager's eyes."""
+    """A running Stowgate, from the view of the Workflow Manager."""
 
     service: Service
     store: "FolderOfPayloads | BucketOfPayloads"
@@ -136,7 +136,7 @@ def _workflow_manager_queue(
 
 @contextmanager
 def _taking_all(broker_url: str, name: str, how: str) -> Iterator[Callable[[], int]]:
-    """How many messages somebody else's queue has that takes what goes to that exchange."""
+    """Yield the number of messages in another queue that is bound to the exchange."""
     queue = f"{name}-audit"
     with pika.BlockingConnection(pika.URLParameters(broker_url)) as connection:
         channel = connection.channel()
@@ -230,7 +230,7 @@ def _create_vae(pair: Pair, workflows: list[str]) -> str:
         ("/dicomweb/vae/{vae}/w-1/studies", ["w-2"], "workflow-in-url", ["w-1"]),
     ],
 )
-def test_a_request_says_what_was_stored_and_which_workflows_to_run(
+def test_a_request_names_the_stored_instances_and_the_workflows(
     pair: Pair, path: str, vae_workflows: list[str] | None, rule: str, workflows: list[str]
 ) -> None:
     vae = None if vae_workflows is None else _create_vae(pair, vae_workflows)
@@ -276,7 +276,7 @@ def test_a_request_says_what_was_stored_and_which_workflows_to_run(
     ]
 
 
-def test_a_request_of_more_instances_than_a_record_has_room_for_names_each(pair: Pair) -> None:
+def test_a_request_with_attached_instances_names_each(pair: Pair) -> None:
     headers = {"Idempotency-Key": str(uuid4())}
     body = multipart(*one_series(500))
 
@@ -318,7 +318,7 @@ def test_the_message_of_a_request_has_the_properties_of_the_contract(pair: Pair)
     assert {name: published.properties[name] for name in wanted} == wanted
 
 
-def test_instances_and_metadata_lie_where_their_request_says(pair: Pair) -> None:
+def test_instances_and_metadata_are_stored_under_the_paths_in_the_request(pair: Pair) -> None:
     instances = [new_instance(), new_instance("MR_small.dcm"), new_instance("rtplan.dcm")]
 
     answer = pair.service.post("/dicomweb/studies", *multipart(*instances))
@@ -330,7 +330,7 @@ def test_instances_and_metadata_lie_where_their_request_says(pair: Pair) -> None
     assert [pair.store.get(f"{folder}/{path}") for path in paths] == instances
 
 
-def test_the_two_kinds_of_run_answer_alike_and_open_equal_requests(
+def test_embedded_and_distributed_runs_open_equal_requests(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     body, content_type = multipart(real_file(), real_file("MR_small.dcm"), b"no DICOM")
@@ -351,7 +351,7 @@ def test_the_two_kinds_of_run_answer_alike_and_open_equal_requests(
 
 
 @pytest.mark.parametrize("other", ["no other queue", "an audit queue", "an alternate exchange"])
-def test_a_request_is_held_until_the_workflow_managers_queue_is_there_whatever_else_takes_it(
+def test_a_request_is_not_sent_before_the_workflow_managers_queue_exists(
     broker_url: str, tmp_path: Path, other: str
 ) -> None:
     name = f"stowgate-test-{secrets.token_hex(6)}"

@@ -295,7 +295,7 @@ class Report:
     def published_twice(self) -> Finding:
         """As the ledger has it, with what the workers said of each payload before."""
         found = self.ledger.published_twice()
-        died = ["a worker ended or stood still in between"]
+        died = ["a worker crashed or paused in between"]
         reasons = ("; ".join(self.told.errors.get(c.split()[1], died)) for c in found.cases)
         return Finding(
             found.name, tuple(f"{c} {r}" for c, r in zip(found.cases, reasons, strict=True))

@@ -1,4 +1,4 @@
-"""`kill -9` of the API at each point of an upload, and an API that stands still."""
+"""`kill -9` of the API at each point of an upload, and a paused API."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ def _payload_ids(site: Site) -> set[str]:
     return {key.partition("/")[0] for key in site.payloads.listing()} - {WITNESS}
 
 
-def test_api_killed_mid_upload_leaves_no_record_and_the_retry_succeeds_and_the_rest_is_swept(
+def test_an_api_killed_during_an_upload_leaves_no_record_and_the_retry_succeeds(
     site: Site,
 ) -> None:
     api, worker = site.api(), site.worker(**SWEPT_SOON)
@@ -54,7 +54,7 @@ def test_api_killed_mid_upload_leaves_no_record_and_the_retry_succeeds_and_the_r
     assert len(ledger.payloads) == 1
 
 
-def test_api_killed_between_the_objects_and_the_record_leaves_no_record_and_the_retry_succeeds(
+def test_an_api_killed_before_its_record_leaves_no_record_and_the_retry_succeeds(
     site: Site,
 ) -> None:
     api = site.api()
@@ -79,7 +79,7 @@ def test_api_killed_between_the_objects_and_the_record_leaves_no_record_and_the_
     assert len(ledger.payloads) == 1
 
 
-def test_api_killed_between_the_record_and_the_publish_is_announced_under_the_same_payload_id(
+def test_the_record_of_an_api_killed_before_the_publish_is_announced(
     site: Site,
 ) -> None:
     api, worker = site.pair()
@@ -100,7 +100,7 @@ def test_api_killed_between_the_record_and_the_publish_is_announced_under_the_sa
     assert ledger.orphans() == []
 
 
-def test_api_that_stands_still_before_its_record_until_the_sweep_acknowledges_nothing(
+def test_an_api_paused_before_its_record_until_the_sweep_acknowledges_nothing(
     site: Site,
 ) -> None:
     api, _ = site.api(), site.worker(**SWEPT_SOON)
@@ -122,7 +122,7 @@ def test_api_that_stands_still_before_its_record_until_the_sweep_acknowledges_no
     assert left not in ledger.payloads
 
 
-def test_api_that_stands_still_before_its_record_until_its_key_is_taken_acknowledges_nothing(
+def test_an_api_paused_before_its_record_until_its_key_is_taken_over_acknowledges_nothing(
     site: Site,
 ) -> None:
     (api, _), other = site.pair(), site.api()

@@ -61,7 +61,7 @@ def test_an_upload_succeeds_when_the_broker_goes_down_during_the_publish(
     reconcile(site)
 
 
-def test_a_black_holed_broker_costs_an_upload_our_own_deadline_and_piles_up_no_threads(
+def test_a_black_holed_broker_delays_uploads_by_the_deadline_and_blocks_no_threads(
     site: Site,
 ) -> None:
     api, _ = site.pair(STOWGATE_API_THREADS="10")

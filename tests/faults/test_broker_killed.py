@@ -77,7 +77,7 @@ def _connections_of_consumer(worker: Node) -> int:
     return sum("broker connected" in line and "stowgate consumer" in line for line in lines)
 
 
-def test_a_worker_outlives_a_killed_broker_and_never_acks_a_stale_delivery(
+def test_a_worker_survives_a_killed_broker_and_never_acks_a_stale_delivery(
     site: Site, own_broker: OwnBroker
 ) -> None:
     api, worker = site.pair(STOWGATE_WORKER_THREADS="3")
@@ -121,7 +121,7 @@ def test_a_worker_declares_everything_again_on_a_broker_that_lost_it(site: Site)
     reconcile(site)
 
 
-def test_a_memory_alarm_costs_an_upload_our_own_deadline_and_is_shown_as_degraded(
+def test_a_memory_alarm_delays_an_upload_by_the_deadline_and_is_degraded(
     site: Site, own_broker: OwnBroker
 ) -> None:
     api, worker = site.pair()

@@ -11,7 +11,7 @@ def _is_ready(node: Node) -> bool:
     return bool(node.ready()[1]["status"] == "ready")
 
 
-def test_a_confirm_that_is_late_opens_its_payload_once_and_is_told_of_meanwhile(
+def test_a_late_confirm_opens_its_payload_once_and_health_reports_it(
     site: Site,
 ) -> None:
     api, worker = site.pair(STOWGATE_BROKER_CONFIRM_SECONDS="1")
@@ -39,7 +39,7 @@ def test_a_confirm_that_is_late_opens_its_payload_once_and_is_told_of_meanwhile(
     assert "broker connection lost" not in worker.log()
 
 
-def test_a_broker_that_takes_seconds_for_each_confirm_opens_each_payload_once(site: Site) -> None:
+def test_payloads_are_opened_once_with_slow_confirms(site: Site) -> None:
     api, worker = site.pair()
     wait_for(lambda: _is_ready(api) and _is_ready(worker))
     for node in (api, worker):
@@ -58,7 +58,7 @@ def test_a_broker_that_takes_seconds_for_each_confirm_opens_each_payload_once(si
         assert "broker connection lost" not in node.log()
 
 
-def test_the_relay_announces_by_a_broker_that_takes_seconds_for_each_answer(site: Site) -> None:
+def test_the_relay_announces_with_a_slow_broker(site: Site) -> None:
     api, worker = site.pair()
     wait_for(lambda: _is_ready(api) and _is_ready(worker))
     api.broker.cut()
@@ -73,7 +73,7 @@ def test_the_relay_announces_by_a_broker_that_takes_seconds_for_each_answer(site
     assert "broker connection lost" not in worker.log()
 
 
-def test_a_worker_that_stops_beside_a_broker_that_does_not_confirm_hands_back(site: Site) -> None:
+def test_a_stopping_worker_returns_payloads_without_a_confirm_to_the_queue(site: Site) -> None:
     api, worker = site.pair(STOWGATE_LEASE_SECONDS="600")
     wait_for(lambda: _is_ready(worker))
     confirm = worker.broker.hold_answer(publish_to(site.name))

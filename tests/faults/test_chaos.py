@@ -18,7 +18,9 @@ ENGINE_MISSING = 2
 
 
 @pytest.mark.timeout(600)  # an engine may have to be installed or built first
-def test_nothing_is_lost_or_doubled_while_everything_is_killed_in_turn(tmp_path: Path) -> None:
+def test_nothing_is_lost_or_duplicated_while_every_process_is_killed_in_turn(
+    tmp_path: Path,
+) -> None:
     report = tmp_path / "report.json"
     options = "--posts 150 --posts-per-blow 25 --lease-seconds 3 --max-upload-seconds 6"
     soak = subprocess.run(
@@ -86,13 +88,13 @@ def _found(ledger: Ledger) -> dict[str, int]:
     return {finding.name: finding.count for finding in ledger.must_be_zero() if finding.count}
 
 
-def test_books_that_agree_have_no_findings() -> None:
+def test_a_consistent_ledger_has_no_findings() -> None:
     assert _found(WHOLE) == {}
     assert WHOLE.orphans() == []
     assert WHOLE.published_twice().count == 0
 
 
-def test_a_replay_is_neither_doubled_nor_published_twice() -> None:
+def test_a_replay_is_neither_duplicated_nor_published_twice() -> None:
     assert _found(REFUSED) == {}
     assert REFUSED.published_twice().count == 0
 
@@ -189,11 +191,13 @@ def test_a_replay_is_neither_doubled_nor_published_twice() -> None:
         ),
     ],
 )
-def test_books_that_disagree_say_where(spoil: Callable[[Ledger], Ledger], finding: str) -> None:
+def test_an_inconsistent_ledger_reports_the_differences(
+    spoil: Callable[[Ledger], Ledger], finding: str
+) -> None:
     assert _found(spoil(WHOLE))[finding] == 1
 
 
-def test_a_second_publication_in_a_second_attempt_is_told_and_is_no_doubled_request() -> None:
+def test_a_second_publication_by_a_second_attempt_is_reported_but_not_as_duplicate() -> None:
     ledger = replace(
         WHOLE, deliveries=[DELIVERY, DELIVERY], payloads={"p": {**OPENED, "attempts": 2}}
     )
@@ -203,7 +207,7 @@ def test_a_second_publication_in_a_second_attempt_is_told_and_is_no_doubled_requ
 
 
 @pytest.mark.parametrize("first_came_redelivered", [False, True])
-def test_a_copy_that_the_broker_delivers_again_is_no_publication(
+def test_a_redelivered_message_is_not_a_publication(
     first_came_redelivered: bool,
 ) -> None:
     first = replace(DELIVERY, redelivered=first_came_redelivered)

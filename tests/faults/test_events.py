@@ -14,14 +14,14 @@ def _event(record: dict[str, Any]) -> bytes:
     return json.dumps({name: record[name] for name in ("payload_id", "correlation_id")}).encode()
 
 
-def test_a_worker_on_engines_needs_no_folder_of_its_own(site: Site) -> None:
+def test_a_worker_with_s3_and_rabbitmq_needs_no_data_folder(site: Site) -> None:
     api = site.api()
     site.worker(STOWGATE_DATA="/proc/not-to-be-made")
 
     site.opened(site.post(api, study(1)).headers["X-Payload-ID"])
 
 
-def test_a_poison_event_is_dead_lettered_at_once_with_its_reason_and_its_neighbours_are_opened(
+def test_a_poison_event_is_dead_lettered_with_its_reason_and_others_are_opened(
     site: Site,
 ) -> None:
     api, worker = site.pair()
@@ -52,7 +52,7 @@ def test_a_poison_event_is_dead_lettered_at_once_with_its_reason_and_its_neighbo
     reconcile(site)
 
 
-def test_a_transient_failure_is_tried_again_later_and_later_until_it_passes(site: Site) -> None:
+def test_a_transient_failure_is_retried_at_growing_intervals_until_it_passes(site: Site) -> None:
     api, worker = site.pair()
     worker.store.refuse(f"GET /{site.name}/01[^ ]*/dcm/".encode())
     payload_id = site.post(api, study()).headers["X-Payload-ID"]
@@ -72,7 +72,7 @@ def test_a_transient_failure_is_tried_again_later_and_later_until_it_passes(site
     reconcile(site)
 
 
-def test_a_permanent_failure_is_failed_with_its_reason_and_one_command_replays_it_under_its_id(
+def test_a_permanent_failure_is_recorded_and_replayed_with_the_same_payload_id(
     site: Site, tmp_path: Path
 ) -> None:
     api, worker = site.pair()
@@ -139,7 +139,7 @@ def test_a_request_waits_for_the_workflow_managers_queue_and_opens_when_it_appea
     reconcile(site)
 
 
-def test_one_event_delivered_many_times_at_once_to_two_workers_opens_one_request(
+def test_an_event_delivered_repeatedly_to_two_workers_opens_one_request(
     site: Site,
 ) -> None:
     one_at_a_time = {"STOWGATE_WORKER_THREADS": "1"}

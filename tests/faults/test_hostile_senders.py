@@ -150,7 +150,7 @@ def test_a_sender_that_disconnects_mid_body_gets_400_and_leaves_no_record_and_no
     assert len(ledger.payloads) == len(records) + 1
 
 
-def test_slow_senders_are_ended_by_a_deadline_and_healthy_ones_are_served_meanwhile(
+def test_slow_senders_are_cut_off_at_a_deadline_while_others_are_served(
     front: Front,
 ) -> None:
     done = threading.Event()
@@ -184,7 +184,7 @@ def test_slow_senders_are_ended_by_a_deadline_and_healthy_ones_are_served_meanwh
     front.reconcile()
 
 
-def test_senders_that_never_finish_their_headers_keep_nobody_from_being_served(
+def test_senders_that_never_finish_their_headers_do_not_block_others(
     front: Front,
 ) -> None:
     with ExitStack() as stack:
@@ -323,7 +323,7 @@ TOO_LONG = "1" * 129
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, TOO_LONG])
-def test_traversal_and_control_characters_in_ids_are_400_or_c000_and_become_no_name(
+def test_traversal_and_control_characters_in_ids_never_become_object_names(
     front: Front, text: str
 ) -> None:
     raw = "".join(f"%{byte:02x}" for byte in text.encode())
@@ -357,7 +357,7 @@ def _with_uid(keyword: str, text: str) -> bytes:
         return new_instance(**{keyword: text})
 
 
-def test_of_many_that_create_one_vae_at_once_one_gets_201_and_the_others_409(
+def test_one_of_many_concurrent_creations_of_a_vae_gets_201_and_the_others_409(
     front: Front,
 ) -> None:
     count = 16

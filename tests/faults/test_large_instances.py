@@ -13,7 +13,7 @@ MIB = 1 << 20
 FIRST_PART = rb"PUT [^ ]*[?&]partNumber=1&"
 
 
-def test_a_large_instance_is_on_its_way_into_the_store_before_its_sender_has_sent_all(
+def test_a_large_instance_is_uploaded_while_it_arrives(
     site: Site,
 ) -> None:
     api, _ = site.pair()
@@ -34,7 +34,7 @@ def test_a_large_instance_is_on_its_way_into_the_store_before_its_sender_has_sen
     reconcile(site)
 
 
-def test_a_sender_that_disconnects_in_the_middle_of_a_large_instance_leaves_no_part_of_it(
+def test_a_sender_that_disconnects_during_a_large_instance_leaves_no_parts(
     site: Site,
 ) -> None:
     api, _ = site.pair()

@@ -63,7 +63,7 @@ def publisher(site: Site) -> Iterator[RabbitEventPublisher]:
 
 
 @pytest.mark.parametrize("size_bytes", [MAX_MESSAGE_BYTES + 1, 1 << 20])
-def test_a_message_over_the_brokers_limit_is_refused_for_good_in_words(
+def test_a_message_over_the_brokers_limit_is_permanently_refused_with_the_reason(
     publisher: RabbitEventPublisher, site: Site, size_bytes: int
 ) -> None:
     with pytest.raises(MessageRefused) as raised:
@@ -77,7 +77,7 @@ def test_a_message_over_the_brokers_limit_is_refused_for_good_in_words(
     assert "replay" in words
 
 
-def test_the_neighbours_of_a_large_message_that_is_refused_do_not_notice(
+def test_a_refused_large_message_does_not_affect_others(
     publisher: RabbitEventPublisher, site: Site
 ) -> None:
     publisher.ping()
@@ -91,7 +91,7 @@ def test_the_neighbours_of_a_large_message_that_is_refused_do_not_notice(
     assert site.waiting(site.name) == 99
 
 
-def test_of_the_neighbours_of_a_small_message_that_is_refused_none_is_lost(
+def test_a_refused_small_message_loses_no_others(
     publisher: RabbitEventPublisher, site: Site
 ) -> None:
     publisher.ping()
@@ -108,7 +108,7 @@ def test_of_the_neighbours_of_a_small_message_that_is_refused_none_is_lost(
     assert site.waiting(site.name) >= errors.count(None)
 
 
-def test_a_request_over_the_limit_fails_with_its_reason_and_its_neighbours_are_opened(
+def test_a_request_over_the_limit_fails_with_its_reason_and_others_are_opened(
     site: Site,
 ) -> None:
     api, _ = site.pair()

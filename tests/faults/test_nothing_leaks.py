@@ -239,19 +239,19 @@ def _holding(text: str, places: dict[str, list[str]]) -> set[str]:
     return {name for name, texts in places.items() if any(text in found for found in texts)}
 
 
-def test_patient_data_is_nowhere_but_in_instances_and_sidecars(
+def test_patient_data_appear_only_in_instances_and_sidecars(
     places: dict[str, list[str]],
 ) -> None:
     assert _holding(MARK, places) == set()
 
 
-def test_a_sender_can_forge_no_line_of_a_log(places: dict[str, list[str]]) -> None:
+def test_a_sender_cannot_forge_a_log_line(places: dict[str, list[str]]) -> None:
     lines = [json.loads(line) for log in places["logs"] for line in log.splitlines()]
 
     assert [line for line in lines if line["event"] == FORGED] == []
 
 
-def test_a_secret_is_nowhere_but_where_it_was_given(
+def test_secrets_appear_only_in_the_settings(
     places: dict[str, list[str]], object_store_endpoint: ObjectStoreEndpoint, broker_url: str
 ) -> None:
     for secret in (urlsplit(broker_url).password or "", object_store_endpoint.secret_key):

@@ -100,7 +100,7 @@ def test_a_payload_without_a_workflow_is_refused_with_its_reason_and_opened_by_o
     wait_for(lambda: worker.metric("stowgate_refused") == 0)
 
 
-def test_a_request_that_breaks_a_rule_is_refused_at_once_and_the_rules_are_listed(
+def test_a_request_that_violates_a_rule_is_refused_and_the_rules_are_listed(
     site: Site, pair: tuple[Node, Node]
 ) -> None:
     api, _ = pair
@@ -112,7 +112,7 @@ def test_a_request_that_breaks_a_rule_is_refused_at_once_and_the_rules_are_liste
     assert "1 to 15 characters" in refused["last_error"]
 
 
-def test_a_second_refusal_shows_again_and_of_two_replays_at_once_one_is_sent(
+def test_a_second_refusal_is_shown_and_one_of_two_concurrent_replays_is_sent(
     site: Site, pair: tuple[Node, Node]
 ) -> None:
     api, _ = pair
@@ -134,9 +134,7 @@ def test_a_second_refusal_shows_again_and_of_two_replays_at_once_one_is_sent(
     assert len(set(double.bodies)) == 1
 
 
-def test_of_many_replays_while_one_is_under_way_one_is_sent(
-    site: Site, pair: tuple[Node, Node]
-) -> None:
+def test_one_of_many_concurrent_replays_is_sent(site: Site, pair: tuple[Node, Node]) -> None:
     api, worker = pair
     with RunningDouble(site, verdict=lambda: Verdict.REJECT) as double:
         payload_id = post(site, api)
@@ -156,7 +154,7 @@ def test_of_many_replays_while_one_is_under_way_one_is_sent(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_worker_killed_around_the_note_costs_no_refusal_and_doubles_none(
+def test_a_worker_killed_while_it_records_a_refusal_loses_and_duplicates_none(
     site: Site, pair: tuple[Node, Node], when: str
 ) -> None:
     api, first = pair
@@ -181,7 +179,7 @@ def test_a_worker_killed_around_the_note_costs_no_refusal_and_doubles_none(
     wait_for(lambda: site.waiting(site.refusal_queue) == 0)
 
 
-def test_a_refusal_that_arrives_before_the_record_says_opened_shows_once_it_does(
+def test_a_refusal_that_arrives_before_the_record_is_opened_is_shown_later(
     site: Site, pair: tuple[Node, Node]
 ) -> None:
     api, worker = pair
@@ -197,7 +195,7 @@ def test_a_refusal_that_arrives_before_the_record_says_opened_shows_once_it_does
     in_state(api, payload_id, "refused")
 
 
-def test_a_late_copy_of_a_refusal_that_was_replayed_since_changes_nothing(
+def test_a_late_copy_of_a_replayed_refusal_changes_nothing(
     site: Site, pair: tuple[Node, Node]
 ) -> None:
     api, worker = pair
@@ -214,7 +212,7 @@ def test_a_late_copy_of_a_refusal_that_was_replayed_since_changes_nothing(
     assert payload(api, payload_id)["state"] == "opened"
 
 
-def test_a_worker_killed_after_a_replay_is_published_publishes_the_same_bytes_and_nothing_else(
+def test_a_worker_killed_after_a_replay_publishes_at_most_the_same_bytes_again(
     site: Site, pair: tuple[Node, Node]
 ) -> None:
     api, first = pair
@@ -238,7 +236,7 @@ def test_a_worker_killed_after_a_replay_is_published_publishes_the_same_bytes_an
     assert site.state.listing("replays/") == []
 
 
-def test_a_replay_whose_announcement_is_lost_is_published_all_the_same(
+def test_a_replay_whose_event_is_lost_is_still_published(
     site: Site, pair: tuple[Node, Node]
 ) -> None:
     api, _ = pair
@@ -253,7 +251,7 @@ def test_a_replay_whose_announcement_is_lost_is_published_all_the_same(
         in_state(api, payload_id, "opened")
 
 
-def test_a_payload_whose_objects_are_gone_is_not_replayed_and_says_so(
+def test_a_payload_without_objects_is_not_replayed_and_reports_the_reason(
     site: Site, pair: tuple[Node, Node]
 ) -> None:
     api, _ = pair
@@ -273,7 +271,7 @@ def test_a_payload_whose_objects_are_gone_is_not_replayed_and_says_so(
     assert len(double.bodies) == 1
 
 
-def test_objects_that_go_while_a_replay_waits_for_the_broker_end_it_with_that_reason(
+def test_a_waiting_replay_fails_if_the_objects_are_removed(
     site: Site, pair: tuple[Node, Node]
 ) -> None:
     api, worker = pair
@@ -293,7 +291,7 @@ def test_objects_that_go_while_a_replay_waits_for_the_broker_end_it_with_that_re
     assert len(double.bodies) == 1
 
 
-def test_a_broker_without_the_dead_letter_exchange_is_told_by_ready_and_check(
+def test_a_missing_dead_letter_exchange_is_reported_by_ready_and_check(
     unattended_site: Site,
 ) -> None:
     site = unattended_site
@@ -367,7 +365,7 @@ def put_opened_records(site: Site, count: int) -> list[str]:
     return found
 
 
-def test_a_thousand_refusals_at_once_are_each_noted_once_by_two_workers(
+def test_two_workers_record_each_of_a_thousand_refusals_once(
     site: Site, pair: tuple[Node, Node]
 ) -> None:
     api, first = pair
@@ -416,7 +414,7 @@ def _without_record(site: Site, _: str) -> None:
     ("bad", "kind"),
     [(_unreadable, "unreadable"), (_foreign, "foreign"), (_without_record, "without-record")],
 )
-def test_a_bad_dead_letter_is_done_with_and_the_next_refusal_is_noted(
+def test_an_invalid_dead_letter_is_acknowledged_and_the_next_refusal_recorded(
     site: Site, pair: tuple[Node, Node], bad: Callable[[Site, str], None], kind: str
 ) -> None:
     api, worker = pair

@@ -56,7 +56,7 @@ def _stored(site: Site) -> set[str]:
     return {key.partition("/")[0] for key in site.payloads.listing()}
 
 
-def test_what_no_worker_had_opened_outlives_a_restore(site: Site) -> None:
+def test_pending_payloads_survive_a_restore(site: Site) -> None:
     api = site.api()
     assert isinstance(site.state, S3Bucket)
     _post(site, api, 1)
@@ -73,7 +73,7 @@ def test_what_no_worker_had_opened_outlives_a_restore(site: Site) -> None:
     assert RESTARTS in worker.log()
 
 
-def test_what_was_opened_outlives_a_restore_under_running_services(site: Site) -> None:
+def test_opened_payloads_survive_a_restore_under_running_services(site: Site) -> None:
     api, worker = site.api(), site.worker(**SWEPT_SOON)
     assert isinstance(site.state, S3Bucket)
     _post(site, api, 1)
@@ -89,7 +89,7 @@ def test_what_was_opened_outlives_a_restore_under_running_services(site: Site) -
     assert RESTARTS in worker.log()
 
 
-def test_services_that_all_stop_and_start_again_do_not_look_like_a_restore(site: Site) -> None:
+def test_a_restart_of_all_services_is_not_mistaken_for_a_restore(site: Site) -> None:
     api, worker = site.pair()
     _post(site, api, 3)
     for node in (api, worker):

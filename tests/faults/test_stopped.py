@@ -39,7 +39,7 @@ def _is_handed_back(record: dict[str, Any]) -> bool:
     return record["lease"] is None and record["state"] == "pending"
 
 
-def test_a_run_hands_its_payloads_back_while_an_upload_still_has_time_to_end(site: Site) -> None:
+def test_a_stopping_run_returns_payloads_to_the_queue_while_an_upload_ends(site: Site) -> None:
     run = site.run(**PATIENT, STOWGATE_STOP_SECONDS="120", STOWGATE_LEASE_SECONDS="600")
     with stalled_upload(run):
         payload_id = _payload_in_hand(site, run, run)
@@ -59,7 +59,7 @@ def test_a_run_hands_its_payloads_back_while_an_upload_still_has_time_to_end(sit
 
 
 @pytest.mark.parametrize("command", ["run", "api"])
-def test_a_stop_ends_by_itself_beside_an_upload_that_does_not(site: Site, command: str) -> None:
+def test_a_shutdown_ends_despite_an_upload_that_does_not(site: Site, command: str) -> None:
     start = site.run if command == "run" else site.api
     node = start(**PATIENT, STOWGATE_STOP_SECONDS="5")
     wait_for(lambda: node.ready()[1]["status"] == "ready")
@@ -72,7 +72,7 @@ def test_a_stop_ends_by_itself_beside_an_upload_that_does_not(site: Site, comman
     assert node.log().count('"broker connection closed"') == connections
 
 
-def test_a_worker_hands_its_payloads_back_when_it_stops(site: Site) -> None:
+def test_a_stopping_worker_returns_its_payloads_to_the_queue(site: Site) -> None:
     api, worker = site.pair(STOWGATE_LEASE_SECONDS="600")
     payload_id = _payload_in_hand(site, api, worker)
 

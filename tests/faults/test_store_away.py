@@ -67,7 +67,7 @@ def test_a_store_that_is_down_is_503_without_a_record_and_the_retry_succeeds(sit
     assert ledger.orphans() == []
 
 
-def test_a_store_that_falls_silent_is_503_in_bounded_time_and_opens_nothing_unrecorded(
+def test_a_silent_store_is_503_in_bounded_time_and_opens_nothing_unrecorded(
     site: Site,
 ) -> None:
     api, _ = site.pair()
@@ -97,7 +97,7 @@ def test_a_store_that_falls_silent_is_503_in_bounded_time_and_opens_nothing_unre
 
 
 @pytest.mark.parametrize("lost", ["write", "answer"])
-def test_a_connection_that_is_lost_in_the_write_of_a_record_costs_nobody_the_study(
+def test_a_connection_lost_during_the_write_of_a_record_loses_no_study(
     site: Site, lost: str
 ) -> None:
     api, _ = site.pair()
@@ -114,7 +114,7 @@ def test_a_connection_that_is_lost_in_the_write_of_a_record_costs_nobody_the_stu
     assert ledger.payloads.keys() == {answer.headers["X-Payload-ID"]}
 
 
-def test_a_lease_whose_write_is_lost_on_the_way_is_taken_all_the_same(site: Site) -> None:
+def test_a_lease_is_acquired_although_the_answer_to_its_write_is_lost(site: Site) -> None:
     api, worker = site.pair(STOWGATE_RELAY_SECONDS="3600")
     wait_for(lambda: worker.ready()[1]["status"] == "ready")
     lease = worker.store.hold(f"PUT /{site.name}-state/pending/".encode())
@@ -128,7 +128,7 @@ def test_a_lease_whose_write_is_lost_on_the_way_is_taken_all_the_same(site: Site
     reconcile(site)
 
 
-def test_while_the_store_is_silent_ready_and_status_say_so(site: Site) -> None:
+def test_ready_and_status_report_a_silent_store(site: Site) -> None:
     """However long that takes: it is not the sender who is slow."""
     api, _ = site.pair()
     api.store.black_hole()
@@ -141,7 +141,7 @@ def test_while_the_store_is_silent_ready_and_status_say_so(site: Site) -> None:
     assert answers[0].json()["dependencies"]["object_store"]["status"] == "down"
 
 
-def test_while_the_store_is_silent_no_number_of_probes_keeps_others_waiting(site: Site) -> None:
+def test_many_probes_during_a_silent_store_do_not_delay_others(site: Site) -> None:
     """There are more of them than the API has threads."""
     api, _ = site.pair()
     assert api.ready()[0] == 200
@@ -160,7 +160,7 @@ def test_while_the_store_is_silent_no_number_of_probes_keeps_others_waiting(site
     assert states == {"ready": 59, "down": 1}
 
 
-def test_while_the_store_is_silent_senders_to_vaes_wait_in_slots_and_health_answers(
+def test_senders_to_vaes_wait_in_slots_during_a_silent_store_and_health_answers(
     site: Site,
 ) -> None:
     """There are more of them than the API has threads."""
@@ -183,7 +183,7 @@ def test_while_the_store_is_silent_senders_to_vaes_wait_in_slots_and_health_answ
     assert {answer.result().status_code for answer in answers} <= {429, 503}
 
 
-def test_a_store_that_is_slow_only_costs_time(site: Site) -> None:
+def test_a_slow_store_only_delays_uploads(site: Site) -> None:
     api, worker = site.pair()
     for node in (api, worker):
         node.store.delay(0.1)
@@ -194,7 +194,7 @@ def test_a_store_that_is_slow_only_costs_time(site: Site) -> None:
     assert ledger.orphans() == []
 
 
-def test_what_was_acknowledged_outlives_a_killed_store_and_the_upload_it_met_is_503(
+def test_acknowledged_payloads_survive_a_killed_store_whose_upload_gets_503(
     own_store: tuple[Part, ObjectStoreEndpoint], broker_url: str, tmp_path: Path
 ) -> None:
     part, endpoint = own_store
@@ -232,7 +232,7 @@ def test_what_was_acknowledged_outlives_a_killed_store_and_the_upload_it_met_is_
 
 
 @pytest.mark.parametrize("kind", ["folder", "MinIO"])
-def test_a_full_store_is_507_if_nothing_was_stored_else_202_with_a700_for_each_that_was_not(
+def test_a_full_store_is_507_without_any_stored_instance_else_202_with_a700(
     kind: str, broker_url: str, tmp_path: Path
 ) -> None:
     with ExitStack() as stack:
@@ -266,7 +266,7 @@ def test_a_full_store_is_507_if_nothing_was_stored_else_202_with_a700_for_each_t
         assert ledger.orphans() == []
 
 
-def test_after_a_store_said_that_it_is_full_uploads_are_507_before_their_body_for_a_while(
+def test_uploads_are_507_before_their_body_for_some_time_after_a_store_was_full(
     broker_url: str, tmp_path: Path
 ) -> None:
     with ExitStack() as stack:

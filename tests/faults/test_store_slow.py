@@ -40,7 +40,9 @@ def put(store: MinioObjectStore, key: str, size_bytes: int) -> None:
     store.put(key, BytesIO(bytes(size_bytes)), size_bytes, TEXT)
 
 
-def test_64_mb_at_once_pass_over_a_line_of_20_mbit(store: MinioObjectStore, line: Proxy) -> None:
+def test_64_mb_of_concurrent_bodies_pass_over_a_line_of_20_mbit(
+    store: MinioObjectStore, line: Proxy
+) -> None:
     line.slow_down(TWENTY_MBIT)
     sizes = {f"{number:02}": 4 * MIB for number in range(10)} | {"in parts": 24 * MIB}
 
@@ -50,7 +52,7 @@ def test_64_mb_at_once_pass_over_a_line_of_20_mbit(store: MinioObjectStore, line
     assert {found.key: found.size_bytes for found in store.list("")} == sizes
 
 
-def test_a_line_that_falls_silent_in_the_middle_of_a_body_ends_the_put(
+def test_a_line_that_falls_silent_during_a_body_aborts_the_put(
     store: MinioObjectStore, line: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.adapters.s3.connections._SILENT_SECONDS", 2.0)

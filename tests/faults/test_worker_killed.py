@@ -1,4 +1,4 @@
-"""`kill -9` of a worker, and a worker that stands still, at each point of opening a request."""
+"""`kill -9` or pause of a worker at each point of opening a request."""
 
 from reconciliation import reconcile
 from service import wait_for
@@ -16,7 +16,7 @@ def _open_another(site: Site, api: Node) -> None:
     site.opened(site.post(api, study(1)).headers["X-Payload-ID"])
 
 
-def test_worker_killed_before_the_request_is_opened_is_followed_by_one_that_opens_it_once(
+def test_the_payload_of_a_worker_killed_before_the_publish_is_opened_once(
     site: Site,
 ) -> None:
     api, first = site.pair()
@@ -35,7 +35,7 @@ def test_worker_killed_before_the_request_is_opened_is_followed_by_one_that_open
     assert len(ledger.deliveries) == 1
 
 
-def test_worker_killed_after_the_request_is_opened_and_before_the_record_says_so_opens_it_again_under_the_same_id(  # noqa: E501
+def test_a_worker_killed_before_it_records_the_publish_opens_it_again_with_the_same_id(
     site: Site,
 ) -> None:
     api, first = site.pair()
@@ -53,7 +53,7 @@ def test_worker_killed_after_the_request_is_opened_and_before_the_record_says_so
     assert len({delivery.body for delivery in ledger.deliveries}) == 1
 
 
-def test_worker_killed_after_the_record_says_opened_and_before_the_ack_does_not_open_it_again(
+def test_a_worker_killed_between_record_and_ack_does_not_open_it_again(
     site: Site,
 ) -> None:
     api, first = site.pair()
@@ -72,7 +72,7 @@ def test_worker_killed_after_the_record_says_opened_and_before_the_ack_does_not_
     assert ledger.payloads[answer.headers["X-Payload-ID"]]["attempts"] == 1
 
 
-def test_worker_killed_before_an_opened_record_leaves_pending_does_not_open_it_again(
+def test_a_worker_killed_before_an_opened_record_leaves_pending_does_not_reopen_it(
     site: Site,
 ) -> None:
     api, first = site.pair()
@@ -93,7 +93,7 @@ def test_worker_killed_before_an_opened_record_leaves_pending_does_not_open_it_a
     assert second.service.process.returncode == 0
 
 
-def test_worker_that_stands_still_beyond_its_lease_does_not_open_what_another_has_opened(
+def test_a_worker_paused_beyond_its_lease_does_not_open_a_payload_again(
     site: Site,
 ) -> None:
     api, first = site.pair()

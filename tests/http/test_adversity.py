@@ -1,4 +1,4 @@
-"""What a sender is told when the service itself is short of something."""
+"""The answers while the service lacks a dependency or a resource."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ from shared.runtime.backends import open_backends
 from shared.settings.loader import load
 
 
-def test_a_store_that_fills_up_keeps_what_it_has_and_names_what_it_has_not(
+def test_a_store_that_fills_up_keeps_stored_instances_and_reports_the_others(
     tmp_path: Path,
 ) -> None:
     small, large = new_instance(), new_instance("MR_small.dcm", PixelData=bytes(4 << 20))
@@ -53,7 +53,7 @@ def _with_store(url: str) -> dict[str, str]:
     }
 
 
-def test_without_its_object_store_the_service_starts_and_says_503(tmp_path: Path) -> None:
+def test_the_service_starts_without_its_object_store_and_answers_503(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -69,7 +69,7 @@ def test_without_its_object_store_the_service_starts_and_says_503(tmp_path: Path
     assert ready.json()["dependencies"]["object_store"]["status"] == "down"
 
 
-def test_an_object_store_that_refuses_is_500_for_the_operator(
+def test_an_object_store_that_refuses_is_500(
     object_store_endpoint: ObjectStoreEndpoint, tmp_path: Path
 ) -> None:
     url = object_store_endpoint.url
@@ -83,7 +83,7 @@ def test_an_object_store_that_refuses_is_500_for_the_operator(
     assert "X-Payload-ID" not in answer.headers
 
 
-def test_a_registry_of_vaes_that_is_none_is_told_in_words(tmp_path: Path) -> None:
+def test_a_damaged_vae_registry_is_reported(tmp_path: Path) -> None:
     with running("run", tmp_path) as service:
         registry = tmp_path / "stowgate" / "vae" / "registry.json"
         wait_for(lambda: service.get("/health/ready").ok)
@@ -98,7 +98,7 @@ def test_a_registry_of_vaes_that_is_none_is_told_in_words(tmp_path: Path) -> Non
     assert "DOE" not in service.log.read_text() + listed.text + posted.text
 
 
-def test_an_error_that_nobody_foresaw_is_logged_by_kind_and_place_only(
+def test_an_unexpected_error_is_logged_with_type_and_place_only(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("STOWGATE_DATA", str(tmp_path))
@@ -120,7 +120,7 @@ def test_an_error_that_nobody_foresaw_is_logged_by_kind_and_place_only(
     assert "DOE" not in f"{line} {answer.text} {caplog.text}"
 
 
-def test_without_its_broker_the_service_is_degraded_and_stores(tmp_path: Path) -> None:
+def test_the_service_stores_without_its_broker_and_is_degraded(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         broker = f"amqp://guest:guest@127.0.0.1:{closed.getsockname()[1]}/"
@@ -135,7 +135,7 @@ def test_without_its_broker_the_service_is_degraded_and_stores(tmp_path: Path) -
     assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
 
 
-def test_what_cannot_be_handed_over_is_counted_until_it_can(tmp_path: Path) -> None:
+def test_failed_announcements_are_counted(tmp_path: Path) -> None:
     in_the_way = tmp_path / "workflow-requests"
     in_the_way.write_text("where the folder should be")
     with running("run", tmp_path) as service:
@@ -152,7 +152,7 @@ def test_what_cannot_be_handed_over_is_counted_until_it_can(tmp_path: Path) -> N
         assert service.metric("stowgate_attempts_failed_total", kind="permanent") == 0
 
 
-def test_more_uploads_than_there_is_room_for_are_429(tmp_path: Path) -> None:
+def test_uploads_over_the_maximum_are_429(tmp_path: Path) -> None:
     with running(
         "run", tmp_path, STOWGATE_MAX_UPLOADS="1", STOWGATE_UPLOAD_WAIT_SECONDS="0"
     ) as service:

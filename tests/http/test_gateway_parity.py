@@ -1,4 +1,4 @@
-"""What the MONAI Informatics Gateway documents of its STOW-RS service, seen from a sender.
+"""The documented STOW-RS behaviour of the MONAI Informatics Gateway, from a sender's view.
 
 The paths, codes and shapes are those of its `docs/api/rest/dicomweb-stow.md` and of `config/vae`.
 `docs/migrating.md` says where Stowgate differs from what it documents, or from what it does.
@@ -25,7 +25,7 @@ MIGRATING = Path(__file__).parents[2] / "docs" / "migrating.md"
 
 MADE_OF = {
     "CT": ("CT_small.dcm", {}),
-    # There is no mammogram in the packages.
+    # The packages contain no mammogram.
     "MG": (
         "CT_small.dcm",
         {"Modality": "MG", "SOPClassUID": DigitalMammographyXRayImageStorageForPresentation},
@@ -35,7 +35,7 @@ MADE_OF = {
     "RT": ("rtplan.dcm", {}),
 }
 
-# The path, what a VAE of it names, and what the workflow request then has.
+# The path, the workflows of its VAE, and those of the workflow request.
 PATHS = {
     "/dicomweb/studies": [],
     "/dicomweb/MyWorkflow/studies": ["MyWorkflow"],
@@ -45,7 +45,7 @@ PATHS = {
 
 
 def study_of(modality: str, instances: int) -> tuple[str, list[bytes]]:
-    """A new study of so many instances."""
+    """A new study with that many instances."""
     file, elements = MADE_OF[modality]
     study = generate_uid()
     made = [new_instance(file, StudyInstanceUID=study, **elements) for _ in range(instances)]
@@ -93,7 +93,7 @@ def test_a_study_of_any_modality_is_stored_and_opens_one_workflow_request(
 
 
 @pytest.mark.parametrize("modality", MADE_OF)
-def test_a_single_instance_is_taken_without_multipart(stowgate: Service, modality: str) -> None:
+def test_a_single_instance_is_accepted_without_multipart(stowgate: Service, modality: str) -> None:
     _, (instance,) = study_of(modality, 1)
 
     answer = stowgate.post("/dicomweb/studies/", instance, "application/dicom")
@@ -102,7 +102,7 @@ def test_a_single_instance_is_taken_without_multipart(stowgate: Service, modalit
     assert stored_bytes(stowgate, answer.headers["X-Payload-ID"]) == [instance]
 
 
-def test_two_studies_in_one_post_are_one_request(stowgate: Service) -> None:
+def test_two_studies_in_one_post_open_one_request(stowgate: Service) -> None:
     instances = study_of("MG", 1)[1] + study_of("MG", 2)[1]
 
     answer = stowgate.post("/dicomweb/studies", *multipart(*instances))
@@ -110,7 +110,7 @@ def test_two_studies_in_one_post_are_one_request(stowgate: Service) -> None:
     assert stowgate.opened(answer.headers["X-Payload-ID"])["file_count"] == 3
 
 
-def test_one_study_in_two_posts_is_two_requests(stowgate: Service) -> None:
+def test_one_study_in_two_posts_opens_two_requests(stowgate: Service) -> None:
     study, instances = study_of("MR", 2)
 
     answers = [
@@ -125,10 +125,10 @@ def test_one_study_in_two_posts_is_two_requests(stowgate: Service) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_another_study_than_the_url_names_is_stored_with_warning_b007(
+def test_another_study_than_in_the_url_is_stored_with_warning_b007(
     stowgate: Service, aet: str, path: str
 ) -> None:
-    """As the Gateway documents it."""
+    """A VAE in the Gateway's documented format."""
     _, instances = study_of("CT", 2)
 
     answer = stowgate.post(f"{path.format(aet=aet)}/{generate_uid()}", *multipart(*instances))
@@ -141,7 +141,7 @@ def test_another_study_than_the_url_names_is_stored_with_warning_b007(
     assert stored_bytes(stowgate, payload_id) == sorted(instances)
 
 
-def test_what_could_not_be_stored_is_409_alone_and_202_beside_others(stowgate: Service) -> None:
+def test_a_failed_instance_is_409_alone_and_202_with_stored_ones(stowgate: Service) -> None:
     alone = stowgate.post("/dicomweb/studies", b"no DICOM", "application/dicom")
     beside = stowgate.post("/dicomweb/studies", *multipart(b"no DICOM", new_instance()))
 
@@ -160,7 +160,7 @@ def test_what_could_not_be_stored_is_409_alone_and_202_beside_others(stowgate: S
         "/dicomweb/MyWorkflow/studies/1.2.x",
     ],
 )
-def test_an_unknown_vae_and_an_illegal_study_are_400_with_problem_details(
+def test_an_unknown_vae_and_an_invalid_study_are_400_with_problem_details(
     stowgate: Service, path: str
 ) -> None:
     answer = stowgate.post(path, real_file(), "application/dicom")
@@ -170,7 +170,7 @@ def test_an_unknown_vae_and_an_illegal_study_are_400_with_problem_details(
     assert answer.json()["status"] == 400
 
 
-def test_a_workflow_that_nobody_knows_is_for_the_workflow_manager_to_judge(
+def test_an_unknown_workflow_is_passed_to_the_workflow_manager(
     stowgate: Service,
 ) -> None:
     answer = stowgate.post(f"/dicomweb/{uuid4()}/studies", new_instance(), "application/dicom")
@@ -179,7 +179,7 @@ def test_a_workflow_that_nobody_knows_is_for_the_workflow_manager_to_judge(
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_data_is_204_and_another_media_type_415_both_without_a_body(
+def test_no_data_is_204_and_another_media_type_is_415_without_a_body(
     stowgate: Service, aet: str, path: str
 ) -> None:
     empty = stowgate.post(path.format(aet=aet), b"", "application/dicom")
@@ -190,7 +190,7 @@ def test_no_data_is_204_and_another_media_type_415_both_without_a_body(
 
 
 def of_a_gateway(name: str, **fields: Any) -> dict[str, Any]:
-    """As the Gateway lists it, with its identifier and what it knows nothing of."""
+    """A VAE as the Gateway lists it, with fields that Stowgate does not know."""
     return {
         "id": str(uuid4()),
         "name": name,
@@ -211,7 +211,7 @@ def gateway(*vaes: dict[str, Any]) -> AbstractContextManager[str]:
 
 @contextmanager
 def saying(listed: bytes) -> Iterator[str]:
-    """The `GET /config/vae` of a Gateway: its URL."""
+    """The URL of a Gateway that answers `GET /config/vae`."""
 
     class Listing(Answering):
         def do_GET(self) -> None:
@@ -223,7 +223,7 @@ def saying(listed: bytes) -> Iterator[str]:
 
 
 def copied(stowgate: Service, source_url: str, *more: str) -> "subprocess.CompletedProcess[str]":
-    """What `docs/migrating.md` says to do, with the URLs of this test."""
+    """The commands of `docs/migrating.md`, with the URLs of this test."""
     (line,) = re.findall(r"^\$ \.venv/bin/stowgate (vae copy .*)$", MIGRATING.read_text(), re.M)
     urls = {"http://gateway:5000": source_url, "http://stowgate:8080": stowgate.url}
     return subprocess.run(
@@ -239,7 +239,7 @@ def copied(stowgate: Service, source_url: str, *more: str) -> "subprocess.Comple
 PLUG_IN = "Monai.Deploy.Example.PlugIn, Monai.Deploy.Example"
 
 
-def test_a_vae_with_plug_ins_is_copied_only_when_told_to_leave_them_out(stowgate: Service) -> None:
+def test_a_vae_with_plug_ins_is_copied_only_with_the_option_to_drop_them(stowgate: Service) -> None:
     plain, changing = (f"v-{uuid4().hex[:6]}" for _ in range(2))
     vaes = [of_a_gateway(changing, plugInAssemblies=[PLUG_IN]), of_a_gateway(plain)]
     with gateway(*vaes) as source_url:
@@ -255,7 +255,7 @@ def test_a_vae_with_plug_ins_is_copied_only_when_told_to_leave_them_out(stowgate
     assert stowgate.get(f"/config/vae/{changing}").json()["plugInAssemblies"] == []
 
 
-def test_the_vaes_of_a_gateway_are_copied_as_they_are(stowgate: Service) -> None:
+def test_the_vaes_of_a_gateway_are_copied_unchanged(stowgate: Service) -> None:
     names = [f"v-{uuid4().hex[:6]}" for _ in range(2)]
     vaes = [
         of_a_gateway(names[0], workflows=["a", "b"]),
@@ -274,7 +274,9 @@ def test_the_vaes_of_a_gateway_are_copied_as_they_are(stowgate: Service) -> None
             assert shown[field] == vae[field]
 
 
-def test_a_vae_that_cannot_be_here_is_told_and_the_others_are_copied(stowgate: Service) -> None:
+def test_a_vae_that_cannot_be_created_is_reported_and_the_others_are_copied(
+    stowgate: Service,
+) -> None:
     good, long = f"v-{uuid4().hex[:6]}", "longer-than-15-characters"
     with gateway(of_a_gateway(long), of_a_gateway(good)) as source_url:
         done = copied(stowgate, source_url)
@@ -285,7 +287,9 @@ def test_a_vae_that_cannot_be_here_is_told_and_the_others_are_copied(stowgate: S
 
 
 @pytest.mark.parametrize("said", [b"<html>", b"", b'{"status": "ok"}', b"[null]"])
-def test_a_source_that_lists_no_vaes_is_one_line(stowgate: Service, said: bytes) -> None:
+def test_a_source_without_a_list_of_vaes_is_reported_in_one_line(
+    stowgate: Service, said: bytes
+) -> None:
     with saying(said) as source_url:
         done = copied(stowgate, source_url)
 
@@ -294,7 +298,7 @@ def test_a_source_that_lists_no_vaes_is_one_line(stowgate: Service, said: bytes)
     assert source_url in line
 
 
-def test_a_source_that_is_dead_is_not_taken_for_this_stowgate(stowgate: Service) -> None:
+def test_an_unreachable_source_is_not_reported_as_this_stowgate(stowgate: Service) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         done = copied(stowgate, f"http://127.0.0.1:{closed.getsockname()[1]}")
@@ -304,7 +308,7 @@ def test_a_source_that_is_dead_is_not_taken_for_this_stowgate(stowgate: Service)
     assert "is another Stowgate or an Informatics Gateway running there?" in line
 
 
-def test_administration_has_the_shapes_of_the_gateway(stowgate: Service) -> None:
+def test_administration_has_the_json_shapes_of_the_gateway(stowgate: Service) -> None:
     url, name = f"{stowgate.url}/config/vae", f"v-{uuid4().hex[:6]}"
     given = {"name": name, "virtualAeTitle": name, "workflows": [str(UUID(int=1))]}
 
@@ -323,7 +327,7 @@ def test_administration_has_the_shapes_of_the_gateway(stowgate: Service) -> None
     assert requests.get(f"{url}/plug-ins", timeout=30).json() == {}
 
 
-def test_an_instance_keeps_the_study_that_it_says_it_is_of(stowgate: Service) -> None:
+def test_an_instance_keeps_its_own_study_instance_uid(stowgate: Service) -> None:
     _, (instance,) = study_of("RT", 1)
     answer = stowgate.post(f"/dicomweb/studies/{generate_uid()}", instance, "application/dicom")
 

@@ -1,4 +1,4 @@
-"""Idempotency-Key: the same POST again gets the first answer and opens nothing new."""
+"""Idempotency-Key: a repeated POST gets the first answer and opens nothing new."""
 
 import time
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def _payloads(service: Service) -> int:
     return len(service.get("/payloads?limit=200").json()["payloads"])
 
 
-def test_the_same_key_again_gets_the_first_answers_bytes_and_opens_nothing(
+def test_a_repeated_key_gets_the_first_answer_and_opens_nothing(
     stowgate: Service,
 ) -> None:
     key, other_study = str(uuid4()), generate_uid()
@@ -56,7 +56,7 @@ def test_the_same_key_again_gets_the_first_answers_bytes_and_opens_nothing(
     assert _payloads(stowgate) == before
 
 
-def test_xml_stays_xml(stowgate: Service) -> None:
+def test_a_repeated_xml_answer_is_xml_again(stowgate: Service) -> None:
     key, instance = str(uuid4()), new_instance()
 
     first = _post(stowgate, key, instance, Accept="application/dicom+xml")
@@ -66,7 +66,7 @@ def test_xml_stays_xml(stowgate: Service) -> None:
     assert first.content == again.content
 
 
-def test_another_body_under_the_key_is_422(stowgate: Service) -> None:
+def test_another_body_with_the_same_key_is_422(stowgate: Service) -> None:
     key = str(uuid4())
     assert _post(stowgate, key, new_instance()).status_code == 200
 
@@ -84,7 +84,7 @@ def test_another_body_under_the_key_is_422(stowgate: Service) -> None:
         ([b"."] * (MAX_PARTS + 1), f"the request has more parts than the limit of {MAX_PARTS}"),
     ],
 )
-def test_a_used_key_brings_nobody_past_the_limits(
+def test_a_used_key_does_not_bypass_the_limits(
     stowgate: Service, instances: list[bytes], words: str
 ) -> None:
     key = str(uuid4())
@@ -95,7 +95,7 @@ def test_a_used_key_brings_nobody_past_the_limits(
     assert (answer.status_code, answer.json()["detail"]) == (413, words)
 
 
-def test_another_path_is_another_key(stowgate: Service) -> None:
+def test_the_same_key_for_another_path_is_another_key(stowgate: Service) -> None:
     key, instance = str(uuid4()), new_instance()
 
     one = _post(stowgate, key, instance)
@@ -106,14 +106,14 @@ def test_another_path_is_another_key(stowgate: Service) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256, "with space", "tab\tbed"])
-def test_a_key_that_is_none_is_400(stowgate: Service, key: str) -> None:
+def test_an_invalid_key_is_400(stowgate: Service, key: str) -> None:
     answer = _post(stowgate, key, new_instance())
 
     assert answer.status_code == 400
     assert "Idempotency-Key" in answer.json()["detail"]
 
 
-def test_a_refused_post_leaves_its_key_free(stowgate: Service) -> None:
+def test_a_refused_post_releases_its_key(stowgate: Service) -> None:
     key, instance = str(uuid4()), new_instance()
     body, content_type = multipart(instance)
     cut = stowgate.post(STUDIES, body[:-10], content_type, **{"Idempotency-Key": key})
@@ -124,7 +124,9 @@ def test_a_refused_post_leaves_its_key_free(stowgate: Service) -> None:
     assert (cut.status_code, nothing_stored.status_code, answer.status_code) == (400, 409, 200)
 
 
-def test_of_many_at_once_one_runs_and_the_others_get_409_or_its_answer(stowgate: Service) -> None:
+def test_one_of_many_concurrent_posts_runs_and_the_others_get_409_or_its_answer(
+    stowgate: Service,
+) -> None:
     key, instances = str(uuid4()), [new_instance() for _ in range(10)]
 
     with ThreadPoolExecutor(8) as pool:
@@ -154,7 +156,7 @@ def replicas(tmp_path: Path) -> Iterator[tuple[Service, Service]]:
         yield both
 
 
-def test_a_key_counts_at_every_replica(replicas: tuple[Service, Service]) -> None:
+def test_a_key_is_valid_at_every_replica(replicas: tuple[Service, Service]) -> None:
     key, instance = str(uuid4()), new_instance()
 
     first, again = (_post(replica, key, instance) for replica in replicas)
@@ -216,7 +218,7 @@ def test_a_long_upload_keeps_its_key(replicas: tuple[Service, Service]) -> None:
         for start in range(0, len(whole), 1 << 20):
             yield whole[start : start + (1 << 20)]
             seen.append(_post(two, key, small).status_code)
-            # Longer than the lease in all, and never for so long without a piece.
+            # In total longer than the lease, with shorter pauses between the pieces.
             time.sleep(0.5)
 
     answer = one.post(

@@ -21,7 +21,7 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def body() -> tuple[bytes, str]:
-    """The last part is no DICOM, so that there is more than one list in the answer."""
+    """The last part is not DICOM, so that there is more than one list in the answer."""
     return multipart(*one_series(COUNT), b"no DICOM")
 
 

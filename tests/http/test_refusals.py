@@ -1,4 +1,4 @@
-"""What bad input gets: a status, words, nothing stored and nothing announced."""
+"""Invalid input: a status, an explanation, nothing stored and nothing announced."""
 
 import gzip
 import select
@@ -16,7 +16,7 @@ from limits import MAX_BODY_BYTES, MAX_PART_BYTES, MAX_PARTS
 from service import Service, wait_for
 
 HEAD = f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-# What PS3.18 10.5 has beside instances: metadata, and the bulk data that it refers to.
+# PS3.18 10.5 also defines metadata, and the bulk data that they refer to.
 METADATA = (
     b"--x\r\nContent-Type: application/dicom+json\r\n\r\n[{}]\r\n"
     b"--x\r\nContent-Type: application/octet-stream\r\nContent-Location: bulk/1\r\n\r\n\0\0\r\n"
@@ -27,10 +27,10 @@ MULTIPART = f'multipart/related; type="application/dicom"; boundary="{BOUNDARY}"
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(stowgate: Service) -> Iterator[None]:
-    """Whatever a test here sends, no object and no record may come of it."""
+    """No test of this module may leave an object or a record."""
 
     def all_opened() -> bool:
-        """What other tests had sent before is opened."""
+        """Payloads of earlier tests are opened."""
         pending = (stowgate.data / "stowgate" / "pending").glob("*.json")
         with suppress(FileNotFoundError):
             return not any(path.stat().st_size for path in pending)
@@ -87,7 +87,7 @@ def _problem(answer: Any, status: int) -> str:
         ("/dicomweb/w\u00e9/studies", "workflow id"),
     ],
 )
-def test_a_path_that_breaks_a_rule_is_400_and_says_which(
+def test_a_path_that_violates_a_rule_is_400_with_the_rule(
     stowgate: Service, path: str, words: str
 ) -> None:
     detail = _problem(stowgate.post(path, new_instance(), "application/dicom"), 400)
@@ -128,7 +128,7 @@ def test_a_multipart_body_that_is_malformed_is_400(
     assert words in detail
 
 
-def test_a_good_part_before_the_damage_is_not_kept(stowgate: Service) -> None:
+def test_a_valid_part_before_the_damage_is_not_kept(stowgate: Service) -> None:
     body, content_type = multipart(*[new_instance() for _ in range(5)])
 
     _problem(stowgate.post("/dicomweb/studies", body[:-10], content_type), 400)
@@ -150,9 +150,7 @@ def test_a_chunked_body_that_is_empty_is_400(stowgate: Service, content_type: st
     ],
     ids=["Content-Length", "chunked", "chunk size"],
 )
-def test_a_body_that_does_not_arrive_whole_is_400(
-    stowgate: Service, head: str, sent: bytes
-) -> None:
+def test_an_incomplete_body_is_400(stowgate: Service, head: str, sent: bytes) -> None:
     answer = _exchange(stowgate, head, sent)
 
     assert answer.startswith(b"HTTP/1.1 400 ")
@@ -166,7 +164,9 @@ def test_a_sender_that_stalls_is_cut_off_with_408(stowgate: Service) -> None:
     assert b"timed out between bytes 0 and 39206" in answer
 
 
-def test_a_sender_that_goes_on_after_it_was_cut_off_gets_to_see_why(stowgate: Service) -> None:
+def test_a_sender_that_continues_after_it_was_cut_off_receives_the_reason(
+    stowgate: Service,
+) -> None:
     address = urlsplit(stowgate.url)
     with socket.create_connection((address.hostname or "", address.port or 0), 30) as connection:
         connection.sendall(
@@ -180,7 +180,7 @@ def test_a_sender_that_goes_on_after_it_was_cut_off_gets_to_see_why(stowgate: Se
         assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_sender_that_trickles_is_cut_off_with_408(stowgate: Service) -> None:
+def test_a_sender_that_is_too_slow_is_cut_off_with_408(stowgate: Service) -> None:
     address = urlsplit(stowgate.url)
     with socket.create_connection((address.hostname or "", address.port or 0), 30) as connection:
         connection.sendall(
@@ -226,7 +226,7 @@ def _exchange(stowgate: Service, head: str, sent: bytes, *, finish: bool = True)
     ],
     ids=["body", "chunked body", "only part", "part", "part count", "part after good ones"],
 )
-def test_what_is_over_a_limit_is_413_and_names_the_limit(
+def test_a_body_over_a_limit_is_413_with_the_limit(
     stowgate: Service, body: Any, content_type: str
 ) -> None:
     if content_type == MULTIPART and not isinstance(body, bytes):
@@ -237,7 +237,7 @@ def test_what_is_over_a_limit_is_413_and_names_the_limit(
     assert any(str(limit) in detail for limit in (MAX_BODY_BYTES, MAX_PART_BYTES, MAX_PARTS))
 
 
-def test_a_sender_in_the_middle_of_a_large_body_gets_to_see_the_refusal(
+def test_a_sender_of_a_large_body_receives_the_refusal(
     stowgate: Service,
 ) -> None:
     for _ in range(5):
@@ -293,7 +293,7 @@ def test_a_part_may_be_as_large_as_the_limit(stowgate: Service) -> None:
         "only foreign parts",
     ],
 )
-def test_another_media_type_or_coding_is_415_without_body(
+def test_another_media_type_or_coding_is_415_without_a_body(
     stowgate: Service, body: bytes, content_type: str | None, headers: dict[str, str]
 ) -> None:
     answer = stowgate.post("/dicomweb/studies", body, content_type, **headers)
@@ -340,7 +340,7 @@ def test_another_media_type_or_coding_is_415_without_body(
         "transfer syntax",
     ],
 )
-def test_an_instance_that_cannot_be_stored_is_409_with_its_reason_in_words(
+def test_an_instance_that_cannot_be_stored_is_409_with_its_reason(
     stowgate: Service, instance: bytes, reason: int, words: str
 ) -> None:
     requests = [multipart(instance)]
@@ -362,7 +362,7 @@ def test_an_instance_that_cannot_be_stored_is_409_with_its_reason_in_words(
 
 @pytest.mark.parametrize("illegal", ["1.2." + "3" * 63, "1.2.letters", "../../../etc", "1.2\\1.3"])
 @pytest.mark.parametrize("keyword", ["SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"])
-def test_an_illegal_uid_in_an_instance_never_becomes_a_name(
+def test_an_invalid_uid_in_an_instance_never_becomes_an_object_name(
     stowgate: Service, keyword: str, illegal: str
 ) -> None:
     ds_bytes = new_instance(**{keyword: "9" * 60}).replace(
@@ -410,7 +410,7 @@ FORMS = [
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "PATCH"])
 @pytest.mark.parametrize("path", [*FORMS, "/dicomweb/studies/1.2/series/1.3/instances"])
-def test_another_method_is_405_with_those_that_are_allowed(
+def test_another_method_is_405_with_the_allowed_methods(
     stowgate: Service, method: str, path: str
 ) -> None:
     answer = requests.request(method, stowgate.url + path, timeout=30)
@@ -428,7 +428,7 @@ def test_another_method_is_405_with_those_that_are_allowed(
     [("/dicomweb", 405), ("/dicomweb/", 405), ("/dicomweb/series", 404), ("/dicomweb/a/b", 404)],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_path_that_is_not_served_says_where_to_store(
+def test_an_unknown_path_is_404_with_the_paths_for_storing(
     stowgate: Service, method: str, path: str, status: int
 ) -> None:
     answer = requests.request(method, stowgate.url + path, timeout=30)
@@ -437,7 +437,7 @@ def test_a_path_that_is_not_served_says_where_to_store(
     assert "POST instances to /dicomweb/studies" in answer.json()["detail"]
 
 
-def test_what_is_not_there_is_404_in_words(stowgate: Service) -> None:
+def test_a_missing_resource_is_404_with_an_explanation(stowgate: Service) -> None:
     answer = stowgate.get("/nowhere")
 
     assert answer.status_code == 404
@@ -446,7 +446,7 @@ def test_what_is_not_there_is_404_in_words(stowgate: Service) -> None:
 
 
 @pytest.mark.parametrize("path", FORMS)
-def test_options_tell_the_methods_and_the_media_types(stowgate: Service, path: str) -> None:
+def test_options_lists_the_methods_and_the_media_types(stowgate: Service, path: str) -> None:
     answer = requests.options(stowgate.url + path, timeout=30)
 
     assert answer.status_code == 204
@@ -454,7 +454,7 @@ def test_options_tell_the_methods_and_the_media_types(stowgate: Service, path: s
     assert "application/dicom, multipart/related" in answer.headers["Accept-Post"]
 
 
-def test_options_of_the_service_are_its_capabilities(stowgate: Service) -> None:
+def test_options_of_the_service_returns_its_capabilities(stowgate: Service) -> None:
     """PS3.18 8.9 and Annex H."""
     answer = requests.options(f"{stowgate.url}/dicomweb/", timeout=30)
 

@@ -1,4 +1,4 @@
-"""What failed or was refused, and once more: the API and `stowgate payloads`."""
+"""Replays of failed and refused payloads, by the API and `stowgate payloads`."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def _payloads(*arguments: str, url: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_failed_payload_says_why_and_opens_under_its_own_id_when_replayed(api: Service) -> None:
+def test_a_failed_payload_shows_the_reason_and_is_replayed_with_its_own_id(api: Service) -> None:
     (payload_id,) = _fail(api, 1)
     failed = api.get(f"/payloads/{payload_id}").json()
     assert "there is no" in failed["last_error"]
@@ -75,7 +75,7 @@ def test_a_failed_payload_says_why_and_opens_under_its_own_id_when_replayed(api:
     assert [path.stem for path in requests_shown] == [payload_id]
 
 
-def test_what_failed_is_counted_as_long_as_it_needs_a_person(api: Service) -> None:
+def test_failed_payloads_are_counted_until_they_are_replayed(api: Service) -> None:
     answer = api.post("/dicomweb/studies", new_instance(), "application/dicom")
     payload_id = answer.headers["X-Payload-ID"]
     shutil.move(api.data / "monaideploy" / payload_id, api.data / payload_id)
@@ -90,7 +90,7 @@ def test_what_failed_is_counted_as_long_as_it_needs_a_person(api: Service) -> No
         wait_for(lambda: worker.metric("stowgate_failed") == 0)
 
 
-def test_of_many_replays_at_once_one_is_taken(api: Service) -> None:
+def test_one_of_many_concurrent_replays_is_accepted(api: Service) -> None:
     (payload_id,) = _fail(api, 1)
 
     with ThreadPoolExecutor(8) as pool:
@@ -99,7 +99,7 @@ def test_of_many_replays_at_once_one_is_taken(api: Service) -> None:
     assert sorted(answers) == [202] + [409] * 7
 
 
-def test_only_what_is_failed_can_be_replayed(api: Service) -> None:
+def test_only_failed_payloads_can_be_replayed(api: Service) -> None:
     answer = api.post("/dicomweb/studies", new_instance(), "application/dicom")
 
     pending = _replay(api, answer.headers["X-Payload-ID"])
@@ -109,7 +109,7 @@ def test_only_what_is_failed_can_be_replayed(api: Service) -> None:
     assert "pending" in pending.json()["detail"]
 
 
-def test_commands_list_show_and_replay_what_failed(api: Service) -> None:
+def test_commands_list_show_and_replay_failed_payloads(api: Service) -> None:
     ids = _fail(api, 3)
 
     listed = _payloads("list", "--state", "failed", url=api.url)
@@ -134,7 +134,7 @@ def test_commands_list_show_and_replay_what_failed(api: Service) -> None:
 
 
 def _refuse(api: Service, count: int) -> list[str]:
-    """Opened payloads that the Workflow Manager refused, as a worker notes it; no worker runs."""
+    """Refused payloads, as a worker records them; no worker is running."""
     ids = []
     for _ in range(count):
         answer = api.post("/dicomweb/studies", new_instance(), "application/dicom")
@@ -153,7 +153,7 @@ def _note_refusal(api: Service, payload_id: str, number: int) -> None:
     )
 
 
-def test_a_refused_payload_is_shown_listed_and_replayed_under_its_own_id(api: Service) -> None:
+def test_a_refused_payload_is_shown_listed_and_replayed_with_its_own_id(api: Service) -> None:
     first, second = _refuse(api, 2)
     shown = api.get(f"/payloads/{first}").json()
     before = api.get("/payloads").json()["payloads"]
@@ -213,7 +213,7 @@ def test_replays_are_listed_among_the_pending_page_by_page(api: Service) -> None
         assert found == expected
 
 
-def test_commands_replay_what_was_refused_the_oldest_first(api: Service) -> None:
+def test_commands_replay_refused_payloads_oldest_first(api: Service) -> None:
     ids = _refuse(api, 2)
 
     listed = _payloads("list", "--state", "refused", url=api.url)
@@ -225,7 +225,7 @@ def test_commands_replay_what_was_refused_the_oldest_first(api: Service) -> None
     assert replayed.stdout == f"{ids[0]}  pending\n{ids[1]}  pending\n"
 
 
-def test_a_payload_whose_objects_are_gone_is_not_replayed(api: Service) -> None:
+def test_a_payload_without_objects_is_not_replayed(api: Service) -> None:
     (payload_id,) = _refuse(api, 1)
     shutil.rmtree(api.data / "monaideploy" / payload_id)
 
@@ -235,7 +235,7 @@ def test_a_payload_whose_objects_are_gone_is_not_replayed(api: Service) -> None:
     assert "objects are gone" in answer.json()["detail"]
 
 
-def test_a_refusal_that_cannot_be_read_is_shown_without_its_reason(api: Service) -> None:
+def test_an_unreadable_refusal_is_shown_without_its_reason(api: Service) -> None:
     (payload_id,) = _refuse(api, 1)
     (note,) = (api.data / "stowgate" / "refused").rglob("*.json")
     note.write_text("{")

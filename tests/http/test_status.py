@@ -1,4 +1,4 @@
-"""Progress, health, metrics and the description of it all."""
+"""Progress, health, metrics and the OpenAPI document."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def _post(stowgate: Service) -> str:
     return str(answer.headers["X-Payload-ID"])
 
 
-def test_a_payload_tells_everything_about_itself(stowgate: Service) -> None:
+def test_a_payload_shows_its_progress_and_its_request(stowgate: Service) -> None:
     payload_id = _post(stowgate)
 
     payload = stowgate.opened(payload_id)
@@ -70,7 +70,7 @@ def test_a_payload_tells_everything_about_itself(stowgate: Service) -> None:
     assert payload["received_at"].endswith("Z")
 
 
-def test_status_link_leads_to_the_payload(stowgate: Service) -> None:
+def test_the_status_link_leads_to_the_payload(stowgate: Service) -> None:
     answer = stowgate.post("/dicomweb/studies", new_instance(), "application/dicom")
 
     link = requests.utils.parse_header_links(answer.headers["Link"])[0]
@@ -86,7 +86,7 @@ def test_an_unknown_payload_is_404(stowgate: Service, payload_id: str) -> None:
     assert stowgate.get(f"/payloads/{payload_id}").status_code == 404
 
 
-def test_the_list_is_newest_first_and_goes_on_at_its_cursor(stowgate: Service) -> None:
+def test_the_list_is_newest_first_and_continues_at_its_cursor(stowgate: Service) -> None:
     sent = [_post(stowgate) for _ in range(6)]
     for payload_id in sent:
         stowgate.opened(payload_id)
@@ -99,18 +99,18 @@ def test_the_list_is_newest_first_and_goes_on_at_its_cursor(stowgate: Service) -
 
     listed = [payload_id for page in pages for payload_id in page]
     assert [len(page) for page in pages] == [2, 2, 2]
-    # Ids of one millisecond have no order among them.
+    # Ids of the same millisecond have no defined order.
     assert set(listed) == set(sent)
     received = [stowgate.get(f"/payloads/{i}").json()["received_at"] for i in listed]
     assert [r[:23] for r in received] == sorted((r[:23] for r in received), reverse=True)
 
 
-def test_the_list_can_be_had_by_state(stowgate: Service) -> None:
+def test_the_list_can_be_filtered_by_state(stowgate: Service) -> None:
     payload_id = _post(stowgate)
     stowgate.opened(payload_id)
 
     def listed() -> list[dict[str, object]] | None:
-        # A record says that it is opened before it is moved to where those are listed.
+        # A record is marked as opened before it is moved to opened/.
         page = stowgate.get("/payloads?state=opened&limit=200").json()["payloads"]
         return page if payload_id in {payload["payload_id"] for payload in page} else None
 
@@ -134,7 +134,7 @@ def test_the_list_can_be_had_by_state(stowgate: Service) -> None:
         "cursor=x",
     ],
 )
-def test_a_list_asked_for_wrongly_is_400(stowgate: Service, query: str) -> None:
+def test_a_list_with_invalid_parameters_is_400(stowgate: Service, query: str) -> None:
     answer = stowgate.get(f"/payloads?{query}")
 
     assert answer.status_code == 400
@@ -157,7 +157,7 @@ def test_health_is_live_and_ready_with_every_dependency(stowgate: Service) -> No
     }
 
 
-def test_metrics_count_what_happened_and_name_no_identifier(tmp_path: Path) -> None:
+def test_metrics_have_no_identifiers(tmp_path: Path) -> None:
     good, of_another_study = new_instance(), new_instance(StudyInstanceUID="2.25.4711")
     study = uid(good, "StudyInstanceUID")
     with running("run", tmp_path) as service:
@@ -227,7 +227,7 @@ def test_the_openapi_document_has_the_fields_that_are_accepted_and_answered(
 
     fields = {field.data_key or field.name for field in schema.fields.values()}
     if name == "VaeChange":
-        fields.add("virtualAeTitle")  # which is ignored, as the Informatics Gateway does
+        fields.add("virtualAeTitle")  # ignored, as by the Informatics Gateway
     assert set(described) == fields
 
 

@@ -1,4 +1,4 @@
-"""What is stored, and how the answer says so: contract of the Store transaction."""
+"""The contract of the Store transaction: stored objects and answers."""
 
 import hashlib
 import json
@@ -115,7 +115,7 @@ def test_the_embedded_run_shows_the_request_in_the_data_folder(stowgate: Service
     assert request["properties"]["type"] == "WorkflowRequestEvent"
 
 
-def test_each_post_opens_a_request_of_its_own(stowgate: Service) -> None:
+def test_each_post_opens_its_own_request(stowgate: Service) -> None:
     instance = new_instance()
 
     answers = [stowgate.post("/dicomweb/studies", *multipart(instance)) for _ in range(3)]
@@ -125,7 +125,7 @@ def test_each_post_opens_a_request_of_its_own(stowgate: Service) -> None:
     assert all(stowgate.opened(payload_id)["file_count"] == 1 for payload_id in ids)
 
 
-def test_an_instance_of_another_study_than_the_url_names_is_stored_with_warning_b007(
+def test_an_instance_of_another_study_than_in_the_url_is_stored_with_warning_b007(
     stowgate: Service,
 ) -> None:
     other_study = generate_uid()
@@ -141,7 +141,7 @@ def test_an_instance_of_another_study_than_the_url_names_is_stored_with_warning_
     assert f"dcm/{other_study}/" in payload["workflow_request"]["payload"][1]["path"]
 
 
-def test_what_cannot_be_stored_is_listed_with_its_reason_beside_what_is(stowgate: Service) -> None:
+def test_failed_instances_are_listed_with_their_reasons(stowgate: Service) -> None:
     good, nameless = new_instance(), new_instance(StudyInstanceUID=None)
 
     answer = stowgate.post("/dicomweb/studies", *multipart(b"no DICOM", good, nameless))
@@ -209,7 +209,7 @@ def test_a_request_without_data_is_answered_204_without_body(
     assert "X-Payload-ID" not in answer.headers
 
 
-def test_headers_say_who_it_is_and_where_to_follow_it(stowgate: Service) -> None:
+def test_headers_have_the_payload_id_and_the_status_link(stowgate: Service) -> None:
     correlation_id = str(uuid4())
 
     answer = stowgate.post(
@@ -228,7 +228,7 @@ def test_headers_say_who_it_is_and_where_to_follow_it(stowgate: Service) -> None
 
 
 @pytest.mark.parametrize("given", ["no-guid", "", "1" * 36])
-def test_a_correlation_id_that_is_no_guid_is_replaced(stowgate: Service, given: str) -> None:
+def test_an_invalid_correlation_id_is_replaced(stowgate: Service, given: str) -> None:
     answer = stowgate.post("/dicomweb/studies", b"x", "text/plain", **{"X-Correlation-ID": given})
 
     assert re.fullmatch(
@@ -261,7 +261,7 @@ def test_a_correlation_id_that_is_no_guid_is_replaced(stowgate: Service, given: 
         ("text/html;q=0.1, nonsense", "application/dicom+json"),
     ],
 )
-def test_xml_is_for_those_who_name_it_and_prefer_it_and_nobody_gets_406(
+def test_xml_is_sent_only_to_clients_that_prefer_it_and_406_never(
     stowgate: Service, accept: str, content_type: str
 ) -> None:
     answer = stowgate.post("/dicomweb/studies", new_instance(), "application/dicom", Accept=accept)
@@ -327,7 +327,7 @@ def _url_of(instance: bytes) -> str:
     return f"{ARCHIVE}/studies/{study}/series/{series}/instances/{sop}"
 
 
-def test_without_an_archive_a_retrieve_url_is_there_and_empty(stowgate: Service) -> None:
+def test_without_an_archive_the_retrieve_url_is_empty(stowgate: Service) -> None:
     stored = stowgate.post("/dicomweb/studies", *multipart(new_instance(), new_instance())).json()
     refused = stowgate.post("/dicomweb/studies", b"no DICOM", "application/dicom").json()
 
@@ -335,7 +335,7 @@ def test_without_an_archive_a_retrieve_url_is_there_and_empty(stowgate: Service)
     assert [item["00081190"] for item in stored["00081199"]["Value"]] == [EMPTY, EMPTY]
 
 
-def test_a_retrieve_url_is_that_of_the_archive(beside_an_archive: Service) -> None:
+def test_the_retrieve_url_is_that_of_the_archive(beside_an_archive: Service) -> None:
     instances = [new_instance(), new_instance()]
     lies = {"Host": "stowgate.example", "X-Forwarded-Host": "evil.example"}
     body, content_type = multipart(*instances)
@@ -350,7 +350,7 @@ def test_a_retrieve_url_is_that_of_the_archive(beside_an_archive: Service) -> No
     assert pydicom.Dataset.from_json(dataset).RetrieveURL == f"{ARCHIVE}/studies/{STUDY}"
 
 
-def test_of_several_studies_the_retrieve_url_is_the_archive_s_own(
+def test_the_retrieve_url_of_several_studies_is_the_archives_base_url(
     beside_an_archive: Service,
 ) -> None:
     instances = [new_instance(), new_instance(StudyInstanceUID=generate_uid()), b"no DICOM"]
@@ -364,14 +364,14 @@ def test_of_several_studies_the_retrieve_url_is_the_archive_s_own(
     assert "00081190" not in dataset["0008119A"]["Value"][0]
 
 
-def test_where_nothing_was_stored_there_is_nothing_to_retrieve(beside_an_archive: Service) -> None:
+def test_without_stored_instances_the_retrieve_url_is_empty(beside_an_archive: Service) -> None:
     answer = beside_an_archive.post("/dicomweb/studies", b"no DICOM", "application/dicom")
 
     assert answer.status_code == 409
     assert answer.json()["00081190"] == EMPTY
 
 
-def test_a_retrieve_url_is_in_the_xml_answer_too(beside_an_archive: Service) -> None:
+def test_the_xml_answer_has_the_retrieve_url_too(beside_an_archive: Service) -> None:
     instance = new_instance()
 
     answer = beside_an_archive.post(

@@ -13,10 +13,10 @@ from service import Service, running, wait_for
 GIB = 1 << 30
 PIECE = bytes(1 << 20)
 
-# Fixed cost of threads, buffers and allocator, whatever the body.
+# Fixed memory of threads, buffers and allocator.
 FLAT_BYTES = 96 << 20
 
-# A hundred bytes for each of 10,000 parts, and what the allocator makes of it.
+# 100 bytes for each of 10,000 parts, plus the allocator's overhead.
 MANY_PARTS_BYTES = 16 << 20
 
 
@@ -27,7 +27,7 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def _large_instance(pixel_bytes: int) -> Iterator[bytes]:
-    """A real file whose pixel data is this long."""
+    """A real file with pixel data of this size."""
     ds = pydicom.dcmread(BytesIO(new_instance()))
     ds.PixelData = b"\0\0\0\0"
     ds["PixelData"].VR = "OW"
@@ -63,7 +63,7 @@ def test_one_instance_of_2_gib_is_stored_in_flat_memory(roomy: Service) -> None:
 
 
 def _many(count: int, look: Callable[[], None]) -> Iterator[bytes]:
-    """A body of so many instances; `look` is called now and then."""
+    """A body of that many instances; `look` is called from time to time."""
     for number, instance in enumerate(one_series(count)):
         yield f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         yield instance + b"\r\n"

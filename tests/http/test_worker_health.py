@@ -1,4 +1,4 @@
-"""The address of a worker: health and metrics, for anybody who can reach it."""
+"""Health and metrics of a worker, which need no authentication."""
 
 import re
 import socket
@@ -14,7 +14,7 @@ from wire import connect
 
 @pytest.fixture(scope="module")
 def broker() -> str:
-    """One that refuses connections."""
+    """A broker that refuses connections."""
     with closing(socket.create_server(("127.0.0.1", 0))) as unused:
         port = unused.getsockname()[1]
     return f"amqp://guest:guest@127.0.0.1:{port}/a-secret-vhost"
@@ -33,7 +33,7 @@ def threads(service: Service) -> int:
     return int(found[1])
 
 
-def test_many_connections_to_a_worker_take_no_thread_each_and_it_is_still_live(
+def test_many_connections_to_a_worker_need_no_threads_and_it_stays_live(
     worker: Service,
 ) -> None:
     assert worker.get("/health/live").status_code == 200
@@ -44,11 +44,11 @@ def test_many_connections_to_a_worker_take_no_thread_each_and_it_is_still_live(
             sock.sendall(b"GET /health/live HTTP/1.1\r\n" * (number % 2))
 
         assert worker.get("/health/live").status_code == 200
-        # Those that reach for the broker come and go.
+        # The threads that connect to the broker come and go.
         assert threads(worker) < before + 20
 
 
-def test_a_worker_tells_strangers_states_and_its_log_the_reasons(worker: Service) -> None:
+def test_a_worker_shows_states_over_http_and_logs_the_reasons(worker: Service) -> None:
     ready = worker.get("/health/ready")
 
     assert ready.status_code == 200

@@ -63,7 +63,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @contextmanager
 def busy_until_one_is_turned_away(service: Service) -> Iterator[None]:
-    """The one slot is taken by an upload that is refused once another got its 429."""
+    """The only slot is occupied by an upload that is refused once another got its 429."""
     before = _count(service, 'stowgate_posts_total{status="429"}')
 
     def turned_away() -> bool:
@@ -322,7 +322,7 @@ def test_of_curl_that_gives_up_in_the_middle_nothing_is_left(curl: Path, stowgat
 
 @contextmanager
 def _standing_still(service: Service) -> Iterator[Callable[[], None]]:
-    """Connections are taken and nothing is answered, until what this yields is called."""
+    """Connections are accepted and nothing is answered, until what this yields is called."""
     process_ids = service.process_ids()
 
     def go_on() -> None:

@@ -1,4 +1,4 @@
-"""What is too long for a record, over a real folder store."""
+"""Attachments of a record, over a real folder store."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,16 +42,14 @@ def _attach(records: Records, data: bytes, name: Attachment = Attachment.INSTANC
     return added
 
 
-def test_attached_instances_are_those_that_a_record_would_have(records: Records) -> None:
+def test_attached_instances_equal_those_in_a_record(records: Records) -> None:
     attached = _attach(records, b"".join(LINES))
 
     assert [*records.instances(attached)] == INSTANCES
     assert [*records.instances(attached)] == [*records.instances(record(*INSTANCES))]
 
 
-def test_attached_instances_are_read_piece_by_piece(
-    records: Records, store: FolderObjectStore
-) -> None:
+def test_attached_instances_are_read_in_pieces(records: Records, store: FolderObjectStore) -> None:
     attached = _attach(records, b"".join(LINES))
     read: list[str] = []
     observed = Records(ObservedStore(store, before={"read_range": read.append}))
@@ -76,16 +74,14 @@ def test_attached_instances_are_read_piece_by_piece(
     ],
     ids=["empty", "one less", "cut", "one more", "no fields", "no JSON", "no UID"],
 )
-def test_instances_that_are_not_what_was_attached_are_never_taken_for_all(
-    records: Records, data: bytes
-) -> None:
+def test_a_damaged_attachment_of_instances_is_unreadable(records: Records, data: bytes) -> None:
     attached = _attach(records, data)
 
     with pytest.raises(AttachmentUnreadable, match=r"instances\.jsonl .* damaged; restore"):
         list(records.instances(attached))
 
 
-def test_what_is_missing_is_said_before_any_of_it_is_used(records: Records) -> None:
+def test_a_missing_attachment_is_reported_before_the_iteration(records: Records) -> None:
     with pytest.raises(AttachmentUnreadable, match=r"instances\.jsonl .* missing; restore"):
         records.instances(replace(record(), file_count=1, instances=None))
     with pytest.raises(AttachmentUnreadable, match=r"answer .* missing; restore"):
@@ -93,7 +89,7 @@ def test_what_is_missing_is_said_before_any_of_it_is_used(records: Records) -> N
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 256 << 10, (256 << 10) + 1])
-def test_an_answer_comes_back_as_it_was(records: Records, size_bytes: int) -> None:
+def test_an_attached_answer_is_read_back_unchanged(records: Records, size_bytes: int) -> None:
     answer = bytes(range(256)) * (size_bytes // 256) + b"x" * (size_bytes % 256)
     attached = _attach(records, answer, Attachment.ANSWER)
 
@@ -102,7 +98,7 @@ def test_an_answer_comes_back_as_it_was(records: Records, size_bytes: int) -> No
     assert b"".join(read) == answer
 
 
-def test_all_attachments_of_one_payload_are_removed_and_none_of_others(
+def test_only_the_attachments_of_one_payload_are_removed(
     records: Records, store: FolderObjectStore
 ) -> None:
     doomed, kept = _attach(records, b"x"), _attach(records, b"y")
@@ -117,7 +113,7 @@ def test_all_attachments_of_one_payload_are_removed_and_none_of_others(
 def test_a_copy_of_the_bucket_in_the_order_of_keys_has_the_attachments_of_its_records(
     records: Records, store: FolderObjectStore
 ) -> None:
-    """They are written before the record, so they must be copied after it."""
+    """Attachments are written before the record, so a backup must copy them after it."""
     attached = _attach(records, b"x")
     records.add(attached)
 

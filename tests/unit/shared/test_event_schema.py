@@ -11,7 +11,7 @@ PAYLOAD_ID = "0190b2f4-7c1e-7abc-8def-0123456789ab"
 CORRELATION_ID = "5f0c6f1e-6f0e-4d3c-9d64-1f2d3c4b5a69"
 
 
-def test_an_event_comes_back_as_it_was_sent() -> None:
+def test_an_event_is_decoded_as_it_was_encoded() -> None:
     event = InstancesStored(PAYLOAD_ID, CORRELATION_ID)
     assert decode(encode(event, "exchange", "key").body) == event
 
@@ -24,7 +24,7 @@ def test_fields_of_a_newer_service_are_ignored() -> None:
     assert decode(json.dumps({**sent, "priority": 7}).encode()) == event
 
 
-def test_an_event_of_a_newer_version_is_told_apart_from_a_malformed_one() -> None:
+def test_an_event_of_a_newer_version_is_not_malformed() -> None:
     with pytest.raises(NewerEvent, match=r"newer Stowgate \(version 2, this one reads up to 1"):
         decode(json.dumps({"version": 2, "payloads": [PAYLOAD_ID]}).encode())
 
@@ -48,7 +48,7 @@ def test_an_event_of_a_newer_version_is_told_apart_from_a_malformed_one() -> Non
     ],
     ids=lambda body: repr(body[:20]),
 )
-def test_anything_else_is_malformed_however_deep_and_is_not_repeated(body: bytes) -> None:
+def test_any_other_body_is_malformed_and_not_repeated(body: bytes) -> None:
     with pytest.raises(MalformedEvent) as refused:
         decode(body)
     assert str(refused.value) in (

@@ -1,4 +1,4 @@
-"""The ingest record: its shape on the wire and its moves, over a real folder store."""
+"""The ingest record: its encoding, and its states over a real folder store."""
 
 import errno
 import json
@@ -50,7 +50,7 @@ def records(tmp_path: Path) -> Records:
     return Records(store)
 
 
-def test_a_record_comes_back_as_it_was_written() -> None:
+def test_a_record_is_decoded_as_it_was_encoded() -> None:
     for written in (
         record(),
         replace(
@@ -95,8 +95,8 @@ NOTHING = asdict(NOTHING_LEFT_OUT)
     ],
     ids=str,
 )
-def test_a_record_with_a_value_of_another_kind_is_unreadable(changes: dict[str, object]) -> None:
-    """What was taken for a record would be used, and could not be written back."""
+def test_a_record_with_a_value_of_the_wrong_type_is_unreadable(changes: dict[str, object]) -> None:
+    """If it were accepted, it would be used, and could not be written back."""
     row = json.loads(encode(record(INSTANCE)))
     for key, value in changes.items():
         (row if key in row else row["instances"][0])[key] = value
@@ -122,7 +122,7 @@ def test_payload_ids_are_uuid_version_7_in_order_of_time() -> None:
     assert newest_first(ids[1]) < newest_first(ids[0])
 
 
-def test_a_payload_id_tells_its_realm() -> None:
+def test_a_payload_id_belongs_to_its_realm_only() -> None:
     here, there = PayloadIds("here"), PayloadIds("there")
 
     mine = [here.mint(RECEIVED_AT) for _ in range(200)]
@@ -133,7 +133,7 @@ def test_a_payload_id_tells_its_realm() -> None:
     assert not any(here.minted(i) for i in ("", "x", "..", str(uuid4()), mine[0][:-1] + "g"))
 
 
-def test_a_change_over_an_old_version_is_a_conflict(records: Records) -> None:
+def test_a_change_of_an_old_version_is_a_conflict(records: Records) -> None:
     added = record()
     records.add(added)
     held = records.find(added.payload_id)
@@ -191,7 +191,7 @@ def test_a_settled_record_cannot_be_settled_again(records: Records) -> None:
     assert found.record.state is State.OPENED
 
 
-def test_a_request_that_is_out_counts_whatever_a_worker_that_took_over_made_of_it(
+def test_an_opened_record_counts_even_if_another_worker_has_taken_over(
     records: Records,
 ) -> None:
     added = record()
@@ -210,7 +210,7 @@ def test_a_request_that_is_out_counts_whatever_a_worker_that_took_over_made_of_i
     assert records.failed([]) == 0
 
 
-def test_a_record_that_is_cleared_away_later_is_opened_at_once(tmp_path: Path) -> None:
+def test_a_record_whose_leftover_is_removed_later_is_opened_at_once(tmp_path: Path) -> None:
     store = FolderObjectStore(tmp_path / "later")
     store.prepare()
     later: list[str] = []
@@ -231,7 +231,7 @@ def test_a_record_that_is_cleared_away_later_is_opened_at_once(tmp_path: Path) -
     assert store.get(held.key).data
 
 
-def test_of_two_that_open_a_record_the_first_has_done_it(records: Records) -> None:
+def test_the_first_of_two_workers_opens_a_record(records: Records) -> None:
     added = record()
     records.add(added)
     held = records.find(added.payload_id)
@@ -246,7 +246,7 @@ def test_of_two_that_open_a_record_the_first_has_done_it(records: Records) -> No
     assert found.record.route == "first"
 
 
-def test_a_record_that_is_opened_while_it_is_looked_for_is_found(tmp_path: Path) -> None:
+def test_a_record_that_is_opened_during_a_search_is_found(tmp_path: Path) -> None:
     store = _InterruptedStore(tmp_path)
     store.prepare()
     slow, quick = Records(store), Records(FolderObjectStore(tmp_path))
@@ -262,7 +262,7 @@ def test_a_record_that_is_opened_while_it_is_looked_for_is_found(tmp_path: Path)
     assert found.record.state is State.OPENED
 
 
-def test_adding_again_what_was_written_is_no_error(records: Records) -> None:
+def test_adding_an_existing_record_again_succeeds(records: Records) -> None:
     added = record()
 
     records.add(added)
@@ -293,7 +293,7 @@ def test_a_record_in_two_places_is_listed_once_and_as_opened(tmp_path: Path) -> 
     assert newest(records, State.PENDING, 10) == ([], None)
 
 
-def test_a_record_that_cannot_be_read_is_left_out_of_the_list(tmp_path: Path) -> None:
+def test_an_unreadable_record_is_missing_from_the_list(tmp_path: Path) -> None:
     store = FolderObjectStore(tmp_path)
     store.prepare()
     records = Records(store)
@@ -355,7 +355,7 @@ def test_a_page_holds_one_record_at_a_time(records: Records) -> None:
     assert len(seen) == 3
 
 
-def test_of_an_upload_that_was_given_up_no_record_can_be_written(records: Records) -> None:
+def test_an_upload_that_was_given_up_cannot_write_its_record(records: Records) -> None:
     late = record()
 
     assert records.give_up(late.payload_id)
@@ -383,9 +383,7 @@ def test_an_upload_with_a_record_cannot_be_given_up(records: Records, state: Sta
 
 
 @pytest.mark.parametrize("state", list(State))
-def test_a_record_that_is_written_while_its_upload_is_given_up_counts(
-    tmp_path: Path, state: State
-) -> None:
+def test_a_record_written_while_its_upload_is_given_up_counts(tmp_path: Path, state: State) -> None:
     added = record()
     store = _InterruptedStore(tmp_path)
     store.prepare()
@@ -416,7 +414,7 @@ def test_a_record_that_is_written_while_its_upload_is_given_up_counts(
         (errno.EROFS, StoreRefused),
     ],
 )
-def test_a_record_whose_name_is_on_no_disk_yet_is_not_taken_for_one(
+def test_a_record_that_is_not_durable_yet_does_not_count(
     records: Records, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StowgateError]
 ) -> None:
     added = record()
@@ -432,7 +430,7 @@ def test_a_record_whose_name_is_on_no_disk_yet_is_not_taken_for_one(
     assert records.find(added.payload_id) is None
 
 
-def test_a_record_on_no_disk_that_cannot_be_removed_is_not_acknowledged(
+def test_a_record_that_is_neither_durable_nor_removable_is_not_acknowledged(
     records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(path: object) -> None:
@@ -477,7 +475,7 @@ ODD_NAMES = {
 
 
 @pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
-def test_an_odd_name_is_passed_over_in_every_list_and_named_once(
+def test_an_object_with_another_name_is_skipped_in_every_list_and_logged_once(
     records: Records, tmp_path: Path, name: str
 ) -> None:
     failed, added = _failed(records).record, record()
@@ -500,7 +498,7 @@ def test_an_odd_name_is_passed_over_in_every_list_and_named_once(
     assert len(log) == len(State)
 
 
-def test_the_last_moment_that_can_be_told_is_no_odd_name(records: Records) -> None:
+def test_the_name_of_the_latest_possible_record_is_valid(records: Records) -> None:
     last = replace(record(), payload_id="e677d21f-dbff-7000-8000-000000000000")
     records.add(last)
 
@@ -554,7 +552,7 @@ def test_a_replayed_record_that_fails_again_at_once_is_there_and_failed(tmp_path
     slow, quick = Records(store), Records(FolderObjectStore(tmp_path))
     failed = _failed(quick)
     payload_id = failed.record.payload_id
-    # Whatever a replay still does when its record is there for a worker to take.
+    # The rest of a replay, after which a worker can take the record.
     store.before_delete = lambda: _fail(quick, payload_id)
 
     replayed = slow.replay(failed, RECEIVED_AT)
@@ -564,7 +562,7 @@ def test_a_replayed_record_that_fails_again_at_once_is_there_and_failed(tmp_path
     assert newest(quick, State.FAILED, 10)[0][0].payload_id == payload_id
 
 
-def test_a_move_that_stands_still_beside_a_replay_loses_nothing(tmp_path: Path) -> None:
+def test_a_move_paused_during_a_replay_loses_nothing(tmp_path: Path) -> None:
     store = _InterruptedStore(tmp_path)
     store.prepare()
     slow, quick = Records(store), Records(FolderObjectStore(tmp_path))
@@ -606,7 +604,7 @@ def test_a_record_that_was_opened_by_another_replay_is_not_replayed(tmp_path: Pa
     assert found.record.state is State.OPENED
 
 
-def test_a_replayed_record_is_listed_as_pending_alone(records: Records) -> None:
+def test_a_replayed_record_is_listed_only_as_pending(records: Records) -> None:
     failed = _failed(records)
 
     records.replay(failed, RECEIVED_AT)
@@ -618,7 +616,7 @@ def test_a_replayed_record_is_listed_as_pending_alone(records: Records) -> None:
     assert [r.state for r in newest(records, None, 10)[0]] == [State.PENDING]
 
 
-def test_a_tombstone_that_was_left_beside_a_failed_record_does_not_keep_it_from_a_replay(
+def test_a_leftover_tombstone_does_not_prevent_a_replay(
     tmp_path: Path,
 ) -> None:
     store = _InterruptedStore(tmp_path)
@@ -647,7 +645,7 @@ def test_a_tombstone_that_was_left_beside_a_failed_record_does_not_keep_it_from_
 
 
 class _InterruptedStore(FolderObjectStore):
-    """Something happens just before the next creation, deletion, or read from pending/."""
+    """Runs a callback just before the next create, delete, or read from pending/."""
 
     before_create: Callable[[], object] | None = None
     before_delete: Callable[[], object] | None = None
@@ -655,19 +653,19 @@ class _InterruptedStore(FolderObjectStore):
 
     def get(self, key: str) -> StoredObject:
         if key.startswith("pending/"):
-            meanwhile, self.before_get_of_pending = self.before_get_of_pending, None
-            if meanwhile is not None:
-                meanwhile()
+            callback, self.before_get_of_pending = self.before_get_of_pending, None
+            if callback is not None:
+                callback()
         return super().get(key)
 
     def create(self, key: str, data: bytes, content_type: str) -> str:
-        meanwhile, self.before_create = self.before_create, None
-        if meanwhile is not None:
-            meanwhile()
+        callback, self.before_create = self.before_create, None
+        if callback is not None:
+            callback()
         return super().create(key, data, content_type)
 
     def delete(self, keys: Iterable[str]) -> None:
-        meanwhile, self.before_delete = self.before_delete, None
-        if meanwhile is not None:
-            meanwhile()
+        callback, self.before_delete = self.before_delete, None
+        if callback is not None:
+            callback()
         super().delete(keys)

@@ -1,4 +1,4 @@
-"""An older and a newer service on one store: neither harms what the other wrote."""
+"""An older and a newer service on one store, neither of which damages the other's objects."""
 
 import json
 from collections.abc import Callable
@@ -124,7 +124,7 @@ class Bench:
         return held
 
     def rewrite(self, key: str, **fields: object) -> bytes:
-        """Have a newer service write these fields into an object."""
+        """Write these fields into an object, as a newer service would."""
         row = {**json.loads(self.state.get(key).data), **fields}
         data = json.dumps(row).encode()
         self.state.put(key, BytesIO(data), len(data), "application/json")
@@ -144,7 +144,7 @@ def event_of(payload_id: str) -> bytes:
     return events.encode(InstancesStored(payload_id, record().correlation_id), "e", "k").body
 
 
-def test_everything_that_is_written_names_its_version(bench: Bench) -> None:
+def test_every_stored_object_has_a_version(bench: Bench) -> None:
     bench.add()
     bench.vaes.add(LUNG)
     bench.keys().claim("127.0.0.1", "/dicomweb/studies", "k")
@@ -158,7 +158,7 @@ def test_everything_that_is_written_names_its_version(bench: Bench) -> None:
     assert json.loads(event_of(record().payload_id))["version"] == 1
 
 
-def test_fields_of_a_newer_service_are_kept_through_the_whole_life_of_a_record(
+def test_fields_of_a_newer_service_are_kept_through_all_states_of_a_record(
     bench: Bench,
 ) -> None:
     held = bench.add()
@@ -178,7 +178,7 @@ def test_fields_of_a_newer_service_are_kept_through_the_whole_life_of_a_record(
     assert found().record.state is State.OPENED
 
 
-def test_a_record_without_a_version_is_of_the_first(bench: Bench) -> None:
+def test_a_record_without_a_version_has_version_1(bench: Bench) -> None:
     held = bench.add()
     row = bench.row(held.key)
     del row["version"]
@@ -189,7 +189,7 @@ def test_a_record_without_a_version_is_of_the_first(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("place", list(State))
-def test_a_record_of_a_newer_version_is_left_as_it_is_and_keeps_no_other(
+def test_a_record_of_a_newer_version_is_unchanged_and_delays_no_other(
     bench: Bench, place: State
 ) -> None:
     held = bench.add()
@@ -250,7 +250,7 @@ def test_fields_of_a_newer_service_are_kept_in_the_registry_of_vaes(bench: Bench
     assert "priority" not in brain
 
 
-def test_a_registry_of_a_newer_version_is_left_as_it_is(bench: Bench) -> None:
+def test_a_registry_of_a_newer_version_is_unchanged(bench: Bench) -> None:
     bench.vaes.add(LUNG)
     written = bench.rewrite(REGISTRY, version=2, vaes={"lung": "in another shape"})
 
@@ -266,7 +266,7 @@ def test_a_registry_of_a_newer_version_is_left_as_it_is(bench: Bench) -> None:
     assert bench.state.get(REGISTRY).data == written
 
 
-def test_a_claim_of_a_newer_version_is_left_as_it_is(bench: Bench) -> None:
+def test_a_claim_of_a_newer_version_is_unchanged(bench: Bench) -> None:
     claimed = bench.keys().claim("127.0.0.1", "/dicomweb/studies", "k")
     assert isinstance(claimed, ClaimedKey)
     (key,) = [found.key for found in bench.state.list("idempotency/")]
@@ -280,7 +280,7 @@ def test_a_claim_of_a_newer_version_is_left_as_it_is(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("newer", [CURSOR, "stowgate/state.json"])
-def test_a_sweep_cursor_of_a_newer_version_is_left_as_it_is_and_nothing_is_swept(
+def test_a_sweep_cursor_of_a_newer_version_is_unchanged_and_nothing_is_swept(
     bench: Bench, newer: str
 ) -> None:
     bench.cursor.confirm()

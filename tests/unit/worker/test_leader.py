@@ -1,4 +1,4 @@
-"""Which worker leads, over a real folder store."""
+"""Leader election, over a real folder store."""
 
 import json
 import random
@@ -27,7 +27,7 @@ DURATION = timedelta(seconds=60)
 
 
 class CountingStore(FolderObjectStore):
-    """Counts what a store would be asked for, and can be away."""
+    """Counts its requests, and can be unavailable."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -85,7 +85,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def test_one_of_many_workers_leads_for_as_long_as_it_lives(bench: Bench) -> None:
+def test_one_of_many_workers_leads_while_it_runs(bench: Bench) -> None:
     for _ in range(5):
         bench.worker()
     for _ in range(200):
@@ -145,7 +145,7 @@ def test_a_leader_that_died_is_followed_when_its_lease_has_ended(bench: Bench) -
     assert not dead.leads()
 
 
-def test_a_leader_that_lets_go_is_followed_at_once_by_one_that_starts(bench: Bench) -> None:
+def test_a_new_worker_leads_at_once_after_a_release(bench: Bench) -> None:
     first = bench.worker()
     assert first.leads()
     first.release()
@@ -153,7 +153,7 @@ def test_a_leader_that_lets_go_is_followed_at_once_by_one_that_starts(bench: Ben
     assert bench.worker().leads()
 
 
-def test_a_leader_that_let_go_leads_again_where_nobody_else_does(bench: Bench) -> None:
+def test_a_leader_that_released_its_lease_leads_again_if_alone(bench: Bench) -> None:
     only = bench.worker()
     for _ in range(3):
         assert only.leads()
@@ -161,7 +161,7 @@ def test_a_leader_that_let_go_leads_again_where_nobody_else_does(bench: Bench) -
 
 
 @pytest.mark.parametrize("until", ["2036-01-01T00:00:00Z", "2026-11-23T12:03:00Z"])
-def test_a_lease_of_a_clock_that_was_ahead_is_void(bench: Bench, until: str) -> None:
+def test_a_lease_written_by_a_clock_that_was_ahead_is_void(bench: Bench, until: str) -> None:
     lease = f'{{"owner": "another", "until": "{until}"}}'.encode()
     bench.store.put(LEASE_KEY, BytesIO(lease), len(lease), "application/json")
 
@@ -169,13 +169,13 @@ def test_a_lease_of_a_clock_that_was_ahead_is_void(bench: Bench, until: str) -> 
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"owner": 1, "until": 2}', b"\xff"])
-def test_what_is_no_lease_keeps_nobody_waiting(bench: Bench, data: bytes) -> None:
+def test_a_damaged_lease_counts_as_expired(bench: Bench, data: bytes) -> None:
     bench.store.put(LEASE_KEY, BytesIO(data), len(data), "application/json")
 
     assert bench.worker().leads()
 
 
-def test_the_lease_of_a_newer_stowgate_is_left_alone(bench: Bench) -> None:
+def test_the_lease_of_a_newer_stowgate_is_respected(bench: Bench) -> None:
     lease = b'{"version": 2, "holder": "a newer one"}'
     bench.store.put(LEASE_KEY, BytesIO(lease), len(lease), "application/json")
 
@@ -190,7 +190,7 @@ def test_the_lease_of_a_newer_stowgate_is_left_alone(bench: Bench) -> None:
     assert bench.store.get(LEASE_KEY).data == lease
 
 
-def test_a_clock_that_is_put_back_keeps_nobody_waiting(bench: Bench) -> None:
+def test_a_clock_that_is_set_back_delays_no_leader(bench: Bench) -> None:
     bench.now += timedelta(days=1)
     leader, other = bench.worker(), bench.worker()
     assert bench.leading() == [leader]
@@ -202,7 +202,7 @@ def test_a_clock_that_is_put_back_keeps_nobody_waiting(bench: Bench) -> None:
     assert bench.leading() == [other]
 
 
-def test_a_renewal_whose_answer_was_lost_does_not_end_the_lead(bench: Bench) -> None:
+def test_a_renewal_whose_answer_was_lost_does_not_end_the_leadership(bench: Bench) -> None:
     leader = bench.worker()
     assert leader.leads()
     replace = FolderObjectStore(bench.folder).replace
@@ -214,7 +214,7 @@ def test_a_renewal_whose_answer_was_lost_does_not_end_the_lead(bench: Bench) -> 
     assert leader.leads()
 
 
-def test_a_store_that_is_away_ends_the_lead_with_the_lease(bench: Bench) -> None:
+def test_an_unavailable_store_ends_the_leadership_with_the_lease(bench: Bench) -> None:
     leader = bench.worker()
     assert leader.leads()
     bench.store.error = StoreUnavailable("away")

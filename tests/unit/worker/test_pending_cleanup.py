@@ -1,4 +1,4 @@
-"""What opened records leave behind is removed, many by one request."""
+"""Leftovers of opened records are removed, many by one request."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +39,7 @@ def names(store: Counting) -> list[str]:
     return [listed.key for listed in store.list("")]
 
 
-def test_all_that_was_added_is_removed_by_one_request(store: Counting) -> None:
+def test_all_added_keys_are_removed_by_one_request(store: Counting) -> None:
     cleanup = PendingCleanup(store)
     cleanup.add(["pending/a", "failed/a"])
     cleanup.add(["pending/b"])
@@ -51,12 +51,12 @@ def test_all_that_was_added_is_removed_by_one_request(store: Counting) -> None:
     assert store.requests == [["pending/a", "failed/a", "pending/b"]]
 
 
-def test_nothing_is_asked_of_the_store_where_nothing_was_added(store: Counting) -> None:
+def test_without_added_keys_no_request_is_sent(store: Counting) -> None:
     PendingCleanup(store).run_once(0)
     assert store.requests == []
 
 
-def test_what_a_store_that_is_away_did_not_remove_is_removed_when_it_is_back(
+def test_keys_are_kept_and_removed_when_the_store_is_available_again(
     store: Counting,
 ) -> None:
     cleanup = PendingCleanup(store)
@@ -70,7 +70,7 @@ def test_what_a_store_that_is_away_did_not_remove_is_removed_when_it_is_back(
     assert names(store) == ["pending/c"]
 
 
-def test_of_what_a_store_that_is_away_did_not_remove_a_bounded_number_is_kept(
+def test_a_bounded_number_of_keys_is_kept_while_the_store_is_unavailable(
     store: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.pending_cleanup._MAX_KEPT", 2)
@@ -84,7 +84,7 @@ def test_of_what_a_store_that_is_away_did_not_remove_a_bounded_number_is_kept(
     assert names(store) == ["pending/c"]
 
 
-def test_what_a_store_refuses_to_remove_is_not_asked_for_again(store: Counting) -> None:
+def test_a_refused_removal_is_not_tried_again(store: Counting) -> None:
     cleanup = PendingCleanup(store)
     cleanup.add(["pending/a"])
     store.refuses = True

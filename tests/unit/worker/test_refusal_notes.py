@@ -1,4 +1,4 @@
-"""What lies beside a record: which of its requests were refused, and which replays went out."""
+"""Refusals and replays, over a real folder store."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -76,7 +76,7 @@ FACTS: dict[str, Fact] = {
         (["refused again"], PayloadState.REFUSED),
     ],
 )
-def test_the_state_follows_from_what_is_known_of_each_request(
+def test_the_state_follows_from_the_objects_of_each_request(
     refusals: Refusals, facts: list[str], state: PayloadState
 ) -> None:
     of = payload_id()
@@ -87,7 +87,7 @@ def test_the_state_follows_from_what_is_known_of_each_request(
     assert [found for _, found in refusals.outcomes()] == ([refusals.outcome(of)] if facts else [])
 
 
-def test_the_order_in_which_facts_arrive_does_not_matter(refusals: Refusals) -> None:
+def test_the_order_of_events_does_not_matter(refusals: Refusals) -> None:
     states = set()
     for minutes, order in enumerate(permutations(["refused", "replayed", "refused again"])):
         of = payload_id(minutes)
@@ -99,9 +99,7 @@ def test_the_order_in_which_facts_arrive_does_not_matter(refusals: Refusals) -> 
 
 
 @pytest.mark.parametrize("state", [State.PENDING, State.FAILED])
-def test_the_records_own_state_counts_while_it_is_not_opened(
-    refusals: Refusals, state: State
-) -> None:
+def test_the_records_own_state_counts_until_it_is_opened(refusals: Refusals, state: State) -> None:
     of = record()
     refusals.note(refused(of.payload_id))
     outcome = refusals.outcome(of.payload_id)
@@ -114,7 +112,7 @@ def _in(of: IngestRecord, state: State) -> IngestRecord:
     return IngestRecord(**{**vars(of), "state": state})
 
 
-def test_one_refusal_noted_twice_counts_once_and_keeps_its_first_time(refusals: Refusals) -> None:
+def test_a_refusal_recorded_twice_counts_once_and_keeps_its_first_time(refusals: Refusals) -> None:
     of = payload_id()
     later = Refusal(of, 0, RefusalReason.DELIVERY_LIMIT, NOW + timedelta(hours=1))
 
@@ -123,7 +121,7 @@ def test_one_refusal_noted_twice_counts_once_and_keeps_its_first_time(refusals: 
     assert refusals.outcome(of).refusals == 1
 
 
-def test_a_replay_is_requested_once_under_each_number(refusals: Refusals) -> None:
+def test_a_replay_can_be_requested_once_per_number(refusals: Refusals) -> None:
     of = payload_id()
     refusals.request_replay(of, 1, NOW)
 
@@ -131,7 +129,7 @@ def test_a_replay_is_requested_once_under_each_number(refusals: Refusals) -> Non
         refusals.request_replay(of, 1, NOW)
 
 
-def test_of_two_workers_that_take_a_replay_one_wins(refusals: Refusals) -> None:
+def test_one_of_two_workers_leases_a_replay(refusals: Refusals) -> None:
     of = payload_id()
     refusals.request_replay(of, 1, NOW)
     one, other = refusals.replay(of, 1), refusals.replay(of, 1)
@@ -144,21 +142,19 @@ def test_of_two_workers_that_take_a_replay_one_wins(refusals: Refusals) -> None:
     assert refusals.replay(of, 1) == taken
 
 
-def test_payloads_are_listed_the_newest_first_and_behind_a_cursor(refusals: Refusals) -> None:
+def test_payloads_are_listed_newest_first_and_after_a_cursor(refusals: Refusals) -> None:
     ids = [payload_id(minutes) for minutes in (3, 2, 1)]
     for of in ids:
         refusals.note(refused(of))
         refusals.note(refused(of, 1))
-    refusals.request_replay(payload_id(2), 1, NOW)  # of no payload that was refused
+    refusals.request_replay(payload_id(2), 1, NOW)  # for a payload without a refusal
 
     assert [of for of, _ in refusals.outcomes()] == ids
     assert [of for of, _ in refusals.outcomes(ids[0])] == ids[1:]
     assert [outcome.refusals for _, outcome in refusals.outcomes()] == [2, 2, 2]
 
 
-def test_what_is_not_named_as_a_fact_is_passed_over(
-    refusals: Refusals, store: FolderObjectStore
-) -> None:
+def test_objects_with_other_names_are_skipped(refusals: Refusals, store: FolderObjectStore) -> None:
     for key in ("refused/notes.txt", f"refused/{payload_id()}/000000.json"):
         store.create(key, b"x", "text/plain")
 
@@ -166,7 +162,7 @@ def test_what_is_not_named_as_a_fact_is_passed_over(
     assert refusals.outcome(payload_id()) is NOTHING_KNOWN
 
 
-def test_fields_of_a_newer_service_are_kept_and_a_newer_version_is_left_alone(
+def test_fields_of_a_newer_service_are_kept_and_a_newer_version_is_unreadable(
     refusals: Refusals, store: FolderObjectStore
 ) -> None:
     of = payload_id()
@@ -188,13 +184,13 @@ def test_fields_of_a_newer_service_are_kept_and_a_newer_version_is_left_alone(
         refusals.replay(of, 1)
 
 
-def test_a_missing_refusal_is_missing(refusals: Refusals) -> None:
+def test_a_missing_refusal_raises_object_missing(refusals: Refusals) -> None:
     with pytest.raises(ObjectMissing):
         refusals.refusal(payload_id(), 0)
 
 
 class Noting:
-    """Notes of refusals over a real folder store."""
+    """Records refusals in a real folder store."""
 
     def __init__(self, store: FolderObjectStore) -> None:
         self.records, self.refusals = Records(store), Refusals(store)
@@ -236,7 +232,7 @@ def letter(of: str, number: int = 0, reason: str = "rejected") -> DeadLetter:
         ("", RefusalReason.OTHER),
     ],
 )
-def test_a_dead_letter_of_ours_becomes_a_note_with_its_reason(
+def test_a_dead_letter_of_ours_is_recorded_with_its_reason(
     noting: Noting, word: str, reason: RefusalReason
 ) -> None:
     of = record()
@@ -248,7 +244,7 @@ def test_a_dead_letter_of_ours_becomes_a_note_with_its_reason(
     assert noting.counted() == {"noted": 1}
 
 
-def test_the_same_dead_letter_again_is_counted_apart_and_noted_once(noting: Noting) -> None:
+def test_a_repeated_dead_letter_is_counted_separately_and_recorded_once(noting: Noting) -> None:
     of = record()
     noting.records.add(of)
 
@@ -259,7 +255,9 @@ def test_the_same_dead_letter_again_is_counted_apart_and_noted_once(noting: Noti
     assert noting.counted() == {"noted": 1, "noted-before": 2}
 
 
-def test_a_refusal_is_in_the_audit_trail_once_without_words_of_the_request(noting: Noting) -> None:
+def test_a_refusal_is_in_the_audit_trail_once_without_content_of_the_request(
+    noting: Noting,
+) -> None:
     of = record()
     noting.records.add(of)
 
@@ -275,9 +273,7 @@ def test_a_refusal_is_in_the_audit_trail_once_without_words_of_the_request(notin
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"1", b"{}", b'{"payload_id": 1}', b'{"payload_id": "x"}', b"\xff"]
 )
-def test_a_body_that_is_not_a_request_is_counted_and_passed_over(
-    noting: Noting, body: bytes
-) -> None:
+def test_a_body_that_is_not_a_request_is_counted_and_skipped(noting: Noting, body: bytes) -> None:
     with structlog.testing.capture_logs() as log:
         noting.notes(DeadLetter(body, "", "rejected", None))
 
@@ -287,7 +283,7 @@ def test_a_body_that_is_not_a_request_is_counted_and_passed_over(
     ]
 
 
-def test_a_request_of_another_producer_is_passed_over_unseen(noting: Noting) -> None:
+def test_a_request_of_another_producer_is_skipped_without_a_log_line(noting: Noting) -> None:
     with structlog.testing.capture_logs() as log:
         noting.notes(letter("01890000-0000-7000-8000-000000000000"))
 
@@ -295,7 +291,7 @@ def test_a_request_of_another_producer_is_passed_over_unseen(noting: Noting) -> 
     assert log == []
 
 
-def test_a_payload_id_of_ours_without_a_record_is_passed_over_and_logged(noting: Noting) -> None:
+def test_a_payload_id_of_ours_without_a_record_is_skipped_and_logged(noting: Noting) -> None:
     of = payload_id()
 
     with structlog.testing.capture_logs() as log:
@@ -306,7 +302,7 @@ def test_a_payload_id_of_ours_without_a_record_is_passed_over_and_logged(noting:
     assert list(noting.refusals.outcomes()) == []
 
 
-def test_a_payload_whose_record_cannot_be_read_is_noted_all_the_same(
+def test_the_refusal_of_a_payload_with_an_unreadable_record_is_recorded(
     noting: Noting, store: FolderObjectStore
 ) -> None:
     of = record()
@@ -321,7 +317,7 @@ def test_a_payload_whose_record_cannot_be_read_is_noted_all_the_same(
     assert noting.refusals.outcome(of.payload_id).refusals == 1
 
 
-def test_a_store_that_is_away_leaves_the_dead_letter_to_be_tried_again(tmp_path: Path) -> None:
+def test_the_dead_letter_is_tried_again_if_the_store_is_unavailable(tmp_path: Path) -> None:
     class Away(FolderObjectStore):
         def get(self, key: str) -> StoredObject:  # noqa: ARG002
             raise StoreUnavailable("away")
@@ -347,13 +343,13 @@ def test_a_store_that_is_away_leaves_the_dead_letter_to_be_tried_again(tmp_path:
         ("", 0),
     ],
 )
-def test_the_number_of_a_request_is_in_its_message_id(message_id: str, number: int) -> None:
+def test_the_number_of_a_request_comes_from_its_message_id(message_id: str, number: int) -> None:
     of = payload_id()
 
     assert number_of(message_id.format(of), of) == number
 
 
-def test_a_dead_letter_without_a_time_counts_from_when_it_came(noting: Noting) -> None:
+def test_a_dead_letter_without_a_time_gets_the_time_of_receipt(noting: Noting) -> None:
     of = record()
     noting.records.add(of)
 

@@ -76,7 +76,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def test_a_record_is_announced_when_it_is_due_and_not_before(bench: Bench) -> None:
+def test_a_record_is_announced_when_it_is_due(bench: Bench) -> None:
     added = bench.add(due_at=bench.now + timedelta(seconds=1))
 
     bench.relay.run_once()
@@ -87,7 +87,7 @@ def test_a_record_is_announced_when_it_is_due_and_not_before(bench: Bench) -> No
     assert bench.announced == [added.payload_id]
 
 
-def test_a_record_under_a_lease_is_due_when_the_lease_ran_out(bench: Bench) -> None:
+def test_a_leased_record_is_due_when_its_lease_expires(bench: Bench) -> None:
     added = bench.add(lease=Lease("worker", bench.now + timedelta(seconds=5)))
 
     bench.relay.run_once()
@@ -98,7 +98,7 @@ def test_a_record_under_a_lease_is_due_when_the_lease_ran_out(bench: Bench) -> N
     assert bench.announced == [added.payload_id]
 
 
-def test_a_record_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
+def test_a_record_written_by_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
     added = bench.add(due_at=bench.now + timedelta(days=1))
 
     bench.relay.run_once()
@@ -106,7 +106,7 @@ def test_a_record_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
     assert bench.announced == [added.payload_id]
 
 
-def test_a_record_under_a_lease_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
+def test_a_record_with_a_lease_of_a_clock_that_was_far_ahead_is_due(bench: Bench) -> None:
     added = bench.add(lease=Lease("worker", bench.now + timedelta(days=365)))
 
     bench.relay.run_once()
@@ -114,7 +114,7 @@ def test_a_record_under_a_lease_of_a_clock_that_was_far_ahead_is_due(bench: Benc
     assert bench.announced == [added.payload_id]
 
 
-def test_a_lease_of_a_clock_that_is_not_too_far_ahead_is_left_alone(bench: Bench) -> None:
+def test_a_lease_of_a_clock_that_is_slightly_ahead_is_respected(bench: Bench) -> None:
     bench.add(lease=Lease("worker", bench.now + timedelta(hours=1)))
 
     bench.relay.run_once()
@@ -122,7 +122,7 @@ def test_a_lease_of_a_clock_that_is_not_too_far_ahead_is_left_alone(bench: Bench
     assert bench.announced == []
 
 
-def test_a_clock_that_is_put_back_keeps_no_record_waiting(bench: Bench) -> None:
+def test_a_clock_that_is_set_back_delays_no_record(bench: Bench) -> None:
     bench.now += timedelta(days=1)
     added = bench.add(due_at=bench.now + timedelta(minutes=1))
     bench.relay.run_once()
@@ -134,7 +134,7 @@ def test_a_clock_that_is_put_back_keeps_no_record_waiting(bench: Bench) -> None:
     assert bench.announced == [added.payload_id]
 
 
-def test_an_announced_record_is_left_alone_for_a_while(bench: Bench) -> None:
+def test_an_announced_record_is_announced_again_only_after_a_pause(bench: Bench) -> None:
     added = bench.add()
 
     bench.relay.run_once()
@@ -146,10 +146,10 @@ def test_an_announced_record_is_left_alone_for_a_while(bench: Bench) -> None:
     assert bench.announced == [added.payload_id] * 2
 
 
-def test_a_queue_that_stays_long_starves_no_retry(bench: Bench) -> None:
+def test_a_permanently_long_queue_starves_no_retry(bench: Bench) -> None:
     retry = bench.add(attempts=1)
     bench.backlog = 150
-    # What is in the queue is due too, and more of it comes all the time than is announced.
+    # The queued records are due too, and more arrive than are announced.
     for number in range(500):
         bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000")
 
@@ -158,7 +158,7 @@ def test_a_queue_that_stays_long_starves_no_retry(bench: Bench) -> None:
     assert retry.payload_id in bench.announced
 
 
-def test_what_is_announced_for_the_first_time_is_not_kept_waiting_by_what_is_again(
+def test_repeated_announcements_do_not_delay_first_ones(
     bench: Bench,
 ) -> None:
     bench.backlog = 150
@@ -171,7 +171,7 @@ def test_what_is_announced_for_the_first_time_is_not_kept_waiting_by_what_is_aga
     assert len(set(bench.announced)) == 100
 
 
-def test_a_long_queue_hardly_grows_by_what_waits_in_it(bench: Bench) -> None:
+def test_a_long_queue_hardly_grows_by_records_that_wait_in_it(bench: Bench) -> None:
     bench.backlog = 150
     for number in range(10):
         bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000")
@@ -179,11 +179,11 @@ def test_a_long_queue_hardly_grows_by_what_waits_in_it(bench: Bench) -> None:
         bench.relay.run_once()
         bench.now += timedelta(minutes=1)
 
-    # Each after half a minute, one, two, and so on up to an hour.
+    # After 0.5, 1, 2 minutes, and so on up to an hour.
     assert 10 < max(Counter(bench.announced).values()) < 20
 
 
-def test_what_was_announced_into_a_long_queue_is_again_soon_when_it_is_short(bench: Bench) -> None:
+def test_a_record_is_announced_again_soon_once_a_long_queue_is_short(bench: Bench) -> None:
     bench.backlog = 150
     added = bench.add()
     for _ in range(60):
@@ -197,7 +197,7 @@ def test_what_was_announced_into_a_long_queue_is_again_soon_when_it_is_short(ben
     assert bench.announced == [added.payload_id]
 
 
-def test_a_record_that_a_worker_came_to_see_is_announced_as_if_for_the_first_time(
+def test_the_pause_of_a_record_is_reset_when_a_worker_has_tried_it(
     bench: Bench,
 ) -> None:
     bench.backlog = 150
@@ -231,7 +231,7 @@ def test_a_pass_announces_all_before_it_waits_for_the_broker(bench: Bench) -> No
     assert seen == [20] * 20
 
 
-def test_an_announcement_that_is_overdue_was_made(bench: Bench) -> None:
+def test_an_overdue_announcement_is_not_repeated_at_once(bench: Bench) -> None:
     added = bench.add()
 
     class Overdue:
@@ -247,7 +247,7 @@ def test_an_announcement_that_is_overdue_was_made(bench: Bench) -> None:
     assert bench.announced == [added.payload_id]
 
 
-def test_an_announcement_whose_fate_nobody_knows_is_made_again(bench: Bench) -> None:
+def test_an_announcement_with_an_unknown_result_is_repeated(bench: Bench) -> None:
     added = bench.add()
 
     class Lost(Published):
@@ -262,7 +262,7 @@ def test_an_announcement_whose_fate_nobody_knows_is_made_again(bench: Bench) -> 
     assert bench.announced == [added.payload_id] * 2
 
 
-def test_a_pass_fills_the_queue_no_further_than_short(bench: Bench) -> None:
+def test_a_pass_fills_the_queue_up_to_the_short_length(bench: Bench) -> None:
     for _ in range(150):
         bench.add()
     bench.backlog = 40
@@ -272,7 +272,7 @@ def test_a_pass_fills_the_queue_no_further_than_short(bench: Bench) -> None:
     assert len(bench.announced) == 60
 
 
-def test_what_has_waited_longest_comes_first(bench: Bench) -> None:
+def test_the_oldest_record_is_announced_first(bench: Bench) -> None:
     older = bench.add(payload_id="01890000-0000-7000-8000-000000000000")
     newer = bench.add(payload_id="01990000-0000-7000-8000-000000000000")
 
@@ -281,7 +281,7 @@ def test_what_has_waited_longest_comes_first(bench: Bench) -> None:
     assert bench.announced == [older.payload_id, newer.payload_id]
 
 
-def test_what_fails_again_and_again_keeps_nothing_new_waiting(bench: Bench) -> None:
+def test_repeatedly_failing_records_do_not_delay_new_ones(bench: Bench) -> None:
     for number in range(150):
         bench.add(payload_id=f"0189{number:04x}-0000-7000-8000-000000000000", attempts=9)
     new = bench.add(due_at=bench.now + timedelta(seconds=1))
@@ -297,7 +297,7 @@ def test_what_fails_again_and_again_keeps_nothing_new_waiting(bench: Bench) -> N
     assert bench.announced[0] == new.payload_id
 
 
-def test_a_relay_that_stands_by_shows_no_measurements(bench: Bench) -> None:
+def test_a_relay_on_standby_exports_no_measurements(bench: Bench) -> None:
     bench.add()
     bench.relay.run_once()
     assert bench.registry.get_sample_value("stowgate_pending") == 1
@@ -308,7 +308,7 @@ def test_a_relay_that_stands_by_shows_no_measurements(bench: Bench) -> None:
         assert bench.registry.get_sample_value(name) is None
 
 
-def test_a_broker_that_is_gone_ends_the_pass_and_the_next_one_goes_on(bench: Bench) -> None:
+def test_an_unavailable_broker_ends_the_pass_and_the_next_one_continues(bench: Bench) -> None:
     added = bench.add()
     bench.broken = True
     bench.relay.run_once()
@@ -319,7 +319,7 @@ def test_a_broker_that_is_gone_ends_the_pass_and_the_next_one_goes_on(bench: Ben
     assert bench.announced == [added.payload_id]
 
 
-def test_a_record_settled_by_a_worker_that_died_is_moved_to_its_place(bench: Bench) -> None:
+def test_a_record_settled_by_a_crashed_worker_is_moved_to_its_place(bench: Bench) -> None:
     added = bench.add()
     held = bench.records.find(added.payload_id)
     assert held is not None
@@ -338,7 +338,9 @@ def test_a_record_settled_by_a_worker_that_died_is_moved_to_its_place(bench: Ben
     assert bench.announced == []
 
 
-def test_a_settled_record_of_a_clock_that_was_ahead_is_moved_to_its_place(bench: Bench) -> None:
+def test_a_settled_record_written_by_a_clock_that_was_ahead_is_moved_to_its_place(
+    bench: Bench,
+) -> None:
     held = bench.records.find(bench.add().payload_id)
     assert held is not None
     bench.records.change(held, state=State.FAILED)
@@ -351,7 +353,7 @@ def test_a_settled_record_of_a_clock_that_was_ahead_is_moved_to_its_place(bench:
     assert bench.records.pending() == []
 
 
-def test_a_pass_reads_only_what_is_due_or_changed(bench: Bench) -> None:
+def test_a_pass_reads_only_due_or_changed_records(bench: Bench) -> None:
     for _ in range(20):
         bench.add(due_at=bench.now + timedelta(hours=1))
     reads: list[str] = []
@@ -365,12 +367,12 @@ def test_a_pass_reads_only_what_is_due_or_changed(bench: Bench) -> None:
     assert len(reads) == 20
 
 
-def test_a_record_that_is_due_sooner_than_it_was_is_announced_then(bench: Bench) -> None:
+def test_a_record_that_becomes_due_earlier_is_announced_earlier(bench: Bench) -> None:
     added = bench.add(due_at=bench.now + timedelta(hours=1))
     bench.relay.run_once()
     held = bench.records.find(added.payload_id)
     assert held is not None
-    # As a worker that stops hands it back, some time after it was seen.
+    # A stopping worker returns it to the queue, some time after the relay has read it.
     bench.records.change(held, due_at=bench.now)
     later = bench.records.pending()[0].modified_at.timestamp() + 1
     os.utime(bench.folder / held.key, (later, later))
@@ -380,7 +382,7 @@ def test_a_record_that_is_due_sooner_than_it_was_is_announced_then(bench: Bench)
     assert bench.announced == [added.payload_id]
 
 
-def test_a_record_that_cannot_be_read_is_passed_over(bench: Bench) -> None:
+def test_an_unreadable_record_is_skipped(bench: Bench) -> None:
     unreadable = f"pending/{newest_first('01890000-0000-7000-8000-000000000000')}"
     bench.store.put(unreadable, BytesIO(b"{}"), 2, "application/json")
     added = bench.add()
@@ -391,7 +393,7 @@ def test_a_record_that_cannot_be_read_is_passed_over(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("error", [StoreRefused("not for you"), StoreUnavailable("bad sector")])
-def test_a_record_that_the_store_keeps_to_itself_is_passed_over(
+def test_a_record_that_the_store_does_not_return_is_skipped(
     bench: Bench, error: StowgateError
 ) -> None:
     kept = bench.add(payload_id="01890000-0000-7000-8000-000000000000")
@@ -408,7 +410,7 @@ def test_a_record_that_the_store_keeps_to_itself_is_passed_over(
     assert bench.announced == [added.payload_id]
 
 
-def test_a_store_that_is_gone_is_not_asked_for_each_record(bench: Bench) -> None:
+def test_an_unavailable_store_is_not_asked_for_each_record(bench: Bench) -> None:
     asked: list[str] = []
 
     def be_gone(key: str) -> NoReturn:
@@ -425,7 +427,7 @@ def test_a_store_that_is_gone_is_not_asked_for_each_record(bench: Bench) -> None
 
 
 @pytest.mark.parametrize("name", ["zz-backup", "ffffffffffff.json.orig", "00.notes.txt", "~"])
-def test_what_is_no_record_by_its_name_is_passed_over(bench: Bench, name: str) -> None:
+def test_objects_with_other_names_than_records_are_skipped(bench: Bench, name: str) -> None:
     for state in State:
         bench.store.put(f"{state}/{name}", BytesIO(b"{}"), 2, "application/json")
     added = bench.add()
@@ -438,7 +440,7 @@ def test_what_is_no_record_by_its_name_is_passed_over(bench: Bench, name: str) -
     assert newest(bench.records, None, 10) == ([added], None)
 
 
-def test_it_measures_what_waits(bench: Bench) -> None:
+def test_a_pass_measures_pending_and_failed_payloads(bench: Bench) -> None:
     bench.add()
     bench.fail()
     replayed = bench.fail()

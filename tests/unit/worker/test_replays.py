@@ -28,7 +28,7 @@ REQUEST = {"payload_id": "as it was sent"}
 
 
 class Bench:
-    """Refused payloads, a clock that stands until it is moved, and workers that replay."""
+    """Refused payloads, a manual clock, and workers that replay."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,7 +63,7 @@ class Bench:
         )
 
     def refused(self, *, replayed: bool = True) -> str:
-        """A payload that was refused, and whose replay was requested."""
+        """A refused payload, whose replay was requested."""
         found: IngestRecord = replace(record(), state=State.OPENED, workflow_request=REQUEST)
         of = found.payload_id
         self.state.create(f"opened/{newest_first(of)}", encode(found), "application/json")
@@ -87,7 +87,7 @@ def bench(tmp_path: Path) -> Bench:
 
 @dataclass
 class Failing:
-    """A publisher that fails in a way of its own."""
+    """A publisher that raises a given error."""
 
     error: Exception
     overdue: str | None = None
@@ -105,7 +105,7 @@ class Failing:
     def close(self) -> None: ...
 
 
-def test_a_replay_publishes_the_bytes_that_the_record_has_under_the_next_number(
+def test_a_replay_publishes_the_recorded_request_with_the_next_number(
     bench: Bench,
 ) -> None:
     of = bench.refused()
@@ -128,7 +128,7 @@ def test_a_payload_without_a_replay_publishes_nothing(bench: Bench) -> None:
     assert bench.state_of(of) is PayloadState.REFUSED
 
 
-def test_a_replay_that_another_worker_has_is_left_to_it_until_its_lease_ends(bench: Bench) -> None:
+def test_a_replay_leased_by_another_worker_is_published_after_the_lease(bench: Bench) -> None:
     of = bench.refused()
     held = bench.refusals.replay(of, 1)
     assert held
@@ -142,7 +142,7 @@ def test_a_replay_that_another_worker_has_is_left_to_it_until_its_lease_ends(ben
     assert bench.sent() == [f"{of}.1"]
 
 
-def test_a_failure_that_passes_is_noted_and_tried_again_when_it_is_due(bench: Bench) -> None:
+def test_a_transient_failure_is_recorded_and_tried_again_when_due(bench: Bench) -> None:
     of = bench.refused()
     failing = Failing(Unroutable("no queue"))
     replays = bench.replays(failing)
@@ -160,7 +160,7 @@ def test_a_failure_that_passes_is_noted_and_tried_again_when_it_is_due(bench: Be
     assert bench.state_of(of) is PayloadState.OPENED
 
 
-def test_a_failure_that_does_not_pass_makes_it_refused_again_with_its_reason(bench: Bench) -> None:
+def test_a_permanent_failure_makes_the_payload_refused_with_the_reason(bench: Bench) -> None:
     of = bench.refused()
 
     bench.replays(Failing(MessageRefused("too large"))).publish(of)
@@ -182,7 +182,7 @@ def test_a_payload_without_objects_is_not_published(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("is_refused_again", [False, True])
-def test_what_a_worker_left_behind_of_a_replay_that_is_out_is_removed_and_not_published(
+def test_the_leftover_of_a_published_replay_is_removed_and_not_published(
     bench: Bench, is_refused_again: bool
 ) -> None:
     of = bench.refused()
@@ -200,7 +200,7 @@ def test_what_a_worker_left_behind_of_a_replay_that_is_out_is_removed_and_not_pu
     assert bench.state_of(of) is expected
 
 
-def test_a_worker_that_another_one_got_before_does_not_publish(bench: Bench) -> None:
+def test_a_worker_that_loses_the_race_for_a_replay_does_not_publish(bench: Bench) -> None:
     of = bench.refused()
 
     def be_overtaken(_: str) -> None:
@@ -217,23 +217,23 @@ def test_a_worker_that_another_one_got_before_does_not_publish(bench: Bench) -> 
 
 @dataclass
 class Late:
-    """A publication whose confirm comes after some looks, each of which takes time."""
+    """A publication whose confirm arrives after some polls, each of which takes time."""
 
-    looks: int
-    on_look: Callable[[], None]
+    polls: int
+    on_poll: Callable[[], None]
     overdue: str | None = "the broker is slow"
 
     def wait(self, seconds: float) -> bool:  # noqa: ARG002
-        self.looks -= 1
-        self.on_look()
-        return self.looks == 0
+        self.polls -= 1
+        self.on_poll()
+        return self.polls == 0
 
 
-def test_the_lease_is_renewed_while_the_confirm_is_awaited(bench: Bench) -> None:
+def test_the_lease_is_renewed_during_the_wait_for_the_confirm(bench: Bench) -> None:
     of = bench.refused()
     seen: list[datetime] = []
 
-    def on_look() -> None:
+    def on_poll() -> None:
         bench.now += LEASE / 3
         held = bench.refusals.replay(of, 1)
         assert held
@@ -251,7 +251,7 @@ def test_the_lease_is_renewed_while_the_confirm_is_awaited(bench: Bench) -> None
     assert bench.state_of(of) is PayloadState.OPENED
 
 
-def test_a_worker_that_stops_leaves_a_replay_that_is_not_confirmed_to_another_one(
+def test_a_stopping_worker_leaves_an_unconfirmed_replay_to_another_one(
     bench: Bench,
 ) -> None:
     of = bench.refused()
@@ -270,7 +270,7 @@ def test_a_worker_that_stops_leaves_a_replay_that_is_not_confirmed_to_another_on
     assert bench.state_of(of) is PayloadState.OPENED
 
 
-def test_one_replay_that_cannot_be_read_keeps_none_of_the_others(bench: Bench) -> None:
+def test_an_unreadable_replay_does_not_delay_the_others(bench: Bench) -> None:
     broken, other = bench.refused(), bench.refused()
     for listed in list(bench.state.list("replays/")):
         if broken in listed.key:
@@ -282,7 +282,7 @@ def test_one_replay_that_cannot_be_read_keeps_none_of_the_others(bench: Bench) -
     assert bench.sent() == [f"{other}.1"]
 
 
-def test_the_payloads_that_are_refused_are_counted(bench: Bench) -> None:
+def test_refused_payloads_are_counted(bench: Bench) -> None:
     bench.refused(replayed=False)
     bench.refused()
 

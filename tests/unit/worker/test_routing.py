@@ -18,7 +18,7 @@ from worker.routing import Route, resolve
         (None, None, Route("left-to-workflow-manager", ())),
     ],
 )
-def test_the_first_rule_that_has_an_answer_wins(
+def test_the_first_rule_that_matches_wins(
     workflow: str | None, vae_workflows: tuple[str, ...] | None, route: Route
 ) -> None:
     assert resolve(replace(record(), workflow=workflow, vae_workflows=vae_workflows)) == route

@@ -1,4 +1,4 @@
-"""What a worker is composed of, and what it does at its end, over real folder stores."""
+"""The composition and the shutdown of a worker, over real folder stores."""
 
 import threading
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def backends(settings: WorkerSettings) -> Backends:
     return opened
 
 
-def test_the_sweep_leaves_an_upload_twice_the_time_that_it_may_take(
+def test_the_sweep_keeps_an_upload_for_twice_its_maximum_duration(
     settings: WorkerSettings, backends: Backends
 ) -> None:
     now = utc_now()
@@ -63,7 +63,7 @@ def test_the_sweep_leaves_an_upload_twice_the_time_that_it_may_take(
     assert list(backends.instances.folders("")) == [left]
 
 
-def test_a_service_starts_beside_a_cursor_that_cannot_be_read(backends: Backends) -> None:
+def test_a_service_starts_with_an_unreadable_sweep_cursor(backends: Backends) -> None:
     backends.state.create(CURSOR, b"{", "application/json")
 
     with structlog.testing.capture_logs() as log:
@@ -72,7 +72,7 @@ def test_a_service_starts_beside_a_cursor_that_cannot_be_read(backends: Backends
     assert log == []
 
 
-def _with_something_to_clear(
+def _with_a_leftover(
     settings: WorkerSettings,
     backends: Backends,
     routines: Sequence[Routine] = (),
@@ -95,10 +95,10 @@ def _with_something_to_clear(
     )
 
 
-def test_a_worker_that_stops_clears_what_it_opened_last(
+def test_a_stopping_worker_removes_the_leftovers_of_opened_records(
     settings: WorkerSettings, backends: Backends
 ) -> None:
-    worker = _with_something_to_clear(settings, backends)
+    worker = _with_a_leftover(settings, backends)
     worker.start()
 
     worker.stop()
@@ -106,7 +106,7 @@ def test_a_worker_that_stops_clears_what_it_opened_last(
     assert list(backends.state.list("pending/")) == []
 
 
-def test_a_worker_that_stops_asks_nothing_more_of_a_store_that_keeps_a_routine_waiting(
+def test_a_stopping_worker_sends_no_request_to_a_store_that_blocks_a_routine(
     settings: WorkerSettings, backends: Backends
 ) -> None:
     asked, answered = threading.Event(), threading.Event()
@@ -115,7 +115,7 @@ def test_a_worker_that_stops_asks_nothing_more_of_a_store_that_keeps_a_routine_w
         asked.set()
         answered.wait(60)
 
-    worker = _with_something_to_clear(settings, backends, [Routine("relay", ask, 1)], 0.1)
+    worker = _with_a_leftover(settings, backends, [Routine("relay", ask, 1)], 0.1)
     worker.start()
     asked.wait(60)
 

@@ -1,4 +1,4 @@
-"""How large a workflow request becomes."""
+"""The maximum size of a workflow request."""
 
 from dataclasses import replace
 
@@ -9,14 +9,14 @@ from shared.instances import StoredInstance
 from worker.routing import resolve
 from worker.workflow_manager import WorkflowManager
 
-# RabbitMQ 4's `max_message_size` where nobody has set another.
+# RabbitMQ 4's default of `max_message_size`.
 LARGEST_MESSAGE_BYTES = 16 << 20
 
-# What a VAE is created with is no larger than that.
+# Maximum body of a request that creates a VAE.
 LARGEST_VAE_BYTES = 1 << 20
 
 
-def test_no_request_of_as_many_parts_as_may_be_set_is_too_large_for_a_broker_by_default() -> None:
+def test_a_request_of_the_maximum_parts_fits_into_rabbitmqs_default_maximum() -> None:
     longest = "1." + "9" * 62
     instance = StoredInstance(longest, longest, longest, longest, 1, "")
     workflow = "w" * 128

@@ -1,4 +1,4 @@
-"""Telling the workers, of a broker that takes its time."""
+"""Announcements to a slow broker."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from shared.events import InstancesStored
 from shared.runtime.metrics import ApiMetrics
 
 
-def test_what_a_broker_that_hangs_keeps_waiting_has_an_end_and_the_rest_is_the_relays() -> None:
+def test_the_events_that_wait_for_a_hanging_broker_are_bounded() -> None:
     goes_on, announced = threading.Event(), []
 
     def announce(event: InstancesStored) -> None:

@@ -10,7 +10,7 @@ from shared.errors import StoreUnavailable
 
 
 class Confirmer:
-    """Counts its calls, and raises what it is told to first."""
+    """Counts its calls, and raises given errors first."""
 
     def __init__(self, *errors: Exception) -> None:
         self.calls = 0
@@ -31,7 +31,7 @@ def started(confirmer: Confirmer) -> Confirmations:
     return confirmations
 
 
-def test_many_records_are_confirmed_at_once() -> None:
+def test_several_records_are_confirmed_by_one_call() -> None:
     confirmer = Confirmer()
     confirmations = started(confirmer)
     confirmer.go_on.clear()
@@ -47,7 +47,7 @@ def test_many_records_are_confirmed_at_once() -> None:
     wait_for(lambda: confirmer.calls == 3)
 
 
-def test_nothing_is_confirmed_where_nothing_was_recorded() -> None:
+def test_nothing_is_confirmed_without_new_records() -> None:
     confirmer = Confirmer()
     confirmations = started(confirmer)
     confirmations.recorded()
@@ -58,7 +58,7 @@ def test_nothing_is_confirmed_where_nothing_was_recorded() -> None:
     assert confirmer.calls == 1
 
 
-def test_a_confirmation_that_fails_is_tried_again_whatever_the_error() -> None:
+def test_a_failed_confirmation_is_retried_after_any_error() -> None:
     confirmer = Confirmer(StoreUnavailable("away"), RuntimeError("cannot start new thread"))
 
     with structlog.testing.capture_logs() as log:

@@ -1,4 +1,4 @@
-"""Claims on Idempotency-Keys, over a real folder store."""
+"""Claims of Idempotency-Keys, over a real folder store."""
 
 import tracemalloc
 from dataclasses import dataclass, replace
@@ -68,7 +68,7 @@ def test_a_claimed_key_is_still_running_until_its_lease_ends(bench: Bench) -> No
     assert bench.claimed().payload_id != first.payload_id
 
 
-def test_a_key_that_is_kept_stays_claimed(bench: Bench) -> None:
+def test_a_renewed_key_stays_claimed(bench: Bench) -> None:
     first = bench.claimed()
     for _ in range(5):
         bench.now += LEASE * 0.6
@@ -78,7 +78,7 @@ def test_a_key_that_is_kept_stays_claimed(bench: Bench) -> None:
         bench.claim()
 
 
-def test_who_lost_a_key_is_told_and_cannot_release_it_for_the_winner(bench: Bench) -> None:
+def test_a_post_that_lost_its_key_cannot_release_it(bench: Bench) -> None:
     loser = bench.claimed()
     bench.now += LEASE * 2
     bench.claimed()
@@ -92,7 +92,7 @@ def test_who_lost_a_key_is_told_and_cannot_release_it_for_the_winner(bench: Benc
         bench.claim()
 
 
-def test_who_lost_a_key_cannot_write_its_record_any_more(bench: Bench) -> None:
+def test_a_post_that_lost_its_key_cannot_write_its_record(bench: Bench) -> None:
     loser = bench.claimed()
     bench.now += LEASE * 2
     bench.claimed()
@@ -113,14 +113,14 @@ def test_a_record_that_is_written_at_the_last_moment_keeps_its_key(bench: Bench)
     assert bench.another_keys(late).claim(*CLAIM) == first.payload_id
 
 
-def test_a_key_that_was_released_leaves_no_trace_but_its_claim(bench: Bench) -> None:
+def test_a_released_key_leaves_only_its_claim(bench: Bench) -> None:
     bench.claimed().release()
     bench.claimed()
 
     assert list(bench.store.list("pending/")) == []
 
 
-def test_a_released_key_is_free_at_once(bench: Bench) -> None:
+def test_a_released_key_can_be_claimed_at_once(bench: Bench) -> None:
     bench.claimed().release()
 
     assert isinstance(bench.claim(), ClaimedKey)
@@ -137,7 +137,7 @@ def test_a_key_whose_record_is_written_leads_to_it_for_a_day(bench: Bench) -> No
     assert isinstance(bench.claim(), ClaimedKey)
 
 
-def test_a_claim_of_a_clock_that_was_ahead_keeps_nobody_waiting(bench: Bench) -> None:
+def test_a_claim_written_by_a_clock_that_was_ahead_is_expired(bench: Bench) -> None:
     bench.now += timedelta(days=365)
     lost = bench.claimed()
     bench.now -= timedelta(days=365)
@@ -147,7 +147,9 @@ def test_a_claim_of_a_clock_that_was_ahead_keeps_nobody_waiting(bench: Bench) ->
         bench.records.add(replace(record(), payload_id=lost.payload_id))
 
 
-def test_a_key_of_a_clock_that_was_ahead_leads_to_its_record_for_a_day(bench: Bench) -> None:
+def test_a_key_written_by_a_clock_that_was_ahead_leads_to_its_record_for_a_day(
+    bench: Bench,
+) -> None:
     bench.now += timedelta(days=365)
     claimed = bench.claimed()
     bench.records.add(replace(record(), payload_id=claimed.payload_id))
@@ -171,7 +173,7 @@ def test_a_post_whose_clock_is_set_back_claims_its_key_again(bench: Bench) -> No
 
 
 @pytest.mark.parametrize("damaged", [b"", b"{}", b'{"until":1,"of_a_newer_version":2}'])
-def test_a_claim_that_cannot_be_read_is_named(bench: Bench, damaged: bytes) -> None:
+def test_an_unreadable_claim_is_reported(bench: Bench, damaged: bytes) -> None:
     bench.claimed()
     (claim,) = bench.store.list("idempotency/")
     bench.store.put(claim.key, BytesIO(damaged), len(damaged), "application/json")
@@ -180,19 +182,19 @@ def test_a_claim_that_cannot_be_read_is_named(bench: Bench, damaged: bytes) -> N
         bench.claim()
 
 
-def test_each_caller_has_keys_of_its_own(bench: Bench) -> None:
+def test_each_caller_has_its_own_keys(bench: Bench) -> None:
     bench.claim(caller="10.0.0.1")
 
     assert isinstance(bench.claim(caller="10.0.0.2"), ClaimedKey)
 
 
-def test_a_fingerprint_tells_order_and_number_of_parts() -> None:
+def test_a_fingerprint_depends_on_order_and_number_of_parts() -> None:
     prints = {str(Fingerprint(parts)) for parts in (["a"], ["a", "b"], ["b", "a"], ["ab"], [])}
 
     assert len(prints) == 5
 
 
-def test_a_fingerprint_of_many_parts_does_not_hold_what_it_is_made_of() -> None:
+def test_a_fingerprint_of_many_parts_needs_little_memory() -> None:
     digests = (f"{number:064x}" for number in range(20_000))
 
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""The answer in pieces is, byte for byte, the document as a whole."""
+"""The pieces of an answer are, byte for byte, the complete document."""
 
 import itertools
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def _words(words: str) -> dict[str, Any]:
 
 
 def _document(parts: Parts, archive_url: str | None) -> dict[str, Any]:
-    """As the DICOM JSON Model has it, all at once."""
+    """The complete answer in the DICOM JSON Model."""
 
     def stored(one: Stored) -> dict[str, Any]:
         url = f"{archive_url}/studies/{one.study_uid}/series/{one.series_uid}/instances/"
@@ -96,7 +96,7 @@ def _document(parts: Parts, archive_url: str | None) -> dict[str, Any]:
 
 
 def _native(document: dict[str, Any]) -> bytes:
-    """As the Native DICOM Model has it, all at once."""
+    """The complete answer in the Native DICOM Model."""
 
     def append(parent: ElementTree.Element, dataset: dict[str, Any]) -> None:
         for tag, element in dataset.items():
@@ -124,7 +124,7 @@ def _native(document: dict[str, Any]) -> bytes:
 
 @pytest.mark.parametrize("archive_url", [None, ARCHIVE])
 @pytest.mark.parametrize("parts", MIXTURES)
-def test_the_pieces_of_an_answer_are_the_whole_document(
+def test_the_pieces_of_an_answer_are_the_complete_document(
     parts: Parts, archive_url: str | None
 ) -> None:
     document = _document(parts, archive_url)
@@ -142,7 +142,7 @@ def test_the_pieces_of_an_answer_are_the_whole_document(
         (Parts([], KNOWN), HTTPStatus.CONFLICT),
     ],
 )
-def test_the_status_says_whether_all_some_or_none_was_stored(
+def test_the_status_depends_on_whether_all_some_or_none_were_stored(
     parts: Parts, expected: HTTPStatus
 ) -> None:
     assert status(parts) == expected

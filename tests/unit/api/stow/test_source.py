@@ -1,4 +1,4 @@
-"""The sender's address as the Workflow Manager takes it: at most 15 characters, never blank."""
+"""The sender's address for the Workflow Manager: 1 to 15 characters."""
 
 import pytest
 
@@ -17,11 +17,11 @@ from api.stow.view import source_of
         ("unix:", "unknown"),
     ],
 )
-def test_a_short_address_stands_as_it_is(address: str | None, source: str) -> None:
+def test_a_short_address_is_unchanged(address: str | None, source: str) -> None:
     assert source_of(address) == source
 
 
-def test_a_long_ipv6_address_has_one_short_form_of_its_own() -> None:
+def test_a_long_ipv6_address_is_replaced_by_a_digest() -> None:
     one = source_of("2001:db8:85a3::8a2e:370:7334")
     again = source_of("2001:0db8:85a3:0000:0000:8a2e:0370:7334")
     other = source_of("2001:db8:85a3::8a2e:370:7335")

@@ -1,4 +1,4 @@
-"""A list that is kept on disk beyond a threshold."""
+"""A list that is on disk above a threshold."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +16,7 @@ def words(tmp_path: Path) -> Iterator[SpooledList[str]]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 1000])
-def test_a_list_is_as_it_was_appended_however_often_it_is_iterated(
-    words: SpooledList[str], count: int
-) -> None:
+def test_a_list_can_be_iterated_repeatedly(words: SpooledList[str], count: int) -> None:
     appended = [f"number {number}\n" for number in range(count)]
     for word in appended:
         words.append(word)
@@ -29,9 +27,7 @@ def test_a_list_is_as_it_was_appended_however_often_it_is_iterated(
     assert len(words) == count
 
 
-def test_nothing_of_a_list_is_left_when_its_process_is_killed(
-    words: SpooledList[str], tmp_path: Path
-) -> None:
+def test_a_killed_process_leaves_no_file_of_a_list(words: SpooledList[str], tmp_path: Path) -> None:
     for number in range(1000):
         words.append(f"number {number}")
 

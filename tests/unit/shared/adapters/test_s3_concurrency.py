@@ -1,4 +1,4 @@
-"""How many large bodies go to the object store at once, by how long each takes."""
+"""The concurrency of large bodies to the object store, which depends on their duration."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +38,7 @@ def send_together(limit: ConcurrencyLimit, count: int, on_the_way: Callable[[], 
 
 
 def run_at_once(limit: ConcurrencyLimit, count: int) -> bool:
-    """Whether so many do."""
+    """Whether that many run concurrently."""
     all_run = Barrier(count)
 
     def body() -> bool:
@@ -60,26 +60,24 @@ def be_slow(clock: Clock) -> Callable[[], None]:
     return pass_ten_seconds
 
 
-def test_bodies_that_are_quick_soon_all_run_at_once(limit: ConcurrencyLimit) -> None:
+def test_fast_bodies_soon_all_run_concurrently(limit: ConcurrencyLimit) -> None:
     assert not run_at_once(limit, 5)
     for _ in range(12):
         send_together(limit, 1, lambda: None)
     assert run_at_once(limit, 16)
 
 
-def test_fewer_bodies_run_at_once_when_each_is_slow(limit: ConcurrencyLimit, clock: Clock) -> None:
+def test_slow_bodies_reduce_the_concurrency(limit: ConcurrencyLimit, clock: Clock) -> None:
     send_together(limit, 4, be_slow(clock))
     assert not run_at_once(limit, 2)
 
 
-def test_one_body_runs_however_slow_all_were(limit: ConcurrencyLimit, clock: Clock) -> None:
+def test_at_least_one_body_runs_however_slow_all_are(limit: ConcurrencyLimit, clock: Clock) -> None:
     for _ in range(5):
         send_together(limit, 1, be_slow(clock))
 
 
-def test_more_bodies_run_at_once_when_they_are_quick_again(
-    limit: ConcurrencyLimit, clock: Clock
-) -> None:
+def test_fast_bodies_raise_the_concurrency_again(limit: ConcurrencyLimit, clock: Clock) -> None:
     send_together(limit, 4, be_slow(clock))
     for _ in range(16):
         send_together(limit, 1, lambda: None)
@@ -89,7 +87,7 @@ def test_more_bodies_run_at_once_when_they_are_quick_again(
 def outcomes_behind(
     limit: ConcurrencyLimit, error: HTTPError, after: Callable[[], None]
 ) -> list[BaseException | None]:
-    """What becomes of bodies that wait while the one before them fails."""
+    """The outcomes of waiting bodies when the one before them fails."""
 
     def fail() -> None:
         wait_for(lambda: limit.waiting == 4)
@@ -103,16 +101,16 @@ def outcomes_behind(
         return [sent.exception() for sent in waiting]
 
 
-def test_bodies_that_wait_end_with_the_one_that_made_no_progress(
+def test_waiting_bodies_fail_with_the_one_that_made_no_progress(
     limit: ConcurrencyLimit, clock: Clock
 ) -> None:
-    """So that in a silent store none of them waits for its own deadline after that."""
+    """With a silent store, none of them then waits for its own deadline."""
     send_together(limit, 2, be_slow(clock))
     outcomes = outcomes_behind(limit, NoProgress("no bytes in either direction"), be_slow(clock))
     assert [type(outcome) for outcome in outcomes] == [NoProgress] * 4
 
 
-def test_bodies_that_wait_go_on_after_a_connection_was_lost(
+def test_waiting_bodies_continue_after_a_lost_connection(
     limit: ConcurrencyLimit, clock: Clock
 ) -> None:
     send_together(limit, 2, be_slow(clock))

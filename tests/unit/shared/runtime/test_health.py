@@ -1,4 +1,4 @@
-"""Health over HTTP while what it asks does not answer."""
+"""Health over HTTP while a dependency does not answer."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ STORE = "http://10.0.0.7:9000/monaideploy: cannot reach the bucket"
 
 
 class Engine:
-    """Answers at once, or fails, or keeps who asks waiting until it is let go."""
+    """Answers at once, fails, or blocks the caller until it is released."""
 
     def __init__(self) -> None:
         self.fault: str | None = None
@@ -38,7 +38,7 @@ class Engine:
 
 
 class Probe:
-    """The health of a service with this engine, asked by any number at once."""
+    """The health of a service with this dependency, for concurrent callers."""
 
     def __init__(self, engine: Engine, *, may_read: bool = True) -> None:
         self.now = 1000.0
@@ -69,7 +69,7 @@ def askers(engine: Engine) -> Iterator[ThreadPoolExecutor]:
         engine.goes_on.set()
 
 
-def test_one_at_a_time_waits_for_a_silent_store_and_the_others_get_the_last_answer(
+def test_one_caller_waits_for_a_silent_store_and_the_others_get_the_last_report(
     engine: Engine, askers: ThreadPoolExecutor
 ) -> None:
     probe = Probe(engine)
@@ -113,7 +113,7 @@ def test_while_nothing_recent_is_known_others_are_told_that_this_replica_answers
     assert looking.result()[0] == 200
 
 
-def test_those_that_ask_together_at_first_are_all_told_what_one_of_them_finds(
+def test_concurrent_first_callers_all_get_the_report_of_one(
     engine: Engine, askers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.runtime.health._WAIT_SECONDS", 60.0)
@@ -132,7 +132,7 @@ def _results(futures: "list[Future[Any]]") -> list[Any]:
 
 
 @pytest.mark.parametrize("may_read", [False, True])
-def test_only_who_may_read_is_told_why_a_dependency_is_down(engine: Engine, may_read: bool) -> None:
+def test_faults_are_shown_only_with_permission_to_read(engine: Engine, may_read: bool) -> None:
     engine.fault = STORE
 
     status, body, _ = Probe(engine, may_read=may_read).ready()
@@ -145,7 +145,7 @@ def test_only_who_may_read_is_told_why_a_dependency_is_down(engine: Engine, may_
     }
 
 
-def test_the_log_tells_each_change_of_a_dependency_once_and_why(engine: Engine) -> None:
+def test_each_change_of_a_dependency_is_logged_once_with_the_reason(engine: Engine) -> None:
     probe = Probe(engine, may_read=False)
     with capture_logs() as logged:
         for fault in (None, STORE, STORE, None, None):

@@ -17,7 +17,7 @@ def _has_ipv6() -> bool:
 
 
 @pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
-def test_the_address_for_all_of_ipv6_takes_ipv4_too() -> None:
+def test_the_ipv6_wildcard_address_includes_ipv4() -> None:
     with bind(Address("::", 0), "STOWGATE_LISTEN") as listener:
         port = listener.getsockname()[1]
 

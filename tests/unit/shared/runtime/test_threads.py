@@ -1,4 +1,4 @@
-"""Pools, where the system gives no more threads."""
+"""Pools when the system refuses further threads."""
 
 import threading
 from concurrent.futures import wait
@@ -22,7 +22,7 @@ def _no_more_threads_than(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", start_one_of_few)
 
 
-def test_a_pool_works_at_full_width_when_no_thread_is_to_be_had_any_more(
+def test_a_pool_uses_all_its_threads_when_the_system_has_none_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool = started_pool(3, "pool")
@@ -34,7 +34,7 @@ def test_a_pool_works_at_full_width_when_no_thread_is_to_be_had_any_more(
     assert len(done) == 3
 
 
-def test_a_pool_that_cannot_have_all_its_threads_keeps_none(
+def test_a_pool_that_cannot_start_all_threads_keeps_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _no_more_threads_than(2, monkeypatch)

@@ -1,4 +1,4 @@
-"""Settings: what is read, and the one line that a bad value gets."""
+"""Settings: their values, and the one-line errors."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _reader_of(variable: str) -> type[SettingsSection]:
-    """A section that reads it."""
+    """Return a section that reads the variable."""
     return next(s for s in ALL_SETTINGS if variable in {d.variable for d in declared(s)})
 
 
@@ -48,7 +48,7 @@ def test_each_setting_is_declared_once() -> None:
     assert len(own) == len(set(own))
 
 
-def test_without_any_variable_it_is_the_embedded_run() -> None:
+def test_the_defaults_are_those_of_the_embedded_run() -> None:
     settings = load(ApiSettings)
 
     assert (settings.object_store, settings.broker) == ("folder", "memory")
@@ -73,7 +73,7 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_OBJECT_STORE_REGION", "eu central", "visible ASCII"),
         ("STOWGATE_PUBLIC_URL", "http://me:word@host/", "http://host:port"),
         ("STOWGATE_PUBLIC_URL", "http://host name/", "http://host:port"),
-        ("STOWGATE_PUBLIC_URL", "https://krankenhaus-łódź.example", "in a host as xn--"),
+        ("STOWGATE_PUBLIC_URL", "https://krankenhaus-łódź.example", "hosts as xn--"),
         ("STOWGATE_PUBLIC_URL", "http://host/ü", "in ASCII: other letters as %XX"),
         *(
             ("STOWGATE_PUBLIC_URL", f"http://host/a{bad}b", "http://host:port")
@@ -106,11 +106,11 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_STOP_SECONDS", "4", "from 5 to 3600"),
         ("STOWGATE_BROKER_CONFIRM_SECONDS", "0", "from 1 to 3600"),
         ("STOWGATE_MAX_PARTS", "many", "whole number"),
-        ("STOWGATE_MAX_BODY_BYTES", "1" * 19, "18 digits at most"),
+        ("STOWGATE_MAX_BODY_BYTES", "1" * 19, "up to 18 digits"),
         ("STOWGATE_API_THREADS", "1", "from 2 to 256"),
         ("STOWGATE_MAX_UPLOADS", "0", "from 1 to 254"),
         ("STOWGATE_MAX_UPLOADS", "39", "at most 38"),
-        ("STOWGATE_STATE_BUCKET", "monaideploy", "another bucket"),
+        ("STOWGATE_STATE_BUCKET", "monaideploy", "must differ from STOWGATE_BUCKET"),
         ("STOWGATE_BUCKET", "spool", "another name"),
         ("STOWGATE_STATE_BUCKET", "workflow-requests", "another name"),
         ("STOWGATE_PUBLIC_URL", "https://host/dicomweb", "before /dicomweb"),
@@ -119,7 +119,7 @@ def test_without_any_variable_it_is_the_embedded_run() -> None:
         ("STOWGATE_TRUSTED_PROXIES", "10.0.0.1/8", "without host bits"),
     ],
 )
-def test_a_bad_value_is_one_line_with_variable_value_and_what_is_right(
+def test_an_invalid_value_is_reported_with_variable_value_and_remedy(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, right: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -128,13 +128,13 @@ def test_a_bad_value_is_one_line_with_variable_value_and_what_is_right(
         load(_reader_of(variable))
 
     line = str(caught.value)
-    # Who put a password into a URL does not find it in a log.
+    # A password in a URL must not appear in a log.
     assert line.startswith(f"{variable} is '{re.sub('(?s)^.*@', '…@', value)}'")
     assert right in line
     assert "\n" not in line
 
 
-def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(
+def test_a_key_that_is_not_valid_in_a_header_is_rejected_and_not_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STOWGATE_OBJECT_STORE_ACCESS_KEY", "geheim\u00e4")
@@ -149,7 +149,7 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(
     "value",
     ["rabbit:secret@host", "amqp://:secret@/vhost", "amqp://me:secret@host/a/b"],
 )
-def test_a_bad_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("STOWGATE_BROKER", value)
 
     with pytest.raises(BadSetting, match="STOWGATE_BROKER is \\(a secret\\)") as caught:
@@ -179,7 +179,7 @@ def test_an_s3_store_needs_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         ("stowgate.example:0", True),
     ],
 )
-def test_an_api_that_asks_nobody_is_for_loopback(
+def test_an_api_without_authentication_listens_on_loopback_only(
     monkeypatch: pytest.MonkeyPatch, address: str, is_refused: bool
 ) -> None:
     monkeypatch.setenv("STOWGATE_LISTEN", address)
@@ -194,13 +194,13 @@ def test_an_api_that_asks_nobody_is_for_loopback(
     guard_listen(load(ApiSettings))
 
 
-def test_algorithms_are_a_list_with_commas_between(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_algorithms_are_a_comma_separated_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOWGATE_JWT_ALGORITHMS", "RS256, ES256")
 
     assert load(ApiSettings).jwt_algorithms == ("RS256", "ES256")
 
 
-def test_a_path_prefix_is_as_wsgi_decodes_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_prefix_is_decoded_like_a_wsgi_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOWGATE_PUBLIC_URL", "https://pacs.example/the%20site/")
 
     assert load(ApiSettings).path_prefix == "/the site"
@@ -223,7 +223,7 @@ def test_a_value_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ("text", "it is not UTF-8"),
     ],
 )
-def test_a_file_that_cannot_be_read_stops_the_start(
+def test_an_unreadable_file_of_a_setting_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, why: str
 ) -> None:
     (tmp_path / "text").write_bytes(b"\xff\xfe")
@@ -238,7 +238,7 @@ def test_a_file_that_cannot_be_read_stops_the_start(
     )
 
 
-def test_what_was_given_for_a_secret_s_file_is_not_repeated(
+def test_the_value_of_a_secrets_file_variable_is_not_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STOWGATE_OBJECT_STORE_SECRET_KEY_FILE", "hidden-word")
@@ -249,7 +249,7 @@ def test_what_was_given_for_a_secret_s_file_is_not_repeated(
     assert "hidden-word" not in str(caught.value)
 
 
-def test_an_ipv6_address_is_taken_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ipv6_address_is_given_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOWGATE_LISTEN", "[::1]:8080")
 
     address = load(ApiSettings).listen
@@ -258,7 +258,7 @@ def test_an_ipv6_address_is_taken_in_brackets(monkeypatch: pytest.MonkeyPatch) -
     assert str(address) == "[::1]:8080"
 
 
-def test_an_unknown_variable_is_named_with_the_nearest_known_one() -> None:
+def test_an_unknown_variable_is_reported_with_the_nearest_known_one() -> None:
     environ = {
         "STOWGATE_BUKET": "x",
         "STOWGATE_BUCKET": "x",
@@ -273,7 +273,7 @@ def test_an_unknown_variable_is_named_with_the_nearest_known_one() -> None:
     assert "STOWGATE_BUCKET" in sentence
 
 
-def test_an_unknown_variable_that_is_like_no_other_is_named_alone() -> None:
+def test_an_unknown_variable_without_a_similar_one_has_no_suggestion() -> None:
     (sentence,) = unknown_variables({"STOWGATE_BOGUS": "x"}, ALL_SETTINGS)
 
     assert sentence == "STOWGATE_BOGUS is set, but no setting has that name"
