@@ -243,7 +243,7 @@ def test_the_lease_is_renewed_during_the_wait_for_the_confirm(bench: Bench) -> N
 
     class Slow(Failing):
         def begin(self, message: Message) -> Publication:  # noqa: ARG002
-            return Late(6, on_look)
+            return Late(6, on_poll)
 
     bench.replays(Slow(Unroutable(""))).publish(of)
 
