@@ -19,8 +19,8 @@ from api.stow.announcements import Announcements
 from api.stow.confirmations import Confirmations
 from api.stow.idempotency import IdempotencyKeys
 from api.stow.ingest import Ingest
-from api.stow.upload import Limits, Uploads
-from api.stow.view import StoreTransaction, StowOptions, stow_views
+from api.stow.upload import Uploads
+from api.stow.view import StoreTransaction, stow_views
 from api.vae.registry import VaeRegistry
 from api.vae.views import vae_views
 from shared.ids import PayloadIds
@@ -52,15 +52,7 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
     uploads = Uploads(
         backends.instances,
         started_pool(_PUT_THREADS, "put"),
-        settings.spool,
-        Limits(
-            part_bytes=settings.max_part_bytes,
-            parts=settings.max_parts,
-            spool_memory_bytes=settings.spool_memory_bytes,
-            min_free_bytes=settings.min_free_bytes,
-            upload=timedelta(seconds=settings.max_upload_seconds),
-            structure=settings.structure_limits,
-        ),
+        settings,
     )
     announcers = (
         None if settings.broker == "memory" else started_pool(_ANNOUNCE_THREADS, "announce")
@@ -93,15 +85,7 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
             lease=timedelta(seconds=settings.lease_seconds),
         ),
         admission=admission,
-        options=StowOptions(
-            body_bytes=settings.max_body_bytes,
-            part_header_bytes=settings.max_part_header_bytes,
-            idle_seconds=settings.idle_seconds,
-            upload_seconds=settings.max_upload_seconds,
-            posts_per_minute=settings.rate_per_sender,
-            public_url=settings.public_url,
-            archive_url=settings.retrieve_url,
-        ),
+        settings=settings,
     )
     authenticator = authenticator_of(settings)
     readiness = Readiness(backends.dependencies(backends.publisher.ping), HealthMetrics(registry))

@@ -161,8 +161,8 @@ class Ingest:
             return receipt
 
     def _check_time(self, received_at: datetime) -> None:
-        if self._clock() - received_at > self._uploads.limits.upload:
-            limit_seconds = self._uploads.limits.upload.total_seconds()
+        limit_seconds = self._uploads.settings.max_upload_seconds
+        if self._clock() - received_at > timedelta(seconds=limit_seconds):
             raise SenderTooSlow(
                 f"the upload took longer than {limit_seconds:g} s; send it in several requests"
             )

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from datetime import timedelta
 from hashlib import blake2b, sha256
-from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any, Protocol
 
@@ -19,6 +17,7 @@ import structlog
 
 from api.http.media_types import DICOM
 from api.http.problems import TooLarge, UnsupportedMediaType
+from api.settings import ApiSettings
 from api.stow.acceptance import refusal
 from api.stow.early_upload import EarlyUpload
 from api.stow.idempotency import Fingerprint
@@ -29,7 +28,6 @@ from api.stow.spooled_list import SpooledList
 from api.vae.registry import Vae
 from shared.attachments import MAX_INLINE_BYTES, Attachment, Attachments
 from shared.dicom.identity import Identity, identify, modality
-from shared.dicom.limits import DEFAULT, StructureLimits
 from shared.dicom.refusal import InstanceRefused
 from shared.dicom.structure import Structure, check_structure
 from shared.errors import StoreFull, StoreUnavailable, StowgateError
@@ -71,27 +69,6 @@ def _is_dicom(part: ReceivedPart) -> bool:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The limits of a request; `upload` is its maximum duration."""
-
-    part_bytes: int
-    parts: int
-    spool_memory_bytes: int
-    min_free_bytes: int
-    upload: timedelta
-    structure: StructureLimits = DEFAULT
-
-    def check_number(self, part: ReceivedPart) -> None:
-        """Raise `TooLarge` if the part exceeds the maximum number of parts."""
-        if part.number > self.parts:
-            raise TooLarge(f"the request has more parts than the limit of {self.parts}")
-
-    def instance_bytes(self, vae: Vae | None) -> int:
-        of_vae = vae.max_instance_bytes if vae else None
-        return min(self.part_bytes, of_vae) if of_vae else self.part_bytes
-
-
-@dataclass(frozen=True)
 class _Putting:
     """An instance that is being put into the store."""
 
@@ -103,18 +80,28 @@ class Uploads:
     """The resources that all uploads of a process share: store, putting threads and spool."""
 
     def __init__(
-        self, store: ObjectStore, putters: ThreadPoolExecutor, spool_folder: Path, limits: Limits
+        self, store: ObjectStore, putters: ThreadPoolExecutor, settings: ApiSettings
     ) -> None:
         self.store = store
         self.putters = putters
         self.room = BoundedSemaphore(_PUTS)
-        self.spool_folder = spool_folder
-        self.limits = limits
+        self.settings = settings
 
     def check_room(self) -> None:
         """Raise `StoreFull` if the store or the spool is past its watermark."""
         self.store.check_room()
-        check_room(self.spool_folder, self.limits.min_free_bytes)
+        check_room(self.settings.spool, self.settings.min_free_bytes)
+
+    def check_number(self, part: ReceivedPart) -> None:
+        """Raise `TooLarge` if the part exceeds the maximum number of parts."""
+        if part.number > self.settings.max_parts:
+            raise TooLarge(
+                f"the request has more parts than the limit of {self.settings.max_parts}"
+            )
+
+    def max_instance_bytes(self, vae: Vae | None) -> int:
+        of_vae = vae.max_instance_bytes if vae else None
+        return min(self.settings.max_part_bytes, of_vae or self.settings.max_part_bytes)
 
     def digests(self, parts: Iterable[ReceivedPart], vae: Vae | None) -> Iterator[str]:
         """Yield the digests of `Upload.fingerprint` for a repeated body, which is not stored.
@@ -122,12 +109,12 @@ class Uploads:
         Raises `TooLarge` like `Upload.receive`.
         """
         for part in parts:
-            self.limits.check_number(part)
+            self.check_number(part)
             if not _is_dicom(part):
                 yield _FOREIGN
                 continue
             digest = sha256()
-            for data in _pieces(part, self.limits.instance_bytes(vae)):
+            for data in _pieces(part, self.max_instance_bytes(vae)):
                 digest.update(data)
             yield digest.hexdigest()
 
@@ -169,15 +156,16 @@ class Upload:
         self._attachments = attachments
         self._putters = uploads.putters
         self._room = uploads.room
-        self._spool_folder = uploads.spool_folder
-        self._limits = uploads.limits
+        self._check_number = uploads.check_number
+        self._settings = uploads.settings
+        self._structure_limits = uploads.settings.structure_limits
         self._vae = vae
         self._study_uid = study_uid
-        self._part_bytes = uploads.limits.instance_bytes(vae)
+        self._part_bytes = uploads.max_instance_bytes(vae)
         self._heartbeat = heartbeat
         self._contents: dict[int, int] = {}
-        self._instances = SpooledList(self._spool_folder, MAX_INLINE_BYTES, load_instance)
-        self._failures = SpooledList(self._spool_folder, MAX_INLINE_BYTES, _failure)
+        self._instances = SpooledList(self._settings.spool, MAX_INLINE_BYTES, load_instance)
+        self._failures = SpooledList(self._settings.spool, MAX_INLINE_BYTES, _failure)
         self._unsettled: deque[_Putting | Failed] = deque()
         self._has_attached = False
         self._foreign_parts = 0
@@ -186,7 +174,7 @@ class Upload:
 
     def receive(self, part: ReceivedPart) -> None:
         """Read a part to its end, and store it if it is valid."""
-        self._limits.check_number(part)
+        self._check_number(part)
         if not _is_dicom(part):
             self._foreign_parts += 1
             self.fingerprint.add(_FOREIGN)
@@ -197,7 +185,7 @@ class Upload:
             return
         with ExitStack() as spooled:
             spool = spooled.enter_context(
-                Spool(self._spool_folder, self._limits.spool_memory_bytes)
+                Spool(self._settings.spool, self._settings.spool_memory_bytes)
             )
             early_upload = spooled.enter_context(
                 closing(EarlyUpload(self._store, spool, DICOM, self._part_bytes, self._key_of_new))
@@ -220,7 +208,7 @@ class Upload:
     def _check(self, number: int, spool: Spool) -> tuple[Identity, Structure] | None:
         try:
             with spool.view() as data:
-                structure = check_structure(data, spool.scratch, self._limits.structure)
+                structure = check_structure(data, spool.scratch, self._structure_limits)
             identity = identify(structure)
             why = refusal(self._vae, identity, modality(structure)) if self._vae else None
             if why is None:

@@ -25,6 +25,7 @@ from api.http.problems import (
     bare,
 )
 from api.http.routes import STORE_PATHS, STORE_SERVICE, template
+from api.settings import ApiSettings
 from api.stow import capabilities
 from api.stow import response as store_response
 from api.stow.announcements import Announcements
@@ -55,20 +56,6 @@ _KEYED_PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class StowOptions:
-    """The options of the Store transaction. `posts_per_minute` limits the requests of one sender
-    per process, unless 0. `archive_url` is the base URL for RetrieveURL."""
-
-    body_bytes: int
-    part_header_bytes: int
-    idle_seconds: float
-    upload_seconds: float
-    posts_per_minute: int
-    public_url: str | None
-    archive_url: str | None
-
-
-@dataclass(frozen=True)
 class _OnlyPart:
     """A body that is a single instance, as the only part of a request."""
 
@@ -94,7 +81,7 @@ class StoreTransaction:
         records: Records,
         keys: IdempotencyKeys,
         admission: Admission,
-        options: StowOptions,
+        settings: ApiSettings,
     ) -> None:
         self._ingest = ingest
         self._uploads = uploads
@@ -102,7 +89,7 @@ class StoreTransaction:
         self._vaes = vaes
         self._records = records
         self._keys = keys
-        self._options = options
+        self._settings = settings
         self._admission = admission
         self._rates, self._vae_rates = RateLimiter(), RateLimiter()
 
@@ -111,12 +98,12 @@ class StoreTransaction:
     ) -> Response:
         body = RequestBody.of(
             request,
-            limit_bytes=self._options.body_bytes,
-            idle_seconds=self._options.idle_seconds,
-            max_seconds=self._options.upload_seconds,
+            limit_bytes=self._settings.max_body_bytes,
+            idle_seconds=self._settings.idle_seconds,
+            max_seconds=self._settings.max_upload_seconds,
             watchdog=self._admission.watchdog,
         )
-        per_minute = self._options.posts_per_minute
+        per_minute = self._settings.rate_per_sender
         _count(self._rates, sender_of(request.remote_addr), per_minute, "from this address")
         study, workflow = _checked_study(study), _checked_workflow(workflow)
         _check_codings(request)
@@ -159,7 +146,7 @@ class StoreTransaction:
         key = request.headers.get("Idempotency-Key")
         claimed: ClaimedKey | None = None
         piece_bytes = _PIECE_BYTES if key is None else _KEYED_PIECE_BYTES
-        parts = _parts(request, body, piece_bytes, self._options.part_header_bytes)
+        parts = _parts(request, body, piece_bytes, self._settings.max_part_header_bytes)
         if key is not None:
             caller = g.caller.name or request.remote_addr or ""
             found = self._keys.claim(caller, request.path, key)
@@ -192,7 +179,7 @@ class StoreTransaction:
             response.call_on_close(
                 partial(self._announcements.make, receipt.payload_id, g.correlation_id)
             )
-        return _with_links(response, receipt.payload_id, self._options.public_url)
+        return _with_links(response, receipt.payload_id, self._settings.public_url)
 
     def _rendered(self, outcome: Outcome, heartbeat: Callable[[], None]) -> Answer:
         content_type, render = store_response.JSON_TYPE, store_response.to_json
@@ -201,8 +188,8 @@ class StoreTransaction:
         return Answer.of(
             store_response.status(outcome),
             content_type,
-            render(outcome, self._options.archive_url),
-            self._uploads.spool_folder,
+            render(outcome, self._settings.retrieve_url),
+            self._settings.spool,
             heartbeat,
         )
 
@@ -219,7 +206,7 @@ class StoreTransaction:
             body = self._records.attachments.read(payload_id, Attachment.ANSWER)
         response = Response(body, first.status, content_type=first.content_type)
         response.headers["Idempotent-Replayed"] = "true"
-        return _with_links(response, payload_id, self._options.public_url)
+        return _with_links(response, payload_id, self._settings.public_url)
 
 
 def stow_views(

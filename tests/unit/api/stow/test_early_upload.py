@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 from instances import new_instance, uid
+from made_settings import api_settings
 from observed_store import Hook, ObservedStore
 from prometheus_client import CollectorRegistry
 
@@ -18,7 +18,7 @@ from api.stow.answer import Answer
 from api.stow.ingest import Ingest, Receipt, Target
 from api.stow.multipart import MediaType, parse_media_type
 from api.stow.response import JSON_TYPE, Outcome, to_json
-from api.stow.upload import Limits, Uploads
+from api.stow.upload import Uploads
 from shared.adapters.folder.store import FolderObjectStore
 from shared.errors import StoreUnavailable
 from shared.ids import PayloadIds
@@ -94,9 +94,11 @@ class Bench:
         state = FolderObjectStore(self.folder / "state")
         self.store.prepare()
         state.prepare()
-        limits = Limits(1 << 30, 10, self.spool_memory_bytes, 0, timedelta(hours=1))
+        settings = api_settings(
+            self.folder, min_free_bytes=0, spool_memory_bytes=self.spool_memory_bytes
+        )
         self.ingest = Ingest(
-            uploads=Uploads(observed, ThreadPoolExecutor(1), self.folder, limits),
+            uploads=Uploads(observed, ThreadPoolExecutor(1), settings),
             records=Records(state),
             recorded=lambda: None,
             metrics=ApiMetrics(CollectorRegistry()),

@@ -14,6 +14,7 @@ from typing import BinaryIO, NoReturn
 
 import pytest
 from instances import new_instance, one_series
+from made_settings import api_settings
 from observed_store import CALLS, Call, Hook, ObservedStore, once
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, newest
@@ -26,7 +27,7 @@ from api.stow.idempotency import ClaimedKey, IdempotencyKeys, StillRunning
 from api.stow.ingest import Ingest, Target
 from api.stow.multipart import MediaType, parse_media_type
 from api.stow.response import JSON_TYPE, Outcome, to_json
-from api.stow.upload import Limits, Uploads
+from api.stow.upload import Uploads
 from shared.adapters.folder.store import FolderObjectStore
 from shared.attachments import Attachment
 from shared.errors import StoreFull, StoreUnavailable
@@ -68,7 +69,13 @@ class Bench:
             store.prepare()
         self.records = Records(self.state)
         self.payload_ids = payload_ids = PayloadIds("stowgate")
-        self.limits = Limits(1 << 20, parts, 1 << 20, 0, UPLOAD)
+        self.settings = api_settings(
+            folder,
+            max_part_bytes=1 << 20,
+            max_parts=parts,
+            min_free_bytes=0,
+            max_upload_seconds=int(UPLOAD.total_seconds()),
+        )
         self.putters = ThreadPoolExecutor(1)
         self.sweeper = Sweeper(
             instances=self.instances,
@@ -100,7 +107,7 @@ class Bench:
     ) -> Ingest:
         """An API over the bench's stores, or over those given, which pass on to them."""
         return Ingest(
-            uploads=Uploads(instances or self.instances, self.putters, self.folder, self.limits),
+            uploads=Uploads(instances or self.instances, self.putters, self.settings),
             records=Records(state or self.state),
             recorded=self._recorded,
             metrics=ApiMetrics(CollectorRegistry()),
