@@ -69,7 +69,7 @@ class Readiness:
         self._is_stopping = True
 
     def status(self, report: Report | None) -> str:
-        """`ready`, or what the faults mean for uploads: `degraded` where they succeed all the same,
+        """`ready`, or what the faults mean for uploads: `degraded` if they still succeed,
         `down` where they are refused for now, `unknown` while the first check is under way; and
         `stopping`."""
         if self._is_stopping:

@@ -111,7 +111,7 @@ def test_a_clock_that_differs_neither_floods_the_service_nor_ends_the_keys(ahead
     for _ in range(600):
         credentials.retrieve()
         clocks.seconds += 1
-    # Keys that seem to have ended are taken to last for a minute.
+    # Keys that seem to have ended count as valid for a minute.
     assert source.fetched == (1 if ahead > 0 else 14)
     refused = credentials.retrieve()
     clocks.seconds += 1
@@ -235,7 +235,7 @@ def test_temporary_keys_with_a_session_token_come_from_where_aws_has_them(
 
 @pytest.fixture
 def user(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[Callable[[], tuple[str, str]]]:
-    """Makes a user of the store, who may do everything until the next one is made."""
+    """Create a user of the store with every permission, until the next one is created."""
     url = urlsplit(object_store_endpoint.url)
     admin = MinioAdmin(
         endpoint=url.netloc,

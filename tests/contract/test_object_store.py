@@ -558,7 +558,7 @@ def test_an_unsafe_key_is_a_programming_error(store: ObjectStore, key: str) -> N
 
 
 def test_a_prefix_without_its_slash_is_a_programming_error(store: ObjectStore) -> None:
-    with pytest.raises(ValueError, match="without a slash"):
+    with pytest.raises(ValueError, match="must end with a slash"):
         store.list("pending")
 
 

@@ -422,5 +422,5 @@ def test_no_service_starts_on_a_store_that_lets_several_writers_through(
     (line,) = [
         line for line in (ended.stdout + ended.stderr).splitlines() if "where one may be" in line
     ]
-    assert line.startswith("wrong     bucket stowgate" if command == "check" else "stowgate: ")
+    assert line.startswith("FAIL      bucket stowgate" if command == "check" else "stowgate: ")
     assert "Traceback" not in ended.stderr

@@ -155,7 +155,7 @@ def test_many_probes_during_a_silent_store_do_not_delay_others(site: Site) -> No
     api.store.heal()
     assert live.status_code == 200
     assert not are_all_done, "the one that looks waits longer than the others"
-    # Those that came meanwhile were told what was known last.
+    # Callers during the check got the last report.
     states = Counter(answer.result()[1]["status"] for answer in answers)
     assert states == {"ready": 59, "down": 1}
 

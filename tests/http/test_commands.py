@@ -496,7 +496,7 @@ def test_check_reports_every_failure_and_exits_with_1(tmp_path: Path) -> None:
         )
 
     assert checked.returncode == 1
-    wrong = [line.split()[1] for line in checked.stdout.splitlines() if line.startswith("wrong")]
+    wrong = [line.split()[1] for line in checked.stdout.splitlines() if line.startswith("FAIL")]
     assert wrong == ["bucket", "bucket", "broker:", "queue", "refusals"]
     assert "STOWGATE_BROKR" in checked.stdout
     assert "hidden-word" not in checked.stdout + checked.stderr

@@ -59,7 +59,7 @@ def _payloads(*arguments: str, url: str) -> "subprocess.CompletedProcess[str]":
 def test_a_failed_payload_shows_the_reason_and_is_replayed_with_its_own_id(api: Service) -> None:
     (payload_id,) = _fail(api, 1)
     failed = api.get(f"/payloads/{payload_id}").json()
-    assert "there is no" in failed["last_error"]
+    assert "does not exist" in failed["last_error"]
 
     first, second = _replay(api, payload_id), _replay(api, payload_id)
 
@@ -122,7 +122,7 @@ def test_commands_list_show_and_replay_failed_payloads(api: Service) -> None:
     none_left = _payloads("replay", "--all", url=api.url)
 
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["payload", *ids[::-1]]
-    assert "there is no" in shown.stdout
+    assert "does not exist" in shown.stdout
     assert one.stdout == f"{ids[1]}  pending\n"
     assert rest.stdout == f"{ids[0]}  pending\n{ids[2]}  pending\n"
     runs = (listed, shown, one, rest, again, neither, state_of_one)

@@ -293,7 +293,7 @@ def test_commands_verify_the_api_with_the_given_authority(
     assert sent.returncode == 0, sent.stderr
     assert sent.stdout.split()[-1] in listed.stdout
     assert refused.returncode == 2
-    assert "cannot be trusted" in refused.stderr
+    assert "is not trusted" in refused.stderr
     assert "STOWGATE_CLIENT_CA" in refused.stderr
 
 

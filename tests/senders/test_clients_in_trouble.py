@@ -125,7 +125,7 @@ def test_the_empty_chunked_body_that_dicomweb_client_sends_again_is_400(narrow: 
     assert answers[-1].request.headers["Transfer-Encoding"] == "chunked"
     assert refused.value.response is not None
     assert refused.value.response.status_code == 400
-    assert "sent again" in refused.value.response.json()["detail"]
+    assert "repeated the request without it" in refused.value.response.json()["detail"]
     assert _payloads(narrow) == before
 
 

@@ -599,7 +599,7 @@ def is_refusal(error: BaseException | None, reply_code: int) -> bool:
 
 
 def broker_urls(text: str) -> list[str]:
-    """The URLs of all nodes; a comma within one is no separator."""
+    """The URLs of all nodes; a comma within a URL does not separate."""
     return re.split(r",\s*(?=amqps?://)", text)
 
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 
 BANNED = {
-    r"\bis no (?!longer|more|less|other|reason|need|loss|case|way)": "is not a valid …",
+    r"(?<!there )\bis no (?!longer|more|less|other|reason|need|loss|case|way)": "is not a valid …",
     r"\bthat is none\b|\bis none that\b": "is not a valid …",
     r"\bin whole\b|\bcame whole\b|\barrive whole\b|\bis whole\b": "complete",
     r"\bmend(s|ed|ing)?\b": "fix",
@@ -20,7 +20,7 @@ BANNED = {
     r"\bby then\b": "say when, or leave it out",
     r"\bas many as\b|\bso long that\b": "a number, or a name",
     r"\bfor good\b": "permanently",
-    r"\bof this service\b": "internal server error",
+    r"\berror of this service\b": "internal server error",
     r"\bstands? still\b|\bstood still\b": "pause",
     r"\bfences?\b": "tombstone",
     r"\bhourglass\b": "watchdog",
