@@ -1,8 +1,10 @@
 """Claims of Idempotency-Keys, over a real folder store."""
 
+import json
 import tracemalloc
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.ids import PayloadIds
 from shared.ports import ObjectStore
 from shared.record_store import Records, UploadGivenUp
-from shared.records import IDEMPOTENCY_TTL
+from shared.records import IDEMPOTENCY_TTL, claim_folder
+from shared.time import iso_utc
 
 LEASE = timedelta(seconds=60)
 
@@ -46,6 +49,10 @@ class Bench:
 
     def claim(self, key: str = CLAIM[2], caller: str = CLAIM[0]) -> ClaimedKey | str:
         return self.keys.claim(caller, CLAIM[1], key)
+
+    def claims(self) -> list[bytes]:
+        """What is stored of them."""
+        return [self.store.get(found.key).data for found in self.store.list("idempotency/")]
 
     def claimed(self) -> ClaimedKey:
         claimed = self.claim()
@@ -76,6 +83,62 @@ def test_a_renewed_key_stays_claimed(bench: Bench) -> None:
 
     with pytest.raises(StillRunning):
         bench.claim()
+
+
+def test_a_key_is_renewed_once_half_of_its_lease_is_used(bench: Bench) -> None:
+    first = bench.claimed()
+    (claim,) = bench.claims()
+    bench.now += LEASE * 0.4
+    first.keep()
+    assert bench.claims() == [claim]
+    bench.now += LEASE * 0.2
+    first.keep()
+
+    assert bench.claims() != [claim]
+
+
+def test_a_claim_lies_in_the_folder_of_its_first_byte_where_the_sweep_looks(bench: Bench) -> None:
+    for number in range(20):
+        bench.claim(key=f"k{number}")
+
+    digests = [sha256("\0".join((*CLAIM[:2], f"k{n}")).encode()).hexdigest() for n in range(20)]
+    assert [found.key for found in bench.store.list("idempotency/")] == [
+        f"{claim_folder(bytes.fromhex(digest)[0])}{digest}.json" for digest in sorted(digests)
+    ]
+
+
+def test_a_claim_names_its_version_its_payload_and_its_times(bench: Bench) -> None:
+    first = bench.claimed()
+
+    (claim,) = bench.claims()
+    assert json.loads(claim) == {
+        "version": 1,
+        "payload_id": first.payload_id,
+        "claimed_at": iso_utc(bench.now),
+        "until": iso_utc(bench.now + LEASE),
+    }
+
+
+def test_of_two_that_claim_a_key_at_once_one_has_it(bench: Bench) -> None:
+    late = ObservedStore(bench.store, before={"create": once(bench.claimed)})
+
+    with pytest.raises(StillRunning, match="still running"):
+        bench.another_keys(late).claim(*CLAIM)
+
+
+def test_a_key_that_is_used_again_keeps_its_claim(bench: Bench) -> None:
+    first = bench.claimed()
+    bench.records.add(replace(record(), payload_id=first.payload_id))
+    before = bench.claims()
+    bench.now += timedelta(seconds=1)
+
+    assert bench.claim() == first.payload_id
+    assert bench.claims() == before
+
+
+def test_a_fingerprint_is_the_same_in_every_version() -> None:
+    """Records have it."""
+    assert str(Fingerprint(["a", "b"])) == sha256(b"a\nb").hexdigest()
 
 
 def test_a_post_that_lost_its_key_cannot_release_it(bench: Bench) -> None:
