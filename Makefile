@@ -7,8 +7,13 @@ COMPOSE := docker compose
 # Most tests wait more than they compute, so three processes help even on two cores.
 PYTEST := .venv/bin/python -m pytest --numprocesses 3 --dist worksteal
 
+# Of `make mutants`; a large module with slow tests takes half an hour. The unit tests mirror the folders
+# of the code.
+PATHS ?= worker/routing.py worker/leader.py
+MUTANT_TESTS ?= $(foreach path,$(PATHS),$(or $(wildcard $(dir tests/unit/$(path))test_$(basename $(notdir $(path)))*.py),$(dir tests/unit/$(path))))
+
 .DEFAULT_GOAL := help
-.PHONY: help run test check types language format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts lock clean
+.PHONY: help run test check types language coverage mutants format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts lock clean
 
 help: ## list all targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,6 +40,30 @@ types: .venv/.ready-dev ## check the types of the code, its tests and its benchm
 
 language: .venv/.ready-dev ## check the spelling of docs and code
 	.venv/bin/codespell
+
+coverage: .venv/.ready-dev ## run the unit tests and report the branches they miss, above a floor
+	@$(PYTEST) tests/unit --cov
+
+mutants: .cache/mutmut/bin/mutmut ## PATHS=worker/relay.py: list small changes of the code that no test beside it notices
+	@rm -rf .cache/mutants && mkdir -p .cache/mutants
+	@cp -R api cli shared worker tests pyproject.toml .cache/mutants
+	@printf '\n[tool.mutmut]\n%s = [%s]\n%s = [%s]\n%s\n%s\n%s\n' \
+		source_paths '$(PATHS:%="%",)' pytest_add_cli_args_test_selection '$(MUTANT_TESTS:%="%",)' \
+		'also_copy = ["api", "cli", "shared", "worker", "tests"]' \
+		'pytest_add_cli_args = ["-k", "not memory"]' \
+		"do_not_mutate_patterns = ['_log\.', '_JSON']" >> .cache/mutants/pyproject.toml
+	@cd .cache/mutants && { ../mutmut/bin/mutmut run > run.log 2>&1 || { tail -c 2000 run.log; exit 1; }; }
+	@cd .cache/mutants && ../mutmut/bin/mutmut results
+	@echo "In .cache/mutants, ../mutmut/bin/mutmut show NAME prints a change."
+
+# Apart from .venv: it brings setproctitle, with which gunicorn empties the environment of its processes,
+# and tests look at that.
+.cache/mutmut/bin/mutmut: requirements-dev.lock .venv/.ready-dev
+	@.venv/bin/python -m venv .cache/mutmut
+	@.cache/mutmut/bin/pip install --quiet --require-hashes --requirement requirements-dev.lock
+	@.cache/mutmut/bin/pip install --quiet "mutmut==3.8.1"
+	@.cache/mutmut/bin/pip install --quiet --no-deps --editable .
+	@touch $@
 
 format: .venv/.ready-dev ## format the code
 	.venv/bin/ruff format
