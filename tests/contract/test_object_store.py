@@ -820,6 +820,7 @@ def s3_error(code: str, message: str = "no") -> str:
         (500, s3_error("InternalError"), StoreUnavailable),
         (503, s3_error("SlowDown"), StoreUnavailable),
         (400, s3_error("RequestTimeout"), StoreUnavailable),
+        (499, s3_error("ClientDisconnected"), StoreUnavailable),
         (403, s3_error("AccessDenied"), StoreRefused),
         (404, s3_error("NoSuchBucket"), StoreRefused),
         (403, s3_error("RequestTimeTooSkewed"), StoreRefused),
@@ -857,6 +858,7 @@ def test_minio_translates_the_errors_of_the_store(
     ("code", "expected"),
     [
         ("SlowDown", StoreUnavailable),
+        ("ClientDisconnected", StoreUnavailable),
         ("InternalError", StoreUnavailable),
         ("AccessDenied", StoreRefused),
         ("MethodNotAllowed", StoreRefused),

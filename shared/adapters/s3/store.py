@@ -70,6 +70,8 @@ _HINTS = {
 _FULL_CODES = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded"}
 _PASSING_CODES = {
     "BadDigest",
+    # MinIO, if it was stopped or paused in the middle of a request.
+    "ClientDisconnected",
     # Another operation on the key is in progress, with an unknown result.
     "ConditionalRequestConflict",
     "IncompleteBody",
