@@ -23,12 +23,13 @@ from shared.errors import (
     Unroutable,
     VersionConflict,
 )
-from shared.ports import EventPublisher, Message, ObjectStore, Publication
+from shared.ports import EventPublisher, ObjectStore, Publication
 from shared.record_store import Records, VersionedRecord
 from shared.records import IngestRecord, Lease, State
 from shared.runtime.logs import where
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import Clock, has_ended, utc_now
+from worker.confirm import await_confirm
 from worker.routing import resolve
 from worker.sidecars import Sidecars, Stopping
 from worker.workflow_manager import WorkflowManager
@@ -44,23 +45,12 @@ _MAX_RETRY_SECONDS = 120.0
 # Share of the lease that must be left when the request is published.
 _BEFORE_PUBLISHING = 0.9
 
-# Interval of the lease checks during a wait for the broker's confirm; less than half of the
-# shortest lease.
-_POLL_SECONDS = 0.5
-
-# Polls for an outstanding confirm after the worker was told to stop.
-_MAX_POLLS_WHILE_STOPPING = 6
-
 # Pause between two attempts to record that a request was published.
 _NOTE_AGAIN_SECONDS = 1.0
 
 
 class _NotNoted(Transient):
     """The request was published, but the store could not record that."""
-
-
-class _NotConfirmed(Transient):
-    """The worker stops before the broker has confirmed the request."""
 
 
 class Handler:
@@ -214,7 +204,11 @@ class Handler:
             instances = self._records.instances(record)
             message = self._workflow_manager.message(record, request, instances)
             keep_lease(at_least=_BEFORE_PUBLISHING)
-            self._publish(leased, message)
+            await_confirm(
+                self._publisher.begin(message),
+                self._stopping,
+                partial(self._keep_lease_while_waiting, leased),
+            )
         self._note_opened(
             leased,
             route=route.rule,
@@ -232,36 +226,13 @@ class Handler:
             attempts=record.attempts,
         )
 
-    def _publish(self, leased: "LeasedRecord", message: Message) -> None:
-        """Wait for the broker's confirm under the lease, for as long as one may still come.
-
-        Publishing again before that would duplicate the request, with a slow broker on every
-        attempt.
-        """
-        publication = self._publisher.begin(message)
-        polls_left = _MAX_POLLS_WHILE_STOPPING
-        while not publication.wait(_POLL_SECONDS):
-            polls_left -= self._stopping.is_set()
-            if polls_left == 0:
-                raise _NotConfirmed(
-                    "a worker stopped before the broker confirmed the request, which may have "
-                    "arrived"
-                )
-            self._keep_lease_while_waiting(leased, publication)
-
     def _keep_lease_while_waiting(self, leased: "LeasedRecord", publication: Publication) -> None:
         if self._holds(leased, at_least=0.5):
             return
         overdue = publication.overdue
         if overdue is not None:
             _log.warning("workflow request not confirmed; still waiting", reason=overdue)
-        try:
-            leased.change(lease=self._new_lease(), last_error=overdue or leased.record.last_error)
-        except VersionConflict:
-            raise
-        except StowgateError as error:
-            # The request was sent; failing here would publish it twice.
-            _log.warning("lease not renewed; trying again", error=str(error))
+        leased.change(lease=self._new_lease(), last_error=overdue or leased.record.last_error)
 
     def _note_opened(self, leased: "LeasedRecord", **changes: Any) -> None:
         """Settle the record of a published request; until that is done it may be published again.

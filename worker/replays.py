@@ -7,12 +7,13 @@ to a worker; if that event is lost, `publish_due` finds the replay.
 
 import threading
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import structlog
 
-from shared.errors import Permanent, StowgateError, Transient, VersionConflict
-from shared.ports import EventPublisher, Message, ObjectStore
+from shared.errors import Permanent, Transient, VersionConflict
+from shared.ports import EventPublisher, Message, ObjectStore, Publication
 from shared.record_store import Records
 from shared.records import IngestRecord, Lease, State
 from shared.refusals import (
@@ -28,17 +29,12 @@ from shared.refusals import (
 )
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import Clock, has_ended, utc_now
+from worker.confirm import await_confirm
 from worker.handler import retry_seconds
 from worker.routing import resolve
 from worker.workflow_manager import WorkflowManager
 
 _log = structlog.get_logger()
-
-# Interval of the lease checks during a wait for the broker's confirm.
-_POLL_SECONDS = 0.5
-
-# Polls for an outstanding confirm after the worker was told to stop.
-_MAX_POLLS_WHILE_STOPPING = 6
 
 
 class Replays:
@@ -129,7 +125,11 @@ class Replays:
         try:
             if not has_objects(self._instances, payload_id):
                 raise ObjectsGone(OBJECTS_GONE)
-            self._await_confirm(self._message(record, number), leased)
+            await_confirm(
+                self._publisher.begin(self._message(record, number)),
+                self._stopping,
+                partial(self._keep_lease, leased),
+            )
         except VersionConflict:
             raise
         except Transient as error:
@@ -150,27 +150,10 @@ class Replays:
         instances = self._records.instances(record)
         return self._workflow_manager.message(record, request, instances, number)
 
-    def _await_confirm(self, message: Message, leased: "LeasedReplay") -> None:
-        """Wait for the broker's confirm under the lease, as the handler does."""
-        publication = self._publisher.begin(message)
-        polls_left = _MAX_POLLS_WHILE_STOPPING
-        while not publication.wait(_POLL_SECONDS):
-            polls_left -= self._stopping.is_set()
-            if polls_left == 0:
-                raise Transient(
-                    "a worker stopped before the broker confirmed the request, which may have "
-                    "arrived"
-                )
-            lease = leased.replay.lease
-            if lease is not None and lease.until - self._clock() > self._lease * 0.5:
-                continue
-            try:
-                leased.change(lease=self._new_lease(), last_error=publication.overdue)
-            except VersionConflict:
-                raise
-            except StowgateError as error:
-                # The request was sent; failing here would publish it twice.
-                _log.warning("lease not renewed; trying again", error=str(error))
+    def _keep_lease(self, leased: "LeasedReplay", publication: Publication) -> None:
+        lease = leased.replay.lease
+        if lease is None or lease.until - self._clock() <= self._lease * 0.5:
+            leased.change(lease=self._new_lease(), last_error=publication.overdue)
 
     def _try_later(self, leased: "LeasedReplay", error: Transient) -> None:
         wait_seconds = retry_seconds(leased.replay.attempts)
