@@ -3,7 +3,6 @@
 import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from queue import SimpleQueue
@@ -22,6 +21,7 @@ from shared.adapters.rabbitmq.connection import (
     close_channel,
     is_refusal,
 )
+from shared.adapters.rabbitmq.subscription import Delivery, Subscription
 from shared.errors import BrokerUnavailable, StowgateError
 from shared.ports import DeadLetter
 from shared.runtime.logs import where
@@ -62,7 +62,7 @@ class RabbitDeadLetterConsumer:
         self._answer_seconds = min(_PING_SECONDS, answer_seconds)
         self._close_seconds = close_seconds
         self._handle: Callable[[DeadLetter], None] | None = None
-        self._deliveries: SimpleQueue[_Delivery | None] = SimpleQueue()
+        self._deliveries: SimpleQueue[Delivery[DeadLetter] | None] = SimpleQueue()
         self._closing = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
@@ -77,10 +77,10 @@ class RabbitDeadLetterConsumer:
             password=password,
             tls=tls,
         )
+        self._subscription = Subscription(self._connection, queue.queue, self._on_delivery)
         self._binding_known = threading.Event()
         self._unbound: str | None = None
         # The fields below belong to the I/O thread.
-        self._consumer_tag: str | None = None
         self._binding = False
         self._ticks = 0
 
@@ -92,7 +92,7 @@ class RabbitDeadLetterConsumer:
             target=self._work, args=[handle], name="dead-letter-handler", daemon=True
         ).start()
         self._connection.start()
-        self._connection.call(self._consume_if_connected)
+        self._connection.call(self._subscription.begin_if_connected)
 
     def ping(self) -> None:
         self._connection.require(self._answer_seconds)
@@ -107,14 +107,14 @@ class RabbitDeadLetterConsumer:
         if self._closing.is_set():
             return
         self._closing.set()
-        self._connection.call(self._cancel)
+        self._connection.call(self._subscription.cancel)
         self._idle.wait(self._close_seconds)
         self._deliveries.put(None)
         # The broker requeues unacknowledged messages when the channel closes.
         self._connection.close(_CLOSE_SECONDS)
 
     def _set_up(self, channel: Channel, ready: Callable[[], None]) -> None:
-        self._consumer_tag = None
+        self._subscription.forget()
 
         def bound() -> None:
             ready()
@@ -123,27 +123,7 @@ class RabbitDeadLetterConsumer:
         if self._handle is None:
             bound()
         else:
-            self._consume(channel, bound)
-
-    def _consume_if_connected(self) -> None:
-        channel = self._connection.channel
-        if channel is not None and self._consumer_tag is None:
-            self._consume(channel, lambda: None)
-
-    def _consume(self, channel: Channel, ready: Callable[[], None]) -> None:
-        channel.add_on_cancel_callback(
-            lambda _: self._connection.drop(
-                channel, f"it cancelled the consumer: queue {self._queue.queue!r} was deleted"
-            )
-        )
-        self._consumer_tag = channel.basic_consume(
-            self._queue.queue, self._on_delivery, callback=lambda _: ready()
-        )
-
-    def _cancel(self) -> None:
-        channel = self._connection.channel
-        if channel is not None and self._consumer_tag is not None:
-            channel.basic_cancel(self._consumer_tag)
+            self._subscription.begin(channel, bound)
 
     def _on_tick(self) -> None:
         self._ticks += 1
@@ -207,7 +187,7 @@ class RabbitDeadLetterConsumer:
     ) -> None:
         self._idle.clear()
         letter = _dead_letter(properties, body)
-        self._deliveries.put(_Delivery(channel, method.delivery_tag, letter))
+        self._deliveries.put(Delivery(channel, method.delivery_tag, letter))
 
     def _work(self, handle: Callable[[DeadLetter], None]) -> None:
         while (delivery := self._deliveries.get()) is not None:
@@ -217,12 +197,14 @@ class RabbitDeadLetterConsumer:
             if self._deliveries.empty():
                 self._idle.set()
 
-    def _done(self, handle: Callable[[DeadLetter], None], delivery: "_Delivery") -> bool | None:
+    def _done(
+        self, handle: Callable[[DeadLetter], None], delivery: Delivery[DeadLetter]
+    ) -> bool | None:
         """Whether the dead letter was handled; None if it returns to the queue."""
         retry_seconds = _FIRST_RETRY_SECONDS
         while not self._closing.is_set() and delivery.channel.is_open:
             try:
-                handle(delivery.letter)
+                handle(delivery.content)
                 return True
             except StowgateError as error:
                 _log.warning("refusal not recorded; trying again", error=str(error))
@@ -238,22 +220,6 @@ class RabbitDeadLetterConsumer:
                 )
                 return False
         return None
-
-
-@dataclass(frozen=True)
-class _Delivery:
-    channel: Channel
-    delivery_tag: int
-    letter: DeadLetter
-
-    def settle(self, done: bool) -> None:
-        """Ack or reject on the channel of the delivery; on the I/O thread."""
-        if not self.channel.is_open:
-            return
-        if done:
-            self.channel.basic_ack(self.delivery_tag)
-        else:
-            self.channel.basic_reject(self.delivery_tag, requeue=False)
 
 
 def _dead_letter(properties: BasicProperties, body: bytes) -> DeadLetter:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -28,6 +27,7 @@ from shared.adapters.rabbitmq.connection import (
     close_channel,
     is_refusal,
 )
+from shared.adapters.rabbitmq.subscription import Delivery, Subscription
 from shared.errors import BrokerUnavailable, MessageRefused, Unroutable
 from shared.ports import Message
 
@@ -462,11 +462,10 @@ class RabbitEventConsumer:
         self._close_seconds = close_seconds
         self._handle: Callable[[bytes], None] | None = None
         self._threads: list[threading.Thread] = []
-        self._deliveries: SimpleQueue[_Delivery | None] = SimpleQueue()
+        self._deliveries: SimpleQueue[Delivery[bytes] | None] = SimpleQueue()
         self._closing = False
         self._in_hand = 0
         self._in_hand_changed = threading.Condition()
-        self._consumer_tag: str | None = None
         self._connection = RabbitConnection(
             url,
             name="stowgate consumer",
@@ -476,6 +475,7 @@ class RabbitEventConsumer:
             password=password,
             tls=tls,
         )
+        self._subscription = Subscription(self._connection, queue.queue, self._on_delivery)
 
     def start(self, handle: Callable[[bytes], None]) -> None:
         if self._handle is not None:
@@ -488,7 +488,7 @@ class RabbitEventConsumer:
             thread.start()
             self._threads.append(thread)
         self._connection.start()
-        self._connection.call(self._consume_if_connected)
+        self._connection.call(self._subscription.begin_if_connected)
 
     def backlog(self) -> int:
         return int(self._queue_state(self._answer_seconds).message_count)
@@ -505,7 +505,7 @@ class RabbitEventConsumer:
         if self._closing:
             return
         self._closing = True
-        self._connection.call(self._cancel)
+        self._connection.call(self._subscription.cancel)
         with self._in_hand_changed:
             self._in_hand_changed.wait_for(lambda: self._in_hand == 0, self._close_seconds)
         for _ in self._threads:
@@ -514,44 +514,24 @@ class RabbitEventConsumer:
         self._connection.close(_CLOSE_SECONDS)
 
     def _set_up(self, channel: Channel, ready: Callable[[], None]) -> None:
-        self._consumer_tag = None
+        self._subscription.forget()
         if self._handle is None:
             ready()
         else:
-            self._consume(channel, ready)
-
-    def _consume_if_connected(self) -> None:
-        channel = self._connection.channel
-        if channel is not None and self._consumer_tag is None:
-            self._consume(channel, lambda: None)
-
-    def _consume(self, channel: Channel, ready: Callable[[], None]) -> None:
-        channel.add_on_cancel_callback(
-            lambda _: self._connection.drop(
-                channel, f"it cancelled the consumer: queue {self._queue.queue!r} was deleted"
-            )
-        )
-        self._consumer_tag = channel.basic_consume(
-            self._queue.queue, self._on_delivery, callback=lambda _: ready()
-        )
-
-    def _cancel(self) -> None:
-        channel = self._connection.channel
-        if channel is not None and self._consumer_tag is not None:
-            channel.basic_cancel(self._consumer_tag)
+            self._subscription.begin(channel, ready)
 
     def _on_delivery(
         self, channel: Channel, method: Basic.Deliver, _properties: BasicProperties, body: bytes
     ) -> None:
         with self._in_hand_changed:
             self._in_hand += 1
-        self._deliveries.put(_Delivery(channel, method.delivery_tag, body))
+        self._deliveries.put(Delivery(channel, method.delivery_tag, body))
 
     def _work(self, handle: Callable[[bytes], None]) -> None:
         while (delivery := self._deliveries.get()) is not None:
             # The connection may have been lost while the event waited for this thread.
             if not self._closing and delivery.channel.is_open:
-                reason = rejection(handle, delivery.body, self._queue.queue)
+                reason = rejection(handle, delivery.content, self._queue.queue)
                 self._connection.call(partial(delivery.settle, done=reason is None))
             with self._in_hand_changed:
                 self._in_hand -= 1
@@ -564,27 +544,6 @@ class RabbitEventConsumer:
             )
 
         return self._connection.ask(declare, answer_seconds)
-
-
-@dataclass(frozen=True)
-class _Delivery:
-    channel: Channel
-    delivery_tag: int
-    body: bytes
-
-    def settle(self, done: bool) -> None:
-        """Ack or reject on the channel of the delivery; on the I/O thread.
-
-        A delivery tag is valid on its own channel only. On another it would settle another event,
-        or close the channel (AMQP 0-9-1, 1.8.3.13: unknown tag).
-        """
-        if not self.channel.is_open:
-            return
-        if done:
-            self.channel.basic_ack(self.delivery_tag)
-        else:
-            # Not basic.nack: since RabbitMQ 4.3 it no longer counts against the delivery limit.
-            self.channel.basic_reject(self.delivery_tag, requeue=False)
 
 
 def _open_and_close(_channel: Channel, answer: Callable[[None], None]) -> None:
