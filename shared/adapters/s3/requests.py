@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from io import BytesIO
 from threading import Lock
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
@@ -29,6 +29,20 @@ _RETRY_SECONDS = 2.0
 
 # Read and sent at a time. A body up to this size is not subject to the concurrency limit.
 PIECE_BYTES = 1 << 20
+
+
+class _Request(NamedTuple):
+    """`sha256` is the digest of the body in hexadecimal, and empty while it is not known."""
+
+    method: str
+    key: str
+    body: "bytes | Window"
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    sha256: str
+
+    def with_md5(self) -> "_Request":
+        return self._replace(headers={**self.headers, "Content-MD5": _md5(self.body)})
 
 
 class SignedRequests:
@@ -80,49 +94,33 @@ class SignedRequests:
             HTTPError, OSError, ValueError: As urllib3 and `Window` raise them.
         """
         with self._large_bodies.turn() if len(body) > PIECE_BYTES else nullcontext():
-            response = self._answer(method, key, body, query or {}, headers or {}, sha256, again)
+            response = self._answer(
+                _Request(method, key, body, query or {}, headers or {}, sha256 or ""), again
+            )
         if response.status not in (200, 204, 206):
             raise _refusal(response)
         if method in ("GET", "PUT") and "ETag" not in response.headers:
             raise _not_of_s3(response)
         return response
 
-    def _answer(
-        self,
-        method: str,
-        key: str,
-        body: "bytes | Window",
-        query: Mapping[str, str],
-        headers: Mapping[str, str],
-        sha256: str | None,
-        again: bool,
-    ) -> urllib3.BaseHTTPResponse:
-        given = dict(headers)
+    def _answer(self, request: "_Request", again: bool) -> urllib3.BaseHTTPResponse:
+        is_put = request.method == "PUT"
         try:
-            sha256 = sha256 or _digest("sha256", body).hex()
-            if method == "PUT" and self._wants_md5:
-                given["Content-MD5"] = _md5(body)
-            response = self._send(method, key, body, query, given, sha256, again)
-            if method == "PUT" and "Content-MD5" not in given and _asks_for_md5(response):
+            if not request.sha256:
+                request = request._replace(sha256=_digest("sha256", request.body).hex())
+            if is_put and self._wants_md5:
+                request = request.with_md5()
+            response = self._send(request, again)
+            if is_put and "Content-MD5" not in request.headers and _asks_for_md5(response):
                 self._wants_md5 = True
-                given["Content-MD5"] = _md5(body)
-                response = self._send(method, key, body, query, given, sha256, again)
+                response = self._send(request.with_md5(), again)
         except SourceFailed as failed:
             raise failed.error from None
         return response
 
-    def _send(
-        self,
-        method: str,
-        key: str,
-        body: "bytes | Window",
-        query: Mapping[str, str],
-        headers: Mapping[str, str],
-        sha256: str,
-        again: bool,
-    ) -> urllib3.BaseHTTPResponse:
+    def _send(self, request: "_Request", again: bool) -> urllib3.BaseHTTPResponse:
         used = self._credentials.retrieve()
-        response = self._send_signed(method, key, body, query, headers, sha256, again)
+        response = self._send_signed(request, again)
         if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN):
             refusal = _refusal(response)
             if (
@@ -130,19 +128,11 @@ class SignedRequests:
                 and refuses_keys(refusal)
                 and self._credentials.renew(used)
             ):
-                return self._send_signed(method, key, body, query, headers, sha256, again)
+                return self._send_signed(request, again)
         return response
 
-    def _send_signed(
-        self,
-        method: str,
-        key: str,
-        body: "bytes | Window",
-        query: Mapping[str, str],
-        headers: Mapping[str, str],
-        sha256: str,
-        again: bool,
-    ) -> urllib3.BaseHTTPResponse:
+    def _send_signed(self, request: "_Request", again: bool) -> urllib3.BaseHTTPResponse:
+        method, key, body, query, headers, sha256 = request
         target, signed = self.signed(method, key, len(body), query, headers, sha256)
         if isinstance(body, bytes) and len(body) > PIECE_BYTES:
             body = Window(BytesIO(body), Lock(), 0, len(body))
