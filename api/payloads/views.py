@@ -23,25 +23,10 @@ from shared.refusals import PayloadState
 from shared.time import UtcDateTime, iso_utc
 
 
-class TaskSchema(Schema):
-    task_id = fields.String(required=True, allow_none=True)
-    task_type = fields.String(required=True, allow_none=True)
-    status = fields.String(required=True, allow_none=True)
-    reason = fields.String(required=True, allow_none=True)
-
-
-class WorkflowInstanceSchema(Schema):
-    """A workflow that the Workflow Manager started for a payload, as it reports it."""
-
-    id = fields.String(required=True, allow_none=True)
-    workflow_id = fields.String(required=True, allow_none=True)
-    workflow_name = fields.String(required=True, allow_none=True)
-    status = fields.String(required=True, allow_none=True)
-    start_time = fields.String(required=True, allow_none=True)
-    tasks = fields.List(fields.Nested(TaskSchema), required=True)
-
-
 class PayloadSchema(Schema):
+    """A payload in a list. `_shown` adds the request, which names every instance and may have
+    megabytes, and the progress in the Workflow Manager."""
+
     payload_id = fields.UUID(required=True)
     correlation_id = fields.UUID(required=True)
     state = fields.Enum(PayloadState, by_value=True, required=True)
@@ -56,21 +41,9 @@ class PayloadSchema(Schema):
     file_count = fields.Integer(required=True)
     attempts = fields.Integer(required=True)
     last_error = fields.String(required=True, allow_none=True)
-    workflow_request = fields.Raw(required=True, allow_none=True)
-    workflow_instances = fields.List(
-        fields.Nested(WorkflowInstanceSchema),
-        allow_none=True,
-        metadata={"description": "with STOWGATE_WORKFLOW_MANAGER_URL; null if unknown"},
-    )
-    workflow_instances_error = fields.String(
-        allow_none=True, metadata={"description": "why workflow_instances is unknown"}
-    )
 
 
-# Without the request, which names every instance: a page of requests could have megabytes.
-LISTED = PayloadSchema(
-    exclude=["workflow_request", "workflow_instances", "workflow_instances_error"]
-)
+_LISTED = PayloadSchema()
 
 
 def payload_views(
@@ -131,7 +104,7 @@ def payload_views(
 def _shown(
     payload: Payload, progress: Mapping[str, Any], instances: Iterator[StoredInstance]
 ) -> Iterator[bytes]:
-    """Yield the JSON of `PayloadSchema`, in pieces."""
+    """Yield a payload with its request and its progress as JSON, in pieces."""
     request = payload.record.workflow_request
     yield orjson.dumps({**_dump(payload), **progress})[:-1] + b',"workflow_request":'
     if request is None:
@@ -144,7 +117,7 @@ def _shown(
 def _dump(payload: Payload) -> dict[str, Any]:
     refusal = payload.refusal
     refused_at = None if refusal is None else iso_utc(refusal.refused_at)
-    row: dict[str, Any] = LISTED.dump(payload.record)
+    row: dict[str, Any] = _LISTED.dump(payload.record)
     return row | {
         "state": payload.state,
         "refused_at": refused_at,

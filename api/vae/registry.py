@@ -16,14 +16,11 @@ import orjson
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_dump, pre_load, validate
 
 from shared import versions
-from shared.dicom.uids import CODE_STRING, MAX_UID_CHARACTERS, UID, is_code_string, is_uid
+from shared.dicom.uids import is_code_string, is_uid
 from shared.errors import ObjectMissing, Permanent, StowgateError, VersionConflict
 from shared.ids import (
-    AE_TITLE,
     AE_TITLE_RULE,
-    SOURCE,
     SOURCE_RULE,
-    WORKFLOW_ID,
     WORKFLOW_ID_RULE,
     is_ae_title,
     is_source,
@@ -38,13 +35,6 @@ _CACHE_SECONDS = 2.0
 
 _UID_RULE = "a UID is 1 to 64 characters: groups of digits, separated by dots"
 _MODALITY_RULE = "a modality is 1 to 16 of A-Z 0-9 _ and spaces, without a space at either end"
-
-# The rules in JSON Schema.
-Shape = dict[str, Any]
-AE_TITLE_SHAPE: Shape = {"pattern": f"^{AE_TITLE}$"}
-SOURCE_SHAPE: Shape = {"pattern": f"^{SOURCE}$"}
-WORKFLOW_ID_SHAPE: Shape = {"pattern": f"^{WORKFLOW_ID}$"}
-UID_SHAPE: Shape = {"pattern": f"^{UID}$", "maxLength": MAX_UID_CHARACTERS}
 
 
 @dataclass(frozen=True)
@@ -85,20 +75,20 @@ class RegistryUnreadable(Permanent):
     """The stored registry is corrupt, or was written by a newer version."""
 
 
-def _text(rule: str, check: Callable[[str], bool], shape: Shape, **options: Any) -> fields.String:
+def _text(rule: str, check: Callable[[str], bool], **options: Any) -> fields.String:
     def validator(value: str) -> None:
         if not check(value):
             raise ValidationError(rule)
 
-    return fields.String(validate=validator, metadata=shape, **options)
+    return fields.String(validate=validator, **options)
 
 
 def _ae_title(**options: Any) -> fields.String:
-    return _text(AE_TITLE_RULE, is_ae_title, AE_TITLE_SHAPE, **options)
+    return _text(AE_TITLE_RULE, is_ae_title, **options)
 
 
 def _uids(name: str) -> fields.Field[Any]:
-    return fields.List(_text(_UID_RULE, is_uid, UID_SHAPE), data_key=name, allow_none=True)
+    return fields.List(_text(_UID_RULE, is_uid), data_key=name, allow_none=True)
 
 
 def _count(name: str, max_count: int) -> fields.Field[Any]:
@@ -115,9 +105,7 @@ class VaeSchema(Schema):
 
     name = _ae_title()
     virtual_ae_title = _ae_title(data_key="virtualAeTitle", required=True)
-    workflows = fields.List(
-        _text(WORKFLOW_ID_RULE, is_workflow_id, WORKFLOW_ID_SHAPE), allow_none=True
-    )
+    workflows = fields.List(_text(WORKFLOW_ID_RULE, is_workflow_id), allow_none=True)
     plug_in_assemblies = fields.List(
         fields.String(validate=validate.Length(min=1, max=512)),
         data_key="plugInAssemblies",
@@ -126,13 +114,13 @@ class VaeSchema(Schema):
     accepted_sop_classes = _uids("acceptedSopClasses")
     accepted_transfer_syntaxes = _uids("acceptedTransferSyntaxes")
     accepted_modalities = fields.List(
-        _text(_MODALITY_RULE, is_code_string, {"pattern": f"^{CODE_STRING}$"}),
+        _text(_MODALITY_RULE, is_code_string),
         data_key="acceptedModalities",
         allow_none=True,
     )
     max_instance_bytes = _count("maxInstanceBytes", 2**53)
     max_requests_per_minute = _count("maxRequestsPerMinute", 1_000_000)
-    source = _text(SOURCE_RULE, is_source, SOURCE_SHAPE, allow_none=True)
+    source = _text(SOURCE_RULE, is_source, allow_none=True)
     created_by = fields.String(data_key="createdBy", dump_only=True)
     updated_by = fields.String(data_key="updatedBy", dump_only=True)
     date_time_created = UtcDateTime(data_key="dateTimeCreated", dump_only=True)

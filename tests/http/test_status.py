@@ -20,6 +20,8 @@ from api.payloads.views import PayloadSchema
 from api.settings import ApiSettings
 from api.vae.registry import VaeSchema
 from api.vae.views import CHANGE_SCHEMA
+from shared.dicom.uids import CODE_STRING, MAX_UID_CHARACTERS, UID
+from shared.ids import AE_TITLE, SOURCE, WORKFLOW_ID
 from shared.runtime.backends import open_backends
 from shared.settings.loader import load
 
@@ -228,7 +230,25 @@ def test_the_openapi_document_has_the_fields_that_are_accepted_and_answered(
     fields = {field.data_key or field.name for field in schema.fields.values()}
     if name == "VaeChange":
         fields.add("virtualAeTitle")  # ignored, as by the Informatics Gateway
+    if name == "Payload":
+        fields |= {"workflow_request", "workflow_instances", "workflow_instances_error"}
     assert set(described) == fields
+
+
+def test_the_openapi_document_has_the_grammars_that_are_checked(stowgate: Service) -> None:
+    components = stowgate.get("/openapi.json").json()["components"]
+    parameters = {name: found["schema"] for name, found in components["parameters"].items()}
+    vae = components["schemas"]["Vae"]["properties"]
+
+    uid = {"type": "string", "pattern": f"^{UID}$", "maxLength": MAX_UID_CHARACTERS}
+    aet = {"type": "string", "pattern": f"^{AE_TITLE}$"}
+    workflow = {"type": "string", "pattern": f"^{WORKFLOW_ID}$"}
+    assert parameters["study"] == uid
+    assert parameters["workflow"] == vae["workflows"]["items"] == workflow
+    assert parameters["aet"] == parameters["name"] == vae["name"] == vae["virtualAeTitle"] == aet
+    assert vae["acceptedSopClasses"]["items"] == vae["acceptedTransferSyntaxes"]["items"] == uid
+    assert vae["acceptedModalities"]["items"]["pattern"] == f"^{CODE_STRING}$"
+    assert vae["source"]["pattern"] == f"^{SOURCE}$"
 
 
 @pytest.mark.parametrize(
