@@ -101,9 +101,6 @@ class FetchedKeys:
         self._waiting = threading.BoundedSemaphore(max_waiting)
         self._wait_seconds = wait_seconds
         self._clock = clock
-        self._pool = urllib3.PoolManager(
-            retries=False, timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS)
-        )
         self._lock = threading.Lock()
         self._keys: list[IssuerKey] = []
         self._fetched_at = float("-inf")
@@ -170,15 +167,15 @@ class FetchedKeys:
             fetch.done.set()
 
     def _download(self) -> list[IssuerKey]:
+        # A pool of its own: until the next fetch, a firewall in between may have forgotten a
+        # connection, and an issuer may have closed it.
+        timeout = urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS)
+        with urllib3.PoolManager(retries=False, timeout=timeout) as pool:
+            return self._download_from(pool)
+
+    def _download_from(self, pool: urllib3.PoolManager) -> list[IssuerKey]:
         end = time.monotonic() + _MAX_WAIT_SECONDS
-        answer = self._pool.request(
-            "GET",
-            self._url,
-            # Until the next fetch, a firewall in between may have forgotten the connection.
-            headers={"Connection": "close"},
-            preload_content=False,
-            redirect=False,
-        )
+        answer = pool.request("GET", self._url, preload_content=False, redirect=False)
         try:
             if answer.status != 200:
                 raise Malformed(f"the issuer responded with status {answer.status}")
