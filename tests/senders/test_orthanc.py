@@ -52,6 +52,8 @@ def sender(orthanc: Path, stowgate: Service) -> Iterator[Orthanc]:
     vae = {"virtualAeTitle": "ORTHANC-MR", "workflows": ["w"], "acceptedModalities": ["MR"]}
     assert requests.post(f"{stowgate.url}/config/vae", json=vae, timeout=60).ok
     with ExitStack() as stack:
+        # Its tests may come in several turns, each with a fixture of its own.
+        stack.callback(requests.delete, f"{stowgate.url}/config/vae/ORTHANC-MR", timeout=60)
         folder, port = temporary_folder(stack), lasting_port()
         configuration = json.loads(snippet("Orthanc", "json", url=stowgate.url))
         configuration["DicomWeb"]["Servers"] |= {
