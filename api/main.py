@@ -32,7 +32,7 @@ from shared.runtime.metrics import ApiMetrics, HealthMetrics
 from shared.runtime.threads import started_pool
 
 READINESS = "stowgate.readiness"
-"""Key of the application's extension that is told when a stop begins."""
+"""Key of the application's `Readiness` among its extensions, which a stop calls."""
 
 # These threads wait for the broker, which has a deadline.
 _ANNOUNCE_THREADS = 4

@@ -112,10 +112,10 @@ class Backends:
     def prepare(self) -> None:
         """Create the buckets where they are missing, verify the store, and have the sweep begin.
 
-        A store that does not answer yet, or refuses, is no reason not to start: this goes on in the
-        background until it succeeds, and until then nothing is stored. Raises `StoreUnfit` where
-        the store answers and must not be used; found later, that stops this process, and the start
-        after it says why.
+        If the store does not answer yet, or refuses, the service starts, and this is repeated in
+        the background until it succeeds; nothing is stored before. Raises `StoreUnfit` if the store
+        answers and must not be used. If that is found in the background, it stops the process, and
+        the next start reports why.
         """
         try:
             self._prepare()

@@ -65,10 +65,10 @@ class RabbitConnection:
     heartbeat. All callbacks run on the I/O thread, and so must the methods whose docstrings say so;
     the others can be called from any thread.
 
-    `topology` is declared on every connect; what exists with other arguments is used as it is, lest
-    a release that changes one cannot work beside an earlier one. `set_up` then gets the channel,
-    and whom to tell when that is ready. `on_tick` is called every second while it is, and `on_down`
-    when it is no more, with the cause in words and as pika raised it.
+    `topology` is declared on every connect. What exists with other arguments is used as it is, so
+    that releases with different arguments can work together. `set_up` then gets the channel, and a
+    function to call when it is ready. `on_tick` is called every second while the channel is ready,
+    and `on_down` when it is lost, with the cause in words and as pika raised it.
 
     `url` is of one node, or of several with commas between, which are tried in random order; each
     attempt has its own deadlines. `password` gives the password of each attempt, in place of those
