@@ -4,8 +4,8 @@ Each port has a contract test in `tests/contract/`, which every adapter passes.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import BinaryIO, Protocol
 
@@ -159,7 +159,11 @@ class ObjectStore(Protocol):
 
 
 AMQP_SHORTSTR_MAX_BYTES = 255
-"""AMQP 0-9-1, 4.2.5.3: exchange, routing key and the string properties are short strings."""
+"""AMQP 0-9-1, 4.2.5.3: exchange, routing key, the string properties and the names of headers are
+short strings."""
+
+HEADERS_MAX_BYTES = 4096
+"""Of names and values in UTF-8. RabbitMQ closes the connection for headers over 128 KiB."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,8 @@ class Message:
     """A message with the AMQP 0-9-1 basic properties that the two contracts use.
 
     `timestamp` is in seconds since the epoch. Messages with the same `message_id`, exchange and
-    routing key are the same message. Raises ValueError for values that AMQP cannot carry.
+    routing key are the same message. `headers` are up to 4096 bytes of text. Raises ValueError for
+    values that AMQP cannot carry.
     """
 
     exchange: str
@@ -180,9 +185,14 @@ class Message:
     timestamp: int
     content_type: str = "application/json"
     delivery_mode: int = 2
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        texts = [
+            *vars(self).items(),
+            *((f"a header of {self.type}", name) for name in self.headers),
+        ]
+        for name, value in texts:
             if isinstance(value, str) and len(value.encode()) > AMQP_SHORTSTR_MAX_BYTES:
                 raise ValueError(
                     f"{name} of a message has {len(value.encode())} bytes; "
@@ -190,6 +200,21 @@ class Message:
                 )
         if not 0 <= self.timestamp < 2**63:
             raise ValueError(f"timestamp {self.timestamp} of a message is not an AMQP timestamp")
+        headers_bytes = sum(len(f"{name}{value}".encode()) for name, value in self.headers.items())
+        if headers_bytes > HEADERS_MAX_BYTES:
+            raise ValueError(
+                f"the headers of a message have {headers_bytes} bytes; at most {HEADERS_MAX_BYTES} "
+                "are allowed"
+            )
+
+
+@dataclass(frozen=True)
+class ReceivedMessage:
+    """A message as its consumer receives it. `headers` are those whose value is text; any client
+    can set them, so they can hold anything."""
+
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Publication(Protocol):
@@ -235,8 +260,8 @@ class EventPublisher(Protocol):
 
 
 class EventConsumer(Protocol):
-    def start(self, handle: Callable[[bytes], None]) -> None:
-        """Call `handle` with the body of each event, several concurrently, until `close`.
+    def start(self, handle: Callable[[ReceivedMessage], None]) -> None:
+        """Call `handle` with each event, several concurrently, until `close`.
 
         An event is done when `handle` returns, and dead-lettered if it raises `MalformedEvent`. If
         this process dies before that, another consumer receives the event.

@@ -23,7 +23,7 @@ from shared.errors import (
     Unroutable,
     VersionConflict,
 )
-from shared.ports import EventPublisher, ObjectStore, Publication
+from shared.ports import EventPublisher, ObjectStore, Publication, ReceivedMessage
 from shared.record_store import Records, VersionedRecord
 from shared.records import IngestRecord, Lease, State
 from shared.runtime.logs import where
@@ -89,10 +89,10 @@ class Handler:
         """Return the payloads in progress to the queue, within a second or two."""
         self._stopping.set()
 
-    def __call__(self, body: bytes) -> None:
+    def __call__(self, message: ReceivedMessage) -> None:
         """Handle an event. Raises `MalformedEvent`."""
         try:
-            event = events.decode(body)
+            event = events.decode(message.body)
         except events.NewerEvent as error:
             _log.warning("event skipped; a relay will announce the record again", error=str(error))
             return

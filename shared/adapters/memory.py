@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from shared.adapters.queues import EventQueue, Published, rejection
 from shared.errors import BrokerUnavailable, Unroutable
-from shared.ports import Message
+from shared.ports import Message, ReceivedMessage
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class MemoryEventConsumer:
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
 
-    def start(self, handle: Callable[[bytes], None]) -> None:
+    def start(self, handle: Callable[[ReceivedMessage], None]) -> None:
         if self._threads:
             raise RuntimeError("this consumer has already been started")
         self._queue.add(self)
@@ -113,9 +113,10 @@ class MemoryEventConsumer:
         self._closing.set()
         self._queue.close(self, self._close_seconds)
 
-    def _work(self, handle: Callable[[bytes], None]) -> None:
+    def _work(self, handle: Callable[[ReceivedMessage], None]) -> None:
         while (delivery := self._queue.take(self, self._closing)) is not None:
-            reason = rejection(handle, delivery.message.body, self._queue.name)
+            message = ReceivedMessage(delivery.message.body, delivery.message.headers)
+            reason = rejection(handle, message, self._queue.name)
             self._queue.settle(delivery, reason)
 
 

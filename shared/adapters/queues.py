@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import structlog
 
 from shared.errors import MalformedEvent, StowgateError
-from shared.ports import DeadLetter
+from shared.ports import DeadLetter, ReceivedMessage
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,16 @@ class NoDeadLetters:
         """Does nothing."""
 
 
-def rejection(handle: Callable[[bytes], None], body: bytes, queue: str) -> str | None:
+def rejection(
+    handle: Callable[[ReceivedMessage], None], message: ReceivedMessage, queue: str
+) -> str | None:
     """Handle an event; return None, or the reason to dead-letter it.
 
     The reason is logged here, because AMQP's basic.reject carries none.
     """
     log = structlog.get_logger()
     try:
-        handle(body)
+        handle(message)
     except MalformedEvent as error:
         log.warning("event dead-lettered", queue=queue, reason=str(error))
         return str(error)

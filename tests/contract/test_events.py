@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from shared.adapters.memory import MemoryBroker
 from shared.adapters.queues import EventQueue, TopicExchange
 from shared.adapters.rabbitmq.publisher import RabbitEventConsumer, RabbitEventPublisher
 from shared.errors import BrokerUnavailable, MalformedEvent, Unroutable
-from shared.ports import EventConsumer, EventPublisher, Message
+from shared.ports import EventConsumer, EventPublisher, Message, ReceivedMessage
 
 R = TypeVar("R")
 
@@ -53,11 +53,13 @@ class Handled:
 
     def __init__(self, then: Callable[[bytes], object] = lambda _: None) -> None:
         self.bodies: list[bytes] = []
+        self.headers: list[Mapping[str, str]] = []
         self._then = then
 
-    def __call__(self, body: bytes) -> None:
-        self.bodies.append(body)
-        self._then(body)
+    def __call__(self, message: ReceivedMessage) -> None:
+        self.headers.append(message.headers)
+        self.bodies.append(message.body)
+        self._then(message.body)
 
 
 class Broker(Protocol):
@@ -246,7 +248,7 @@ def test_up_to_concurrency_events_are_handled_at_once(broker: Broker) -> None:
     lock = threading.Lock()
     now, most, done = 0, 0, 0
 
-    def handle(_body: bytes) -> None:
+    def handle(_message: ReceivedMessage) -> None:
         nonlocal now, most, done
         with lock:
             now += 1
@@ -304,7 +306,7 @@ def test_a_failed_handler_is_logged_without_the_exceptions_text(
 ) -> None:
     patient_name = "DOE^JOHN"
 
-    def quote_the_dataset(_body: bytes) -> None:
+    def quote_the_dataset(_message: ReceivedMessage) -> None:
         raise ValueError(patient_name)
 
     with structlog.testing.capture_logs() as log:
@@ -357,7 +359,7 @@ def test_the_consumers_of_a_queue_are_counted(broker: Broker) -> None:
 def test_close_waits_for_the_event_in_progress_and_consumes_no_more(broker: Broker) -> None:
     in_hand, released = threading.Event(), threading.Event()
 
-    def handle(_body: bytes) -> None:
+    def handle(_message: ReceivedMessage) -> None:
         in_hand.set()
         released.wait(PATIENCE_SECONDS)
 
@@ -384,7 +386,7 @@ def test_close_waits_for_the_event_in_progress_and_consumes_no_more(broker: Brok
 def test_close_requeues_events_that_do_not_finish_in_time(broker: Broker) -> None:
     in_hand, released, finished = threading.Event(), threading.Event(), threading.Event()
 
-    def handle(_body: bytes) -> None:
+    def handle(_message: ReceivedMessage) -> None:
         in_hand.set()
         released.wait(PATIENCE_SECONDS)
         finished.set()
@@ -509,8 +511,8 @@ def test_the_memory_broker_keeps_the_last_dead_letters_with_their_reasons() -> N
     queue = replace(random_queue(), max_dead_letters=2)
     broker = MemoryBroker(queue)
 
-    def refuse(body: bytes) -> None:
-        raise MalformedEvent(f"event {body.decode()} is none")
+    def refuse(message: ReceivedMessage) -> None:
+        raise MalformedEvent(f"event {message.body.decode()} is none")
 
     publisher = broker.publisher()
     for number in range(3):
@@ -1018,8 +1020,8 @@ def test_an_event_in_progress_is_redelivered_after_a_lost_connection_and_acked_o
     released = threading.Event()
     deliveries: list[bytes] = []
 
-    def hang_at_first(body: bytes) -> None:
-        deliveries.append(body)
+    def hang_at_first(message: ReceivedMessage) -> None:
+        deliveries.append(message.body)
         if len(deliveries) == 1:
             released.wait(PATIENCE_SECONDS)
 
@@ -1043,7 +1045,10 @@ def test_an_event_in_progress_is_redelivered_after_a_lost_connection_and_acked_o
 def test_a_message_file_shows_properties_and_body(tmp_path: Path) -> None:
     folder = tmp_path / "workflow-requests"
     publisher = FolderEventPublisher(folder)
-    message = message_for(random_queue(), '{"payload_id": "ü", "workflows": []}'.encode())
+    message = replace(
+        message_for(random_queue(), '{"payload_id": "ü", "workflows": []}'.encode()),
+        headers={"traceparent": "00-1"},
+    )
     publisher.ping()
     publisher.publish(message)
     publisher.publish(message)
@@ -1062,6 +1067,7 @@ def test_a_message_file_shows_properties_and_body(tmp_path: Path) -> None:
             "timestamp": message.timestamp,
             "exchange": message.exchange,
             "routing_key": message.routing_key,
+            "headers": {"traceparent": "00-1"},
         },
         "body": {"payload_id": "ü", "workflows": []},
     }

@@ -48,6 +48,7 @@ class FolderEventPublisher:
                     "timestamp": message.timestamp,
                     "exchange": message.exchange,
                     "routing_key": message.routing_key,
+                    "headers": dict(message.headers),
                 },
                 "body": orjson.loads(message.body),
             },

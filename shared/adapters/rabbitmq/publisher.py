@@ -29,7 +29,7 @@ from shared.adapters.rabbitmq.connection import (
 )
 from shared.adapters.rabbitmq.subscription import Delivery, Subscription
 from shared.errors import BrokerUnavailable, MessageRefused, Unroutable
-from shared.ports import Message
+from shared.ports import Message, ReceivedMessage
 
 _CLOSE_SECONDS = 1.0
 _PING_SECONDS = 3.0
@@ -379,6 +379,7 @@ class _Confirms:
                     type=message.type,
                     app_id=message.app_id,
                     timestamp=message.timestamp,
+                    headers=dict(message.headers) or None,
                 ),
                 mandatory=True,
             )
@@ -460,9 +461,9 @@ class RabbitEventConsumer:
         self._concurrency = concurrency
         self._answer_seconds = answer_seconds
         self._close_seconds = close_seconds
-        self._handle: Callable[[bytes], None] | None = None
+        self._handle: Callable[[ReceivedMessage], None] | None = None
         self._threads: list[threading.Thread] = []
-        self._deliveries: SimpleQueue[Delivery[bytes] | None] = SimpleQueue()
+        self._deliveries: SimpleQueue[Delivery[ReceivedMessage] | None] = SimpleQueue()
         self._closing = False
         self._in_hand = 0
         self._in_hand_changed = threading.Condition()
@@ -477,7 +478,7 @@ class RabbitEventConsumer:
         )
         self._subscription = Subscription(self._connection, queue.queue, self._on_delivery)
 
-    def start(self, handle: Callable[[bytes], None]) -> None:
+    def start(self, handle: Callable[[ReceivedMessage], None]) -> None:
         if self._handle is not None:
             raise RuntimeError("this consumer has already been started")
         self._handle = handle
@@ -521,13 +522,14 @@ class RabbitEventConsumer:
             self._subscription.begin(channel, ready)
 
     def _on_delivery(
-        self, channel: Channel, method: Basic.Deliver, _properties: BasicProperties, body: bytes
+        self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
     ) -> None:
         with self._in_hand_changed:
             self._in_hand += 1
-        self._deliveries.put(Delivery(channel, method.delivery_tag, body))
+        message = ReceivedMessage(body, _texts(properties))
+        self._deliveries.put(Delivery(channel, method.delivery_tag, message))
 
-    def _work(self, handle: Callable[[bytes], None]) -> None:
+    def _work(self, handle: Callable[[ReceivedMessage], None]) -> None:
         while (delivery := self._deliveries.get()) is not None:
             # The connection may have been lost while the event waited for this thread.
             if not self._closing and delivery.channel.is_open:
@@ -544,6 +546,15 @@ class RabbitEventConsumer:
             )
 
         return self._connection.ask(declare, answer_seconds)
+
+
+def _texts(properties: BasicProperties) -> dict[str, str]:
+    """Return the headers with text as value. pika returns bytes for a text that is not UTF-8."""
+    return {
+        name: value
+        for name, value in (properties.headers or {}).items()
+        if isinstance(name, str) and isinstance(value, str)
+    }
 
 
 def _open_and_close(_channel: Channel, answer: Callable[[None], None]) -> None:

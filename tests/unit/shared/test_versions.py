@@ -23,7 +23,7 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.adapters.queues import Published
 from shared.events import InstancesStored
 from shared.ids import PayloadIds
-from shared.ports import Publication
+from shared.ports import Publication, ReceivedMessage
 from shared.record_store import Records, VersionedRecord
 from shared.records import RecordUnreadable, State, newest_first
 from shared.runtime.metrics import WorkerMetrics
@@ -89,7 +89,7 @@ class Bench:
             lease=timedelta(seconds=60),
             metrics=self.metrics,
             clock=lambda: self.now,
-        )(body)
+        )(ReceivedMessage(body))
 
     def sweep(self) -> None:
         Sweeper(

@@ -37,7 +37,7 @@ from shared.errors import (
     VersionConflict,
 )
 from shared.instances import StoredInstance
-from shared.ports import EventPublisher, Message, ObjectStore, Publication
+from shared.ports import EventPublisher, Message, ObjectStore, Publication, ReceivedMessage
 from shared.record_store import Records
 from shared.records import IngestRecord, Lease, State, encode, payload_id_of
 from shared.runtime.metrics import WorkerMetrics
@@ -326,7 +326,7 @@ def test_the_same_event_at_the_same_time_opens_one_request(bench: Bench) -> None
         observed = Observed(bench.requests, lambda m: published.append(m.message_id))
         handler = bench.handler(observed, owner=f"worker {number}")
         start.wait()
-        handler(events.encode(_event(added), "e", "k").body)
+        handler(ReceivedMessage(events.encode(_event(added), "e", "k").body))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(handle, range(8)))
@@ -851,7 +851,7 @@ def test_an_event_without_a_record_opens_nothing_and_shows_that_a_record_is_lost
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"payload_id": "x"}', b"\xff"])
 def test_a_body_that_is_no_event_is_malformed(bench: Bench, body: bytes) -> None:
     with pytest.raises(MalformedEvent):
-        bench.handler()(body)
+        bench.handler()(ReceivedMessage(body))
 
 
 def test_retries_double_up_to_two_minutes() -> None:
