@@ -27,13 +27,20 @@ from typing import Any
 
 import requests
 from engines import NotToBeHad, ObjectStoreEndpoint, object_store_client
-from killable import NOT_SERVING, Part, broker, object_store, stowgate
+from killable import (
+    NOT_SERVING,
+    Part,
+    broker,
+    dead_letter_at_least_once,
+    object_store,
+    stowgate,
+)
 from ledger import Attempt, Finding, Ledger, Request, orphans
 from minio import Minio
 from minio.error import MinioException
 from senders import VAE, VAE_WORKFLOW, Senders, Studies
 from urllib3.exceptions import HTTPError
-from workflow_requests import WorkflowRequests
+from workflow_requests import QUEUE, WorkflowRequests
 
 API, WORKER, BROKER, OBJECT_STORE = "api", "worker", "broker", "object store"
 KINDS = (API, WORKER, BROKER, OBJECT_STORE)
@@ -407,6 +414,7 @@ class Soak:
             )
             wanted.start()
             stack.callback(wanted.stop)
+            dead_letter_at_least_once(queue, QUEUE)
             _until_ready(urls.values())
             # RabbitMQ 3.10 registers a new quorum queue on disk half a second late, and one that a
             # kill comes before is dead for ever. A queue is new once, so that is not our subject.

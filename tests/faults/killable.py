@@ -1,6 +1,8 @@
 """Processes and containers that can be killed, frozen and started again where they were."""
 
+import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -209,6 +211,31 @@ def broker(
 
     part = _first("broker", partial(_ask_broker, url), (on_this_machine, in_docker), say)
     return part, url
+
+
+def rabbitmqctl(part: Part, *arguments: str) -> str:
+    """Run `rabbitmqctl` on a broker of `broker`; returns what it printed."""
+    body = part.body
+    if isinstance(body, Container):
+        code, output = body.container.exec_run(["rabbitmqctl", "--quiet", *arguments])
+        assert code == 0, output
+        return str(output.decode())
+    assert isinstance(body, Process)
+    return subprocess.run(
+        [engines.program("rabbitmqctl"), "--quiet", *arguments],
+        env={**os.environ, **body.environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def dead_letter_at_least_once(part: Part, queue: str) -> None:
+    """Set the policy of docs/guarantees.md, which loses no refusal when the broker is killed."""
+    definition = {"dead-letter-strategy": "at-least-once", "overflow": "reject-publish"}
+    place = ["--vhost", "monaideploy", "--apply-to", "queues"]
+    pattern = f"^{re.escape(queue)}$"
+    rabbitmqctl(part, "set_policy", *place, f"{queue}-refusals", pattern, json.dumps(definition))
 
 
 def _ask_broker(url: str) -> None:

@@ -135,6 +135,16 @@ class Node:
         dependencies = self.ready()[1]["dependencies"]
         return bool(dependencies and dependencies["object_store"]["status"] == "ready")
 
+    def payload_ids(self, state: str) -> Iterator[str]:
+        """The payloads in that state, newest first, over all pages."""
+        cursor = ""
+        while True:
+            page = self.service.get(f"/payloads?state={state}&limit=150{cursor}").json()
+            yield from (row["payload_id"] for row in page["payloads"])
+            if page["next"] is None:
+                return
+            cursor = f"&cursor={page['next']}"
+
     def metric(self, name: str) -> float:
         for line in self.service.get("/metrics").text.splitlines():
             if line.startswith(f"{name} "):

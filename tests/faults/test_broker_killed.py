@@ -1,21 +1,21 @@
 """A RabbitMQ of our own, killed with -9 and started again, or out of memory."""
 
-import os
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import engines
 import pytest
 from conftest import own_engine
 from engines import ObjectStoreEndpoint
-from killable import Container, Part, Process, broker
+from killable import Part, broker, dead_letter_at_least_once, rabbitmqctl
+from pika.exceptions import AMQPError
 from reconciliation import reconcile
+from running_double import RunningDouble
 from service import wait_for
 from stowgate_site import Node, Site, study
+from workflow_manager_double import Verdict
 
 # How a channel ends on which somebody settles what is not there (AMQP 0-9-1, 1.8.3.13).
 STALE = "delivery tag"
@@ -27,29 +27,22 @@ class OwnBroker:
     url: str
 
     def restart(self) -> None:
+        self.remember_queues()
+        self.kill_and_start()
+
+    def remember_queues(self) -> None:
         # Ra writes the names of new queues down half a second late. A broker that is killed before
         # comes back with a queue that has lost its messages and never gets a leader (3.10.8).
         self.control("eval", "[dets:sync(Table) || Table <- dets:all()].")
+
+    def kill_and_start(self) -> None:
         self.part.body.kill()
         self.part.body.start()
         self.part.until_it_serves()
 
     def control(self, *arguments: str) -> str:
         """`rabbitmqctl` with these arguments."""
-        body = self.part.body
-        if isinstance(body, Container):
-            code, output = body.container.exec_run(["rabbitmqctl", "--quiet", *arguments])
-            assert code == 0, output
-            return str(output.decode())
-        assert isinstance(body, Process)
-        program = engines.program("rabbitmqctl")
-        return subprocess.run(
-            [program, "--quiet", *arguments],
-            env={**os.environ, **body.environment},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        return rabbitmqctl(self.part, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +135,34 @@ def test_a_memory_alarm_delays_an_upload_by_the_deadline_and_is_degraded(
         site.opened(answer.headers["X-Payload-ID"])
     wait_for(lambda: api.ready()[1]["status"] == "ready")
     reconcile(site)
+
+
+def test_no_refusal_is_lost_if_the_broker_is_killed_while_it_dead_letters(
+    site: Site, own_broker: OwnBroker
+) -> None:
+    """With the policy of docs/guarantees.md on the queue of the Workflow Manager."""
+    dead_letter_at_least_once(own_broker.part, site.name)
+    api, worker = site.pair()
+
+    def hears_refusals() -> bool:
+        dependencies = worker.ready()[1]["dependencies"]
+        return bool(dependencies["workflow_manager_refusals"]["status"] == "ready")
+
+    wait_for(hears_refusals, pause_seconds=0.1)
+    with ThreadPoolExecutor(4) as senders:
+        answers = list(senders.map(lambda _: site.post(api, study(1)), range(100)))
+    payload_ids = {answer.headers["X-Payload-ID"] for answer in answers}
+    for payload_id in payload_ids:
+        site.opened(payload_id)
+
+    own_broker.remember_queues()
+    with suppress(AMQPError), site.channel() as channel:
+        tags = [channel.basic_get(site.name)[0].delivery_tag for _ in payload_ids]
+        channel.basic_nack(max(tags), multiple=True, requeue=False)
+        # The frame is sent, and hardly any of the dead letters has arrived.
+        channel.connection.process_data_events(0)
+        own_broker.kill_and_start()
+
+    # What the broker had not settled comes again.
+    with RunningDouble(site, verdict=lambda: Verdict.REJECT):
+        wait_for(lambda: set(api.payload_ids("refused")) == payload_ids)

@@ -1,7 +1,7 @@
 """What the Workflow Manager refuses, on a real RabbitMQ and a real MinIO, with workers killed."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -382,20 +382,10 @@ def test_two_workers_record_each_of_a_thousand_refusals_once(
     wait_for(lambda: noted("noted") + noted("noted-before") == 1100, 90)
     assert (noted("noted"), noted("noted-before")) == (1000, 100)
     assert len(site.state.listing("refused/")) == 1000
-    pages = list(all_pages(api, "refused"))
+    pages = list(api.payload_ids("refused"))
     assert pages == sorted(ids, reverse=True)
     # The one that leads shows it.
     wait_for(lambda: 1000 in [n.service.metric("stowgate_refused") for n in (first, second)])
-
-
-def all_pages(api: Node, state: str) -> Iterator[str]:
-    cursor = ""
-    while True:
-        page = api.service.get(f"/payloads?state={state}&limit=150{cursor}").json()
-        yield from (row["payload_id"] for row in page["payloads"])
-        if page["next"] is None:
-            return
-        cursor = f"&cursor={page['next']}"
 
 
 def _unreadable(site: Site, _: str) -> None:
