@@ -22,7 +22,7 @@ from shared.ports import ObjectStore
 from shared.runtime.backends import VERSIONED, Backends, open_backends, open_stores
 from shared.runtime.listen import bind
 from shared.runtime.logs import configure_logs
-from shared.settings.loader import BadSetting, load, unknown_variables
+from shared.settings.loader import BadSetting, doubtful_variables, load
 from shared.settings.parsers import Address
 from worker.settings import WorkerSettings
 
@@ -37,7 +37,7 @@ def check() -> None:
 
     Exits with 1 if a check fails.
     """
-    for sentence in unknown_variables(os.environ, ALL_SETTINGS):
+    for sentence in doubtful_variables(os.environ, ALL_SETTINGS):
         click.echo(f"warning   {sentence}")
     settings, of_worker, of_client = load(ApiSettings), load(WorkerSettings), load(ClientSettings)
     # The failures are reported below, so the adapters' log lines would only repeat them.

@@ -18,7 +18,7 @@ import click
 import urllib3
 
 from cli.settings import ALL_SETTINGS, ClientSettings
-from shared.settings.loader import BadSetting, load, unknown_variables
+from shared.settings.loader import BadSetting, doubtful_variables, load
 from shared.settings.parsers import http_url, without_password
 
 UNUSABLE = 2
@@ -121,7 +121,7 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
     def with_options(
         *args: Any, url: str | None, user: str | None, token_file: Path | None, **options: Any
     ) -> None:
-        for sentence in unknown_variables(os.environ, ALL_SETTINGS):
+        for sentence in doubtful_variables(os.environ, ALL_SETTINGS):
             click.echo(f"Warning: {sentence}", err=True)
         try:
             command(*args, api=_api(load(ClientSettings), url, user, token_file), **options)

@@ -25,7 +25,7 @@ from shared.errors import StoreUnfit
 from shared.runtime.backends import Backends, open_backends
 from shared.runtime.listen import bind, url_of
 from shared.runtime.logs import configure_logs
-from shared.settings.loader import BadSetting, load, unknown_variables
+from shared.settings.loader import BadSetting, doubtful_variables, load
 from shared.settings.services import METRICS_FOLDER, CommonSettings
 from worker.settings import WorkerSettings
 
@@ -204,7 +204,7 @@ def _start(section: type[_Section]) -> _Section:
     settings = load(section)
     configure_logs(settings.log)
     log = structlog.get_logger()
-    for sentence in unknown_variables(os.environ, ALL_SETTINGS):
+    for sentence in doubtful_variables(os.environ, ALL_SETTINGS):
         log.warning(sentence)
     return settings
 

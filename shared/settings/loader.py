@@ -109,14 +109,20 @@ def _value(field: "dataclasses.Field[Any]", env: FileAwareEnv) -> Any:
         raise BadSetting(f"{variable} is {shown}, but must be {error}") from None
 
 
-def unknown_variables(
+def doubtful_variables(
     environ: Mapping[str, str], sections: Iterable[type[SettingsSection]]
 ) -> list[str]:
-    """Return a sentence for each `STOWGATE_` variable that no section reads, such as a typo."""
-    known = [d.variable for section in sections for d in declared(section)]
-    known += [name + _FILE for name in known]
+    """Return a sentence for each `STOWGATE_` variable that has no effect: no section reads it, such
+    as a typo, or a file takes its place."""
+    variables = [d.variable for section in sections for d in declared(section)]
+    known = variables + [name + _FILE for name in variables]
     words = [name.removeprefix(_PREFIX) for name in known]
-    sentences = []
+    sentences = [
+        f"{name} and {name}{_FILE} are both set: the file is used, and {name} is ignored; remove "
+        "one of them"
+        for name in sorted(set(variables))
+        if environ.get(name) and environ.get(name + _FILE)
+    ]
     for name in sorted(environ):
         if name.startswith(_PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known:
             near = difflib.get_close_matches(name.removeprefix(_PREFIX), words, n=1)

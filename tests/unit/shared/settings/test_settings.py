@@ -9,7 +9,7 @@ import pytest
 
 from api.settings import ApiSettings, UrlSettings, guard_listen
 from cli.settings import ALL_SETTINGS, ClientSettings
-from shared.settings.loader import BadSetting, SettingsSection, declared, load, unknown_variables
+from shared.settings.loader import BadSetting, SettingsSection, declared, doubtful_variables, load
 from shared.settings.parsers import Address
 from shared.settings.services import CommonSettings
 from worker.settings import WorkerSettings
@@ -267,13 +267,30 @@ def test_an_unknown_variable_is_reported_with_the_nearest_known_one() -> None:
         "PATH": "x",
     }
 
-    (sentence,) = unknown_variables(environ, ALL_SETTINGS)
+    (sentence,) = doubtful_variables(environ, ALL_SETTINGS)
 
     assert "STOWGATE_BUKET" in sentence
     assert "STOWGATE_BUCKET" in sentence
 
 
 def test_an_unknown_variable_without_a_similar_one_has_no_suggestion() -> None:
-    (sentence,) = unknown_variables({"STOWGATE_BOGUS": "x"}, ALL_SETTINGS)
+    (sentence,) = doubtful_variables({"STOWGATE_BOGUS": "x"}, ALL_SETTINGS)
 
     assert sentence == "STOWGATE_BOGUS is set, but no setting has that name"
+
+
+def test_a_setting_given_both_plainly_and_as_a_file_is_reported_with_both_names() -> None:
+    environ = {
+        "STOWGATE_CLIENT_PASSWORD": "hidden-word",
+        "STOWGATE_CLIENT_PASSWORD_FILE": "/run/secrets/password",
+        "STOWGATE_BUCKET_FILE": "/run/bucket",
+        "STOWGATE_LOG": "",
+        "STOWGATE_LOG_FILE": "/run/log",
+        "STOWGATE_BROKER": "memory",
+        "STOWGATE_BROKER_FILE": "",
+    }
+
+    assert doubtful_variables(environ, ALL_SETTINGS) == [
+        "STOWGATE_CLIENT_PASSWORD and STOWGATE_CLIENT_PASSWORD_FILE are both set: the file is "
+        "used, and STOWGATE_CLIENT_PASSWORD is ignored; remove one of them"
+    ]
