@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,10 +13,11 @@ from api.auth.authenticators import authenticator
 from api.payloads.workflow_manager_api import WorkflowManagerApi
 from api.server.tls import server_tls
 from api.settings import ApiSettings, guard_listen
+from api.stow.spool import check_room
 from cli.client import check_client_ca
 from cli.settings import ALL_SETTINGS, ClientSettings
 from shared.adapters.s3.conformance import check_payload_bucket, check_state_bucket
-from shared.errors import StowgateError
+from shared.errors import StoreUnavailable, StowgateError
 from shared.ports import ObjectStore
 from shared.runtime.backends import VERSIONED, Backends, open_backends, open_stores
 from shared.runtime.listen import bind
@@ -25,10 +25,6 @@ from shared.runtime.logs import configure_logs
 from shared.settings.loader import BadSetting, doubtful_variables, load
 from shared.settings.parsers import Address
 from worker.settings import WorkerSettings
-
-
-class _Failed(Exception):
-    """A check failed; the text says why."""
 
 
 @click.command(short_help="Read every setting and try every dependency.")
@@ -48,7 +44,7 @@ def check() -> None:
     for name, attempt in _attempts(settings, of_worker, of_client, backends):
         try:
             attempt()
-        except (_Failed, StowgateError, BadSetting) as error:
+        except (StowgateError, BadSetting) as error:
             failed += 1
             click.echo(f"FAIL      {name}: {error}")
         else:
@@ -107,14 +103,9 @@ def _try_spool(settings: ApiSettings) -> None:
         settings.spool.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=settings.spool) as file:
             file.write(b"stowgate")
-        free = shutil.disk_usage(settings.spool).free
     except OSError as error:
-        raise _Failed(f"{settings.spool} is not writable: {error.strerror}") from error
-    if free < settings.min_free_bytes:
-        raise _Failed(
-            f"{settings.spool} has {free} bytes free, below STOWGATE_MIN_FREE_BYTES of "
-            f"{settings.min_free_bytes}: uploads are refused"
-        )
+        raise StoreUnavailable(f"{settings.spool} is not writable: {error.strerror}") from error
+    check_room(settings.spool, settings.min_free_bytes)
 
 
 def _try_bucket(store: ObjectStore, check: Callable[[ObjectStore], None]) -> None:

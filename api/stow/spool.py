@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from shared.errors import StoreFull, StoreUnavailable
-from shared.runtime.disk import has_room
+from shared.runtime import disk
 
 
 class Spool:
@@ -149,13 +149,9 @@ class _IndependentReader(io.RawIOBase):
 
 
 def check_room(folder: Path, min_free_bytes: int) -> None:
-    """Check the free space of the spool's disk. Raises `StoreFull`."""
+    """Check the free space of the spool's disk. Raises `StoreFull` and `StoreUnavailable`."""
     with _disk_errors(folder):
-        if not has_room(folder, min_free_bytes):
-            raise StoreFull(
-                f"the spool's disk at {folder} has less free space than STOWGATE_MIN_FREE_BYTES "
-                f"({min_free_bytes}); free some space"
-            )
+        disk.check_room(folder, min_free_bytes)
 
 
 @contextmanager

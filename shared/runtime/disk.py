@@ -3,11 +3,20 @@
 import os
 from pathlib import Path
 
+from shared.errors import StoreFull
 
-def has_room(folder: Path, min_free_bytes: int) -> bool:
-    """Whether the folder's disk has that many bytes free for this user. Raises `OSError`."""
+
+def check_room(folder: Path, min_free_bytes: int) -> None:
+    """Check that the folder's disk has as many bytes free for this user as the watermark says.
+
+    Raises `StoreFull`, and `OSError` if the disk cannot be examined.
+    """
     disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize >= min_free_bytes
+    if disk.f_bavail * disk.f_frsize < min_free_bytes:
+        raise StoreFull(
+            f"{folder}: its disk has less free space than STOWGATE_MIN_FREE_BYTES, which is "
+            f"{min_free_bytes}; free some space"
+        )
 
 
 def sync_folder(folder: Path | str) -> None:

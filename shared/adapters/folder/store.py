@@ -32,7 +32,7 @@ from shared.errors import (
     VersionConflict,
 )
 from shared.ports import ListedObject, StoredObject, Writing, check_key, check_prefix
-from shared.runtime.disk import has_room, sync_folder
+from shared.runtime.disk import check_room, sync_folder
 
 _PIECE_BYTES = 1024 * 1024
 _LEFTOVER_SECONDS = 3600.0
@@ -204,11 +204,7 @@ class FolderObjectStore:
     def check_room(self) -> None:
         """Raise `StoreFull` if fewer than `min_free_bytes` are free for this user."""
         with self._typed("check the free space"):
-            if not has_room(self._root, self._min_free_bytes):
-                raise StoreFull(
-                    f"{self._root}: its disk has less free space than STOWGATE_MIN_FREE_BYTES, "
-                    f"which is {self._min_free_bytes}; free some space"
-                )
+            check_room(self._root, self._min_free_bytes)
 
     def ping(self) -> None:
         """Return if the bucket exists and is writable."""
