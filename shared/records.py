@@ -45,6 +45,14 @@ class Lease:
     owner: str
     until: datetime
 
+    def has_left(self, share: float, duration: timedelta, now: datetime) -> bool:
+        """Whether that share of the lease's duration is left.
+
+        A lease that lasts longer than its duration shows that the clock was set back; other workers
+        ignore such a lease.
+        """
+        return duration * share < self.until - now <= duration
+
 
 @dataclass(frozen=True)
 class FirstAnswer:

@@ -261,15 +261,9 @@ class Handler:
             leased.change(lease=self._new_lease())
 
     def _holds(self, leased: "LeasedRecord", at_least: float) -> bool:
-        """Whether the share `at_least` of the lease is left.
-
-        A lease that lasts longer than its duration shows that the clock was set back; other workers
-        ignore such a lease.
-        """
+        """Whether the share `at_least` of the lease is left."""
         lease = leased.record.lease
-        if lease is None:
-            return False
-        return self._lease * at_least < lease.until - self._clock() <= self._lease
+        return lease is not None and lease.has_left(at_least, self._lease, self._clock())
 
     def _try_later(self, leased: "LeasedRecord", error: Transient) -> None:
         self._metrics.attempts_failed.labels("transient").inc()

@@ -152,8 +152,9 @@ class Replays:
 
     def _keep_lease(self, leased: "LeasedReplay", publication: Publication) -> None:
         lease = leased.replay.lease
-        if lease is None or lease.until - self._clock() <= self._lease * 0.5:
-            leased.change(lease=self._new_lease(), last_error=publication.overdue)
+        if lease is None or not lease.has_left(0.5, self._lease, self._clock()):
+            last_error = publication.overdue or leased.replay.last_error
+            leased.change(lease=self._new_lease(), last_error=last_error)
 
     def _try_later(self, leased: "LeasedReplay", error: Transient) -> None:
         wait_seconds = retry_seconds(leased.replay.attempts)

@@ -251,6 +251,54 @@ def test_the_lease_is_renewed_during_the_wait_for_the_confirm(bench: Bench) -> N
     assert bench.state_of(of) is PayloadState.OPENED
 
 
+@pytest.mark.parametrize(
+    ("overdue", "expected"),
+    [(None, "no queue"), ("the broker is slow", "the broker is slow")],
+)
+def test_a_renewed_lease_keeps_the_last_error_until_the_confirm_is_overdue(
+    bench: Bench, overdue: str | None, expected: str
+) -> None:
+    of = bench.refused()
+    held = bench.refusals.replay(of, 1)
+    assert held
+    bench.refusals.change(held, last_error="no queue")
+    seen: list[str | None] = []
+
+    def on_poll() -> None:
+        bench.now += LEASE
+        found = bench.refusals.replay(of, 1)
+        assert found
+        seen.append(found.replay.last_error)
+
+    class Slow(Failing):
+        def begin(self, message: Message) -> Publication:  # noqa: ARG002
+            return Late(3, on_poll, overdue)
+
+    bench.replays(Slow(Unroutable(""))).publish(of)
+
+    assert seen == ["no queue", expected, expected]
+
+
+def test_the_lease_is_renewed_when_the_clock_is_set_back(bench: Bench) -> None:
+    of = bench.refused()
+    seen: list[datetime] = []
+
+    def on_poll() -> None:
+        held = bench.refusals.replay(of, 1)
+        assert held
+        assert held.replay.lease
+        seen.append(held.replay.lease.until)
+        bench.now = RECEIVED_AT - timedelta(days=1)
+
+    class Slow(Failing):
+        def begin(self, message: Message) -> Publication:  # noqa: ARG002
+            return Late(3, on_poll)
+
+    bench.replays(Slow(Unroutable(""))).publish(of)
+
+    assert seen[-1] == bench.now + LEASE
+
+
 def test_a_stopping_worker_leaves_an_unconfirmed_replay_to_another_one(
     bench: Bench,
 ) -> None:
