@@ -205,21 +205,17 @@ class Refusals:
         )
 
     def outcomes(self, after: str = "") -> Iterator[tuple[str, Outcome]]:
-        """Yield the payloads with a refused request after that payload id, newest first.
+        """Yield the payloads after that id with a refused or replayed request, newest first.
 
-        Lists objects lazily, and reads none.
+        Lists each kind of object once, lazily, and reads none.
         """
         listings = (self._list(place, after) for place in (_REFUSED, _REPLAYS, _REPLAYED))
         for name, found in groupby(merge(*listings), key=lambda item: item[0]):
             numbers: dict[str, list[int]] = {_REFUSED: [], _REPLAYS: [], _REPLAYED: []}
             for _, place, number in found:
                 numbers[place].append(number)
-            if numbers[_REFUSED]:
-                payload_id = name.partition(".")[2]
-                yield (
-                    payload_id,
-                    _outcome(numbers[_REFUSED], numbers[_REPLAYED], numbers[_REPLAYS]),
-                )
+            payload_id = name.partition(".")[2]
+            yield payload_id, _outcome(numbers[_REFUSED], numbers[_REPLAYED], numbers[_REPLAYS])
 
     def request_replay(self, payload_id: str, number: int, due_at: datetime) -> Replay:
         """Request a replay with this number.
@@ -229,11 +225,6 @@ class Refusals:
         replay = Replay(payload_id, number, due_at)
         self._store.create(_key(_REPLAYS, payload_id, number), _encode_replay(replay), _JSON)
         return replay
-
-    def replays(self) -> Iterator[tuple[str, int]]:
-        """Yield payload id and number of every replay that must be published."""
-        for name, _, number in self._list(_REPLAYS):
-            yield name.partition(".")[2], number
 
     def last_replay(self, payload_id: str) -> int | None:
         """Return the number of the payload's replay that must be published, if there is one."""
@@ -301,7 +292,7 @@ def _key(place: str, payload_id: str, number: int) -> str:
 
 def _outcome(refused: list[int], replayed: list[int], replays: list[int]) -> Outcome:
     return Outcome(
-        refused=max(refused),
+        refused=max(refused, default=None),
         refusals=len(refused),
         replayed=max(replayed, default=0),
         replay=max(replays, default=None),

@@ -81,12 +81,13 @@ class Replays:
 
         Raises what the object store raises.
         """
-        refused = sum(
-            outcome.state_when_opened is PayloadState.REFUSED
-            for _, outcome in self._refusals.outcomes()
-        )
+        refused, replays = 0, []
+        for payload_id, outcome in self._refusals.outcomes():
+            refused += outcome.state_when_opened is PayloadState.REFUSED
+            if outcome.replay is not None:
+                replays.append((payload_id, outcome.replay))
         self._metrics.backlog.measured_refused(refused)
-        for payload_id, number in list(self._refusals.replays()):
+        for payload_id, number in replays:
             if self._stopping.is_set():
                 return
             try:

@@ -147,7 +147,6 @@ def test_payloads_are_listed_newest_first_and_after_a_cursor(refusals: Refusals)
     for of in ids:
         refusals.note(refused(of))
         refusals.note(refused(of, 1))
-    refusals.request_replay(payload_id(2), 1, NOW)  # for a payload without a refusal
 
     assert [of for of, _ in refusals.outcomes()] == ids
     assert [of for of, _ in refusals.outcomes(ids[0])] == ids[1:]

@@ -116,7 +116,7 @@ def test_a_replay_publishes_the_recorded_request_with_the_next_number(
     sent = json.loads((bench.folder / "requests" / f"{of}.1.json").read_text())
     assert sent["body"] == {**REQUEST, "payload": []}
     assert bench.state_of(of) is PayloadState.OPENED
-    assert list(bench.refusals.replays()) == []
+    assert bench.refusals.last_replay(of) is None
 
 
 def test_a_payload_without_a_replay_publishes_nothing(bench: Bench) -> None:
@@ -195,7 +195,7 @@ def test_the_leftover_of_a_published_replay_is_removed_and_not_published(
     bench.replays().publish_due()
 
     assert bench.sent() == []
-    assert list(bench.refusals.replays()) == []
+    assert bench.refusals.last_replay(of) is None
     expected = PayloadState.REFUSED if is_refused_again else PayloadState.OPENED
     assert bench.state_of(of) is expected
 
@@ -337,3 +337,23 @@ def test_refused_payloads_are_counted(bench: Bench) -> None:
     bench.replays(Failing(Unroutable(""))).publish_due()
 
     assert bench.registry.get_sample_value("stowgate_refused") == 1
+
+
+def test_a_pass_lists_each_kind_of_object_once(bench: Bench) -> None:
+    bench.refused(replayed=False)
+    listed: list[str] = []
+
+    bench.replays(state=ObservedStore(bench.state, before={"list": listed.append})).publish_due()
+
+    assert sorted(listed) == ["refused/", "replayed/", "replays/"]
+
+
+def test_a_replay_without_a_recorded_refusal_is_published(bench: Bench) -> None:
+    """A state bucket that was restored from a backup may lack the refusal."""
+    of = bench.refused()
+    bench.state.delete([listed.key for listed in bench.state.list("refused/")])
+
+    bench.replays().publish_due()
+
+    assert bench.sent() == [f"{of}.1"]
+    assert bench.refusals.last_replay(of) is None
