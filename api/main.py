@@ -27,6 +27,7 @@ from shared.ids import PayloadIds
 from shared.record_store import Records
 from shared.refusals import Refusals
 from shared.runtime.backends import Backends
+from shared.runtime.facts import Facts
 from shared.runtime.health import Readiness, health_views
 from shared.runtime.metrics import ApiMetrics, HealthMetrics
 from shared.runtime.threads import started_pool
@@ -99,7 +100,12 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
                 backends.announce,
                 WorkflowManagerApi.from_settings(settings),
             ),
-            **health_views(readiness, registry, lambda: may(authenticator, Scope.READ)),
+            **health_views(
+                readiness,
+                registry,
+                _facts(settings, backends).registry(),
+                lambda: may(authenticator, Scope.READ),
+            ),
         },
         authenticator=authenticator,
         metrics=metrics,
@@ -107,3 +113,13 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
     app.extensions[EXTENSION] = admission
     app.extensions[READINESS] = readiness
     return app
+
+
+def _facts(settings: ApiSettings, backends: Backends) -> Facts:
+    return Facts(
+        settings,
+        backends.keys_end,
+        certificates={"api": settings.tls_certificate},
+        disks={"spool": settings.spool},
+        max_uploads=settings.api_processes * settings.concurrent_uploads,
+    )

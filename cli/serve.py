@@ -61,12 +61,14 @@ def run() -> None:
 
         import api.main
         import worker.main
+        from shared.runtime.metrics import BackendMetrics
 
         registry = CollectorRegistry()
         backends = open_backends(
             settings,
             store_threads=settings.api_threads + of_worker.openings,
             openings=of_worker.openings,
+            metrics=BackendMetrics(registry),
         )
         app = api.main.compose(settings, backends, registry)
         opener = worker.main.compose(of_worker, backends, registry)
@@ -119,11 +121,15 @@ def api() -> None:
         from prometheus_client import CollectorRegistry
 
         import api.main
+        from shared.runtime.metrics import BackendMetrics
 
-        backends = open_backends(settings, store_threads=settings.api_threads)
+        registry = CollectorRegistry()
+        backends = open_backends(
+            settings, store_threads=settings.api_threads, metrics=BackendMetrics(registry)
+        )
         _prepare(backends)
         opened.append(backends)
-        apps.append(api.main.compose(settings, backends, CollectorRegistry()))
+        apps.append(api.main.compose(settings, backends, registry))
         return apps[-1]
 
     def on_exit() -> None:

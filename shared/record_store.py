@@ -312,13 +312,15 @@ class Records:
             _log.error("record missing from a list", error=str(error))
             return None
 
-    def failed(self, pending: Iterable[ListedObject]) -> int:
-        """Return the number of failed records, without replayed ones, which have a copy in failed/.
+    def failed(self, pending: Iterable[ListedObject]) -> list[str]:
+        """Return the payload ids of failed records, newest first, without replayed ones, which have
+        a copy in failed/.
 
-        The cost grows with that number.
+        The cost grows with their number.
         """
-        replayed = {_name(listed.key) for listed in pending}
-        return sum(_name(o.key) not in replayed for o in self._list(State.FAILED))
+        names = {_name(listed.key) for listed in pending}
+        listed = (o.key for o in self._list(State.FAILED) if _name(o.key) not in names)
+        return [payload_id_of(key) for key in listed]
 
     def _list(self, state: State, after: str = "") -> Iterator[ListedObject]:
         """Yield records and tombstones; skip and log anything else, such as a manual copy."""

@@ -27,7 +27,7 @@ from shared.ports import EventPublisher, ObjectStore, Publication, ReceivedMessa
 from shared.record_store import Records, VersionedRecord
 from shared.records import IngestRecord, Lease, State
 from shared.runtime.logs import where
-from shared.runtime.metrics import WorkerMetrics
+from shared.runtime.metrics import Steps, WorkerMetrics
 from shared.time import Clock, has_ended, utc_now
 from worker.confirm import await_confirm
 from worker.routing import resolve
@@ -186,6 +186,9 @@ class Handler:
 
     def _open(self, leased: "LeasedRecord") -> None:
         record = leased.record
+        steps = Steps(self._metrics.step_seconds)
+        if record.attempts == 1:
+            steps.add("wait", (self._clock() - record.received_at).total_seconds())
         route = resolve(record)
         request = self._workflow_manager.request(record, route)
         if record.opened_at is None:
@@ -201,6 +204,7 @@ class Handler:
                 keep_lease,
                 again=again,
             )
+            steps.done("sidecars")
             instances = self._records.instances(record)
             message = self._workflow_manager.message(record, request, instances)
             keep_lease(at_least=_BEFORE_PUBLISHING)
@@ -209,6 +213,7 @@ class Handler:
                 self._stopping,
                 partial(self._keep_lease_while_waiting, leased),
             )
+            steps.done("publish")
         self._note_opened(
             leased,
             route=route.rule,
@@ -217,13 +222,18 @@ class Handler:
             last_error=None,
             workflow_request=request,
         )
+        steps.done("note")
+        seconds = max(0.0, (self._clock() - record.received_at).total_seconds())
         self._metrics.opened.labels(route.rule).inc()
+        self._metrics.opened_seconds.labels(route.rule).observe(seconds)
         _log.info(
             "workflow request opened",
             route=route.rule,
             workflows=route.workflows,
             file_count=record.file_count,
             attempts=record.attempts,
+            seconds=round(seconds, 4),
+            step_seconds=steps.seconds,
         )
 
     def _keep_lease_while_waiting(self, leased: "LeasedRecord", publication: Publication) -> None:

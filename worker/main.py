@@ -19,10 +19,11 @@ from shared.ports import DeadLetter, DeadLetterConsumer, EventConsumer
 from shared.record_store import Records
 from shared.refusals import Refusals
 from shared.runtime.backends import Backends, open_backends
+from shared.runtime.facts import Facts
 from shared.runtime.health import Readiness, health_views
 from shared.runtime.listen import bind, url_of
 from shared.runtime.logs import where
-from shared.runtime.metrics import HealthMetrics, WorkerMetrics
+from shared.runtime.metrics import BackendMetrics, HealthMetrics, WorkerMetrics
 from shared.runtime.threads import started_pool
 from worker.handler import Handler
 from worker.health_server import HealthServer
@@ -228,12 +229,18 @@ def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
     # signal. A handler would run in this thread only, which another thread's signal need not wake.
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     registry = CollectorRegistry()
-    backends = open_backends(settings, store_threads=settings.openings, openings=settings.openings)
+    backends = open_backends(
+        settings,
+        store_threads=settings.openings,
+        openings=settings.openings,
+        metrics=BackendMetrics(registry),
+    )
     worker = compose(settings, backends, registry)
     app = Flask(__name__, static_folder=None)
     readiness = Readiness(backends.dependencies(backends.consumer.ping), HealthMetrics(registry))
     # Nobody is asked who they are here, so nobody is told more than states; the log has the rest.
-    views = health_views(readiness, registry, may_read=lambda: False)
+    facts = Facts(settings, backends.keys_end).registry()
+    views = health_views(readiness, registry, facts, may_read=lambda: False)
     for path, endpoint in _HEALTH.items():
         app.add_url_rule(path, view_func=views[endpoint])
     listener = bind(settings.worker_listen, "STOWGATE_WORKER_LISTEN")

@@ -17,6 +17,7 @@ from shared.records import RecordUnreadable
 from shared.refusals import Refusal, RefusalReason, Refusals
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import Clock, iso_utc, utc_now
+from worker.routing import resolve
 from worker.workflow_manager import number_of
 
 _log = structlog.get_logger()
@@ -48,11 +49,17 @@ class RefusalNotes:
             return "unreadable"
         if not self.payload_ids.minted(payload_id):
             return "foreign"
-        if not self._has_record(payload_id):
-            _log.error(
-                "dead letter skipped: its payload has no ingest record", payload_id=payload_id
-            )
-            return "without-record"
+        try:
+            versioned = self.records.find(payload_id)
+        except RecordUnreadable:
+            record = None
+        else:
+            if versioned is None:
+                _log.error(
+                    "dead letter skipped: its payload has no ingest record", payload_id=payload_id
+                )
+                return "without-record"
+            record = versioned.record
         reason = _reason(letter.reason)
         refusal = Refusal(
             payload_id=payload_id,
@@ -63,6 +70,10 @@ class RefusalNotes:
         if not self.refusals.note(refusal):
             _log.info("refusal already recorded", payload_id=payload_id, replay=refusal.number)
             return "noted-before"
+        # The time of a replay would be that of the operator too.
+        if record is not None and refusal.number == 0:
+            seconds = (refusal.refused_at - record.received_at).total_seconds()
+            self.metrics.refused_seconds.labels(resolve(record).rule).observe(max(0.0, seconds))
         _audit_log.info(
             "workflow request refused",
             outcome="refused",
@@ -75,12 +86,6 @@ class RefusalNotes:
             word = letter.reason if _REASON.fullmatch(letter.reason) else "none"
             _log.warning("request removed from its queue", payload_id=payload_id, x_death=word)
         return "noted"
-
-    def _has_record(self, payload_id: str) -> bool:
-        try:
-            return self.records.find(payload_id) is not None
-        except RecordUnreadable:
-            return True
 
 
 def _payload_id(body: bytes) -> str | None:

@@ -16,7 +16,6 @@ import structlog
 
 from shared.errors import StowgateError
 from shared.events import InstancesStored
-from shared.ids import minted_at
 from shared.ports import ListedObject, Publication
 from shared.record_store import Records
 from shared.records import IngestRecord, State, payload_id_of
@@ -101,18 +100,17 @@ class Relay:
         self._seen.clear()
 
     def _measure(self, pending: list[ListedObject]) -> None:
-        now = self._clock()
-        received_at = minted_at(payload_id_of(pending[0].key)) if pending else now
-        self._metrics.backlog.measured(
-            pending=len(pending),
-            oldest_pending_seconds=max(0.0, (now - received_at).total_seconds()),
-            failed=self._records.failed(pending),
-        )
+        failed = self._records.failed(pending)
+        oldest_pending = payload_id_of(pending[0].key) if pending else None
+        oldest_failed = failed[-1] if failed else None
+        self._metrics.backlog.measured("pending", len(pending), oldest_pending)
+        self._metrics.backlog.measured("failed", len(failed), oldest_failed)
 
     def _announce_due(self, pending: list[ListedObject]) -> None:
         now = self._clock()
         self._forget_changed(pending, now)
         backlog = self._backlog()
+        self._metrics.backlog.measured_queue(backlog)
         self._read_unseen(pending, now)
         room = max(_SHORT_QUEUE - backlog, _MIN_ANNOUNCED)
         due = self._due(pending, now, queue_is_long=backlog > _SHORT_QUEUE - _MIN_ANNOUNCED)

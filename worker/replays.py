@@ -77,16 +77,17 @@ class Replays:
             self._publish(payload_id, number)
 
     def publish_due(self) -> None:
-        """Publish every due replay, and count the refused payloads.
+        """Publish every due replay, and measure the refused payloads.
 
         Raises what the object store raises.
         """
-        refused, replays = 0, []
+        count, oldest, replays = 0, None, []
         for payload_id, outcome in self._refusals.outcomes():
-            refused += outcome.state_when_opened is PayloadState.REFUSED
+            if outcome.state_when_opened is PayloadState.REFUSED:
+                count, oldest = count + 1, payload_id
             if outcome.replay is not None:
                 replays.append((payload_id, outcome.replay))
-        self._metrics.backlog.measured_refused(refused)
+        self._metrics.backlog.measured("refused", count, oldest)
         for payload_id, number in replays:
             if self._stopping.is_set():
                 return

@@ -9,7 +9,7 @@ from gunicorn.http.errors import ParseException
 
 from api.admission.arrivals import arrivals
 from api.admission.watchdog import Receiving, Watchdog
-from api.http.problems import BadRequest, SenderTooSlow, TooLarge
+from api.http.problems import IncompleteBody, SenderTooSlow, TooLarge
 
 # A slower sender counts as stalled: it would need two minutes for an instance of half a megabyte.
 _MIN_BYTES_PER_SECOND = 4096
@@ -125,7 +125,7 @@ class RequestBody:
         except (ParseException, OSError) as error:
             if self._cut:
                 raise self._too_slow(size) from error
-            raise BadRequest(
+            raise IncompleteBody(
                 f"the request body is truncated, or a chunk is malformed, {self._place(size)}; "
                 "send it again"
             ) from error
@@ -135,7 +135,7 @@ class RequestBody:
         if self._cut:
             raise self._too_slow(size)
         if not data and self._content_length is not None:
-            raise BadRequest(
+            raise IncompleteBody(
                 f"the request body is truncated: {self.received_bytes} of {self._content_length} "
                 "bytes arrived before the connection ended; send it again"
             )

@@ -9,7 +9,7 @@ from flask import Flask, Response, g, request
 
 from api.http.media_types import ACCEPTED
 from shared.ids import is_guid
-from shared.runtime.metrics import ApiMetrics
+from shared.runtime.metrics import ApiMetrics, Steps
 
 
 def correlate(app: Flask, metrics: ApiMetrics) -> None:
@@ -22,8 +22,11 @@ def correlate(app: Flask, metrics: ApiMetrics) -> None:
             return
         given = request.headers.get("X-Correlation-ID", "")
         g.correlation_id = given.lower() if is_guid(given) else str(uuid4())
-        g.started = request.environ.get("stowgate.head_at", time.monotonic())
+        g.began_at = request.environ.get("stowgate.head_at", time.monotonic())
+        g.steps = Steps(metrics.post_step_seconds, g.began_at)
         structlog.contextvars.bind_contextvars(correlation_id=g.correlation_id)
+        if request.method == "POST":
+            g.steps.done("wait")
 
     @app.after_request
     def end(response: Response) -> Response:
@@ -34,7 +37,12 @@ def correlate(app: Flask, metrics: ApiMetrics) -> None:
             response.headers["Accept-Post"] = ", ".join(ACCEPTED)
         if request.method == "POST":
             metrics.posts.labels(str(response.status_code)).inc()
-            metrics.post_seconds.observe(time.monotonic() - g.started)
+            metrics.post_seconds.observe(time.monotonic() - g.began_at)
+            if response.status_code >= HTTPStatus.BAD_REQUEST:
+                refusal = g.get("refusal")
+                # A dataset has the reason of each instance.
+                reason = refusal.reason if refusal else "no_instance_stored"
+                metrics.posts_refused.labels(reason).inc()
         return response
 
     @app.teardown_request

@@ -5,7 +5,7 @@ Views, and what they call, raise a `Problem`; `install` registers the handlers t
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import orjson
 import structlog
@@ -35,6 +35,8 @@ class Problem(Exception):
     """
 
     status: ClassVar[HTTPStatus] = HTTPStatus.BAD_REQUEST
+    reason: ClassVar[str] = "malformed"
+    """The label of the request in `stowgate_posts_refused_total` and in its log line."""
     may_retry: ClassVar[bool] = False
     retry_after_seconds: int = RETRY_AFTER_SECONDS
 
@@ -45,67 +47,103 @@ class Problem(Exception):
 
 
 class BadRequest(Problem):
-    """The request is malformed, or its body is incomplete."""
+    """The request is malformed."""
+
+
+class IncompleteBody(BadRequest):
+    """The connection ended before the body, or its framing is broken."""
+
+    reason = "incomplete"
+
+
+class UnknownVae(BadRequest):
+    """No Virtual Application Entity has the AE title in the URL."""
+
+    reason = "unknown_vae"
 
 
 class Unauthorized(Problem):
     """The credentials are missing or invalid; `headers` has the challenge (RFC 9110 11.6.1)."""
 
     status = HTTPStatus.UNAUTHORIZED
+    reason = "unauthenticated"
 
 
 class Forbidden(Problem):
     status = HTTPStatus.FORBIDDEN
+    reason = "forbidden"
 
 
 class NotFound(Problem):
     status = HTTPStatus.NOT_FOUND
+    reason = "not_found"
 
 
 class Conflict(Problem):
     status = HTTPStatus.CONFLICT
+    reason = "conflict"
 
 
 class Misdirected(Problem):
     """The request names a host that this service does not serve (RFC 9110 15.5.20)."""
 
     status = HTTPStatus.MISDIRECTED_REQUEST
+    reason = "wrong_host"
 
 
 class Unprocessable(Problem):
     status = HTTPStatus.UNPROCESSABLE_ENTITY
+    reason = "idempotency_key"
 
 
 class SenderTooSlow(Problem):
     status = HTTPStatus.REQUEST_TIMEOUT
+    reason = "too_slow"
 
 
 class TooLarge(Problem):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    reason = "too_large"
 
 
 class UnsupportedMediaType(Problem):
     """Sends a response without a body; `detail` goes to the log only."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    reason = "media_type"
 
 
 class Unavailable(Problem):
     """A service on which the response depends does not respond."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
+    reason = "unavailable"
     may_retry = True
 
 
 class TooBusy(Problem):
-    """A limit of concurrency or rate is reached; raised before the body is read."""
+    """A limit of concurrency is reached; raised before the body is read."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
+    reason = "busy"
     may_retry = True
 
     def __init__(self, detail: str, retry_after_seconds: int = RETRY_AFTER_SECONDS) -> None:
         super().__init__(detail)
         self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimited(TooBusy):
+    """A limit of requests per minute is reached."""
+
+    reason = "rate_limit"
+
+
+class Refusal(NamedTuple):
+    """Why a request was answered with an error."""
+
+    reason: str
+    detail: str | None
 
 
 def problem_response(status: int, detail: str) -> Response:
@@ -129,7 +167,7 @@ def bare(status: HTTPStatus) -> Response:
 
 
 def _render(problem: Problem) -> Response:
-    _log.info("request refused", status=int(problem.status), detail=problem.detail)
+    _note(problem.reason, problem.detail)
     if isinstance(problem, UnsupportedMediaType):
         response = bare(problem.status)
     else:
@@ -141,6 +179,7 @@ def _render(problem: Problem) -> Response:
 
 
 def _render_store_full(error: StoreFull) -> Response:
+    _note("full")
     _log.error("object store full", error=str(error))
     return problem_response(
         HTTPStatus.INSUFFICIENT_STORAGE,
@@ -149,6 +188,7 @@ def _render_store_full(error: StoreFull) -> Response:
 
 
 def _render_transient(error: Transient) -> Response:
+    _note("unavailable")
     _log.error("backend unavailable", error=str(error))
     response = problem_response(
         HTTPStatus.SERVICE_UNAVAILABLE, f"{_unacknowledged()}{error}; send again later"
@@ -158,6 +198,7 @@ def _render_transient(error: Transient) -> Response:
 
 
 def _render_permanent(error: Permanent) -> Response:
+    _note("backend")
     _log.error("backend failed permanently", error=str(error))
     return problem_response(
         HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -167,14 +208,15 @@ def _render_permanent(error: Permanent) -> Response:
 
 def _render_malformed_framing(_: ParseException) -> Response:
     # The exception's text repeats what the client sent.
-    return problem_response(
-        HTTPStatus.BAD_REQUEST, "the request body is truncated, or a chunk is malformed"
-    )
+    detail = "the request body is truncated, or a chunk is malformed"
+    _note("incomplete", detail)
+    return problem_response(HTTPStatus.BAD_REQUEST, detail)
 
 
 def _render_http_exception(error: HTTPException) -> Response:
     status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        _note("internal")
         return problem_response(
             status, f"{_unacknowledged()}internal server error; see the log of this service"
         )
@@ -190,6 +232,12 @@ def _render_http_exception(error: HTTPException) -> Response:
     if allow:
         response.headers["Allow"] = allow
     return response
+
+
+def _note(reason: str, detail: str | None = None) -> None:
+    """Keep the reason for the metrics and the log line of the request. What has a line of its own
+    needs no `detail` there."""
+    g.refusal = Refusal(reason, detail)
 
 
 def _unacknowledged() -> str:

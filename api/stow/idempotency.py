@@ -29,6 +29,7 @@ _GRAMMAR = re.compile(r"[!-~]{1,255}")
 class StillRunning(Conflict):
     """The first POST with this key has not been answered yet."""
 
+    reason = "in_progress"
     may_retry = True
 
 

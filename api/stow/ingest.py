@@ -56,6 +56,7 @@ class Receipt:
     stored: int
     failed: int
     answer: Answer
+    stored_bytes: int = 0
 
 
 Render = Callable[[Outcome, Callable[[], None]], Answer]
@@ -89,6 +90,7 @@ class Ingest:
         correlation_id: str,
         render: Render,
         claimed: ClaimedKey | None = None,
+        done: Callable[[str], None] = lambda _: None,
     ) -> Receipt | None:
         """Store the parts of a request, and write its record; return None if it has no parts.
 
@@ -97,6 +99,8 @@ class Ingest:
 
         Args:
             source: The sender's name or address for the Workflow Manager.
+            done: Called at the end of each step with its name: `receive` (with most of the storing,
+                which runs beside it), `store`, `render` and `record`.
 
         Raises:
             Problem: The request is refused.
@@ -121,12 +125,21 @@ class Ingest:
             undo.callback(upload.discard)
             for part in parts:
                 upload.receive(part)
+            done("receive")
             upload.finish()
+            done("store")
             if not upload.outcomes:
                 return None
             answer = render(upload, keep_key)
             unanswered.callback(answer.body.close)
-            receipt = Receipt(payload_id, upload.stored_count, upload.failed_count, answer)
+            done("render")
+            receipt = Receipt(
+                payload_id,
+                upload.stored_count,
+                upload.failed_count,
+                answer,
+                upload.stored_bytes,
+            )
             if not receipt.stored:
                 unanswered.pop_all()
                 self._count(upload)
@@ -156,6 +169,7 @@ class Ingest:
                 undone.close()
                 raise SenderTooSlow(str(error)) from error
             unanswered.pop_all()
+            done("record")
             self._recorded()
             self._count(upload)
             return receipt

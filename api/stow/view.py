@@ -19,7 +19,9 @@ from api.http.media_types import ACCEPTED, DICOM, MULTIPART
 from api.http.problems import (
     BadRequest,
     Forbidden,
-    TooBusy,
+    IncompleteBody,
+    RateLimited,
+    UnknownVae,
     Unprocessable,
     UnsupportedMediaType,
     bare,
@@ -125,13 +127,13 @@ class StoreTransaction:
                 return self._receive(body, Target(study, workflow, vae))
             except MalformedMultipart as error:
                 if body.is_complete and body.received_bytes == 0:
-                    raise BadRequest(_BODY_LOST) from error
+                    raise IncompleteBody(_BODY_LOST) from error
                 raise BadRequest(f"the multipart body is malformed: {error}") from error
 
     def _looked_up(self, aet: str) -> Vae:
         vae = self._vaes.by_ae_title(aet)
         if vae is None:
-            raise BadRequest(
+            raise UnknownVae(
                 "there is no Virtual Application Entity with the AE title in the URL; GET "
                 "/config/vae lists the existing ones"
             )
@@ -154,6 +156,7 @@ class StoreTransaction:
                 return self._again(found, self._uploads.digests(parts, target.vae))
             claimed = found
         vae_source = target.vae.source if target.vae else None
+        g.steps.done("admit")
         receipt = self._ingest.ingest(
             parts,
             target,
@@ -161,6 +164,7 @@ class StoreTransaction:
             g.correlation_id,
             self._rendered,
             claimed,
+            g.steps.done,
         )
         if receipt is None:
             return bare(HTTPStatus.NO_CONTENT)
@@ -169,6 +173,7 @@ class StoreTransaction:
             workflow=target.workflow,
             stored=receipt.stored,
             failed=receipt.failed,
+            stored_bytes=receipt.stored_bytes,
         )
         answer = receipt.answer
         response = Response(answer.pieces(), answer.status, content_type=answer.content_type)
@@ -245,7 +250,7 @@ def source_of(address: str | None) -> str:
 def _count(rates: RateLimiter, name: str, per_minute: int | None, words: str) -> None:
     wait_seconds = rates.take(name, per_minute) if per_minute else 0
     if wait_seconds:
-        raise TooBusy(
+        raise RateLimited(
             f"rate limit exceeded: {per_minute} requests per minute {words}; send it again later",
             math.ceil(wait_seconds),
         )
@@ -314,7 +319,7 @@ def _parts(
 def _only_part(part: _OnlyPart) -> Iterator[ReceivedPart]:
     yield part
     if part.body.received_bytes == 0:
-        raise BadRequest(_BODY_LOST)
+        raise IncompleteBody(_BODY_LOST)
 
 
 def _with_links(response: Response, payload_id: str | None, public_url: str | None) -> Response:

@@ -5,7 +5,9 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -29,9 +31,14 @@ from shared.ports import (
     ObjectStore,
     Publication,
 )
+from shared.runtime.measured import Calls, MeasuredEventPublisher, MeasuredObjectStore
 from shared.runtime.tls_files import client_tls
 from shared.settings.services import CommonSettings
 from shared.sweep_cursor import CursorUnreadable, SweepCursor
+
+if TYPE_CHECKING:
+    # `cli/serve.py` imports this module before prometheus_client may be imported.
+    from shared.runtime.metrics import BackendMetrics
 
 _log = structlog.get_logger()
 
@@ -66,7 +73,8 @@ class Backends:
     """`instances` is the payloads' bucket, `state` that of records and registry. `publisher`
     takes our own events, which go to `queue`, and `requests` those for the Workflow Manager, which
     may be large and keep no event waiting. `dead_letters` has those that it refused.
-    `prepare_stores` creates missing buckets and verifies both; it raises `StoreUnfit`."""
+    `prepare_stores` creates missing buckets and verifies both; it raises `StoreUnfit`. `keys_end`
+    returns when the temporary keys of the object store expire, None if they do not."""
 
     instances: ObjectStore
     state: ObjectStore
@@ -77,6 +85,7 @@ class Backends:
     requests: EventPublisher
     dead_letters: DeadLetterConsumer
     prepare_stores: Callable[[], None]
+    keys_end: Callable[[], datetime | None]
 
     def announce(self, event: events.InstancesStored) -> None:
         """Publish the event and wait. Raises what `EventPublisher.publish` raises."""
@@ -151,14 +160,37 @@ class Backends:
         self.requests.close()
 
 
-def open_backends(settings: CommonSettings, *, store_threads: int, openings: int = 1) -> Backends:
+def open_backends(
+    settings: CommonSettings,
+    *,
+    store_threads: int,
+    openings: int = 1,
+    metrics: "BackendMetrics | None" = None,
+) -> Backends:
     """Return the adapters, which connect at their first use.
 
     `store_threads` is the number of concurrent users of the store, `openings` that of payloads that
-    are processed concurrently.
+    are processed concurrently. With `metrics` the calls of both services are measured.
     """
+    backends = _open_backends(settings, store_threads, openings)
+    if metrics is None:
+        return backends
+    store_calls, broker_calls = (
+        Calls(metrics.store_call_seconds),
+        Calls(metrics.broker_call_seconds),
+    )
+    return replace(
+        backends,
+        instances=MeasuredObjectStore(backends.instances, store_calls),
+        state=MeasuredObjectStore(backends.state, store_calls),
+        publisher=MeasuredEventPublisher(backends.publisher, broker_calls, "publish_event"),
+        requests=MeasuredEventPublisher(backends.requests, broker_calls, "publish_request"),
+    )
+
+
+def _open_backends(settings: CommonSettings, store_threads: int, openings: int) -> Backends:
     queue = _instances_stored(settings.event_exchange)
-    instances, state, prepare_stores = _stores(settings, store_threads)
+    instances, state, prepare_stores, keys_end = _stores(settings, store_threads)
     sweep_cursor = SweepCursor(
         state=state, instances=instances, payload_ids=PayloadIds(settings.state_bucket)
     )
@@ -176,6 +208,7 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
             requests=FolderEventPublisher(settings.workflow_requests),
             dead_letters=NoDeadLetters(),
             prepare_stores=prepare_stores,
+            keys_end=keys_end,
         )
     password = settings.current("broker_password") if settings.broker_password else None
     tls = client_tls(
@@ -229,13 +262,14 @@ def open_backends(settings: CommonSettings, *, store_threads: int, openings: int
             tls=tls,
         ),
         prepare_stores=prepare_stores,
+        keys_end=keys_end,
     )
 
 
 def _stores(
     settings: CommonSettings, threads: int
-) -> tuple[ObjectStore, ObjectStore, Callable[[], None]]:
-    """The buckets of the instances and of the state, and what prepares both.
+) -> tuple[ObjectStore, ObjectStore, Callable[[], None], Callable[[], datetime | None]]:
+    """The buckets of the instances and of the state, what prepares both, and when their keys end.
 
     A folder is not verified: its lock is the kernel's, and nothing that one machine does shows what
     another machine does on the same folder.
@@ -247,12 +281,13 @@ def _stores(
             instances.prepare()
             state.prepare()
 
-        return instances, state, prepare
+        return instances, state, prepare, lambda: None
     verification = Verification(instances=instances, state=state)
     return (
         VerifiedObjectStore(instances, verification),
         VerifiedObjectStore(state, verification),
         verification.run,
+        instances.keys_end,
     )
 
 

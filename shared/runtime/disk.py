@@ -6,13 +6,18 @@ from pathlib import Path
 from shared.errors import StoreFull
 
 
+def free_bytes(folder: Path) -> int:
+    """Return the free space of the folder's disk for this user. Raises `OSError`."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
 def check_room(folder: Path, min_free_bytes: int) -> None:
     """Check that the folder's disk has as many bytes free for this user as the watermark says.
 
     Raises `StoreFull`, and `OSError` if the disk cannot be examined.
     """
-    disk = os.statvfs(folder)
-    if disk.f_bavail * disk.f_frsize < min_free_bytes:
+    if free_bytes(folder) < min_free_bytes:
         raise StoreFull(
             f"{folder}: its disk has less free space than STOWGATE_MIN_FREE_BYTES, which is "
             f"{min_free_bytes}; free some space"

@@ -21,6 +21,9 @@ _log = structlog.get_logger()
 _RECENT_SECONDS = 30.0
 _WAIT_SECONDS = 0.5
 
+# Maximum age of a report for which no scrape starts another check.
+_FRESH_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class Report:
@@ -64,6 +67,16 @@ class Readiness:
         finally:
             self._checking.release()
 
+    def check_in_background(self) -> None:
+        """Check for the next scrape, if the last check is some seconds ago.
+
+        No scrape waits for a silent dependency, and no metric waits for a health probe.
+        """
+        last = self._last
+        is_fresh = last is not None and self._clock() - last.checked_at < _FRESH_SECONDS
+        if not is_fresh and not self._checking.locked():
+            threading.Thread(target=self.check, name="health check", daemon=True).start()
+
     def stop(self) -> None:
         """From now on, send this replica nothing new."""
         self._is_stopping = True
@@ -98,9 +111,12 @@ class Readiness:
 
 
 def health_views(
-    readiness: Readiness, registry: CollectorRegistry, may_read: Callable[[], bool]
+    readiness: Readiness,
+    registry: CollectorRegistry,
+    facts: CollectorRegistry,
+    may_read: Callable[[], bool],
 ) -> dict[str, Callable[[], ResponseReturnValue]]:
-    """Return the views by endpoint.
+    """Return the views by endpoint. `registry` and `facts` are those of `exposition`.
 
     Only a caller that `may_read` is told why a dependency is down, as the reasons name addresses,
     buckets and folders.
@@ -133,7 +149,8 @@ def health_views(
         )
 
     def metrics() -> Response:
-        return Response(exposition(registry), content_type=CONTENT_TYPE)
+        readiness.check_in_background()
+        return Response(exposition(registry, facts), content_type=CONTENT_TYPE)
 
     return {
         "health.live": live,

@@ -72,6 +72,12 @@ def declared(section: type[SettingsSection]) -> list[Declared]:
     ]
 
 
+def numbers(settings: SettingsSection) -> list[tuple[str, int]]:
+    """Return variable and value of each setting that is a number and is set."""
+    values = ((_variable(f), getattr(settings, f.name)) for f in _setting_fields(type(settings)))
+    return [(name, value) for name, value in values if type(value) is int]
+
+
 def _setting_fields(section: type[SettingsSection]) -> list["dataclasses.Field[Any]"]:
     return [field for field in dataclasses.fields(section) if "parse" in field.metadata]
 

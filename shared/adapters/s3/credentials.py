@@ -72,6 +72,11 @@ class RenewedCredentials(Provider):
         self._refused: Credentials | None = None
         self._refused_at = -math.inf
 
+    def end(self) -> datetime | None:
+        """When the keys that were fetched last expire; None if they do not."""
+        ends = self._current.expiration if self._current else None
+        return ends.replace(tzinfo=UTC) if ends else None
+
     def retrieve(self) -> Credentials:
         """The keys as they are. Raises `StoreUnavailable` where there are none that last."""
         moment = self._clock()

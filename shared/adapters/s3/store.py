@@ -6,6 +6,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from http import HTTPStatus
 from threading import Lock
@@ -110,8 +111,17 @@ class MinioObjectStore:
     silent store it ends within 30 s. A version is the object's ETag.
     """
 
-    def __init__(self, client: Minio, requests: SignedRequests, bucket: str, place: str) -> None:
-        """`place` is the name of the store in error messages."""
+    def __init__(
+        self,
+        client: Minio,
+        requests: SignedRequests,
+        bucket: str,
+        place: str,
+        keys_end: Callable[[], datetime | None],
+    ) -> None:
+        """`place` is the name of the store in error messages. `keys_end` returns when its temporary
+        keys expire, None if they do not."""
+        self.keys_end = keys_end
         self._client = client
         self._requests = requests
         self._parts = started_pool(_PARTS_AT_ONCE, "part")
@@ -169,7 +179,7 @@ class MinioObjectStore:
             max_concurrent=threads + _PARTS_AT_ONCE,
             tls=tls,
         )
-        return cls(client, requests, bucket, url)
+        return cls(client, requests, bucket, url, credentials.end)
 
     def prepare(self) -> None:
         """Create the bucket if it is missing."""

@@ -207,7 +207,7 @@ def test_an_opened_record_counts_even_if_another_worker_has_taken_over(
     assert found is not None
     assert found.record.state is State.OPENED
     assert records.pending() == []
-    assert records.failed([]) == 0
+    assert records.failed([]) == []
 
 
 def test_a_record_whose_leftover_is_removed_later_is_opened_at_once(tmp_path: Path) -> None:
@@ -489,7 +489,7 @@ def test_an_object_with_another_name_is_skipped_in_every_list_and_logged_once(
     with structlog.testing.capture_logs() as log:
         for _ in range(2):
             assert [payload_id_of(found.key) for found in records.pending()] == [added.payload_id]
-            assert records.failed([]) == 1
+            assert records.failed([]) == [failed.payload_id]
             assert list(records.tombstones()) == []
             assert newest(records, State.FAILED, 10)[0][0].payload_id == failed.payload_id
             assert len(newest(records, None, 10)[0]) == 2

@@ -47,7 +47,7 @@ class Bench:
             records=Records(store or self.store),
             announce=self._announce,
             backlog=lambda: self.backlog,
-            metrics=WorkerMetrics(registry),
+            metrics=WorkerMetrics(registry, lambda: self.now),
             clock=lambda: self.now,
         )
 
@@ -451,5 +451,5 @@ def test_a_pass_measures_pending_and_failed_payloads(bench: Bench) -> None:
 
     assert bench.registry.get_sample_value("stowgate_pending") == 2
     assert bench.registry.get_sample_value("stowgate_failed") == 1
-    age = bench.registry.get_sample_value("stowgate_oldest_pending_seconds")
-    assert age == 90
+    for state in ("pending", "failed"):
+        assert bench.registry.get_sample_value(f"stowgate_oldest_{state}_seconds") == 90

@@ -49,7 +49,7 @@ class Probe:
         self.registry = CollectorRegistry()
         self.readiness = Readiness(dependencies, HealthMetrics(self.registry), lambda: self.now)
         self._app = Flask(__name__, static_folder=None)
-        views = health_views(self.readiness, self.registry, lambda: may_read)
+        views = health_views(self.readiness, self.registry, CollectorRegistry(), lambda: may_read)
         self._app.add_url_rule("/health/ready", view_func=views["health.ready"])
 
     def ready(self) -> tuple[int, Mapping[str, Any], str]:
