@@ -99,11 +99,11 @@ fuzz: .venv/.ready-dev ## N=1000000 SEED=n: test with random hostile input and t
 
 lock: .venv/.ready-dev ## update the lock files
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
-		pyproject.toml --output-file requirements.lock
+		pyproject.toml --extra tracing --output-file requirements.lock
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
-		pyproject.toml --group dev --output-file requirements-dev.lock
+		pyproject.toml --extra tracing --group dev --output-file requirements-dev.lock
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
-		pyproject.toml --group dev --group bench --output-file requirements-bench.lock
+		pyproject.toml --extra tracing --group dev --group bench --output-file requirements-bench.lock
 
 bench: .venv/.ready-bench ## ROUNDS=3: measure performance, compared with the store's limit and Orthanc
 	@PYTHONPATH=tests .venv/bin/python benchmarks/bench.py --write --rounds $(or $(ROUNDS),3)

@@ -19,9 +19,11 @@ from api.http.cors import Cors
 from api.http.openapi import openapi_document
 from api.http.paths import routed_path
 from api.http.routes import ROUTES, SCOPES, Scope
+from api.http.spans import trace_requests
 from api.settings import ApiSettings
 from shared.runtime.logs import where
 from shared.runtime.metrics import ApiMetrics
+from shared.runtime.tracing import NO_SPANS, Tracer
 
 _log = structlog.get_logger()
 
@@ -35,6 +37,7 @@ def create_app(
     views: Mapping[str, Callable[..., ResponseReturnValue]],
     authenticator: Authenticator,
     metrics: ApiMetrics,
+    tracer: Tracer = NO_SPANS,
 ) -> Flask:
     """Create the application: routes, error handlers, authentication, audit and WSGI middleware.
 
@@ -57,6 +60,7 @@ def create_app(
             # The table has its own OPTIONS routes for these paths.
             provide_automatic_options=False if route.endpoint.startswith("stow.") else None,
         )
+    trace_requests(app, tracer, with_senders=settings.trace_senders)
     correlate(app, metrics)
     own_hosts = OwnHosts(settings.public_url) if settings.is_for_this_machine else None
     origins = settings.cors_origins or ()

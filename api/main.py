@@ -74,6 +74,7 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
             recorded=confirmations.recorded,
             metrics=metrics,
             mint=payload_ids.mint,
+            tracer=backends.tracer,
         ),
         uploads=uploads,
         announcements=Announcements(backends.announce, announcers, metrics),
@@ -109,6 +110,7 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
         },
         authenticator=authenticator,
         metrics=metrics,
+        tracer=backends.tracer,
     )
     app.extensions[EXTENSION] = admission
     app.extensions[READINESS] = readiness

@@ -140,6 +140,12 @@ class ApiSettings(UrlSettings, CommonSettings):
     metrics_open: bool = setting(
         "true", flag, "`false` requires the scope `read` for the API's `/metrics`"
     )
+    trace_senders: bool = setting(
+        "false",
+        flag,
+        "`true` adds the address of the sender, and the AE title in the URL, to the spans that are "
+        "exported, see [docs/tracing.md](docs/tracing.md)",
+    )
     cors_origins: tuple[str, ...] | None = setting(
         None,
         origins,

@@ -25,6 +25,7 @@ from shared.errors import StoreUnfit
 from shared.runtime.backends import Backends, open_backends
 from shared.runtime.listen import bind, url_of
 from shared.runtime.logs import configure_logs
+from shared.runtime.tracing import open_tracer, why_no_spans
 from shared.settings.loader import BadSetting, doubtful_variables, load
 from shared.settings.services import METRICS_FOLDER, CommonSettings
 from worker.settings import WorkerSettings
@@ -69,6 +70,7 @@ def run() -> None:
             store_threads=settings.api_threads + of_worker.openings,
             openings=of_worker.openings,
             metrics=BackendMetrics(registry),
+            tracer=open_tracer("stowgate", settings.broker, os.environ),
         )
         app = api.main.compose(settings, backends, registry)
         opener = worker.main.compose(of_worker, backends, registry)
@@ -125,7 +127,10 @@ def api() -> None:
 
         registry = CollectorRegistry()
         backends = open_backends(
-            settings, store_threads=settings.api_threads, metrics=BackendMetrics(registry)
+            settings,
+            store_threads=settings.api_threads,
+            metrics=BackendMetrics(registry),
+            tracer=open_tracer("stowgate-api", settings.broker, os.environ),
         )
         _prepare(backends)
         opened.append(backends)
@@ -212,6 +217,9 @@ def _start(section: type[_Section]) -> _Section:
     log = structlog.get_logger()
     for sentence in doubtful_variables(os.environ, ALL_SETTINGS):
         log.warning(sentence)
+    why = why_no_spans(os.environ)
+    if why is not None:
+        log.warning(why)
     return settings
 
 

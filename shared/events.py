@@ -1,6 +1,6 @@
 """The event between the two services, which only names a payload whose record should be read."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import orjson
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
@@ -20,10 +20,15 @@ class NewerEvent(Permanent):
 
 @dataclass(frozen=True)
 class InstancesStored:
-    """The instances of one POST are stored, and their ingest record is written."""
+    """The instances of one POST are stored, and their ingest record is written.
+
+    `traceparent` is the context of the trace of the POST. It is not in the body, as the context
+    travels in a header.
+    """
 
     payload_id: str
     correlation_id: str
+    traceparent: str | None = None
 
 
 class _InstancesStoredSchema(Schema):
@@ -41,7 +46,13 @@ def encode(event: InstancesStored, exchange: str, routing_key: str) -> Message:
     return Message(
         exchange=exchange,
         routing_key=routing_key,
-        body=orjson.dumps({"version": VERSION, **asdict(event)}),
+        body=orjson.dumps(
+            {
+                "version": VERSION,
+                "payload_id": event.payload_id,
+                "correlation_id": event.correlation_id,
+            }
+        ),
         message_id=event.payload_id,
         correlation_id=event.correlation_id,
         type="InstancesStored",

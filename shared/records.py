@@ -75,8 +75,9 @@ class IngestRecord:
     `workflow` is the one in the URL. `vae_workflows` are those of the VAE on receipt, None without
     a VAE. `due_at` is when the relay may announce the record again. `takeovers` counts the workers
     that crashed with the lease. `opened_at` is when the request was published, which may be set on
-    a pending record. `workflow_request` is the request without its `payload`. `unknown` are fields
-    of a newer service, which are kept for it."""
+    a pending record. `workflow_request` is the request without its `payload`. `traceparent` is the
+    context of the trace of the POST. `unknown` are fields of a newer service, which are kept for
+    it."""
 
     payload_id: str
     correlation_id: str
@@ -98,6 +99,7 @@ class IngestRecord:
     opened_at: datetime | None = None
     workflow_request: dict[str, Any] | None = field(default=None, repr=False)
     first_answer: FirstAnswer | None = field(default=None, repr=False)
+    traceparent: str | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -146,6 +148,7 @@ class _RecordSchema(Schema):
     opened_at = UtcDateTime(required=True, allow_none=True)
     workflow_request = fields.Raw(required=True, allow_none=True)
     first_answer = fields.Nested(_FirstAnswerSchema, required=True, allow_none=True)
+    traceparent = fields.String(load_default=None, allow_none=True)
 
 
 VERSION = 1

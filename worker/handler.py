@@ -28,6 +28,7 @@ from shared.record_store import Records, VersionedRecord
 from shared.records import IngestRecord, Lease, State
 from shared.runtime.logs import where
 from shared.runtime.metrics import Steps, WorkerMetrics
+from shared.runtime.tracing import NO_SPANS, Attribute, Tracer
 from shared.time import Clock, has_ended, utc_now
 from worker.confirm import await_confirm
 from worker.routing import resolve
@@ -68,6 +69,7 @@ class Handler:
         metrics: WorkerMetrics,
         clock: Clock = utc_now,
         publish_replay: Callable[[str], None] = lambda _: None,
+        tracer: Tracer = NO_SPANS,
     ) -> None:
         """`owner` identifies this worker in its leases and is unique. `lease` is their duration: a
         running worker renews its lease, and other workers take over from a crashed one when it
@@ -82,6 +84,7 @@ class Handler:
         self._metrics = metrics
         self._clock = clock
         self._publish_replay = publish_replay
+        self._tracer = tracer
         self._stopping = threading.Event()
         self._sidecars = Sidecars(instances, sidecar_writers, self._stopping)
 
@@ -142,6 +145,13 @@ class Handler:
             attempts=record.attempts + 1,
             takeovers=record.takeovers + taken_over,
         )
+        self._tracer.note(
+            {
+                Attribute.PAYLOAD_ID: record.payload_id,
+                Attribute.ATTEMPTS: leased.record.attempts,
+                Attribute.TAKEOVERS: leased.record.takeovers,
+            }
+        )
         return leased
 
     def _new_lease(self) -> Lease:
@@ -197,22 +207,24 @@ class Handler:
                 self._publisher.ping()
             keep_lease = partial(self._keep_lease, leased)
             again = record.attempts > 1
-            self._sidecars.write(
-                record.payload_id,
-                self._records.instances(record),
-                record.file_count,
-                keep_lease,
-                again=again,
-            )
+            with self._tracer.span("write sidecars"):
+                self._sidecars.write(
+                    record.payload_id,
+                    self._records.instances(record),
+                    record.file_count,
+                    keep_lease,
+                    again=again,
+                )
             steps.done("sidecars")
             instances = self._records.instances(record)
             message = self._workflow_manager.message(record, request, instances)
             keep_lease(at_least=_BEFORE_PUBLISHING)
-            await_confirm(
-                self._publisher.begin(message),
-                self._stopping,
-                partial(self._keep_lease_while_waiting, leased),
-            )
+            with self._tracer.publishing(message) as sent:
+                await_confirm(
+                    self._publisher.begin(sent),
+                    self._stopping,
+                    partial(self._keep_lease_while_waiting, leased),
+                )
             steps.done("publish")
         self._note_opened(
             leased,
@@ -277,6 +289,7 @@ class Handler:
 
     def _try_later(self, leased: "LeasedRecord", error: Transient) -> None:
         self._metrics.attempts_failed.labels("transient").inc()
+        self._tracer.fail(type(error).__name__)
         if isinstance(error, Unroutable):
             self._metrics.unroutable.inc()
         attempts = leased.record.attempts
@@ -298,6 +311,7 @@ class Handler:
 
     def _fail(self, leased: "LeasedRecord", reason: str) -> None:
         self._metrics.attempts_failed.labels("permanent").inc()
+        self._tracer.fail("failed permanently")
         leased.settle(State.FAILED, last_error=reason)
         _log.error("workflow request failed permanently", error=reason)
 

@@ -15,7 +15,7 @@ from flask import Flask
 from prometheus_client import CollectorRegistry
 
 from shared.ids import PayloadIds
-from shared.ports import DeadLetter, DeadLetterConsumer, EventConsumer
+from shared.ports import DeadLetter, DeadLetterConsumer, EventConsumer, ReceivedMessage
 from shared.record_store import Records
 from shared.refusals import Refusals
 from shared.runtime.backends import Backends, open_backends
@@ -25,6 +25,7 @@ from shared.runtime.listen import bind, url_of
 from shared.runtime.logs import where
 from shared.runtime.metrics import BackendMetrics, HealthMetrics, WorkerMetrics
 from shared.runtime.threads import started_pool
+from shared.runtime.tracing import open_tracer
 from worker.handler import Handler
 from worker.health_server import HealthServer
 from worker.leader import LeaderLease, Leadership, SoleLeader
@@ -77,8 +78,11 @@ class Worker:
         dead_letters: DeadLetterConsumer,
         note_refusal: Callable[[DeadLetter], None],
         replays: Replays,
+        handle: Callable[[ReceivedMessage], None] | None = None,
     ) -> None:
+        """`handle` is the handler within a span."""
         self._consumer = consumer
+        self._handle = handle or handler
         self._dead_letters = dead_letters
         self._note_refusal = note_refusal
         self._replays = replays
@@ -93,7 +97,7 @@ class Worker:
         ]
 
     def start(self) -> None:
-        self._consumer.start(self._handler)
+        self._consumer.start(self._handle)
         self._dead_letters.start(self._note_refusal)
         for thread in self._threads:
             thread.start()
@@ -150,6 +154,7 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
         owner=owner,
         lease=lease,
         metrics=metrics,
+        tracer=backends.tracer,
     )
     handler = Handler(
         records=records,
@@ -162,6 +167,7 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
         lease=lease,
         metrics=metrics,
         publish_replay=replays.publish,
+        tracer=backends.tracer,
     )
     relay = Relay(
         records=records,
@@ -215,6 +221,7 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
         dead_letters=backends.dead_letters,
         note_refusal=RefusalNotes(records, refusals, payload_ids, metrics),
         replays=replays,
+        handle=backends.tracer.consuming(backends.queue, handler),
     )
 
 
@@ -234,6 +241,7 @@ def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
         store_threads=settings.openings,
         openings=settings.openings,
         metrics=BackendMetrics(registry),
+        tracer=open_tracer("stowgate-worker", settings.broker, os.environ),
     )
     worker = compose(settings, backends, registry)
     app = Flask(__name__, static_folder=None)

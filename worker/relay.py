@@ -53,6 +53,7 @@ class _Seen:
     due_at: datetime
     attempts: int = 0
     correlation_id: str | None = None
+    traceparent: str | None = None
     announced_at: datetime | None = None
     announcements: int = 0
 
@@ -144,6 +145,7 @@ class Relay:
                     _due_at(versioned.record, now),
                     versioned.record.attempts,
                     versioned.record.correlation_id,
+                    versioned.record.traceparent,
                 )
             elif has_ended(listed.modified_at + _LEFTOVER, now):
                 self._records.move(versioned)
@@ -170,7 +172,8 @@ class Relay:
         under_way: list[tuple[str, Publication]] = []
         failure: StowgateError | None = None
         for key in keys:
-            event = InstancesStored(payload_id_of(key), self._seen[key].correlation_id or "")
+            seen = self._seen[key]
+            event = InstancesStored(payload_id_of(key), seen.correlation_id or "", seen.traceparent)
             try:
                 under_way.append((key, self._announce(event)))
             except StowgateError as error:

@@ -28,6 +28,7 @@ from shared.refusals import (
     has_objects,
 )
 from shared.runtime.metrics import WorkerMetrics
+from shared.runtime.tracing import NO_SPANS, Tracer
 from shared.time import Clock, has_ended, utc_now
 from worker.confirm import await_confirm
 from worker.handler import retry_seconds
@@ -50,6 +51,7 @@ class Replays:
         lease: timedelta,
         metrics: WorkerMetrics,
         clock: Clock = utc_now,
+        tracer: Tracer = NO_SPANS,
     ) -> None:
         """`owner` and `lease` are those of the handler."""
         self._records = records
@@ -61,6 +63,7 @@ class Replays:
         self._lease = lease
         self._metrics = metrics
         self._clock = clock
+        self._tracer = tracer
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -127,11 +130,14 @@ class Replays:
         try:
             if not has_objects(self._instances, payload_id):
                 raise ObjectsGone(OBJECTS_GONE)
-            await_confirm(
-                self._publisher.begin(self._message(record, number)),
-                self._stopping,
-                partial(self._keep_lease, leased),
-            )
+            with self._tracer.publishing(
+                self._message(record, number), record.traceparent
+            ) as message:
+                await_confirm(
+                    self._publisher.begin(message),
+                    self._stopping,
+                    partial(self._keep_lease, leased),
+                )
         except VersionConflict:
             raise
         except Transient as error:

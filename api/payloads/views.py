@@ -21,6 +21,7 @@ from shared.instances import StoredInstance, workflow_request_json
 from shared.record_store import MAX_LISTED
 from shared.refusals import PayloadState
 from shared.time import UtcDateTime, iso_utc
+from shared.trace_context import shown_trace_id
 
 
 class PayloadSchema(Schema):
@@ -41,6 +42,7 @@ class PayloadSchema(Schema):
     file_count = fields.Integer(required=True)
     attempts = fields.Integer(required=True)
     last_error = fields.String(required=True, allow_none=True)
+    trace_id = fields.String(required=True, allow_none=True)
 
 
 _LISTED = PayloadSchema()
@@ -91,7 +93,7 @@ def payload_views(
         record = replayed.record
         # If the broker does not accept the event, the relay finds the replay, which is due.
         with suppress(Transient):
-            announce(InstancesStored(record.payload_id, record.correlation_id))
+            announce(InstancesStored(record.payload_id, record.correlation_id, record.traceparent))
         return shown(replayed, {}, HTTPStatus.ACCEPTED)
 
     def newest() -> ResponseReturnValue:
@@ -123,6 +125,7 @@ def _dump(payload: Payload) -> dict[str, Any]:
         "refused_at": refused_at,
         "refusals": payload.outcome.refusals,
         "last_error": payload.last_error,
+        "trace_id": shown_trace_id(payload.record.traceparent),
     }
 
 

@@ -33,8 +33,7 @@ class Announcements:
         self._may_wait = BoundedSemaphore(_MAX_WAITING)
         self._metrics = metrics
 
-    def make(self, payload_id: str, correlation_id: str) -> None:
-        event = InstancesStored(payload_id, correlation_id)
+    def make(self, event: InstancesStored) -> None:
         if self._announcers is None:
             self._announce_or_leave(event)
         elif self._may_wait.acquire(blocking=False):

@@ -22,6 +22,7 @@ from shared.errors import StowgateError
 from shared.record_store import Records, UploadGivenUp
 from shared.records import FirstAnswer, IngestRecord
 from shared.runtime.metrics import ApiMetrics
+from shared.runtime.tracing import NO_SPANS, Attribute, Tracer
 from shared.time import Clock, utc_now
 
 _log = structlog.get_logger()
@@ -49,7 +50,8 @@ class Target:
 class Receipt:
     """The numbers of stored instances and failed parts, and the answer.
 
-    `payload_id` is None if nothing was stored and no record written.
+    `payload_id` is None if nothing was stored and no record written. `traceparent` is that of the
+    record.
     """
 
     payload_id: str | None
@@ -57,6 +59,7 @@ class Receipt:
     failed: int
     answer: Answer
     stored_bytes: int = 0
+    traceparent: str | None = None
 
 
 Render = Callable[[Outcome, Callable[[], None]], Answer]
@@ -73,6 +76,7 @@ class Ingest:
         metrics: ApiMetrics,
         mint: Callable[[datetime], str],
         clock: Clock = utc_now,
+        tracer: Tracer = NO_SPANS,
     ) -> None:
         """`recorded` is called after each record, and must not wait."""
         self._uploads = uploads
@@ -81,6 +85,7 @@ class Ingest:
         self._metrics = metrics
         self._mint = mint
         self._clock = clock
+        self._tracer = tracer
 
     def ingest(
         self,
@@ -123,10 +128,19 @@ class Ingest:
                 undo.callback(_release, claimed)
             self._uploads.check_room()
             undo.callback(upload.discard)
-            for part in parts:
-                upload.receive(part)
+            with self._tracer.span("receive instances"):
+                for part in parts:
+                    upload.receive(part)
             done("receive")
-            upload.finish()
+            with self._tracer.span("store instances", began_at=upload.first_put_at):
+                upload.finish()
+                self._tracer.note(
+                    {
+                        Attribute.INSTANCES_STORED: upload.stored_count,
+                        Attribute.INSTANCES_FAILED: upload.failed_count,
+                        Attribute.STORED_BYTES: upload.stored_bytes,
+                    }
+                )
             done("store")
             if not upload.outcomes:
                 return None
@@ -139,6 +153,7 @@ class Ingest:
                 upload.failed_count,
                 answer,
                 upload.stored_bytes,
+                self._tracer.current(),
             )
             if not receipt.stored:
                 unanswered.pop_all()
@@ -156,6 +171,7 @@ class Ingest:
                 instances=upload.recorded_instances(),
                 due_at=self._clock() + ANNOUNCEMENT_GRACE,
                 first_answer=_first_answer(answer, upload) if claimed else None,
+                traceparent=receipt.traceparent,
             )
             if claimed:
                 claimed.keep(at_least=_BEFORE_COMMIT)
@@ -164,7 +180,8 @@ class Ingest:
             # a record the sweep removes them later.
             undone = undo.pop_all()
             try:
-                self._records.add(record)
+                with self._tracer.span("write record"):
+                    self._records.add(record)
             except UploadGivenUp as error:
                 undone.close()
                 raise SenderTooSlow(str(error)) from error

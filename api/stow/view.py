@@ -40,6 +40,7 @@ from api.stow.upload import ReceivedPart, Uploads
 from api.vae.registry import Vae, VaeRegistry
 from shared.attachments import Attachment
 from shared.dicom.uids import is_uid
+from shared.events import InstancesStored
 from shared.ids import WORKFLOW_ID_RULE, is_workflow_id
 from shared.record_store import Records
 
@@ -181,9 +182,8 @@ class StoreTransaction:
         response.call_on_close(answer.body.close)
         if receipt.payload_id is not None:
             # After the answer, as the worker that it wakes may use the same cores.
-            response.call_on_close(
-                partial(self._announcements.make, receipt.payload_id, g.correlation_id)
-            )
+            event = InstancesStored(receipt.payload_id, g.correlation_id, receipt.traceparent)
+            response.call_on_close(partial(self._announcements.make, event))
         return _with_links(response, receipt.payload_id, self._settings.public_url)
 
     def _rendered(self, outcome: Outcome, heartbeat: Callable[[], None]) -> Answer:

@@ -33,6 +33,7 @@ from shared.ports import (
 )
 from shared.runtime.measured import Calls, MeasuredEventPublisher, MeasuredObjectStore
 from shared.runtime.tls_files import client_tls
+from shared.runtime.tracing import NO_SPANS, Tracer
 from shared.settings.services import CommonSettings
 from shared.sweep_cursor import CursorUnreadable, SweepCursor
 
@@ -86,14 +87,17 @@ class Backends:
     dead_letters: DeadLetterConsumer
     prepare_stores: Callable[[], None]
     keys_end: Callable[[], datetime | None]
+    tracer: Tracer = NO_SPANS
 
     def announce(self, event: events.InstancesStored) -> None:
         """Publish the event and wait. Raises what `EventPublisher.publish` raises."""
-        self.publisher.publish(self._message(event))
+        with self.tracer.publishing(self._message(event), event.traceparent) as message:
+            self.publisher.publish(message)
 
     def begin_announcement(self, event: events.InstancesStored) -> Publication:
         """Publish the event without waiting. Raises what `EventPublisher.begin` raises."""
-        return self.publisher.begin(self._message(event))
+        with self.tracer.publishing(self._message(event), event.traceparent) as message:
+            return self.publisher.begin(message)
 
     def _message(self, event: events.InstancesStored) -> Message:
         return events.encode(event, self.queue.exchange, self.queue.routing_key)
@@ -158,6 +162,7 @@ class Backends:
         self.dead_letters.close()
         self.publisher.close()
         self.requests.close()
+        self.tracer.close()
 
 
 def open_backends(
@@ -166,13 +171,15 @@ def open_backends(
     store_threads: int,
     openings: int = 1,
     metrics: "BackendMetrics | None" = None,
+    tracer: Tracer = NO_SPANS,
 ) -> Backends:
     """Return the adapters, which connect at their first use.
 
     `store_threads` is the number of concurrent users of the store, `openings` that of payloads that
-    are processed concurrently. With `metrics` the calls of both services are measured.
+    are processed concurrently. With `metrics` the calls of both services are measured. `tracer` is
+    closed with the adapters.
     """
-    backends = _open_backends(settings, store_threads, openings)
+    backends = replace(_open_backends(settings, store_threads, openings), tracer=tracer)
     if metrics is None:
         return backends
     store_calls, broker_calls = (

@@ -46,6 +46,7 @@ FIELDS = {
     "file_count",
     "attempts",
     "last_error",
+    "trace_id",
     "workflow_request",
 }
 

@@ -21,12 +21,12 @@ def test_the_events_that_wait_for_a_hanging_broker_are_bounded() -> None:
     registry = CollectorRegistry()
     announcements = Announcements(announce, ThreadPoolExecutor(1), ApiMetrics(registry))
     for number in range(150):
-        announcements.make(str(number), "c")
+        announcements.make(InstancesStored(str(number), "c"))
 
     left = registry.get_sample_value("stowgate_announcements_failed_total")
     goes_on.set()
 
     assert left == 50
     wait_for(lambda: len(announced) == 100)
-    announcements.make("late", "c")
+    announcements.make(InstancesStored("late", "c"))
     wait_for(lambda: announced[-1] == "late")
