@@ -1,13 +1,14 @@
 """Upload of a large instance to the store while the rest of it arrives."""
 
-from collections.abc import Callable
+from collections.abc import Container
 from contextlib import suppress
 
 from api.stow.spool import Spool
-from shared.dicom.identity import Identity, identify
+from shared.dicom.identity import identify
 from shared.dicom.refusal import InstanceRefused
 from shared.dicom.structure import first_structure
 from shared.dicom.uids import SERIES_INSTANCE_UID
+from shared.instances import instance_path
 from shared.ports import ObjectStore, Writing
 
 # The upload of a smaller instance takes so little time that an early start gains nothing.
@@ -24,7 +25,9 @@ class EarlyUpload:
         spool: The spool of the instance.
         content_type: The media type of the object.
         max_bytes: The maximum size of an instance.
-        key_of: Returns the key for an identity; None to upload at the end only.
+        prefix: The part of the key before that of the instance.
+        seen: The SOP Instance UIDs received before; an instance with one of them is uploaded at
+            the end only.
     """
 
     def __init__(
@@ -33,13 +36,15 @@ class EarlyUpload:
         spool: Spool,
         content_type: str,
         max_bytes: int,
-        key_of: Callable[[Identity], str | None],
+        prefix: str,
+        seen: Container[str],
     ) -> None:
         self._store = store
         self._spool = spool
         self._content_type = content_type
         self._max_bytes = max_bytes
-        self._key_of = key_of
+        self._prefix = prefix
+        self._seen = seen
         self._is_decided = False
         self._key: str | None = None
         self._writing: Writing | None = None
@@ -61,9 +66,15 @@ class EarlyUpload:
             return
         with self._spool.view() as view:
             structure = first_structure(view, SERIES_INSTANCE_UID)
-        self._key = self._key_of(identify(structure)) if structure else None
-        if self._key is not None:
-            self._writing = self._store.begin(self._key, data, self._content_type, self._max_bytes)
+        if structure is None:
+            return
+        identity = identify(structure)
+        if identity.sop_instance_uid in self._seen:
+            return
+        self._key = self._prefix + instance_path(
+            identity.study_uid, identity.series_uid, identity.sop_instance_uid
+        )
+        self._writing = self._store.begin(self._key, data, self._content_type, self._max_bytes)
 
     def put(self, key: str) -> None:
         """Store the complete instance. Raises the errors of `ObjectStore.put`."""

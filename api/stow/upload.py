@@ -32,14 +32,14 @@ from shared.dicom.identity import Identity, identify, modality
 from shared.dicom.refusal import InstanceRefused
 from shared.dicom.structure import Structure, check_structure
 from shared.errors import StoreFull, StoreUnavailable, StowgateError
-from shared.instances import StoredInstance, instance_path, load_instance
+from shared.instances import StoredInstance, load_instance
 from shared.ports import ObjectStore
 from shared.runtime.logs import where
 
 _log = structlog.get_logger()
 
-# Of what is kept of each part in memory, which is a number each for its SOP Instance UID and its
-# content: as many bits as no two parts will have in common, and no more memory than for 64 of them.
+# Size of the digests that are kept of each part: long enough that no two parts will have the same
+# digest by chance, and as numbers they need no more memory than shorter ones.
 _DIGEST_BYTES = 15
 
 # Replaces the digest of a part that is not DICOM, which is skipped unread.
@@ -75,6 +75,25 @@ class _Putting:
 
     instance: StoredInstance
     put: "Future[None]"
+
+
+class _Contents:
+    """The contents of the instances of a request, by SOP Instance UID: one digest for each."""
+
+    def __init__(self) -> None:
+        self._digests: dict[int, int] = {}
+
+    def __contains__(self, sop_instance_uid: object) -> bool:
+        return _uid_digest(str(sop_instance_uid)) in self._digests
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def add(self, sop_instance_uid: str, sha256: str) -> None:
+        self._digests[_uid_digest(sop_instance_uid)] = _content_digest(sha256)
+
+    def is_same(self, sop_instance_uid: str, sha256: str) -> bool:
+        return self._digests[_uid_digest(sop_instance_uid)] == _content_digest(sha256)
 
 
 class Uploads:
@@ -166,7 +185,7 @@ class Upload:
         self._study_uid = study_uid
         self._part_bytes = uploads.max_instance_bytes(vae)
         self._heartbeat = heartbeat
-        self._contents: dict[int, int] = {}
+        self._contents = _Contents()
         self._instances = SpooledList(self._settings.spool, MAX_INLINE_BYTES, load_instance)
         self._failures = SpooledList(self._settings.spool, MAX_INLINE_BYTES, _failure)
         self._unsettled: deque[_Putting | Failed] = deque()
@@ -191,7 +210,11 @@ class Upload:
                 Spool(self._settings.spool, self._settings.spool_memory_bytes)
             )
             early_upload = spooled.enter_context(
-                closing(EarlyUpload(self._store, spool, DICOM, self._part_bytes, self._key_of_new))
+                closing(
+                    EarlyUpload(
+                        self._store, spool, DICOM, self._part_bytes, self._prefix, self._contents
+                    )
+                )
             )
             for data in _pieces(part, self._part_bytes):
                 spool.write(data)
@@ -246,20 +269,11 @@ class Upload:
             )
         return None
 
-    def _key_of_new(self, identity: Identity) -> str | None:
-        """Return the key, or None for a duplicate within the request."""
-        if _uid_digest(identity) in self._contents:
-            return None
-        return self._prefix + instance_path(
-            identity.study_uid, identity.series_uid, identity.sop_instance_uid
-        )
-
     def _is_new(self, number: int, identity: Identity, sha256: str) -> bool:
         """Return False for a duplicate within the request, which fails unless it is identical."""
-        first = self._contents.get(_uid_digest(identity))
-        if first is None:
+        if identity.sop_instance_uid not in self._contents:
             return True
-        if first != _content_digest(sha256):
+        if not self._contents.is_same(identity.sop_instance_uid, sha256):
             self._fail(
                 FailureReason.DUPLICATE_SOP_INSTANCE,
                 f"part {number}: duplicate SOP Instance UID with different content in this request",
@@ -294,7 +308,7 @@ class Upload:
         put = self._putters.submit(put_under, self._prefix + instance.path)
         put.add_done_callback(lambda _: self._free(close))
         self._unsettled.append(_Putting(instance, put))
-        self._contents[_uid_digest(identity)] = _content_digest(spool.sha256)
+        self._contents.add(identity.sop_instance_uid, spool.sha256)
 
     def _free(self, close: Callable[[], None]) -> None:
         try:
@@ -443,9 +457,8 @@ def _failure(row: dict[str, Any]) -> Failed:
     return Failed(**{**row, "reason": FailureReason(row["reason"])})
 
 
-def _uid_digest(identity: Identity) -> int:
-    uid = identity.sop_instance_uid.encode()
-    return int.from_bytes(blake2b(uid, digest_size=_DIGEST_BYTES).digest())
+def _uid_digest(uid: str) -> int:
+    return int.from_bytes(blake2b(uid.encode(), digest_size=_DIGEST_BYTES).digest())
 
 
 def _content_digest(sha256: str) -> int:

@@ -8,20 +8,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from brokers import Handled, Rabbit, eventually, pings, publishes
 from proxy import Proxy
-from test_events import Handled, Rabbit, eventually, pings, publishes
 
 from shared.adapters.rabbitmq.connection import broker_urls
 from shared.adapters.rabbitmq.publisher import RabbitEventConsumer, RabbitEventPublisher
 from shared.errors import BrokerUnavailable
 from shared.settings.loader import BadSetting, load
 from shared.settings.services import CommonSettings
-
-
-@pytest.fixture
-def rabbit(broker_url: str) -> Iterator[Rabbit]:
-    with contextlib.ExitStack() as closing:
-        yield Rabbit(broker_url, closing)
 
 
 @pytest.fixture

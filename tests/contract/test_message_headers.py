@@ -1,30 +1,13 @@
 """Headers of messages, over every adapter that carries them."""
 
-import contextlib
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pika
 import pytest
-from test_events import Broker, Handled, InMemory, Rabbit, eventually, message_for, random_queue
+from brokers import Broker, Handled, Rabbit, eventually, message_for, random_queue
 
 from shared.ports import HEADERS_MAX_BYTES
-
-
-@pytest.fixture(params=["memory", "rabbitmq"])
-def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    with contextlib.ExitStack() as closing:
-        if request.param == "memory":
-            yield InMemory(closing)
-        else:
-            yield Rabbit(request.getfixturevalue("broker_url"), closing)
-
-
-@pytest.fixture
-def rabbit(broker_url: str) -> Iterator[Rabbit]:
-    with contextlib.ExitStack() as closing:
-        yield Rabbit(broker_url, closing)
 
 
 @pytest.mark.parametrize(

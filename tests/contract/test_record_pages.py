@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 from answering import Forwarding, serving
 from engines import ObjectStoreEndpoint
+from object_stores import minio_store, put
 from records_made import RECEIVED_AT, newest, record
-from test_object_store import minio_store, put
 
 from shared.adapters.folder.store import FolderObjectStore
 from shared.ids import PayloadIds

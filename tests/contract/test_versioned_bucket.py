@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from engines import ObjectStoreEndpoint
+from object_stores import minio_store
 from records_made import RECEIVED_AT, newest, record
 from structlog.testing import capture_logs
-from test_object_store import minio_store
 from versioning import clear_versions, versioned
 
 from shared.adapters.folder.store import FolderObjectStore

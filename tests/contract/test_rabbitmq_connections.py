@@ -1,0 +1,353 @@
+"""Connections to a real RabbitMQ that are lost, silent, slow or blocked."""
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+import pika
+import pika.frame
+import pytest
+import structlog.testing
+from brokers import (
+    PATIENCE_SECONDS,
+    Handled,
+    Rabbit,
+    begins,
+    eventually,
+    pings,
+    publishes,
+    within_patience,
+)
+from proxy import Proxy
+
+from shared.errors import BrokerUnavailable
+from shared.ports import EventConsumer, EventPublisher, ReceivedMessage
+
+
+def test_nothing_connects_before_the_first_use(rabbit: Rabbit, proxy: Proxy) -> None:
+    publisher = rabbit.publisher(proxy.url)
+    rabbit.consumer(url=proxy.url)
+    assert proxy.accepted == 0
+    publisher.publish(rabbit.message())
+    assert proxy.accepted == 1
+
+
+def test_an_unreachable_broker_is_reported_with_cause_and_time_without_password(
+    rabbit: Rabbit,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    publisher = rabbit.publisher(f"amqp://somebody:swordfish@127.0.0.1:{port}/some-vhost")
+    with pytest.raises(BrokerUnavailable) as raised:
+        publisher.publish(rabbit.message())
+    text = str(raised.value)
+    assert f"127.0.0.1:{port}, vhost some-vhost" in text
+    assert "Connection refused" in text
+    assert "not connected since 20" in text
+    assert "swordfish" not in text
+
+
+def test_a_refused_password_is_not_reported(rabbit: Rabbit, proxy: Proxy) -> None:
+    address = proxy.url.rpartition("@")[2]
+    publisher = rabbit.publisher(f"amqp://guest:swordfish@{address}")
+    with pytest.raises(BrokerUnavailable, match="ACCESS_REFUSED") as raised:
+        publisher.publish(rabbit.message())
+    assert "swordfish" not in str(raised.value)
+
+
+def test_a_publisher_reconnects_after_a_lost_connection(rabbit: Rabbit, proxy: Proxy) -> None:
+    publisher = rabbit.publisher(proxy.url)
+    publisher.publish(rabbit.message())
+    proxy.cut()
+    eventually(lambda: not pings(publisher))
+    with pytest.raises(BrokerUnavailable, match="not connected since"):
+        publisher.publish(rabbit.message())
+    proxy.heal()
+    eventually(lambda: publishes(publisher, rabbit.message()))
+
+
+def test_messages_confirmed_before_a_connection_broke_are_in_the_queue(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url, confirm_seconds=5)
+    publisher.ping()
+    stop = threading.Event()
+    confirmed: list[bytes] = []
+
+    def publish(thread: int) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            body = b"%d/%d" % (thread, number)
+            if publishes(publisher, rabbit.message(body)):
+                confirmed.append(body)
+            else:
+                stop.wait(0.01)
+
+    def at_least(count: int) -> bool:
+        return len(confirmed) >= count
+
+    with ThreadPoolExecutor(4) as pool:
+        publishing = [pool.submit(publish, thread) for thread in range(4)]
+        for enough in (50, 100, 150):
+            eventually(partial(at_least, enough))
+            proxy.reset()
+        eventually(partial(at_least, 200))
+        stop.set()
+        for each in publishing:
+            each.result(PATIENCE_SECONDS)
+
+    handled = Handled()
+    rabbit.consumer(concurrency=4).start(handled)
+    eventually(lambda: set(confirmed) <= set(handled.bodies))
+
+
+def test_a_silent_broker_delays_no_publisher_beyond_its_deadline(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url, confirm_seconds=1)
+    publisher.publish(rabbit.message())
+    proxy.swallow()
+    with ThreadPoolExecutor(16) as pool:
+        errors = [pool.submit(publisher.publish, rabbit.message()).exception for _ in range(16)]
+        assert {type(error(timeout=15)) for error in errors} == {BrokerUnavailable}
+    proxy.heal()
+    eventually(lambda: publishes(publisher, rabbit.message()))
+
+
+def test_a_silent_broker_is_dropped_before_pika_misses_its_heartbeats(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher, consumer = rabbit.publisher(proxy.url), rabbit.consumer(url=proxy.url)
+    publisher.publish(rabbit.message())
+    consumer.ping()
+    proxy.swallow()
+    publication = publisher.begin(rabbit.message())
+    with structlog.testing.capture_logs() as log:
+        with pytest.raises(BrokerUnavailable, match=r"not even a heartbeat; .*may have arrived"):
+            publication.wait(PATIENCE_SECONDS)
+        with pytest.raises(BrokerUnavailable, match="not connected since"):
+            publisher.begin(rabbit.message())
+        eventually(lambda: len([e for e in log if "not even" in e.get("cause", "")]) == 2)
+    proxy.heal()
+    eventually(lambda: publishes(publisher, rabbit.message()))
+
+
+def test_a_late_confirm_counts_and_its_message_is_not_sent_again(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url, confirm_seconds=0.2)
+    publisher.ping()
+    message = rabbit.message(b"once")
+    proxy.hold_answers()
+    publication = publisher.begin(message)
+    assert not publication.wait(0)
+    for _ in range(3):
+        with pytest.raises(
+            BrokerUnavailable, match=f"has not confirmed message {message.message_id}"
+        ):
+            publisher.publish(message)
+    assert publication.overdue is not None
+    eventually(lambda: publisher.overdue)
+    assert not publication.wait(0)
+
+    proxy.release_answers()
+
+    assert publication.wait(PATIENCE_SECONDS)
+    eventually(lambda: publisher.overdue is None)
+    publisher.publish(rabbit.message(b"next"))
+    assert proxy.accepted == 1
+    handled = Handled()
+    rabbit.consumer().start(handled)
+    eventually(lambda: handled.bodies == [b"once", b"next"])
+
+
+def test_a_confirmed_message_can_be_published_again(rabbit: Rabbit) -> None:
+    publisher, message = rabbit.publisher(), rabbit.message()
+    publisher.publish(message)
+    publisher.publish(message)
+    eventually(lambda: rabbit.waiting(rabbit.queue.queue) == 2)
+
+
+def test_a_large_message_gets_the_time_that_a_slow_line_needs(rabbit: Rabbit, proxy: Proxy) -> None:
+    publisher = rabbit.publisher(proxy.url, confirm_seconds=1)
+    publisher.ping()
+    rabbit.bind_foreign_queue()
+    proxy.slow_down(20e6 / 8)
+    # Like the request of a POST with 20,000 instances, which may take more than three seconds.
+    large = publisher.begin(replace(rabbit.foreign_message(), body=bytes(8_700_000)))
+    with ThreadPoolExecutor(2) as pool:
+        neighbours = [pool.submit(publisher.publish, rabbit.message()) for _ in range(2)]
+        for neighbour in neighbours:
+            neighbour.result(PATIENCE_SECONDS)
+    assert large.wait(PATIENCE_SECONDS)
+    assert large.overdue is None
+    assert proxy.accepted == 1
+
+
+def test_a_broker_that_never_answers_is_given_up_at_the_deadline(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    proxy.swallow()
+    publisher = rabbit.publisher(proxy.url, answer_seconds=0.2)
+    with pytest.raises(BrokerUnavailable, match="first connection is still being made"):
+        within_patience(lambda: publisher.publish(rabbit.message()))
+    proxy.heal()
+    eventually(lambda: publishes(publisher, rabbit.message()))
+
+
+def test_closing_does_not_wait_for_a_silent_broker(rabbit: Rabbit, proxy: Proxy) -> None:
+    publisher = rabbit.publisher(proxy.url)
+    publisher.publish(rabbit.message())
+    proxy.swallow()
+    within_patience(publisher.close)
+    eventually(lambda: not [t for t in threading.enumerate() if t.name == "stowgate publisher"])
+
+
+def test_a_publisher_recovers_from_a_temporary_lack_of_threads(
+    rabbit: Rabbit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = rabbit.publisher()
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as lack:
+        lack.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError):
+            publisher.publish(rabbit.message())
+
+    publisher.publish(rabbit.message())
+
+
+def test_closing_while_connecting_logs_nothing_and_leaves_no_thread(rabbit: Rabbit) -> None:
+    with structlog.testing.capture_logs() as log:
+        for _ in range(20):
+            publisher = rabbit.publisher()
+            publisher.start()
+            publisher.close()
+    assert [entry for entry in log if entry["log_level"] == "error"] == []
+    assert "stowgate publisher" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_broker_in_alarm_is_unavailable_until_it_accepts_messages_again(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url)
+    publisher.publish(rabbit.message())
+    blocked = pika.frame.Method(0, pika.spec.Connection.Blocked(reason="low on memory"))
+    proxy.tell_clients(blocked.marshal())
+    eventually(lambda: not pings(publisher))
+    with pytest.raises(BrokerUnavailable, match="low on memory"):
+        publisher.publish(rabbit.message())
+    proxy.tell_clients(pika.frame.Method(0, pika.spec.Connection.Unblocked()).marshal())
+    eventually(lambda: publishes(publisher, rabbit.message()))
+    assert proxy.accepted == 1
+
+
+def test_a_message_in_transit_during_an_alarm_is_not_sent_again(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher, message = rabbit.publisher(proxy.url), rabbit.message()
+    publisher.ping()
+    proxy.hold_answers()
+    publication = publisher.begin(message)
+    eventually(lambda: message.message_id.encode() in proxy.asked)
+    blocked = pika.frame.Method(0, pika.spec.Connection.Blocked(reason="low on disk"))
+    proxy.tell_clients(blocked.marshal())
+    eventually(lambda: not begins(publisher, message))
+    assert not publication.wait(0)
+
+    proxy.tell_clients(pika.frame.Method(0, pika.spec.Connection.Unblocked()).marshal())
+    proxy.release_answers()
+
+    assert publication.wait(PATIENCE_SECONDS)
+    assert proxy.accepted == 1
+    assert rabbit.waiting(rabbit.queue.queue) == 1
+
+
+def test_the_expected_queue_is_not_checked_for_each_message(rabbit: Rabbit, proxy: Proxy) -> None:
+    rabbit.bind_foreign_queue()
+    publisher = rabbit.publisher(proxy.url, expected_queue=rabbit.foreign_queue)
+    for _ in range(200):
+        publisher.publish(rabbit.foreign_message())
+    # Class and method of queue.declare (AMQP 0-9-1, 1.7.2.1), and its reserved short.
+    look = b"\x00\x32\x00\x0a\x00\x00" + bytes([len(rabbit.foreign_queue)])
+    looks = proxy.asked.count(look + rabbit.foreign_queue.encode())
+    assert 1 <= looks < 20
+
+
+@pytest.mark.parametrize("end", ["publisher", "consumer"])
+def test_unanswered_questions_do_not_exhaust_the_channels(
+    rabbit: Rabbit, proxy: Proxy, end: str
+) -> None:
+    url = f"{proxy.url}?channel_max=20"
+    asking: EventPublisher | EventConsumer = (
+        rabbit.publisher(url, answer_seconds=0.1)
+        if end == "publisher"
+        else rabbit.consumer(url=url, answer_seconds=0.1)
+    )
+    eventually(lambda: pings(asking))
+    proxy.lose_answers(True)
+    for _ in range(30):
+        assert not pings(asking)
+    proxy.lose_answers(False)
+
+    eventually(lambda: pings(asking))
+
+
+def test_late_answers_do_not_drop_the_connection(rabbit: Rabbit, proxy: Proxy) -> None:
+    publisher = rabbit.publisher(proxy.url, answer_seconds=0.1)
+    eventually(lambda: pings(publisher))
+    for _ in range(10):
+        proxy.hold_answers()
+        with pytest.raises(BrokerUnavailable, match="no answer within"):
+            publisher.ping()
+        proxy.release_answers()
+        eventually(lambda: pings(publisher))
+    assert proxy.accepted == 1
+
+
+def test_a_consumer_reconnects_and_continues(rabbit: Rabbit, proxy: Proxy) -> None:
+    handled = Handled()
+    consumer = rabbit.consumer(url=proxy.url)
+    consumer.start(handled)
+    publisher = rabbit.publisher()
+    publisher.publish(rabbit.message(b"1"))
+    eventually(lambda: handled.bodies == [b"1"])
+    proxy.cut()
+    publisher.publish(rabbit.message(b"2"))
+    eventually(lambda: not pings(consumer))
+    proxy.heal()
+    eventually(lambda: b"2" in handled.bodies)
+    eventually(lambda: pings(consumer))
+
+
+def test_an_event_in_progress_is_redelivered_after_a_lost_connection_and_acked_once(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    released = threading.Event()
+    deliveries: list[bytes] = []
+
+    def hang_at_first(message: ReceivedMessage) -> None:
+        deliveries.append(message.body)
+        if len(deliveries) == 1:
+            released.wait(PATIENCE_SECONDS)
+
+    consumer = rabbit.consumer(concurrency=2, url=proxy.url)
+    consumer.start(hang_at_first)
+    publisher = rabbit.publisher()
+    publisher.publish(rabbit.message(b"in hand"))
+    eventually(lambda: deliveries == [b"in hand"])
+    proxy.reset()
+    eventually(lambda: deliveries == [b"in hand"] * 2)
+    connections = proxy.accepted
+    released.set()
+    publisher.publish(rabbit.message(b"next"))
+    eventually(lambda: deliveries[2:] == [b"next"])
+    consumer.close()
+    # A stale ack would have closed the channel, and the connection with it.
+    assert proxy.accepted == connections
+    assert rabbit.consumer().backlog() == 0
