@@ -11,12 +11,14 @@ import sys
 import tempfile
 import threading
 from contextlib import ExitStack, suppress
+from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 import structlog
 from gunicorn.arbiter import Arbiter
 
+from api.admission.concurrency import EXTENSION
 from api.server.arbiter import Server
 from api.server.tls import server_tls
 from api.settings import ApiSettings, guard_listen
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from worker.main import Worker
+
+_log = structlog.get_logger()
 
 _Section = TypeVar("_Section", bound=CommonSettings)
 
@@ -97,6 +101,7 @@ def run() -> None:
             thread.join()
         for _, backends in embedded:
             backends.close()
+        _log.info("stopped")
 
     Server(
         settings, listener, make_app, processes=1, tls=tls, on_stop=on_stop, on_exit=on_exit
@@ -109,9 +114,11 @@ def api() -> None:
     settings = _start_api()
     tls = server_tls(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
-    click.echo(f"Stowgate's API listens on {url_of(listener, settings.scheme)}")
+    url = url_of(listener, settings.scheme)
+    _log.info("listening", url=url, processes=settings.api_processes)
+    click.echo(f"Stowgate's API listens on {url}")
     if settings.broker == "memory":
-        structlog.get_logger().warning(
+        _log.warning(
             "STOWGATE_BROKER=memory does not reach other processes: payloads stored here wait "
             "until the relay of a worker on the same object store finds them; configure RabbitMQ "
             "for both, or start stowgate run instead"
@@ -140,6 +147,7 @@ def api() -> None:
     def on_exit() -> None:
         for backends in opened:
             backends.close()
+        _log.info("stopped")
 
     def on_child_exit(process_id: int) -> None:
         if METRICS_FOLDER in os.environ:
@@ -207,6 +215,10 @@ def _say_stopping(apps: "list[Flask]") -> None:
 
     for app in apps:
         app.extensions[READINESS].stop()
+        _log.info(
+            "draining: no new connections are accepted",
+            uploads=app.extensions[EXTENSION].limiter.uploads,
+        )
 
 
 def _start(section: type[_Section]) -> _Section:
@@ -214,12 +226,12 @@ def _start(section: type[_Section]) -> _Section:
     gc.set_threshold(_COLLECT_AFTER_OBJECTS)
     settings = load(section)
     configure_logs(settings.log)
-    log = structlog.get_logger()
+    _log.info("starting", version=version("stowgate"))
     for sentence in doubtful_variables(os.environ, ALL_SETTINGS):
-        log.warning(sentence)
+        _log.warning(sentence)
     why = why_no_spans(os.environ)
     if why is not None:
-        log.warning(why)
+        _log.warning(why)
     return settings
 
 
@@ -234,6 +246,7 @@ def _share_heaps() -> None:
 
 
 def _say_where(settings: ApiSettings, url: str) -> None:
+    _log.info("listening", url=url)
     rows = [("send DICOM to", f"{settings.public_url or url}/dicomweb/studies")]
     if settings.object_store == "folder":
         rows.append(("objects", str(settings.data / settings.bucket)))

@@ -104,11 +104,13 @@ class Worker:
 
     def stop(self) -> None:
         """Finish the payloads in progress or return them to the queue, in bounded time."""
+        _log.info("draining: payloads in progress end, or return to the queue")
         self._stopping.set()
         self._handler.stop()
         self._replays.stop()
         self._consumer.close()
         self._dead_letters.close()
+        _log.info("no payloads in progress; waiting for relay and sweep to end")
         end = time.monotonic() + self._routines_end_seconds
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -256,9 +258,10 @@ def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
     backends.prepare()
     worker.start()
     threading.Thread(target=server.run, name="health", daemon=True).start()
+    _log.info("listening", url=url_of(listener))
     say(f"Stowgate's worker serves health and metrics on {url_of(listener)}")
     signal.sigwait(stop_signals)
-    _log.info("worker stopping")
     readiness.stop()
     worker.stop()
     backends.close()
+    _log.info("stopped")

@@ -52,6 +52,12 @@ class UploadLimiter:
         # None before and after the upload's body is read.
         self._uploads: dict[Hashable, Receiving | None] = {}
 
+    @property
+    def uploads(self) -> int:
+        """The number of uploads with a slot."""
+        with self._lock:
+            return len(self._uploads)
+
     def acquire(self, connection: Hashable) -> bool:
         """Try to acquire a slot, without waiting."""
         with self._lock:

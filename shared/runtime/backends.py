@@ -142,6 +142,7 @@ class Backends:
         self.prepare_stores()
         with suppress(CursorUnreadable):  # which each sweep says, and nothing else waits for
             self.sweep_cursor.read()
+        _log.info("object store ready")
         if self.state.keeps_removed():
             _log.warning(VERSIONED)
 
