@@ -2,12 +2,11 @@
 
 import base64
 import functools
-import json
 import os
 import re
 import ssl
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -201,16 +200,3 @@ def segment(text: str) -> str:
     if text in ("", ".", ".."):
         raise Unusable(f"'{text}' is not a valid name, id or UID")
     return quote(text, safe="", errors="surrogateescape")
-
-
-def show_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def show_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print aligned columns without shortening values, for people and for scripts."""
-    lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())

@@ -1,15 +1,45 @@
 """`stowgate payloads`: list, show and replay payloads."""
 
+from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import click
+from rich.text import Text
 
-from cli.client import Api, Unusable, segment, show_json, show_rows, with_api
+from cli.client import Api, Unusable, segment, with_api
+from cli.terminal import (
+    Cell,
+    as_json,
+    duration,
+    local_time,
+    show_fields,
+    show_json,
+    show_rows,
+)
 from shared.record_store import MAX_LISTED
 from shared.refusals import PayloadState
+from shared.time import utc_now
 
 _REPLAYABLE = (PayloadState.FAILED, PayloadState.REFUSED)
+
+_COLOURS: dict[str, str] = {
+    PayloadState.PENDING: "yellow",
+    PayloadState.OPENED: "green",
+    PayloadState.FAILED: "red",
+    PayloadState.REFUSED: "red",
+}
+
+# The rules of worker/routing.py.
+_ROUTES = {
+    "workflow-in-url": "from the URL",
+    "workflows-of-vae": "from the VAE",
+    "left-to-workflow-manager": "selected by the Workflow Manager",
+}
+
+# Of the tasks of a workflow that are named, as they failed.
+_MAX_TASKS = 3
 
 
 @click.group(short_help="List, show and replay payloads.")
@@ -33,22 +63,23 @@ def payloads() -> None:
 @click.option(
     "--cursor", metavar="ID", help="Continue after this payload id, which an earlier list printed."
 )
+@as_json
 @with_api
-def list_newest(state: str | None, limit: int, cursor: str | None, api: Api) -> None:
+def list_newest(state: str | None, limit: int, cursor: str | None, as_json: bool, api: Api) -> None:
     """List payloads, newest first."""
     given = {"limit": str(limit), "state": state, "cursor": cursor}
     page = api.call("GET", "/payloads", **{name: value for name, value in given.items() if value})
+    if as_json:
+        show_json(page)
+        return
     show_rows(
-        ("payload", "state", "received", "from", "to", "files", "attempts", "last error"),
+        ("payload", "state", "age", "instances", "last error"),
         (
             (
                 row["payload_id"],
-                row["state"],
-                row["received_at"],
-                row["source"],
-                row["destination"],
-                str(row["file_count"]),
-                str(row["attempts"]),
+                _coloured(row["state"], row["state"]),
+                f"{_age(row['received_at']):>6}",
+                f"{row['file_count']:>9}",
                 row["last_error"] or "",
             )
             for row in page["payloads"]
@@ -58,12 +89,105 @@ def list_newest(state: str | None, limit: int, cursor: str | None, api: Api) -> 
         click.echo(f"more: --cursor {page['next']}", err=True)
 
 
-@payloads.command(short_help="Show a payload and its workflow request.")
+@payloads.command(short_help="Show what happened to a payload.")
 @click.argument("payload_id")
+@as_json
 @with_api
-def show(payload_id: str, api: Api) -> None:
-    """Show a payload, with the workflow request that was opened for it."""
-    show_json(api.call("GET", f"/payloads/{segment(payload_id)}"))
+def show(payload_id: str, as_json: bool, api: Api) -> None:
+    """Show what happened to a payload: from whom, which workflows, errors, what to do.
+
+    With --json also its workflow request, which names each instance.
+    """
+    found = api.call("GET", f"/payloads/{segment(payload_id)}")
+    if as_json:
+        show_json(found)
+    else:
+        show_fields(_story(found))
+
+
+def _story(row: dict[str, Any]) -> Iterator[tuple[str, Cell]]:
+    yield "payload", row["payload_id"]
+    yield "state", _coloured(row["state"], f"{row['state']}: {_meaning(row)}")
+    yield "received", _when(row["received_at"])
+    yield "source", row["source"]
+    yield "destination", row["destination"]
+    yield "instances", f"{row['file_count']}"
+    yield "workflows", _workflows(row)
+    yield "attempts", f"{row['attempts']}"
+    if row["opened_at"]:
+        yield "opened", _when(row["opened_at"])
+    if row["refused_at"]:
+        times = f", {row['refusals']} times so far" if row["refusals"] > 1 else ""
+        yield "refused", _when(row["refused_at"]) + times
+    if row["last_error"]:
+        yield "last error", row["last_error"]
+    yield from _progress(row)
+    yield "correlation id", row["correlation_id"]
+    if row["trace_id"]:
+        yield "trace id", row["trace_id"]
+    if row["state"] in _REPLAYABLE:
+        yield "to replay", f"stowgate payloads replay {row['payload_id']}"
+
+
+def _meaning(row: dict[str, Any]) -> str:
+    match row["state"]:
+        case PayloadState.OPENED:
+            return "the workflow request was published"
+        case PayloadState.FAILED:
+            return "no workflow request could be published"
+        case PayloadState.REFUSED:
+            return "the Workflow Manager refused the workflow request"
+    if row["opened_at"] and row["refusals"]:
+        return "the workflow request will be published again"
+    if not row["attempts"]:
+        return "waiting for a worker"
+    if row["last_error"] is None:
+        return "a worker is processing it"
+    return "a worker will try again"
+
+
+def _workflows(row: dict[str, Any]) -> str:
+    if row["workflows"] is None:
+        return "not selected yet"
+    route = _ROUTES.get(row["route"], row["route"])
+    return f"{', '.join(row['workflows'])} ({route})" if row["workflows"] else route
+
+
+def _progress(row: dict[str, Any]) -> Iterator[tuple[str, Cell]]:
+    """Yield what the Workflow Manager reports, if its API is configured."""
+    label = "Workflow Manager"
+    error, instances = row.get("workflow_instances_error"), row.get("workflow_instances")
+    if error is not None:
+        yield label, f"unknown: {error}"
+    elif instances == []:
+        yield label, "has started no workflow"
+    for number, instance in enumerate(instances or []):
+        yield "" if number else label, _workflow_instance(instance)
+
+
+def _workflow_instance(instance: dict[str, Any]) -> str:
+    name = instance["workflow_name"] or instance["workflow_id"] or "a workflow"
+    tasks = instance["tasks"]
+    counts = Counter(task["status"] or "unknown" for task in tasks)
+    shown = f"{name}: {instance['status'] or 'unknown'}"
+    if counts:
+        shown += f"; tasks: {', '.join(f'{n} {status}' for status, n in counts.items())}"
+    failed = [task for task in tasks if task["status"] == "Failed"]
+    for task in failed[:_MAX_TASKS]:
+        shown += f"; {task['task_id']} failed: {task['reason']}"
+    return shown
+
+
+def _coloured(state: str, text: str) -> Text:
+    return Text(text, _COLOURS.get(state, ""))
+
+
+def _when(text: str) -> str:
+    return f"{local_time(datetime.fromisoformat(text))}, {_age(text)} ago"
+
+
+def _age(text: str) -> str:
+    return duration((utc_now() - datetime.fromisoformat(text)).total_seconds())
 
 
 @payloads.command(short_help="Open failed or refused workflow requests again.")

@@ -1,13 +1,30 @@
 """`stowgate vae`: Virtual Application Entities of a running API."""
 
 import sys
+from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import click
 
-from cli.client import Api, Unusable, checked_url, segment, show_json, show_rows, with_api
+from cli.client import Api, Unusable, checked_url, segment, with_api
+from cli.terminal import as_json, local_time, show_fields, show_json, show_rows
 
 _ACCEPTED = "An accepted {}; can be repeated. Default: any."
+
+_ACCEPTS = {
+    "SOP classes": "acceptedSopClasses",
+    "transfer syntaxes": "acceptedTransferSyntaxes",
+    "modalities": "acceptedModalities",
+}
+_LIMITS = {
+    "bytes per instance": "maxInstanceBytes",
+    "requests per minute": "maxRequestsPerMinute",
+}
+_CHANGES = (
+    ("created", "dateTimeCreated", "createdBy"),
+    ("changed", "dateTimeUpdated", "updatedBy"),
+)
 
 
 @click.group(short_help="Administer Virtual Application Entities.")
@@ -16,19 +33,24 @@ def vae() -> None:
 
 
 @vae.command("list")
+@as_json
 @with_api
-def list_all(api: Api) -> None:
+def list_all(as_json: bool, api: Api) -> None:
     """List all Virtual Application Entities."""
+    found = api.call("GET", "/config/vae")
+    if as_json:
+        show_json(found)
+        return
     show_rows(
-        ("name", "AE title", "workflows", "created"),
+        ("name", "AE title", "created", "workflows"),
         (
             (
                 row["name"],
                 row["virtualAeTitle"],
-                ", ".join(row["workflows"]) or "(the Workflow Manager chooses)",
-                row["dateTimeCreated"],
+                _when(row["dateTimeCreated"]),
+                _workflows(row),
             )
-            for row in api.call("GET", "/config/vae")
+            for row in found
         ),
     )
 
@@ -56,6 +78,7 @@ def list_all(api: Api) -> None:
     help="The sender's source name for the Workflow Manager, which a workflow's data_origins may "
     "list; default: that of the caller, or the address that it sends from.",
 )
+@as_json
 @with_api
 def add(
     ae_title: str,
@@ -67,6 +90,7 @@ def add(
     max_instance_bytes: int | None,
     max_requests_per_minute: int | None,
     source: str | None,
+    as_json: bool,
     api: Api,
 ) -> None:
     """Create a Virtual Application Entity with this AE_TITLE."""
@@ -81,7 +105,7 @@ def add(
         "source": source,
     }
     body |= {field: value for field, value in given.items() if value is not None}
-    show_json(api.call("POST", "/config/vae", body))
+    _show(api.call("POST", "/config/vae", body), as_json)
     if len(workflows) > 1:
         click.echo(
             "Note: if the condition of one of these workflows is false, the Workflow Manager "
@@ -143,22 +167,58 @@ def copy(source_url: str, without_plug_ins: bool, api: Api) -> None:
 
 @vae.command(short_help="Show a Virtual Application Entity.")
 @click.argument("name")
+@as_json
 @with_api
-def show(name: str, api: Api) -> None:
+def show(name: str, as_json: bool, api: Api) -> None:
     """Show the Virtual Application Entity NAME.
 
     NAME is its AE title, unless it has another name.
     """
-    show_json(api.call("GET", f"/config/vae/{segment(name)}"))
+    _show(api.call("GET", f"/config/vae/{segment(name)}"), as_json)
 
 
 @vae.command(short_help="Remove a Virtual Application Entity.")
 @click.argument("name")
+@as_json
 @with_api
-def remove(name: str, api: Api) -> None:
+def remove(name: str, as_json: bool, api: Api) -> None:
     """Remove the Virtual Application Entity NAME.
 
     NAME is its AE title, unless it has another name. Payloads already sent to it keep their
     workflows.
     """
-    show_json(api.call("DELETE", f"/config/vae/{segment(name)}"))
+    removed = api.call("DELETE", f"/config/vae/{segment(name)}")
+    if as_json:
+        show_json(removed)
+    else:
+        click.echo(f"removed {removed['name']}")
+
+
+def _show(row: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show_json(row)
+    else:
+        show_fields(_fields(row))
+
+
+def _fields(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "name", row["name"]
+    yield "AE title", row["virtualAeTitle"]
+    yield "workflows", _workflows(row)
+    for label, field in _ACCEPTS.items():
+        yield label, ", ".join(row.get(field) or ["any"])
+    for label, field in _LIMITS.items():
+        yield label, f"{row[field]:,}" if field in row else "no limit"
+    if "source" in row:
+        yield "source", row["source"]
+    for label, at, by in _CHANGES:
+        if at in row:
+            yield label, _when(row[at]) + (f" by {row[by]}" if by in row else "")
+
+
+def _workflows(row: dict[str, Any]) -> str:
+    return ", ".join(row["workflows"]) or "(the Workflow Manager selects them)"
+
+
+def _when(text: str) -> str:
+    return local_time(datetime.fromisoformat(text))

@@ -32,11 +32,11 @@ def test_https_to_an_api_without_tls_is_not_reported_as_a_certificate_error(
 def test_vae_commands_add_list_show_and_remove(stowgate: Service) -> None:
     title = f"AE-{uuid4().hex[:6]}"
 
-    added = run_stowgate("vae", "add", title, "--workflow", "w-1", "--url", stowgate.url)
+    added = run_stowgate("vae", "add", title, "--workflow", "w-1", "--json", "--url", stowgate.url)
     listed = run_stowgate("vae", "list", "--url", stowgate.url)
-    shown = run_stowgate("vae", "show", title, "--url", stowgate.url)
+    shown = run_stowgate("vae", "show", title, "--json", "--url", stowgate.url)
     again = run_stowgate("vae", "add", title, "--url", stowgate.url)
-    removed = run_stowgate("vae", "remove", title, "--url", stowgate.url)
+    removed = run_stowgate("vae", "remove", title, "--json", "--url", stowgate.url)
     gone = run_stowgate("vae", "show", title, "--url", stowgate.url)
 
     assert [r.returncode for r in (added, listed, shown, again, removed, gone)] == [
@@ -48,8 +48,22 @@ def test_vae_commands_add_list_show_and_remove(stowgate: Service) -> None:
         2,
     ]
     assert json.loads(added.stdout) == json.loads(shown.stdout) == json.loads(removed.stdout)
-    assert any(line.split()[:3] == [title, title, "w-1"] for line in listed.stdout.splitlines())
+    assert any(
+        re.fullmatch(f"{title} +{title} .* w-1", line) for line in listed.stdout.splitlines()
+    )
     assert "already" in again.stderr
+
+
+def test_vae_add_and_remove_print_the_result_for_people(stowgate: Service) -> None:
+    title = f"AE-{uuid4().hex[:6]}"
+
+    added = run_stowgate("vae", "add", title, "--modality", "CT", "--url", stowgate.url)
+    shown = run_stowgate("vae", "show", title, "--url", stowgate.url)
+    removed = run_stowgate("vae", "remove", title, "--url", stowgate.url)
+
+    assert re.search("^modalities +CT$", added.stdout, re.MULTILINE)
+    assert shown.stdout == added.stdout
+    assert removed.stdout == f"removed {title}\n"
 
 
 def test_vae_add_warns_that_several_workflows_depend_on_each_other(stowgate: Service) -> None:
@@ -71,7 +85,7 @@ def test_vae_add_accepts_a_policy(stowgate: Service) -> None:
         *("vae", "add", title, "--url", stowgate.url, "--sop-class", ct_image),
         *("--transfer-syntax", explicit, "--modality", "CT", "--modality", "PT"),
         *("--max-instance-bytes", "1000000", "--max-requests-per-minute", "60"),
-        *("--source", "CT ROOM 1"),
+        *("--source", "CT ROOM 1", "--json"),
     )
 
     assert added.returncode == 0, added.stderr
@@ -92,9 +106,11 @@ def test_payloads_commands_list_and_show(stowgate: Service, files: Path) -> None
 
     listed = run_stowgate("payloads", "list", "--state", "opened", "--url", stowgate.url)
     shown = run_stowgate("payloads", "show", payload_id, "--url", stowgate.url)
+    complete = run_stowgate("payloads", "show", payload_id, "--json", "--url", stowgate.url)
 
     assert any(line.startswith(f"{payload_id}  opened") for line in listed.stdout.splitlines())
-    assert json.loads(shown.stdout)["workflow_request"]["payload_id"] == payload_id
+    assert re.search("^state +opened: ", shown.stdout, re.MULTILINE)
+    assert json.loads(complete.stdout)["workflow_request"]["payload_id"] == payload_id
 
 
 def test_payloads_list_prints_the_cursor_of_the_next_page(tmp_path: Path) -> None:
@@ -137,6 +153,21 @@ def test_check_tries_the_addresses_and_the_certificate_authorities(tmp_path: Pat
     assert checked.returncode == 1
     failed = [line.split()[1] for line in checked.stdout.splitlines() if line.startswith("FAIL")]
     assert failed == ["STOWGATE_LISTEN:", "STOWGATE_CLIENT_CA:"]
+
+
+def test_check_reports_the_watermark_of_spool_and_store_in_the_same_words(tmp_path: Path) -> None:
+    checked = run_stowgate("check", data=tmp_path, STOWGATE_MIN_FREE_BYTES=str(10**17))
+
+    assert checked.returncode == 1
+    failed = [line for line in checked.stdout.splitlines() if line.startswith("FAIL")]
+    words = (
+        f"its disk has less free space than STOWGATE_MIN_FREE_BYTES, which is {10**17}; free some "
+        "space"
+    )
+    assert failed == [
+        f"FAIL      spool: {tmp_path / 'spool'}: {words}",
+        f"FAIL      free space: {tmp_path / 'monaideploy'}: {words}",
+    ]
 
 
 def test_check_accepts_the_address_of_a_running_service(tmp_path: Path) -> None:
