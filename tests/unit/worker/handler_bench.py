@@ -20,6 +20,7 @@ from shared.ports import EventPublisher, Message, ObjectStore, Publication
 from shared.record_store import Records
 from shared.records import IngestRecord
 from shared.runtime.metrics import WorkerMetrics
+from shared.runtime.tracing import NO_SPANS, Tracer
 from worker.handler import Handler
 from worker.workflow_manager import WorkflowManager
 
@@ -62,6 +63,7 @@ class Bench:
         *,
         instances: ObjectStore | None = None,
         state: ObjectStore | None = None,
+        tracer: Tracer = NO_SPANS,
     ) -> Handler:
         """A handler over the bench's stores, or over those given, which pass on to them."""
         self._writers.append(ThreadPoolExecutor(2))
@@ -76,6 +78,7 @@ class Bench:
             lease=LEASE,
             metrics=WorkerMetrics(CollectorRegistry()),
             clock=lambda: self.now,
+            tracer=tracer,
         )
 
     def finish_writing(self) -> None:
