@@ -422,7 +422,7 @@ def run_command(
         raise NotToBeHad(f"{' '.join(command[:2])} failed: {' '.join(last)[:200]}") from error
 
 
-def _go_install(name: str, module: str, say: Say, seconds: float = OBTAIN_SECONDS) -> Path:
+def go_install(name: str, module: str, say: Say, seconds: float = OBTAIN_SECONDS) -> Path:
     """Build a program into the checkout's cache, once. Raises `NotToBeHad`."""
     go = program("go")
     target = CACHE / name
@@ -441,14 +441,14 @@ def _go_install(name: str, module: str, say: Say, seconds: float = OBTAIN_SECOND
 
 def object_store_built(stack: ExitStack, say: Say) -> Engine:
     began = time.monotonic()
-    target = _go_install("minio", MINIO_MODULE, say)
+    target = go_install("minio", MINIO_MODULE, say)
     return _start_minio(str(target), f"{target}, built in {time.monotonic() - began:.0f} s", stack)
 
 
 def _versitygw_built(stack: ExitStack, say: Say) -> Engine:
     seconds = OBTAIN_IN_CI_SECONDS if os.environ.get("CI") else OBTAIN_SECONDS
     began = time.monotonic()
-    target = _go_install(VERSITYGW, VERSITYGW_MODULE, say, seconds)
+    target = go_install(VERSITYGW, VERSITYGW_MODULE, say, seconds)
     origin = f"{target}, built in {time.monotonic() - began:.0f} s"
     return _start_versitygw(str(target), origin, stack)
 

@@ -3,6 +3,7 @@ that is not an instance or its sidecar.
 """
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from io import BytesIO
@@ -12,6 +13,7 @@ from urllib.parse import quote, urlsplit
 import pydicom
 import pytest
 import requests
+from collector import keeping
 from engines import ObjectStoreEndpoint
 from instances import BOUNDARY, new_instance
 from service import STOWGATE, environment, wait_for
@@ -114,7 +116,10 @@ class _Sender:
         for path in ("studies/{}", "{}/studies", "vae/{}/studies", "vae/{}/w/studies", "{}"):
             for text in (f"{MARK}^JANE", f"{MARK} {FORGED_LINE}"):
                 statuses.add(self.post(_marked(), DICOM, path.format(quote(text, safe=""))))
-        for header in ("X-Correlation-ID", "X-Forwarded-For", "User-Agent", "Accept", "Referer"):
+        for header in (
+            *("X-Correlation-ID", "X-Forwarded-For", "User-Agent", "Accept", "Referer"),
+            *("traceparent", "tracestate", "baggage"),
+        ):
             statuses.add(self.post(_marked(), DICOM, **{header: f"{MARK} {FORGED}"}))
         statuses.add(self.post(_marked(), DICOM, **{"Idempotency-Key": f"{MARK} {FORGED}"}))
         statuses.add(self.post(_marked(), DICOM, **{"Content-Encoding": MARK}))
@@ -169,10 +174,13 @@ def places(
     site = Site(tmp_path_factory.mktemp("site"), broker_url, object_store_endpoint)
     try:
         site.start_workflow_manager()
-        found = _everything_sent_to(site)
+        with keeping() as (collector_url, exported):
+            found = _everything_sent_to(site, collector_url)
     finally:
         site.close()
         site.remove()
+    # Protobuf has each text as it is.
+    found["spans"] = [body.decode(errors="replace") for body in exported]
     found["check"] = [
         _checked(
             tmp_path_factory.mktemp("check"),
@@ -188,8 +196,10 @@ def places(
     return found
 
 
-def _everything_sent_to(site: Site) -> dict[str, list[str]]:
-    nodes = api, worker = site.pair()
+def _everything_sent_to(site: Site, collector_url: str) -> dict[str, list[str]]:
+    nodes = api, worker = site.pair(
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector_url, STOWGATE_TRACE_SENDERS="true"
+    )
     wait_for(lambda: worker.ready()[1]["status"] == "ready")
     # Copies of the events, as they come over the broker.
     copies = f"{site.name}-copies"
@@ -243,6 +253,15 @@ def test_patient_data_appear_only_in_instances_and_sidecars(
     places: dict[str, list[str]],
 ) -> None:
     assert _holding(MARK, places) == set()
+
+
+def test_spans_of_both_services_were_searched(places: dict[str, list[str]]) -> None:
+    exported = "".join(places["spans"])
+
+    assert {"stowgate-api", "stowgate-worker", "write sidecars"} <= set(
+        re.findall("stowgate-api|stowgate-worker|write sidecars", exported)
+    )
+    assert exported.count("POST /dicomweb/") > 50
 
 
 def test_a_sender_cannot_forge_a_log_line(places: dict[str, list[str]]) -> None:
