@@ -68,8 +68,8 @@ class UrlSettings(SettingsSection):
     public_url: str | None = setting(
         None,
         http_url,
-        "public base URL of the API for links, which are relative without it. Every request path "
-        "may begin with its path",
+        "public base URL of the API, for links; without it they are relative. If it has a path, "
+        "every request path may begin with that",
     )
     tls_certificate: Path | None = setting(
         None,
@@ -86,14 +86,14 @@ class UrlSettings(SettingsSection):
 
 @dataclass(frozen=True)
 class ApiSettings(UrlSettings, CommonSettings):
+    tls_key: Path | None = setting(
+        None, absolute_path, "private key of that certificate, an unencrypted PEM file"
+    )
     retrieve_url: str | None = setting(
         None,
         http_url,
-        "base URL, before `/studies`, of the archive that serves the instances, for the "
-        "RetrieveURL of answers, which is empty without it",
-    )
-    tls_key: Path | None = setting(
-        None, absolute_path, "private key of that certificate, an unencrypted PEM file"
+        "base URL, without `/studies`, of the archive that serves the instances; RetrieveURL in "
+        "responses begins with it, and is empty without it",
     )
     auth: str = setting(
         "none",
@@ -112,7 +112,7 @@ class ApiSettings(UrlSettings, CommonSettings):
     jwt_keys: str | None = setting(
         None,
         keys_source,
-        "for `jwt`: keys of the issuer: the `https://` URL of its JWK Set, or a file with a JWK "
+        "for `jwt`: keys of the issuer, as the `https://` URL of its JWK Set, or a file with a JWK "
         "Set or a public key in PEM",
     )
     jwt_issuer: str | None = setting(None, plain_text, "for `jwt`: required value of `iss`")
@@ -135,7 +135,7 @@ class ApiSettings(UrlSettings, CommonSettings):
         "stowgate_source",
         plain_text,
         "for `jwt`: claim with the caller's source name for the Workflow Manager; without the "
-        "claim, the source is the caller's address",
+        "claim, the source is the address of the sender",
     )
     metrics_open: bool = setting(
         "true", flag, "`false` requires the scope `read` for the API's `/metrics`"
@@ -174,8 +174,8 @@ class ApiSettings(UrlSettings, CommonSettings):
     upload_wait_seconds: int = setting(
         "10",
         whole_number(0, 60),
-        "maximum wait of an upload for a free slot; above it 429, and at once if half of the "
-        "connections of the process (500, or a quarter of its open files) are already waiting",
+        "maximum wait of an upload for a free slot; above it 429. If half of the connections of "
+        "the process (500, or a quarter of its open files) are already waiting, 429 is immediate",
     )
     rate_per_sender: int = setting(
         "0",
@@ -192,8 +192,8 @@ class ApiSettings(UrlSettings, CommonSettings):
     keep_alive_seconds: int = setting(
         "65",
         whole_number(1, 86400),
-        "how long an idle connection stays open; must exceed the time of a load balancer in front, "
-        "see [docs/load-balancers.md](docs/load-balancers.md)",
+        "how long an idle connection stays open; must exceed that time of a load balancer in "
+        "front, see [docs/load-balancers.md](docs/load-balancers.md)",
     )
     max_request_line_bytes: int = setting(
         "4094",
@@ -203,8 +203,8 @@ class ApiSettings(UrlSettings, CommonSettings):
     max_head_bytes: int = setting(
         "32768",
         whole_number(1024, 1 << 20),
-        "maximum head of a request: the request line and all header fields, of which one may use "
-        "all, such as a token of 200 groups; above it, or above 100 fields, 431",
+        "maximum size of the request line and all header fields together; one field may use all of "
+        "it, such as a token with 200 groups. Above it, or above 100 fields, 431",
     )
     max_body_bytes: int = setting(
         "68719476736", whole_number(1), "maximum request body; above it 413 (64 GiB)"
@@ -215,8 +215,8 @@ class ApiSettings(UrlSettings, CommonSettings):
     max_parts: int = setting(
         "20000",
         whole_number(1, MAX_PARTS),
-        f"maximum parts of a request, up to {MAX_PARTS}, whose workflow request fits into 16 MiB, "
-        "RabbitMQ's default maximum; above it 413",
+        f"maximum parts of a request; above it 413. It can be up to {MAX_PARTS}: their workflow "
+        "request fits into 16 MiB, RabbitMQ's default maximum",
     )
     max_part_header_bytes: int = setting(
         "16384", whole_number(256, 1 << 20), "maximum headers of a part; above it 400"
@@ -246,8 +246,8 @@ class ApiSettings(UrlSettings, CommonSettings):
     idle_seconds: int = setting(
         "30",
         whole_number(1, 3600),
-        "timeout of a sender that sends nothing, or less than 1 MiB (64 KiB with an "
-        "`Idempotency-Key`) in four times this time; then 408",
+        "timeout of a sender: 408 if it sends nothing for this time, or less than 1 MiB (64 KiB "
+        "with an `Idempotency-Key`) in four times this time",
     )
     workflow_manager_url: str | None = setting(
         None,

@@ -40,40 +40,41 @@ class CommonSettings(SettingsSection):
     object_store_credentials: str = setting(
         "static",
         one_of("static", "iam"),
-        "where the keys come from: `static` is the three settings below, whose files are read "
-        "again when they change; `iam` a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE` and "
-        "`AWS_ROLE_ARN`), else a container (`AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` or "
-        "`…_FULL_URI`), else the metadata service of the instance",
+        "source of the S3 keys: `static` uses the three settings below, and reads their files "
+        "again when they change; `iam` uses a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE` and "
+        "`AWS_ROLE_ARN`), else the credentials of a container "
+        "(`AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` or `…_FULL_URI`), else the metadata service of "
+        "the instance",
     )
     object_store_access_key: str | None = setting(None, visible, "S3 access key", secret=True)
     object_store_secret_key: str | None = setting(None, plain_text, "S3 secret key", secret=True)
     object_store_session_token: str | None = setting(
         None,
         visible,
-        "session token that belongs to these keys, where they are temporary",
+        "session token of these keys, if they are temporary",
         secret=True,
     )
     object_store_credentials_url: str | None = setting(
         None,
         http_url,
-        "for `iam`: the STS or the metadata service, in place of AWS's own; for MinIO's STS the "
-        "URL of the store",
+        "for `iam`: URL of the STS or the metadata service, if it is not AWS's own; for MinIO's "
+        "STS the URL of the store",
     )
     object_store_region: str = setting("us-east-1", visible, "S3 region")
     object_store_ca: Path | None = setting(
         None,
         absolute_path,
-        "PEM file of the authorities that the certificate of the object store may come from, with "
-        "`https://`; by default those that the system trusts",
+        "PEM file of the certificate authorities that are trusted for an object store with "
+        "`https://`; default: those of the system",
     )
     object_store_client_certificate: Path | None = setting(
         None,
         absolute_path,
-        "certificate that the object store is shown (mutual TLS), a PEM file with the intermediate "
-        "ones behind it",
+        "client certificate for the object store (mutual TLS), a PEM file followed by the "
+        "intermediate certificates",
     )
     object_store_client_key: Path | None = setting(
-        None, absolute_path, "private key of that certificate, a PEM file that is not encrypted"
+        None, absolute_path, "private key of that certificate, an unencrypted PEM file"
     )
     bucket: str = setting(
         "monaideploy", bucket_name, "bucket of the payloads, shared with the Workflow Manager"
@@ -91,37 +92,37 @@ class CommonSettings(SettingsSection):
         "memory",
         broker,
         "`memory`, or RabbitMQ as `amqp(s)://user:password@host:port/vhost`; for several nodes, "
-        "such URLs with commas between, which are tried in random order",
+        "comma-separated URLs, which are tried in random order",
         secret=True,
     )
     broker_password: str | None = setting(
         None,
         plain_text,
-        "password in place of that in the URL of `STOWGATE_BROKER`; its file is read again for "
-        "each new connection",
+        "password to use instead of that in the URL of `STOWGATE_BROKER`; its file is read again "
+        "for each new connection",
         secret=True,
     )
     broker_ca: Path | None = setting(
         None,
         absolute_path,
-        "PEM file of the authorities that the certificate of RabbitMQ may come from, with "
-        "`amqps://`; by default those that the system trusts",
+        "PEM file of the certificate authorities that are trusted for RabbitMQ with `amqps://`; "
+        "default: those of the system",
     )
     broker_client_certificate: Path | None = setting(
         None,
         absolute_path,
-        "certificate that RabbitMQ is shown (mutual TLS), a PEM file with the intermediate ones "
-        "behind it",
+        "client certificate for RabbitMQ (mutual TLS), a PEM file followed by the intermediate "
+        "certificates",
     )
     broker_client_key: Path | None = setting(
-        None, absolute_path, "private key of that certificate, a PEM file that is not encrypted"
+        None, absolute_path, "private key of that certificate, an unencrypted PEM file"
     )
     broker_confirm_seconds: int = setting(
         "10",
         whole_number(1, 3600),
-        "timeout of RabbitMQ's publisher confirms, plus the time of the message's bytes at "
-        "1 Mbit/s. The relay repeats an overdue event; a worker waits for an overdue workflow "
-        "request until the connection is lost, and `/health/ready` reports it",
+        "timeout of RabbitMQ's publisher confirms; a message also gets the time that its bytes "
+        "take at 1 Mbit/s. The relay repeats an overdue event. A worker waits for an overdue "
+        "workflow request until the connection is lost, and `/health/ready` reports it",
     )
     event_exchange: str = setting(
         "stowgate", amqp_name, "exchange of Stowgate's own events, and prefix of its queues"
@@ -160,8 +161,9 @@ class CommonSettings(SettingsSection):
     stop_seconds: int = setting(
         "25",
         whole_number(5, 3600),
-        "maximum duration of a shutdown, of which uploads in progress get four fifths; must be "
-        "less than the grace period before a kill: 30 s on Kubernetes, 10 s with `docker stop`",
+        "maximum duration of a shutdown, of which uploads in progress get four fifths. It must be "
+        "shorter than the grace period before a kill, by default 30 s on Kubernetes and 10 s with "
+        "`docker stop`",
     )
     log: str | None = setting(
         None,
