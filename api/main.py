@@ -25,6 +25,7 @@ from api.vae.registry import VaeRegistry
 from api.vae.views import vae_views
 from shared.ids import PayloadIds
 from shared.record_store import Records
+from shared.records import first_lease
 from shared.refusals import Refusals
 from shared.runtime.backends import Backends
 from shared.runtime.facts import Facts
@@ -75,6 +76,7 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
             metrics=metrics,
             mint=payload_ids.mint,
             tracer=backends.tracer,
+            first_lease=first_lease(timedelta(seconds=settings.lease_seconds)),
         ),
         uploads=uploads,
         announcements=Announcements(backends.announce, announcers, metrics),

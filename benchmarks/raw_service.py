@@ -20,7 +20,7 @@ from subjects import RAW_THREADS
 from shared.adapters.s3.store import MinioObjectStore
 from shared.dicom.identity import identify
 from shared.dicom.structure import check_structure
-from shared.events import InstancesStored
+from shared.events import of_new_record
 from shared.ids import PayloadIds
 from shared.instances import StoredInstance
 from shared.ports import ObjectStore
@@ -59,8 +59,7 @@ def make_embedded_app() -> Flask:
     records = Records(backends.state)
 
     def add(record: IngestRecord) -> None:
-        records.add(record)
-        backends.announce(InstancesStored(record.payload_id, record.correlation_id))
+        backends.announce(of_new_record(records.add(record)))
 
     return _app(PayloadIds(settings.state_bucket), backends.instances, add)
 
@@ -104,6 +103,7 @@ def _app(payload_ids: PayloadIds, store: ObjectStore, add: Callable[[IngestRecor
                 file_count=len(stored),
                 instances=stored,
                 due_at=now,
+                lease=Lease(FIRST_DELIVERY, now + first_lease(timedelta(seconds=60))),
             )
         )
         return Response(headers={"X-Payload-ID": payload_id})

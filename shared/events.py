@@ -1,6 +1,7 @@
-"""The event between the two services, which only names a payload whose record should be read."""
+"""The event between the two services, which names a payload whose record should be read."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
@@ -9,9 +10,13 @@ from shared import versions
 from shared.errors import MalformedEvent, Permanent
 from shared.ids import is_guid
 from shared.ports import Message
+from shared.record_store import VersionedRecord, new_record
+from shared.records import RecordUnreadable
 from shared.time import utc_now
 
 VERSION = 1
+
+_MAX_COPY_BYTES = 16 << 10
 
 
 class NewerEvent(Permanent):
@@ -22,6 +27,8 @@ class NewerEvent(Permanent):
 class InstancesStored:
     """The instances of one POST are stored, and their ingest record is written.
 
+    `new_record` is that record, if the event is published right after it and the record is small.
+    Who receives such an event first needs no read, and holds the record's first lease.
     `traceparent` is the context of the trace of the POST. It is not in the body, as the context
     travels in a header.
     """
@@ -29,6 +36,7 @@ class InstancesStored:
     payload_id: str
     correlation_id: str
     traceparent: str | None = None
+    new_record: VersionedRecord | None = None
 
 
 class _InstancesStoredSchema(Schema):
@@ -37,22 +45,33 @@ class _InstancesStoredSchema(Schema):
 
     payload_id = fields.String(required=True)
     correlation_id = fields.String(required=True)
+    record = fields.String(load_default=None)
+    record_version = fields.String(load_default=None)
 
 
 _SCHEMA = _InstancesStoredSchema()
 
 
+def of_new_record(added: VersionedRecord) -> InstancesStored:
+    """Return the event that announces a record which was just added."""
+    record = added.record
+    small = added if len(added.data) <= _MAX_COPY_BYTES else None
+    return InstancesStored(record.payload_id, record.correlation_id, record.traceparent, small)
+
+
 def encode(event: InstancesStored, exchange: str, routing_key: str) -> Message:
+    body: dict[str, Any] = {
+        "version": VERSION,
+        "payload_id": event.payload_id,
+        "correlation_id": event.correlation_id,
+    }
+    if event.new_record is not None:
+        body["record"] = event.new_record.data.decode()
+        body["record_version"] = event.new_record.version
     return Message(
         exchange=exchange,
         routing_key=routing_key,
-        body=orjson.dumps(
-            {
-                "version": VERSION,
-                "payload_id": event.payload_id,
-                "correlation_id": event.correlation_id,
-            }
-        ),
+        body=orjson.dumps(body),
         message_id=event.payload_id,
         correlation_id=event.correlation_id,
         type="InstancesStored",
@@ -64,11 +83,23 @@ def encode(event: InstancesStored, exchange: str, routing_key: str) -> Message:
 def decode(body: bytes) -> InstancesStored:
     """Decode an event. Raises `NewerEvent` and `MalformedEvent`, which never quote the body."""
     try:
-        event = InstancesStored(**_SCHEMA.load(versions.loads(body, VERSION)))
+        row = _SCHEMA.load(versions.loads(body, VERSION))
     except versions.WrittenByNewer as error:
         raise NewerEvent(f"the event {error}") from error
     except (ValueError, ValidationError) as error:
         raise MalformedEvent("the body is not a valid InstancesStored event") from error
-    if not (is_guid(event.payload_id) and is_guid(event.correlation_id)):
+    payload_id, correlation_id = row["payload_id"], row["correlation_id"]
+    if not (is_guid(payload_id) and is_guid(correlation_id)):
         raise MalformedEvent("payload_id and correlation_id of an event must be GUIDs")
-    return event
+    return InstancesStored(payload_id, correlation_id, new_record=_new_record(row))
+
+
+def _new_record(row: dict[str, Any]) -> VersionedRecord | None:
+    """Return the copy of the record; None if there is none, or the store must be read for it."""
+    if row["record"] is None or row["record_version"] is None:
+        return None
+    try:
+        found = new_record(row["record"].encode(), row["record_version"])
+    except (RecordUnreadable, UnicodeEncodeError):
+        return None
+    return found if found.record.payload_id == row["payload_id"] else None

@@ -210,11 +210,15 @@ class Message:
 
 @dataclass(frozen=True)
 class ReceivedMessage:
-    """A message as its consumer receives it. `headers` are those whose value is text; any client
-    can set them, so they can hold anything."""
+    """A message as its consumer receives it.
+
+    `headers` are those whose value is text; any client can set them, so they can hold anything.
+    `redelivered` is False only if no consumer received this message before.
+    """
 
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    redelivered: bool = False
 
 
 class Publication(Protocol):

@@ -71,6 +71,12 @@ def _key(state: State, payload_id: str) -> str:
     return f"{state}/{newest_first(payload_id)}"
 
 
+def new_record(data: bytes, version: str) -> VersionedRecord:
+    """Return a record as `Records.add` returned it, from its bytes. Raises `RecordUnreadable`."""
+    record = decode(data)
+    return VersionedRecord(record, version, _key(State.PENDING, record.payload_id), data)
+
+
 def _other_places(record: IngestRecord) -> list[str]:
     """Return the places of leftovers of a settled record; a replay leaves one in failed/ too."""
     others = {State.PENDING, State.FAILED} - {record.state}
@@ -98,17 +104,20 @@ class Records:
         self._clean_up = clean_up or store.delete
         self._named: set[str] = set()
 
-    def add(self, record: IngestRecord) -> None:
+    def add(self, record: IngestRecord) -> VersionedRecord:
         """The commit point of a POST. Raises `UploadGivenUp`."""
         key, data = _key(State.PENDING, record.payload_id), encode(record)
         try:
-            self._store.create(key, data, _JSON)
+            return VersionedRecord(record, self._store.create(key, data, _JSON), key, data)
         except VersionConflict as error:
-            if self.find(record.payload_id) is None:
+            # An earlier try may have succeeded, and its answer was lost.
+            found = self.find(record.payload_id)
+            if found is None:
                 raise UploadGivenUp(
                     f"the upload of payload {record.payload_id} paused for too long and was given "
                     "up; send it again"
                 ) from error
+            return found
 
     def give_up(self, payload_id: str) -> bool:
         """Prevent an upload from writing its record; return False if it has written one."""
@@ -129,21 +138,6 @@ class Records:
     def tombstones(self) -> Iterator[ListedObject]:
         """Yield the tombstones of uploads that were given up."""
         return filter(_is_tombstone, self._list(State.PENDING))
-
-    def untouched(self, payload_id: str) -> VersionedRecord | None:
-        """Return a record that no worker has processed yet, else None.
-
-        Takes one read instead of two, as such a record is always in pending/. Raises
-        `RecordUnreadable`.
-        """
-        versioned = self.read(_key(State.PENDING, payload_id))
-        return (
-            versioned
-            if versioned is not None
-            and versioned.record.attempts == 0
-            and not versioned.record.last_error
-            else None
-        )
 
     def find(self, payload_id: str) -> VersionedRecord | None:
         """Return the record, in any state. Raises `RecordUnreadable`."""

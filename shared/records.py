@@ -54,6 +54,20 @@ class Lease:
         return duration * share < self.until - now <= duration
 
 
+FIRST_DELIVERY = "first delivery"
+"""Owner of the lease with which a record is created: the worker that receives its event first."""
+
+_MAX_FIRST_LEASE = timedelta(seconds=30)
+
+
+def first_lease(lease: timedelta) -> timedelta:
+    """Return the duration of a new record's lease, if those of workers last for `lease`.
+
+    It bounds how long a record waits for the relay if its event is lost.
+    """
+    return min(lease, _MAX_FIRST_LEASE)
+
+
 @dataclass(frozen=True)
 class FirstAnswer:
     """The answer to a POST with an Idempotency-Key, which is repeated when the POST is sent again.

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from shared.errors import (
 )
 from shared.ports import EventPublisher, ObjectStore, Publication, ReceivedMessage
 from shared.record_store import Records, VersionedRecord
-from shared.records import IngestRecord, Lease, State
+from shared.records import FIRST_DELIVERY, IngestRecord, Lease, State, first_lease
 from shared.runtime.logs import where
 from shared.runtime.metrics import Steps, WorkerMetrics
 from shared.runtime.tracing import NO_SPANS, Attribute, Tracer
@@ -45,6 +46,9 @@ _MAX_RETRY_SECONDS = 120.0
 
 # Share of the lease that must be left when the request is published.
 _BEFORE_PUBLISHING = 0.9
+
+# The same for the first lease. An event that waits in the queue for longer costs a write.
+_BEFORE_PUBLISHING_FIRST = 0.75
 
 # Pause between two attempts to record that a request was published.
 _NOTE_AGAIN_SECONDS = 1.0
@@ -103,7 +107,9 @@ class Handler:
             payload_id=event.payload_id, correlation_id=event.correlation_id
         ):
             try:
-                self.open_workflow_request(event.payload_id)
+                self.open_workflow_request(
+                    event.payload_id, None if message.redelivered else event.new_record
+                )
             except VersionConflict:
                 _log.info("another worker has the record")
             except StowgateError as error:
@@ -111,13 +117,24 @@ class Handler:
                     "could not read the ingest record; the relay will try again", error=str(error)
                 )
 
-    def open_workflow_request(self, payload_id: str) -> None:
+    def open_workflow_request(
+        self, payload_id: str, new_record: VersionedRecord | None = None
+    ) -> None:
         """Open the payload's workflow request, if its record is pending and not leased.
+
+        `new_record` is the record that came with the first delivery of its event. It is not read
+        again, and its first lease is this worker's.
 
         Raises `VersionConflict` if another worker changed the record, and the errors of the object
         store if the record could not be read or written.
         """
-        versioned = self._records.untouched(payload_id) or self._records.find(payload_id)
+        if new_record is not None and self._has_first_lease(new_record.record):
+            first_attempt = replace(new_record.record, attempts=1)
+            self._open_leased(
+                LeasedRecord(self._records, replace(new_record, record=first_attempt))
+            )
+            return
+        versioned = self._records.find(payload_id)
         if versioned is None:
             # An event is published after its record only, and records are never removed.
             _log.error("the payload of the event has no ingest record; its objects are kept")
@@ -133,10 +150,20 @@ class Handler:
             return
         self._open_leased(self._acquire(versioned))
 
+    def _has_first_lease(self, record: IngestRecord) -> bool:
+        lease = record.lease
+        return (
+            record.state is State.PENDING
+            and lease is not None
+            and lease.owner == FIRST_DELIVERY
+            and not has_ended(lease.until, self._clock())
+        )
+
     def _acquire(self, versioned: VersionedRecord) -> "LeasedRecord":
         record = versioned.record
         # A lease of its own remains when the store failed while this worker wrote the result.
-        taken_over = record.lease is not None and record.lease.owner != self._owner
+        crashed = record.lease.owner if record.lease else None
+        taken_over = crashed not in (None, self._owner, FIRST_DELIVERY)
         if taken_over:
             self._metrics.lease_takeovers.inc()
         leased = LeasedRecord(self._records, versioned)
@@ -145,19 +172,19 @@ class Handler:
             attempts=record.attempts + 1,
             takeovers=record.takeovers + taken_over,
         )
-        self._tracer.note(
-            {
-                Attribute.PAYLOAD_ID: record.payload_id,
-                Attribute.ATTEMPTS: leased.record.attempts,
-                Attribute.TAKEOVERS: leased.record.takeovers,
-            }
-        )
         return leased
 
     def _new_lease(self) -> Lease:
         return Lease(self._owner, self._clock() + self._lease)
 
     def _open_leased(self, leased: "LeasedRecord") -> None:
+        self._tracer.note(
+            {
+                Attribute.PAYLOAD_ID: leased.record.payload_id,
+                Attribute.ATTEMPTS: leased.record.attempts,
+                Attribute.TAKEOVERS: leased.record.takeovers,
+            }
+        )
         if leased.record.takeovers > MAX_TAKEOVERS and leased.record.opened_at is None:
             self._fail(
                 leased,
@@ -283,9 +310,13 @@ class Handler:
             leased.change(lease=self._new_lease())
 
     def _holds(self, leased: "LeasedRecord", at_least: float) -> bool:
-        """Whether the share `at_least` of the lease is left."""
-        lease = leased.record.lease
-        return lease is not None and lease.has_left(at_least, self._lease, self._clock())
+        """Whether the share `at_least` of the lease is left; of a first lease at most 3/4."""
+        lease, duration = leased.record.lease, self._lease
+        if lease is None:
+            return False
+        if lease.owner == FIRST_DELIVERY:
+            duration, at_least = first_lease(self._lease), min(at_least, _BEFORE_PUBLISHING_FIRST)
+        return lease.has_left(at_least, duration, self._clock())
 
     def _try_later(self, leased: "LeasedRecord", error: Transient) -> None:
         self._metrics.attempts_failed.labels("transient").inc()

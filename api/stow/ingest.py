@@ -19,8 +19,8 @@ from api.stow.upload import ReceivedPart, Upload, Uploads
 from api.vae.registry import Vae
 from shared.attachments import MAX_INLINE_BYTES, Attachment
 from shared.errors import StowgateError
-from shared.record_store import Records, UploadGivenUp
-from shared.records import FirstAnswer, IngestRecord
+from shared.record_store import Records, UploadGivenUp, VersionedRecord
+from shared.records import FIRST_DELIVERY, FirstAnswer, IngestRecord, Lease
 from shared.runtime.metrics import ApiMetrics
 from shared.runtime.tracing import NO_SPANS, Attribute, Tracer
 from shared.time import Clock, utc_now
@@ -29,9 +29,6 @@ _log = structlog.get_logger()
 
 # `destination` of a request without a VAE.
 DEFAULT_DESTINATION = "default"
-
-# How long the relay waits for a worker to handle the event of a new record.
-ANNOUNCEMENT_GRACE = timedelta(seconds=5)
 
 # Share of the claim on an Idempotency-Key that must be left when the record is written.
 _BEFORE_COMMIT = 0.9
@@ -48,18 +45,20 @@ class Target:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The numbers of stored instances and failed parts, and the answer.
+    """The numbers of stored instances and failed parts, the answer, and the new record.
 
-    `payload_id` is None if nothing was stored and no record written. `traceparent` is that of the
-    record.
+    `added` is None if nothing was stored.
     """
 
-    payload_id: str | None
     stored: int
     failed: int
     answer: Answer
-    stored_bytes: int = 0
-    traceparent: str | None = None
+    stored_bytes: int
+    added: VersionedRecord | None = None
+
+    @property
+    def payload_id(self) -> str | None:
+        return self.added.record.payload_id if self.added else None
 
 
 Render = Callable[[Outcome, Callable[[], None]], Answer]
@@ -75,15 +74,18 @@ class Ingest:
         recorded: Callable[[], None],
         metrics: ApiMetrics,
         mint: Callable[[datetime], str],
+        first_lease: timedelta,
         clock: Clock = utc_now,
         tracer: Tracer = NO_SPANS,
     ) -> None:
-        """`recorded` is called after each record, and must not wait."""
+        """`recorded` is called after each record, and must not wait. `first_lease` is the time that
+        the worker has that receives the event of a new record first."""
         self._uploads = uploads
         self._records = records
         self._recorded = recorded
         self._metrics = metrics
         self._mint = mint
+        self._first_lease = first_lease
         self._clock = clock
         self._tracer = tracer
 
@@ -147,18 +149,12 @@ class Ingest:
             answer = render(upload, keep_key)
             unanswered.callback(answer.body.close)
             done("render")
-            receipt = Receipt(
-                payload_id,
-                upload.stored_count,
-                upload.failed_count,
-                answer,
-                upload.stored_bytes,
-                self._tracer.current(),
-            )
+            receipt = Receipt(upload.stored_count, upload.failed_count, answer, upload.stored_bytes)
             if not receipt.stored:
                 unanswered.pop_all()
                 self._count(upload)
-                return replace(receipt, payload_id=None)
+                return receipt
+            now = self._clock()
             record = IngestRecord(
                 payload_id=payload_id,
                 correlation_id=correlation_id,
@@ -169,9 +165,10 @@ class Ingest:
                 vae_workflows=target.vae.workflows if target.vae else None,
                 file_count=upload.stored_count,
                 instances=upload.recorded_instances(),
-                due_at=self._clock() + ANNOUNCEMENT_GRACE,
+                due_at=now,
+                lease=Lease(FIRST_DELIVERY, now + self._first_lease),
                 first_answer=_first_answer(answer, upload) if claimed else None,
-                traceparent=receipt.traceparent,
+                traceparent=self._tracer.current(),
             )
             if claimed:
                 claimed.keep(at_least=_BEFORE_COMMIT)
@@ -181,7 +178,7 @@ class Ingest:
             undone = undo.pop_all()
             try:
                 with self._tracer.span("write record"):
-                    self._records.add(record)
+                    added = self._records.add(record)
             except UploadGivenUp as error:
                 undone.close()
                 raise SenderTooSlow(str(error)) from error
@@ -189,7 +186,7 @@ class Ingest:
             done("record")
             self._recorded()
             self._count(upload)
-            return receipt
+            return replace(receipt, added=added)
 
     def _check_time(self, received_at: datetime) -> None:
         limit_seconds = self._uploads.settings.max_upload_seconds

@@ -38,9 +38,9 @@ from api.stow.multipart import MalformedMultipart, MediaType, parse_media_type, 
 from api.stow.response import Outcome
 from api.stow.upload import ReceivedPart, Uploads
 from api.vae.registry import Vae, VaeRegistry
+from shared import events
 from shared.attachments import Attachment
 from shared.dicom.uids import is_uid
-from shared.events import InstancesStored
 from shared.ids import WORKFLOW_ID_RULE, is_workflow_id
 from shared.record_store import Records
 
@@ -180,9 +180,9 @@ class StoreTransaction:
         response = Response(answer.pieces(), answer.status, content_type=answer.content_type)
         response.content_length = answer.body.size_bytes
         response.call_on_close(answer.body.close)
-        if receipt.payload_id is not None:
+        if receipt.added is not None:
             # After the answer, as the worker that it wakes may use the same cores.
-            event = InstancesStored(receipt.payload_id, g.correlation_id, receipt.traceparent)
+            event = events.of_new_record(receipt.added)
             response.call_on_close(partial(self._announcements.make, event))
         return _with_links(response, receipt.payload_id, self._settings.public_url)
 

@@ -115,14 +115,16 @@ class MemoryEventConsumer:
 
     def _work(self, handle: Callable[[ReceivedMessage], None]) -> None:
         while (delivery := self._queue.take(self, self._closing)) is not None:
-            message = ReceivedMessage(delivery.message.body, delivery.message.headers)
-            reason = rejection(handle, message, self._queue.name)
+            message = delivery.message
+            received = ReceivedMessage(message.body, message.headers, delivery.redelivered)
+            reason = rejection(handle, received, self._queue.name)
             self._queue.settle(delivery, reason)
 
 
 @dataclass(frozen=True, eq=False)
 class _Delivery:
     message: Message
+    redelivered: bool
     consumer: MemoryEventConsumer
 
 
@@ -134,7 +136,7 @@ class _Queue:
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
         self._settled = threading.Condition(self._lock)
-        self._waiting: deque[Message] = deque()
+        self._waiting: deque[tuple[Message, bool]] = deque()
         self._in_hand: dict[_Delivery, None] = {}  # as a set that keeps the order
         self._consumers: set[MemoryEventConsumer] = set()
         self._dead_letters: deque[DeadLetter] = deque(maxlen=shape.max_dead_letters)
@@ -160,7 +162,7 @@ class _Queue:
                     f"queue {self.name!r} of the memory broker has its maximum of "
                     f"{self._capacity} messages and refused message {message.message_id}"
                 )
-            self._waiting.append(message)
+            self._waiting.append((message, False))
             self._arrived.notify()
 
     def take(self, consumer: MemoryEventConsumer, closing: threading.Event) -> _Delivery | None:
@@ -171,7 +173,7 @@ class _Queue:
                 # Pass the wake-up on: it may have been for a message.
                 self._arrived.notify()
                 return None
-            delivery = _Delivery(self._waiting.popleft(), consumer)
+            delivery = _Delivery(*self._waiting.popleft(), consumer)
             self._in_hand[delivery] = None
             return delivery
 
@@ -193,7 +195,7 @@ class _Queue:
             unfinished = self._held_by(consumer)
             for delivery in unfinished:
                 del self._in_hand[delivery]
-            self._waiting.extendleft(delivery.message for delivery in reversed(unfinished))
+            self._waiting.extendleft((found.message, True) for found in reversed(unfinished))
             self._arrived.notify_all()
 
     def _held_by(self, consumer: MemoryEventConsumer) -> list[_Delivery]:

@@ -51,12 +51,23 @@ def is_bulk(vr: str, size_bytes: int) -> bool:
     return vr in BULK_VRS and size_bytes > MAX_SMALL_ELEMENT_BYTES
 
 
+def extends(ranges: list[Range], vr: str, start: int) -> bool:
+    """Return whether a small top-level data element at `start` continues the last range.
+
+    The sidecar has no value of it anyway. In a range of its own, or between two, it would cost the
+    worker another request to the object store.
+    """
+    return vr in BULK_VRS and bool(ranges) and ranges[-1][1] == start
+
+
 def left_out(
     dataset: EncodedDataset, walk: Walk, bulk_ranges: list[Range], limits: StructureLimits
 ) -> LeftOut:
     """Determine what the sidecar omits of a data set that `walk` has read to its end."""
     size_bytes = len(dataset.view)
     ranges = [] if walk.has_missing_vr else bulk_ranges
+    if ranges and ranges[-1][1] == walk.position < size_bytes:
+        ranges[-1] = (ranges[-1][0], size_bytes)  # zeros behind the data set
     without_value: tuple[tuple[str, str], ...] = ()
     kept_bytes = size_bytes - sum(end - start for start, end in ranges)
     if (

@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from shared.dicom.header import dictionary_vr, tag_name
-from shared.dicom.left_out import NOTHING_LEFT_OUT, LeftOut, Range, add_range, is_bulk, left_out
+from shared.dicom.left_out import (
+    NOTHING_LEFT_OUT,
+    LeftOut,
+    Range,
+    add_range,
+    extends,
+    is_bulk,
+    left_out,
+)
 from shared.dicom.limits import DEFAULT, StructureLimits
 from shared.dicom.part10 import (
     Buffer,
@@ -153,7 +161,7 @@ def _collect(dataset: EncodedDataset, values: dict[int, bytes], limits: Structur
             continue
         if step.tag in WANTED_VALUES:
             keep_value(values, step.tag, dataset.view, step.value_start, step.value_end)
-        elif is_bulk(step.vr, step.end - step.start):
+        elif is_bulk(step.vr, step.end - step.start) or extends(bulk_ranges, step.vr, step.start):
             add_range(bulk_ranges, step.start, step.end)
     if step is None and only_zeros_follow(dataset.view, dataset.start):
         raise NotUnderstood("the file has no data set after its file meta information")

@@ -526,7 +526,7 @@ class RabbitEventConsumer:
     ) -> None:
         with self._in_hand_changed:
             self._in_hand += 1
-        message = ReceivedMessage(body, _texts(properties))
+        message = ReceivedMessage(body, _texts(properties), bool(method.redelivered))
         self._deliveries.put(Delivery(channel, method.delivery_tag, message))
 
     def _work(self, handle: Callable[[ReceivedMessage], None]) -> None:

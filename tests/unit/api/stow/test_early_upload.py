@@ -103,6 +103,7 @@ class Bench:
             recorded=lambda: None,
             metrics=ApiMetrics(CollectorRegistry()),
             mint=PayloadIds("stowgate").mint,
+            first_lease=timedelta(seconds=30),
         )
 
     def post(self, *parts: Part) -> Receipt:

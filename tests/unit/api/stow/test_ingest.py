@@ -112,6 +112,7 @@ class Bench:
             recorded=self._recorded,
             metrics=ApiMetrics(CollectorRegistry()),
             mint=self.payload_ids.mint,
+            first_lease=LEASE,
             clock=lambda: self.now,
         )
 

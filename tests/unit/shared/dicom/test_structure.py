@@ -519,11 +519,26 @@ def test_left_out_ranges_cover_top_level_bulk_values() -> None:
     data = file_with(small + nested + text + document + small + overlay + pixels + padding)
 
     document_start = data.index(document, data.index(text))
-    overlay_start = data.index(overlay)
-    assert check_structure(data).left_out.ranges == (
-        (document_start, document_start + len(document)),
-        (overlay_start, overlay_start + len(overlay) + len(pixels)),
-    )
+    assert check_structure(data).left_out.ranges == ((document_start, len(data)),)
+
+
+def test_a_small_element_after_a_described_one_gets_no_byte_range() -> None:
+    small = element(0x00091002, "UN", b"x" * 100)
+    text = element(0x00104000, "LT", b"x")
+    pixels = element(0x7FE00010, "OW", b"x" * 6000)
+    later = element(0x7FE10010, "LO", b"x ")
+    data = file_with(small + text + pixels + later + small)
+
+    pixels_start = data.index(pixels)
+    assert check_structure(data).left_out.ranges == ((pixels_start, pixels_start + len(pixels)),)
+
+
+def test_zeros_behind_the_last_bulk_value_are_left_out_with_it() -> None:
+    data = file_with(element(0x7FE00010, "OW", b"x" * 6000)) + b"\0" * 10
+
+    ((_, end),) = check_structure(data).left_out.ranges
+
+    assert end == len(data)
 
 
 def test_bulk_values_in_implicit_vr_are_recognized_by_the_data_dictionary() -> None:
