@@ -8,6 +8,7 @@ second thought for a sender that misbehaves.
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from functools import partial
 from io import BytesIO
 from uuid import uuid4
@@ -25,7 +26,7 @@ from shared.ids import PayloadIds
 from shared.instances import StoredInstance
 from shared.ports import ObjectStore
 from shared.record_store import Records
-from shared.records import IngestRecord
+from shared.records import FIRST_DELIVERY, IngestRecord, Lease, first_lease
 from shared.runtime.backends import open_backends
 from shared.runtime.logs import configure_logs
 from shared.settings.loader import load
@@ -64,7 +65,9 @@ def make_embedded_app() -> Flask:
     return _app(PayloadIds(settings.state_bucket), backends.instances, add)
 
 
-def _app(payload_ids: PayloadIds, store: ObjectStore, add: Callable[[IngestRecord], None]) -> Flask:
+def _app(
+    payload_ids: PayloadIds, store: ObjectStore, add: Callable[[IngestRecord], object]
+) -> Flask:
     app = Flask(__name__)
     threads = ThreadPoolExecutor(RAW_THREADS)
 

@@ -100,6 +100,6 @@ def _new_record(row: dict[str, Any]) -> VersionedRecord | None:
         return None
     try:
         found = new_record(row["record"].encode(), row["record_version"])
-    except (RecordUnreadable, UnicodeEncodeError):
+    except RecordUnreadable:
         return None
     return found if found.record.payload_id == row["payload_id"] else None

@@ -44,10 +44,12 @@ class Handled:
     def __init__(self, then: Callable[[bytes], object] = lambda _: None) -> None:
         self.bodies: list[bytes] = []
         self.headers: list[Mapping[str, str]] = []
+        self.redelivered: list[bool] = []
         self._then = then
 
     def __call__(self, message: ReceivedMessage) -> None:
         self.headers.append(message.headers)
+        self.redelivered.append(message.redelivered)
         self.bodies.append(message.body)
         self._then(message.body)
 

@@ -174,10 +174,14 @@ def test_close_waits_for_the_event_in_progress_and_consumes_no_more(broker: Brok
     eventually(lambda: rest.bodies == [b"waiting"])
 
 
-def test_close_requeues_events_that_do_not_finish_in_time(broker: Broker) -> None:
+def test_close_requeues_events_that_do_not_finish_in_time_and_marks_them_as_redelivered(
+    broker: Broker,
+) -> None:
     in_hand, released, finished = threading.Event(), threading.Event(), threading.Event()
+    redelivered = []
 
-    def handle(_message: ReceivedMessage) -> None:
+    def handle(message: ReceivedMessage) -> None:
+        redelivered.append(message.redelivered)
         in_hand.set()
         released.wait(PATIENCE_SECONDS)
         finished.set()
@@ -196,6 +200,7 @@ def test_close_requeues_events_that_do_not_finish_in_time(broker: Broker) -> Non
     assert finished.wait(PATIENCE_SECONDS)
     successor.close()
     assert again.bodies == [b"unfinished"]
+    assert (redelivered, again.redelivered) == ([False], [True])
     assert broker.consumer().backlog() == 0
     assert broker.dead_letters() == []
 

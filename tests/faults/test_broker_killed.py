@@ -95,6 +95,26 @@ def test_a_worker_survives_a_killed_broker_and_never_acks_a_stale_delivery(
     assert STALE not in worker.log()
 
 
+def test_an_event_that_a_consumer_had_when_the_broker_was_killed_comes_back_as_redelivered(
+    site: Site, own_broker: OwnBroker
+) -> None:
+    """Otherwise a worker would take the first lease that another one has."""
+    api = site.api()
+    wait_for(lambda: api.ready()[1]["dependencies"]["broker"]["status"] == "ready")
+    site.post(api, study(1))
+    with suppress(AMQPError), site.channel() as channel:
+        first = wait_for(lambda: channel.basic_get(site.event_queue)[0])
+        own_broker.restart()
+
+    with site.channel() as channel:
+        again = wait_for(lambda: channel.basic_get(site.event_queue)[0])
+        channel.basic_ack(again.delivery_tag)
+    assert (first.redelivered, again.redelivered) == (False, True)
+    site.worker()
+    for payload_id in site.records():
+        site.opened(payload_id)
+
+
 def test_a_worker_declares_everything_again_on_a_broker_that_lost_it(site: Site) -> None:
     api, worker = site.pair()
     site.opened(site.post(api, study()).headers["X-Payload-ID"])
