@@ -108,7 +108,7 @@ def test_a_first_delivery_after_the_first_lease_leaves_the_record_to_its_owner(
     assert not opened(bench, added)
 
 
-def test_a_first_delivery_does_not_publish_if_another_worker_took_over_meanwhile(
+def test_a_first_delivery_does_not_publish_after_another_worker_took_over(
     bench: Bench,
 ) -> None:
     """Its clock is behind, and the sidecar takes until the first lease is nearly over."""
@@ -183,7 +183,7 @@ def test_an_opened_payload_whose_pending_record_is_left_over_is_not_opened_again
     assert bench.records.pending() == []
 
 
-def test_the_end_of_a_first_lease_is_no_takeover_from_a_crashed_worker(bench: Bench) -> None:
+def test_a_lease_after_the_first_one_does_not_count_as_a_takeover(bench: Bench) -> None:
     added = add(bench)
     bench.now += FIRST_LEASE
 
