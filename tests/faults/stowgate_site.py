@@ -171,16 +171,16 @@ class Site:
     Without an `endpoint` the store is a folder, `data`.
     """
 
+    keeps_requests = False
+    """Whether `Node.store.asked` has all that a service sent to the store."""
+
     def __init__(
         self,
         data: Path,
         broker_url: str,
         endpoint: ObjectStoreEndpoint | None = None,
-        *,
-        keeps_requests: bool = False,
         **settings: str,
     ) -> None:
-        """With `keeps_requests`, `Node.store.asked` has all that a service sent to the store."""
         self.name = f"stowgate-test-{secrets.token_hex(6)}"
         self.events = f"{self.name}-events"
         self.event_queue = f"{self.events}.instances-stored"
@@ -194,7 +194,6 @@ class Site:
         self.state: Bucket
         self._endpoint = endpoint
         self._data = data
-        self._keeps_requests = keeps_requests
         self._stack = ExitStack()
         self._nodes: list[Node] = []
         bucket, state = self.name, f"{self.name}-state"
@@ -261,7 +260,7 @@ class Site:
 
     def _start(self, command: str, settings: dict[str, str]) -> Node:
         store_url = self._endpoint.url if self._endpoint else "http://127.0.0.1:1"
-        store = self._stack.enter_context(Proxy(store_url, keeps_requests=self._keeps_requests))
+        store = self._stack.enter_context(Proxy(store_url, keeps_requests=self.keeps_requests))
         broker = self._stack.enter_context(Proxy(self.broker_url))
         given = {**self._settings, "STOWGATE_BROKER": broker.url, **settings}
         if self._endpoint is not None:

@@ -22,15 +22,18 @@ _KINDS = {
 }
 
 
+class SiteKeepingRequests(Site):
+    keeps_requests = True
+
+
 @pytest.fixture
 def site(
     broker_url: str, object_store_endpoint: ObjectStoreEndpoint, tmp_path: Path
 ) -> Iterator[Site]:
-    found = Site(
+    found = SiteKeepingRequests(
         tmp_path,
         broker_url,
         object_store_endpoint,
-        keeps_requests=True,
         # Nothing expires while a slow machine opens many instances.
         STOWGATE_LEASE_SECONDS="600",
     )
