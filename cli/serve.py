@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 from contextlib import ExitStack, suppress
-from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -26,7 +25,7 @@ from cli.settings import ALL_SETTINGS
 from shared.errors import StoreUnfit
 from shared.runtime.backends import Backends, open_backends
 from shared.runtime.listen import bind, url_of
-from shared.runtime.logs import configure_logs
+from shared.runtime.logs import configure_logs, log_start
 from shared.runtime.tracing import open_tracer, why_no_spans
 from shared.settings.loader import BadSetting, doubtful_variables, load
 from shared.settings.services import METRICS_FOLDER, CommonSettings
@@ -57,6 +56,7 @@ def run() -> None:
     settings, of_worker = _start_api(), load(WorkerSettings)
     tls = server_tls(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
+    log_start()
     _say_where(settings, url_of(listener, settings.scheme))
     embedded: list[tuple[Worker, Backends]] = []
     apps: list[Flask] = []
@@ -114,6 +114,7 @@ def api() -> None:
     settings = _start_api()
     tls = server_tls(settings)
     listener = bind(settings.listen, "STOWGATE_LISTEN")
+    log_start()
     url = url_of(listener, settings.scheme)
     _log.info("listening", url=url, processes=settings.api_processes)
     click.echo(f"Stowgate's API listens on {url}")
@@ -226,7 +227,6 @@ def _start(section: type[_Section]) -> _Section:
     gc.set_threshold(_COLLECT_AFTER_OBJECTS)
     settings = load(section)
     configure_logs(settings.log)
-    _log.info("starting", version=version("stowgate"))
     for sentence in doubtful_variables(os.environ, ALL_SETTINGS):
         _log.warning(sentence)
     why = why_no_spans(os.environ)

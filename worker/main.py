@@ -22,7 +22,7 @@ from shared.runtime.backends import Backends, open_backends
 from shared.runtime.facts import Facts
 from shared.runtime.health import Readiness, health_views
 from shared.runtime.listen import bind, url_of
-from shared.runtime.logs import where
+from shared.runtime.logs import log_start, where
 from shared.runtime.metrics import BackendMetrics, HealthMetrics, WorkerMetrics
 from shared.runtime.threads import started_pool
 from shared.runtime.tracing import open_tracer
@@ -254,6 +254,7 @@ def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
     for path, endpoint in _HEALTH.items():
         app.add_url_rule(path, view_func=views[endpoint])
     listener = bind(settings.worker_listen, "STOWGATE_WORKER_LISTEN")
+    log_start()
     server = HealthServer(app, listener)
     backends.prepare()
     worker.start()

@@ -6,6 +6,7 @@ Tracebacks are rendered without local variables, which may contain a dataset.
 import logging
 import sys
 import traceback
+from importlib.metadata import version
 from typing import Any
 
 import structlog
@@ -49,6 +50,12 @@ def configure_logs(form: str | None, level: int = logging.INFO) -> None:
     for name in ("pika", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("pydicom").disabled = True
+
+
+def log_start() -> None:
+    """Log the version, once the settings and the address are known to be good: a bad one stops the
+    start with one line."""
+    structlog.get_logger().info("starting", version=version("stowgate"))
 
 
 def where(error: BaseException) -> str:
