@@ -80,6 +80,9 @@ class ApiMetrics:
         self.posts = Counter(
             "stowgate_posts", "STOW-RS requests by status code", ["status"], registry=registry
         )
+        # From the start, so that the first error is an increase.
+        for status in ("200", "202", "500", "503", "507"):
+            self.posts.labels(status)
         self.instances = Counter(
             "stowgate_instances",
             "instances by outcome: stored, or a warning or failure reason of PS3.18",
