@@ -108,6 +108,13 @@ class ClaimedKey:
         self._claim = claim
 
 
+def checked_key(key: str | None) -> str | None:
+    """Return the value of the header, if there is one. Raises `BadRequest` if it is not valid."""
+    if key is not None and not _GRAMMAR.fullmatch(key):
+        raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
+    return key
+
+
 class IdempotencyKeys:
     """Claims keys. Every call may raise what the object store raises."""
 
@@ -128,10 +135,8 @@ class IdempotencyKeys:
     def claim(self, caller: str, path: str, key: str) -> ClaimedKey | str:
         """Claim the key, or return the payload id of an earlier, completed POST with it.
 
-        Raises `BadRequest` for an invalid key, `StillRunning`, and `ClaimUnreadable`.
+        Raises `StillRunning` and `ClaimUnreadable`.
         """
-        if not _GRAMMAR.fullmatch(key):
-            raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
         digest = hashlib.sha256("\0".join((caller, path, key)).encode()).hexdigest()
         place = f"{claim_folder(int(digest[:2], 16))}{digest}.json"
         while True:

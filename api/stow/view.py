@@ -32,7 +32,7 @@ from api.stow import capabilities
 from api.stow import response as store_response
 from api.stow.announcements import Announcements
 from api.stow.answer import Answer
-from api.stow.idempotency import ClaimedKey, Fingerprint, IdempotencyKeys
+from api.stow.idempotency import ClaimedKey, Fingerprint, IdempotencyKeys, checked_key
 from api.stow.ingest import Ingest, Target
 from api.stow.multipart import MalformedMultipart, MediaType, parse_media_type, read_parts
 from api.stow.response import Outcome
@@ -110,6 +110,7 @@ class StoreTransaction:
         _count(self._rates, sender_of(request.remote_addr), per_minute, "from this address")
         study, workflow = _checked_study(study), _checked_workflow(workflow)
         _check_codings(request)
+        key = checked_key(request.headers.get("Idempotency-Key"))
         vae = self._vaes.cached(aet) if aet else None
         if vae:
             self._admit(vae, workflow)
@@ -125,7 +126,7 @@ class StoreTransaction:
             if is_empty:
                 return bare(HTTPStatus.NO_CONTENT)
             try:
-                return self._receive(body, Target(study, workflow, vae))
+                return self._receive(body, Target(study, workflow, vae), key)
             except MalformedMultipart as error:
                 if body.is_complete and body.received_bytes == 0:
                     raise IncompleteBody(_BODY_LOST) from error
@@ -145,8 +146,7 @@ class StoreTransaction:
         limit = vae.max_requests_per_minute
         _count(self._vae_rates, vae.name, limit, f"for VAE {vae.name}")
 
-    def _receive(self, body: RequestBody, target: Target) -> Response:
-        key = request.headers.get("Idempotency-Key")
+    def _receive(self, body: RequestBody, target: Target, key: str | None) -> Response:
         claimed: ClaimedKey | None = None
         piece_bytes = _PIECE_BYTES if key is None else _KEYED_PIECE_BYTES
         parts = _parts(request, body, piece_bytes, self._settings.max_part_header_bytes)

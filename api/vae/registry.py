@@ -91,10 +91,16 @@ def _uids(name: str) -> fields.Field[Any]:
     return fields.List(_text(_UID_RULE, is_uid), data_key=name, allow_none=True)
 
 
-def _count(name: str, max_count: int) -> fields.Field[Any]:
-    return fields.Integer(
-        data_key=name, strict=True, allow_none=True, validate=validate.Range(min=1, max=max_count)
-    )
+class _Count(fields.Integer):
+    """An integer, which may have a fraction of zero, as in JSON Schema (2020-12, 6.1.1)."""
+
+    def __init__(self, name: str, max_count: int) -> None:
+        in_range = validate.Range(min=1, max=max_count)
+        super().__init__(data_key=name, strict=True, allow_none=True, validate=in_range)
+
+    def _validated(self, value: Any) -> int:
+        is_whole = isinstance(value, float) and value.is_integer()
+        return super()._validated(int(value) if is_whole else value)
 
 
 class VaeSchema(Schema):
@@ -118,8 +124,8 @@ class VaeSchema(Schema):
         data_key="acceptedModalities",
         allow_none=True,
     )
-    max_instance_bytes = _count("maxInstanceBytes", 2**53)
-    max_requests_per_minute = _count("maxRequestsPerMinute", 1_000_000)
+    max_instance_bytes = _Count("maxInstanceBytes", 2**53)
+    max_requests_per_minute = _Count("maxRequestsPerMinute", 1_000_000)
     source = _text(SOURCE_RULE, is_source, allow_none=True)
     created_by = fields.String(data_key="createdBy", dump_only=True)
     updated_by = fields.String(data_key="updatedBy", dump_only=True)

@@ -113,6 +113,12 @@ def test_an_invalid_key_is_400(stowgate: Service, key: str) -> None:
     assert "Idempotency-Key" in answer.json()["detail"]
 
 
+def test_an_invalid_key_is_400_without_a_body_too(stowgate: Service) -> None:
+    answer = stowgate.post(STUDIES, b"", "application/dicom", **{"Idempotency-Key": "with space"})
+
+    assert answer.status_code == 400
+
+
 def test_a_refused_post_releases_its_key(stowgate: Service) -> None:
     key, instance = str(uuid4()), new_instance()
     body, content_type = multipart(instance)

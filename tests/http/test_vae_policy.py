@@ -135,6 +135,12 @@ def test_a_policy_can_be_changed_and_removed_without_other_changes(stowgate: Ser
         assert _post(stowgate, title, new_instance(Modality="OT")).status_code == 200
 
 
+def test_a_limit_may_have_a_fraction_of_zero(stowgate: Service) -> None:
+    changed = _change(stowgate, _vae(stowgate), maxInstanceBytes=1e6)
+
+    assert changed["maxInstanceBytes"] == 10**6
+
+
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
