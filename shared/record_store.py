@@ -277,6 +277,18 @@ class Records:
         """Return the objects in pending/, oldest first; the cost grows only with their number."""
         return [o for o in self._list(State.PENDING) if not _is_tombstone(o)][::-1]
 
+    def opened(self, payload_id: str) -> IngestRecord | None:
+        """Return the record if it lies in opened/. Raises `RecordUnreadable`."""
+        versioned = self.read(_key(State.OPENED, payload_id))
+        return None if versioned is None else versioned.record
+
+    def listed(self, state: State, limit: int) -> list[ListedObject]:
+        """Return up to `limit` objects of records in that place, newest first, without a read.
+
+        Up to 1000 take one listing, and another for each 1000 tombstones.
+        """
+        return list(islice((o for o in self._list(state) if not _is_tombstone(o)), limit))
+
     def newest(
         self, state: State | None, limit: int, cursor: str = ""
     ) -> tuple[Iterator[IngestRecord], str | None]:

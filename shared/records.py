@@ -87,11 +87,11 @@ class IngestRecord:
 
     `instances` is None if they are an attachment; `Records.instances` returns them in both cases.
     `workflow` is the one in the URL. `vae_workflows` are those of the VAE on receipt, None without
-    a VAE. `due_at` is when the relay may announce the record again. `takeovers` counts the workers
-    that crashed with the lease. `opened_at` is when the request was published, which may be set on
-    a pending record. `workflow_request` is the request without its `payload`. `traceparent` is the
-    context of the trace of the POST. `unknown` are fields of a newer service, which are kept for
-    it."""
+    a VAE. `due_at` is when the relay may announce the record again. `size_bytes` is the size of all
+    instances, None in a record of an earlier release. `takeovers` counts the workers that crashed
+    with the lease. `opened_at` is when the request was published, which may be set on a pending
+    record. `workflow_request` is the request without its `payload`. `traceparent` is the context of
+    the trace of the POST. `unknown` are fields of a newer service, which are kept for it."""
 
     payload_id: str
     correlation_id: str
@@ -103,6 +103,7 @@ class IngestRecord:
     file_count: int
     instances: tuple[StoredInstance, ...] | None
     due_at: datetime
+    size_bytes: int | None = None
     state: State = State.PENDING
     attempts: int = 0
     takeovers: int = 0
@@ -152,6 +153,7 @@ class _RecordSchema(Schema):
     file_count = fields.Integer(required=True, strict=True)
     instances = _Instances(required=True, allow_none=True)
     due_at = UtcDateTime(required=True)
+    size_bytes = fields.Integer(load_default=None, strict=True, allow_none=True)
     state = fields.Enum(State, by_value=True, required=True)
     attempts = fields.Integer(required=True, strict=True)
     takeovers = fields.Integer(required=True, strict=True)

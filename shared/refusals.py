@@ -12,12 +12,12 @@ order in which the facts arrive does not matter. `docs/decisions/0010` has the t
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from heapq import merge
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import orjson
@@ -34,7 +34,7 @@ VERSION = 1
 
 _JSON = "application/json"
 
-_REFUSED, _REPLAYS, _REPLAYED = "refused", "replays", "replayed"
+_PLACES = _REFUSED, _REPLAYS, _REPLAYED = "refused", "replays", "replayed"
 
 _DIGITS = 6
 MAX_NUMBER = 10**_DIGITS - 1
@@ -209,13 +209,20 @@ class Refusals:
 
         Lists each kind of object once, lazily, and reads none.
         """
-        listings = (self._list(place, after) for place in (_REFUSED, _REPLAYS, _REPLAYED))
-        for name, found in groupby(merge(*listings), key=lambda item: item[0]):
-            numbers: dict[str, list[int]] = {_REFUSED: [], _REPLAYS: [], _REPLAYED: []}
-            for _, place, number in found:
-                numbers[place].append(number)
-            payload_id = name.partition(".")[2]
-            yield payload_id, _outcome(numbers[_REFUSED], numbers[_REPLAYED], numbers[_REPLAYS])
+        return _outcomes(self._list(place, after) for place in _PLACES)
+
+    def newest_outcomes(self, max_names: int) -> tuple[dict[str, Outcome], bool]:
+        """Return the newest payloads with a refused or replayed request, and whether there may be more.
+
+        Reads up to `max_names` names of each place; 1000 take three listings.
+        """
+        listings = [list(islice(self._list(place), max_names)) for place in _PLACES]
+        # Behind the end of a listing, a replay of the payload might be missing.
+        ends = [listing[-1][0] for listing in listings if len(listing) == max_names]
+        if not ends:
+            return dict(_outcomes(listings)), False
+        end = min(ends)
+        return dict(_outcomes([i for i in one if i[0] < end] for one in listings)), True
 
     def request_replay(self, payload_id: str, number: int, due_at: datetime) -> Replay:
         """Request a replay with this number.
@@ -279,6 +286,17 @@ class Refusals:
             found = _KEY.fullmatch(listed.key)
             if found:
                 yield found["name"], place, int(found["number"])
+
+
+def _outcomes(
+    listings: Iterable[Iterable[tuple[str, str, int]]],
+) -> Iterator[tuple[str, Outcome]]:
+    for name, found in groupby(merge(*listings), key=lambda item: item[0]):
+        numbers: dict[str, list[int]] = {place: [] for place in _PLACES}
+        for _, place, number in found:
+            numbers[place].append(number)
+        payload_id = name.partition(".")[2]
+        yield payload_id, _outcome(numbers[_REFUSED], numbers[_REPLAYED], numbers[_REPLAYS])
 
 
 def ordered_name(payload_id: str) -> str:

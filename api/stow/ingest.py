@@ -167,6 +167,7 @@ class Ingest:
                 instances=upload.recorded_instances(),
                 due_at=now,
                 lease=Lease(FIRST_DELIVERY, now + self._first_lease),
+                size_bytes=upload.stored_bytes,
                 first_answer=_first_answer(answer, upload) if claimed else None,
                 traceparent=self._tracer.current(),
             )
