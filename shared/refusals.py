@@ -212,9 +212,9 @@ class Refusals:
         return _outcomes(self._list(place, after) for place in _PLACES)
 
     def newest_outcomes(self, max_names: int) -> tuple[dict[str, Outcome], bool]:
-        """Return the newest payloads with a refused or replayed request, and whether there may be more.
+        """Return the newest payloads with a refused or replayed request, and whether more may follow.
 
-        Reads up to `max_names` names of each place; 1000 take three listings.
+        Lists up to `max_names` names of each place; 1000 take three listings.
         """
         listings = [list(islice(self._list(place), max_names)) for place in _PLACES]
         # Behind the end of a listing, a replay of the payload might be missing.

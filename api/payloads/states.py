@@ -1,13 +1,15 @@
 """The reported state of a payload: its ingest record, with the refusals and replays."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 
 import structlog
 
 from api.http.problems import Conflict
-from shared.errors import ObjectMissing, VersionConflict
+from shared.errors import ObjectMissing, Transient, VersionConflict
+from shared.events import InstancesStored
 from shared.instances import StoredInstance
 from shared.ports import ObjectStore
 from shared.record_store import Records
@@ -54,6 +56,15 @@ class Payload:
         return self.record.last_error
 
 
+@dataclass(frozen=True)
+class ReplayedPage:
+    """The number of replayed payloads, the reasons why others were not, and the next cursor."""
+
+    replayed: int
+    reasons: list[str]
+    following: str | None
+
+
 class Payloads:
     """Every call may raise what the object store raises, and `RecordUnreadable`."""
 
@@ -62,11 +73,14 @@ class Payloads:
         records: Records,
         refusals: Refusals,
         instances: ObjectStore,
+        announce: Callable[[InstancesStored], None],
         clock: Clock = utc_now,
     ) -> None:
+        """`announce` publishes the event of a payload that is replayed."""
         self._records = records
         self._refusals = refusals
         self._instances = instances
+        self._announce = announce
         self._clock = clock
 
     def find(self, payload_id: str) -> Payload | None:
@@ -84,6 +98,32 @@ class Payloads:
 
     def replay(self, payload: Payload) -> Payload:
         """Have the workflow request published again. Raises `Conflict`."""
+        replayed = self._replay(payload)
+        record = replayed.record
+        # If the broker does not accept the event, the relay finds the replay, which is due.
+        with suppress(Transient):
+            self._announce(
+                InstancesStored(record.payload_id, record.correlation_id, record.traceparent)
+            )
+        return replayed
+
+    def replay_page(self, state: PayloadState, limit: int, cursor: str = "") -> ReplayedPage:
+        """Replay the payloads of one page of a list, oldest first.
+
+        Publishes no events, as the broker may confirm each of them late: the relay finds the
+        replays, which are due.
+        """
+        page, following = self.newest(state, limit, cursor)
+        payloads = list(page)
+        refused = []
+        for payload in reversed(payloads):
+            try:
+                self._replay(payload)
+            except Conflict as error:
+                refused.append(error.detail)
+        return ReplayedPage(len(payloads) - len(refused), refused, following)
+
+    def _replay(self, payload: Payload) -> Payload:
         record, outcome = payload.record, payload.outcome
         try:
             if payload.state is PayloadState.FAILED:

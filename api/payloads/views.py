@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -14,8 +13,6 @@ from marshmallow import Schema, fields
 from api.http.problems import BadRequest, NotFound
 from api.payloads.states import Payload, Payloads
 from api.payloads.workflow_manager_api import WorkflowManagerApi, WorkflowManagerSilent
-from shared.errors import Transient
-from shared.events import InstancesStored
 from shared.ids import is_guid
 from shared.instances import StoredInstance, workflow_request_json
 from shared.record_store import MAX_LISTED
@@ -50,13 +47,12 @@ _LISTED = PayloadSchema()
 
 def payload_views(
     payloads: Payloads,
-    announce: Callable[[InstancesStored], None],
     workflow_manager: WorkflowManagerApi | None,
 ) -> dict[str, Callable[..., ResponseReturnValue]]:
     """Return the views by endpoint."""
 
     def show(payload_id: str) -> ResponseReturnValue:
-        found = find(payload_id)
+        found = find(payloads, payload_id)
         return shown(found, progress(found))
 
     def shown(
@@ -79,28 +75,24 @@ def payload_views(
                 why = str(error)
         return {"workflow_instances": instances, "workflow_instances_error": why}
 
-    def find(payload_id: str) -> Payload:
-        found = payloads.find(payload_id.lower()) if is_guid(payload_id) else None
-        if found is None:
-            raise NotFound(
-                "there is no payload with that id: the id is wrong, or the upload was not "
-                "acknowledged"
-            )
-        return found
-
     def replay(payload_id: str) -> ResponseReturnValue:
-        replayed = payloads.replay(find(payload_id))
-        record = replayed.record
-        # If the broker does not accept the event, the relay finds the replay, which is due.
-        with suppress(Transient):
-            announce(InstancesStored(record.payload_id, record.correlation_id, record.traceparent))
-        return shown(replayed, {}, HTTPStatus.ACCEPTED)
+        return shown(payloads.replay(find(payloads, payload_id)), {}, HTTPStatus.ACCEPTED)
 
     def newest() -> ResponseReturnValue:
         page, cursor = payloads.newest(_state(), _limit(), _cursor())
         return jsonify({"payloads": [_dump(found) for found in page], "next": cursor})
 
     return {"payloads.show": show, "payloads.replay": replay, "payloads.newest": newest}
+
+
+def find(payloads: Payloads, payload_id: str) -> Payload:
+    """Return the payload with the id in the URL. Raises `NotFound`."""
+    found = payloads.find(payload_id.lower()) if is_guid(payload_id) else None
+    if found is None:
+        raise NotFound(
+            "there is no payload with that id: the id is wrong, or the upload was not acknowledged"
+        )
+    return found
 
 
 def _shown(

@@ -1,20 +1,17 @@
 """Administration of Virtual Application Entities: `config/vae` of the Informatics Gateway."""
 
 from collections.abc import Callable
-from functools import partial
 from http import HTTPStatus
-from threading import BoundedSemaphore
 from typing import Any
 
 import orjson
-from flask import g, jsonify, request, url_for
+from flask import g, jsonify, url_for
 from flask.typing import ResponseReturnValue
 from marshmallow import Schema, ValidationError
 
-from api.admission.body import RequestBody
-from api.admission.watchdog import Watchdog
+from api.admission.small_bodies import SmallBodies
 from api.auth import audit
-from api.http.problems import BadRequest, Conflict, NotFound, TooBusy
+from api.http.problems import BadRequest, Conflict, NotFound
 from api.vae.registry import Vae, VaeMissing, VaeRegistry, VaeSchema, VaeTaken
 from shared.time import utc_now
 
@@ -26,13 +23,6 @@ _LISTS = ("workflows", "plug_in_assemblies")
 _ACCEPTED = ("accepted_sop_classes", "accepted_transfer_syntaxes", "accepted_modalities")
 _SINGLE = ("max_instance_bytes", "max_requests_per_minute", "source")
 
-_MAX_BYTES = 1 << 20
-
-_BODY_SECONDS = 5.0
-
-# A stalled body blocks a thread for some seconds, so not all threads may receive one.
-_MAX_BODIES = 2
-_MAX_BODY_WAIT_SECONDS = 0.25
 _NOT_AN_OBJECT = "the body must be a JSON object that describes a VAE"
 
 # The path of the list of plug-ins hides a VAE of this name.
@@ -40,16 +30,15 @@ _PLUG_INS = "plug-ins"
 
 
 def vae_views(
-    vaes: VaeRegistry, public_url: str | None, watchdog: Watchdog
+    vaes: VaeRegistry, public_url: str | None, bodies: SmallBodies
 ) -> dict[str, Callable[..., ResponseReturnValue]]:
     """Return the views of `config/vae` by endpoint.
 
     Args:
         vaes: The registry.
         public_url: The base of the Location header; None makes it relative.
-        watchdog: Ends the bodies of slow clients.
+        bodies: Receives the bodies.
     """
-    receiving = BoundedSemaphore(_MAX_BODIES)
 
     def list_all() -> ResponseReturnValue:
         return jsonify(_SCHEMA.dump(vaes.all().values(), many=True))
@@ -65,49 +54,21 @@ def vae_views(
         return jsonify(_SCHEMA.dump(vae))
 
     def add() -> ResponseReturnValue:
-        given = _load(_SCHEMA, receiving, watchdog)
-        name = given.get("name") or given["virtual_ae_title"]
-        if name == _PLUG_INS:
-            raise BadRequest(f"name: {_PLUG_INS} is reserved for the list of plug-ins")
+        given = _load(_SCHEMA, bodies)
         _check_plug_ins(given)
-        audit.about(vae=name)
-        try:
-            vae = vaes.add(
-                Vae(
-                    name=name,
-                    virtual_ae_title=given["virtual_ae_title"],
-                    date_time_created=utc_now(),
-                    created_by=g.caller.name,
-                    **({"workflows": (), "plug_in_assemblies": ()} | _changeable(given)),
-                )
-            )
-        except VaeTaken as error:
-            raise Conflict(str(error)) from error
+        vae = add_vae(vaes, given)
         location = (public_url or "") + url_for(".show", name=vae.name)
         return jsonify(_SCHEMA.dump(vae)), HTTPStatus.CREATED, {"Location": location}
 
     def update() -> ResponseReturnValue:
-        given = _load(CHANGE_SCHEMA, receiving, watchdog)
+        given = _load(CHANGE_SCHEMA, bodies)
         if "name" not in given:
             raise BadRequest("name: required in the body, to identify the VAE")
         _check_plug_ins(given)
-        audit.about(vae=given["name"])
-        try:
-            vae = vaes.update(
-                given["name"],
-                date_time_updated=utc_now(),
-                updated_by=g.caller.name,
-                **_changeable(given),
-            )
-        except VaeMissing as error:
-            raise NotFound(str(error)) from error
-        return jsonify(_SCHEMA.dump(vae))
+        return jsonify(_SCHEMA.dump(change_vae(vaes, given["name"], given)))
 
     def remove(name: str) -> ResponseReturnValue:
-        try:
-            return jsonify(_SCHEMA.dump(vaes.remove(name)))
-        except VaeMissing as error:
-            raise NotFound("no VAE has that name") from error
+        return jsonify(_SCHEMA.dump(remove_vae(vaes, name)))
 
     return {
         "vae.list_all": list_all,
@@ -119,6 +80,48 @@ def vae_views(
     }
 
 
+def add_vae(vaes: VaeRegistry, given: dict[str, Any]) -> Vae:
+    """Add a VAE for the caller, from the fields that `VaeSchema` loaded.
+
+    Raises `BadRequest` and `Conflict`.
+    """
+    name = given.get("name") or given["virtual_ae_title"]
+    if name == _PLUG_INS:
+        raise BadRequest(f"name: {_PLUG_INS} is reserved for the list of plug-ins")
+    audit.about(vae=name)
+    try:
+        return vaes.add(
+            Vae(
+                name=name,
+                virtual_ae_title=given["virtual_ae_title"],
+                date_time_created=utc_now(),
+                created_by=g.caller.name,
+                **({"workflows": (), "plug_in_assemblies": ()} | _changeable(given)),
+            )
+        )
+    except VaeTaken as error:
+        raise Conflict(str(error)) from error
+
+
+def change_vae(vaes: VaeRegistry, name: str, given: dict[str, Any]) -> Vae:
+    """Change the given fields of a VAE for the caller. Raises `NotFound`."""
+    audit.about(vae=name)
+    try:
+        return vaes.update(
+            name, date_time_updated=utc_now(), updated_by=g.caller.name, **_changeable(given)
+        )
+    except VaeMissing as error:
+        raise NotFound(str(error)) from error
+
+
+def remove_vae(vaes: VaeRegistry, name: str) -> Vae:
+    """Remove a VAE. Raises `NotFound`."""
+    try:
+        return vaes.remove(name)
+    except VaeMissing as error:
+        raise NotFound("no VAE has that name") from error
+
+
 def _check_plug_ins(given: dict[str, Any]) -> None:
     """A plug-in that is not run may be the one that was to remove patient data."""
     if given.get("plug_in_assemblies"):
@@ -128,9 +131,9 @@ def _check_plug_ins(given: dict[str, Any]) -> None:
         )
 
 
-def _load(schema: Schema, receiving: BoundedSemaphore, watchdog: Watchdog) -> dict[str, Any]:
+def _load(schema: Schema, bodies: SmallBodies) -> dict[str, Any]:
     try:
-        described = orjson.loads(_received(receiving, watchdog))
+        described = orjson.loads(bodies.receive())
     except orjson.JSONDecodeError as error:
         raise BadRequest(_NOT_AN_OBJECT) from error
     if not isinstance(described, dict):
@@ -138,25 +141,14 @@ def _load(schema: Schema, receiving: BoundedSemaphore, watchdog: Watchdog) -> di
     try:
         given: dict[str, Any] = schema.load(described)
     except ValidationError as error:
-        words = "; ".join(f"{field}: {_words(why)}" for field, why in error.messages_dict.items())
+        words = "; ".join(f"{field}: {why}" for field, why in in_words(error).items())
         raise BadRequest(words) from error
     return given
 
 
-def _received(receiving: BoundedSemaphore, watchdog: Watchdog) -> bytes:
-    body = RequestBody.of(
-        request,
-        limit_bytes=_MAX_BYTES,
-        idle_seconds=_BODY_SECONDS,
-        max_seconds=_BODY_SECONDS,
-        watchdog=watchdog,
-    )
-    if not receiving.acquire(timeout=_MAX_BODY_WAIT_SECONDS):
-        raise TooBusy("too many concurrent request bodies; send it again later")
-    try:
-        return b"".join(iter(partial(body.read, _MAX_BYTES), b""))
-    finally:
-        receiving.release()
+def in_words(error: ValidationError) -> dict[str, str]:
+    """Return what is wrong with each field."""
+    return {field: _words(why) for field, why in error.messages_dict.items()}
 
 
 def _changeable(given: dict[str, Any]) -> dict[str, Any]:
