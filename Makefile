@@ -33,7 +33,7 @@ check: .venv/.ready-dev ## check format, lint, types and spelling, then run the 
 types: .venv/.ready-dev ## check the types of the code, its tests and its benchmarks
 	.venv/bin/mypy
 	MYPYPATH=tests .venv/bin/mypy tests/*.py benchmarks/*.py
-	@set -e; for folder in cluster contract e2e faults fuzz http senders unit; do \
+	@set -e; for folder in cluster contract e2e faults fuzz http page senders unit; do \
 		echo "MYPYPATH=tests:tests/$$folder .venv/bin/mypy tests/$$folder"; \
 		MYPYPATH=tests:tests/$$folder .venv/bin/mypy $$(git ls-files "tests/$$folder/*.py"); \
 	done

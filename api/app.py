@@ -18,8 +18,9 @@ from api.http.correlation import correlate
 from api.http.cors import Cors
 from api.http.openapi import openapi_document
 from api.http.paths import routed_path
-from api.http.routes import ROUTES, SCOPES, Scope
+from api.http.routes import PAGE_ROUTES, ROUTES, SCOPES, Scope
 from api.http.spans import trace_requests
+from api.page.rendering import Pages
 from api.settings import ApiSettings
 from shared.runtime.logs import where
 from shared.runtime.metrics import ApiMetrics
@@ -35,6 +36,7 @@ def create_app(
     settings: ApiSettings,
     *,
     views: Mapping[str, Callable[..., ResponseReturnValue]],
+    pages: Pages,
     authenticator: Authenticator,
     metrics: ApiMetrics,
     tracer: Tracer = NO_SPANS,
@@ -42,7 +44,8 @@ def create_app(
     """Create the application: routes, error handlers, authentication, audit and WSGI middleware.
 
     Args:
-        views: The views of the endpoints in the table of routes, except `openapi`.
+        views: The views of the endpoints in the tables of routes, except `openapi`.
+        pages: Renders the errors of the operator's page.
     """
     app = _App(__name__, static_folder=None)
     app.url_map.converters["path"] = _AnyPath
@@ -51,7 +54,7 @@ def create_app(
     scopes = SCOPES if settings.metrics_open else {**SCOPES, "health.metrics": Scope.READ}
     document = openapi_document(settings.public_url, authenticator.scheme, scopes)
     views = {**views, "openapi": lambda: Response(document, content_type="application/json")}
-    for route in ROUTES:
+    for route in (*ROUTES, *(PAGE_ROUTES if settings.page else ())):
         app.add_url_rule(
             route.path,
             endpoint=route.endpoint,
@@ -64,8 +67,10 @@ def create_app(
     correlate(app, metrics)
     own_hosts = OwnHosts(settings.public_url) if settings.is_for_this_machine else None
     origins = settings.cors_origins or ()
-    guard.install(app, authenticator, scopes, origins, own_hosts)
+    guard.install(app, authenticator, scopes, origins, own_hosts, settings.own_origin)
     audit.install(app)
+    if settings.page:
+        pages.install(app)
     # mypy takes the attribute for the method that it is at first.
     setattr(app, "wsgi_app", _middleware(app.wsgi_app, settings, origins))  # noqa: B010
     return app

@@ -6,11 +6,15 @@ from flask import Flask
 from prometheus_client import CollectorRegistry
 
 from api.admission.concurrency import EXTENSION, Admission, UploadLimiter
+from api.admission.small_bodies import SmallBodies
 from api.admission.watchdog import Watchdog
 from api.app import create_app
 from api.auth.authenticators import authenticator as authenticator_of
 from api.auth.guard import may
 from api.http.routes import Scope
+from api.page.activity import Activity
+from api.page.rendering import Pages
+from api.page.views import page_views
 from api.payloads.states import Payloads
 from api.payloads.views import payload_views
 from api.payloads.workflow_manager_api import WorkflowManagerApi
@@ -93,15 +97,26 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
     )
     authenticator = authenticator_of(settings)
     readiness = Readiness(backends.dependencies(backends.publisher.ping), HealthMetrics(registry))
+    refusals = Refusals(backends.state)
+    payloads = Payloads(records, refusals, backends.instances, backends.announce)
+    workflow_manager = WorkflowManagerApi.from_settings(settings)
+    bodies = SmallBodies(admission.watchdog)
+    pages = Pages(authenticator.scheme)
     app = create_app(
         settings,
         views={
             **stow_views(store, settings.public_url),
-            **vae_views(vaes, settings.public_url, admission.watchdog),
-            **payload_views(
-                Payloads(records, Refusals(backends.state), backends.instances),
-                backends.announce,
-                WorkflowManagerApi.from_settings(settings),
+            **vae_views(vaes, settings.public_url, bodies),
+            **payload_views(payloads, workflow_manager),
+            **page_views(
+                pages,
+                activity=Activity(records, refusals),
+                payloads=payloads,
+                vaes=vaes,
+                readiness=readiness,
+                workflow_manager=workflow_manager,
+                bodies=bodies,
+                settings=settings,
             ),
             **health_views(
                 readiness,
@@ -110,6 +125,7 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
                 lambda: may(authenticator, Scope.READ),
             ),
         },
+        pages=pages,
         authenticator=authenticator,
         metrics=metrics,
         tracer=backends.tracer,

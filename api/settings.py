@@ -53,6 +53,8 @@ _SPARE_THREADS = 2
 _SPARE_THREADS_WITH_AUTH = 8
 """The same with authentication, where all but one may wait for a password hash or an issuer."""
 
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
 _NEEDED_BY_AUTH = {"basic": ("users",), "jwt": ("jwt_keys", "jwt_issuer", "jwt_audience")}
 
 
@@ -89,6 +91,7 @@ class ApiSettings(UrlSettings, CommonSettings):
     tls_key: Path | None = setting(
         None, absolute_path, "private key of that certificate, an unencrypted PEM file"
     )
+    page: bool = setting("true", flag, "`false` turns off the operator's page, at `/` and `/ui`")
     retrieve_url: str | None = setting(
         None,
         http_url,
@@ -276,6 +279,16 @@ class ApiSettings(UrlSettings, CommonSettings):
         """The path of `public_url`, decoded as by WSGI (PEP 3333), which a proxy may put before
         every path; empty if there is none."""
         return unquote_to_bytes(urlsplit(self.public_url or "").path).decode("latin-1")
+
+    @property
+    def own_origin(self) -> str | None:
+        """The origin of `public_url`, as browsers write it (RFC 6454 6.2); None without a URL."""
+        if self.public_url is None:
+            return None
+        url = urlsplit(self.public_url)
+        port = "" if url.port in (None, _DEFAULT_PORTS[url.scheme]) else f":{url.port}"
+        host = url.hostname or ""
+        return f"{url.scheme}://{f'[{host}]' if ':' in host else host}{port}"
 
     @property
     def is_for_this_machine(self) -> bool:

@@ -212,7 +212,7 @@ class Refusals:
         return _outcomes(self._list(place, after) for place in _PLACES)
 
     def newest_outcomes(self, max_names: int) -> tuple[dict[str, Outcome], bool]:
-        """Return the newest payloads with a refused or replayed request, and whether more may follow.
+        """Return the newest refused or replayed payloads, and whether there may be more.
 
         Lists up to `max_names` names of each place; 1000 take three listings.
         """

@@ -104,6 +104,7 @@ def install(
     scopes: Mapping[str, Scope | None],
     page_origins: Collection[str],
     own_hosts: OwnHosts | None = None,
+    own_origin: str | None = None,
 ) -> None:
     """Require authentication and the scope of each endpoint, and set `g.caller`.
 
@@ -114,6 +115,7 @@ def install(
             here is forbidden for all callers.
         page_origins: Other origins whose pages may use administrative endpoints.
         own_hosts: Rejects requests that name another host.
+        own_origin: The origin of the public URL.
     """
 
     @app.before_request
@@ -139,7 +141,9 @@ def install(
             return
         # A browser sends an empty POST, or one of plain text, without a preflight. The media types
         # of an upload always need a preflight (Fetch 2.2.2).
-        if scope is Scope.ADMIN and _from_another_site(page_origins):
+        if scope is Scope.ADMIN and request.blueprint == "page":
+            _check_own_page(own_origin)
+        elif scope is Scope.ADMIN and _from_another_site(page_origins):
             raise Forbidden(
                 "the page's origin is not in STOWGATE_CORS_ORIGINS, which administration from a "
                 "browser requires"
@@ -178,6 +182,26 @@ def _from_another_site(listed: Collection[str]) -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     return origin is not None and origin.partition("://")[2] != request.host
+
+
+def _check_own_page(own_origin: str | None) -> None:
+    """Refuse a change through the operator's page unless the browser says that its form sent it.
+
+    With Basic authentication a browser adds its saved password to the forms of all origins. Every
+    browser sends Origin with a POST (Fetch 3.1), so a request without it is refused too; other
+    clients use the API.
+    """
+    origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")
+    if request.method in ("GET", "HEAD"):
+        return
+    is_own = origin is not None and (
+        origin == own_origin or origin.partition("://")[2] == request.host
+    )
+    if not is_own or site not in (None, "same-origin"):
+        raise Forbidden(
+            "the form was not sent by this page. Behind a proxy, the Host that it forwards must be "
+            "the one in the browser's address bar, or STOWGATE_PUBLIC_URL must be that address"
+        )
 
 
 def _caller(authenticator: Authenticator) -> Caller:

@@ -64,3 +64,9 @@ def _without(path: str, prefix: str) -> str:
 
 def _steps(path: str) -> list[str]:
     return [step for step in path.split("/") if step]
+
+
+def bare_prefix(target: str, public_url: str | None) -> str | None:
+    """Return the path of the public URL if a request names that path without a slash after it."""
+    prefix = urlsplit(public_url or "").path.rstrip("/")
+    return prefix if prefix and target.partition("?")[0] == prefix else None

@@ -61,17 +61,43 @@ ROUTES = (
     Route("GET", "/openapi.json", "openapi"),
 )
 
-RESERVED = frozenset(route.path.split("/")[1] for route in ROUTES)
+PAGE_ROUTES = (
+    Route("GET", "/", "page.overview", Scope.READ),
+    Route("GET", "/ui", "page.overview", Scope.READ),
+    Route("GET", "/ui/payloads", "page.payloads", Scope.READ),
+    Route("GET", "/ui/payloads/<payload_id>", "page.payload", Scope.READ),
+    Route("POST", "/ui/payloads/<payload_id>/replay", "page.replay", Scope.ADMIN, "replay payload"),
+    Route("POST", "/ui/replay/<state>", "page.replay_all", Scope.ADMIN, "replay payloads"),
+    Route("GET", "/ui/vaes", "page.vaes", Scope.READ),
+    Route("GET", "/ui/new-vae", "page.new_vae", Scope.ADMIN),
+    Route("POST", "/ui/new-vae", "page.add_vae", Scope.ADMIN, "create VAE"),
+    Route("GET", "/ui/vaes/<name>", "page.vae", Scope.READ),
+    Route("POST", "/ui/vaes/<name>", "page.change_vae", Scope.ADMIN, "change VAE"),
+    Route("POST", "/ui/vaes/<name>/remove", "page.remove_vae", Scope.ADMIN, "remove VAE"),
+    Route("GET", "/ui/send", "page.send", Scope.READ),
+    Route("GET", "/ui/help", "page.help", Scope.READ),
+    Route("GET", "/ui/static/<name>", "page.static"),
+)
+"""The operator's page, which answers in HTML and is not part of the OpenAPI document."""
+
+_ALL = (*ROUTES, *PAGE_ROUTES)
+
+RESERVED = frozenset(route.path.split("/")[1] for route in _ALL) - {""}
 """The first segments of all paths."""
 
-SCOPES = {route.endpoint: route.scope for route in ROUTES}
+SCOPES = {route.endpoint: route.scope for route in _ALL}
 
-ACTS = {route.endpoint: route.act for route in ROUTES if route.act}
+ACTS = {route.endpoint: route.act for route in _ALL if route.act}
 
 
 def template(rule: str) -> str:
     """Convert a rule of werkzeug to a path of OpenAPI."""
     return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
+
+
+def is_page(path: str) -> bool:
+    """Check whether a request is for the operator's page, by its normalized path."""
+    return path in ("/", "/ui") or path.startswith("/ui/")
 
 
 def is_store(method: str, path: str) -> bool:

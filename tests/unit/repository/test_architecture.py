@@ -49,7 +49,7 @@ def test_only_adapters_import_the_engines_libraries() -> None:
 
 
 API_ORDER = (
-    *("main", "app", "server", "payloads", "stow", "vae", "auth", "admission", "settings"),
+    *("main", "app", "server", "page", "payloads", "stow", "vae", "auth", "admission", "settings"),
     "http",
 )
 """The folders and modules of `api`. Each may import only those after it."""
