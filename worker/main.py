@@ -20,7 +20,7 @@ from shared.record_store import Records
 from shared.refusals import Refusals
 from shared.runtime.backends import Backends, open_backends
 from shared.runtime.facts import Facts
-from shared.runtime.health import Readiness, health_views
+from shared.runtime.health import HEALTH_PATHS, Readiness, health_views
 from shared.runtime.listen import bind, url_of
 from shared.runtime.logs import log_start, where
 from shared.runtime.metrics import BackendMetrics, HealthMetrics, WorkerMetrics
@@ -43,13 +43,6 @@ _log = structlog.get_logger()
 _CLEANUP_PAUSE_SECONDS = 0.1
 # Minimum of sidecar threads, shared by all payloads.
 _MIN_SIDECAR_THREADS = 4
-
-_HEALTH = {
-    "/health/live": "health.live",
-    "/health/startup": "health.startup",
-    "/health/ready": "health.ready",
-    "/metrics": "health.metrics",
-}
 
 _STOP_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
 
@@ -251,7 +244,7 @@ def run(settings: WorkerSettings, say: Callable[[str], None]) -> None:
     # Nobody is asked who they are here, so nobody is told more than states; the log has the rest.
     facts = Facts(settings, backends.keys_end).registry()
     views = health_views(readiness, registry, facts, may_read=lambda: False)
-    for path, endpoint in _HEALTH.items():
+    for endpoint, path in HEALTH_PATHS.items():
         app.add_url_rule(path, view_func=views[endpoint])
     listener = bind(settings.worker_listen, "STOWGATE_WORKER_LISTEN")
     log_start()

@@ -8,6 +8,8 @@ import re
 from enum import StrEnum
 from typing import NamedTuple
 
+from shared.runtime.health import HEALTH_PATHS
+
 
 class Scope(StrEnum):
     """A permission of a caller."""
@@ -54,10 +56,7 @@ ROUTES = (
     Route("GET", "/config/vae/plug-ins", "vae.plug_ins", Scope.READ),
     Route("GET", "/config/vae/<name>", "vae.show", Scope.READ),
     Route("DELETE", "/config/vae/<name>", "vae.remove", Scope.ADMIN, "remove VAE"),
-    Route("GET", "/health/live", "health.live"),
-    Route("GET", "/health/ready", "health.ready"),
-    Route("GET", "/health/startup", "health.startup"),
-    Route("GET", "/metrics", "health.metrics"),
+    *(Route("GET", path, endpoint) for endpoint, path in HEALTH_PATHS.items()),
     Route("GET", "/openapi.json", "openapi"),
 )
 
