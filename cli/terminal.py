@@ -106,4 +106,4 @@ def _print_line(console: Console, *cells: Text) -> None:
     with console.capture() as capture:
         console.print(line, soft_wrap=True)
     # Unlike rich, click can write to a stream that is declared as ASCII.
-    click.echo(capture.get(), nl=False, color=True)
+    click.echo(capture.get(), nl=False)
