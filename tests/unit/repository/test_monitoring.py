@@ -1,5 +1,6 @@
 """Alerts and dashboard, compared with the metrics and with the runbook."""
 
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 RULES = PROMETHEUS / "stowgate.rules.yml"
 RULE_TESTS = PROMETHEUS / "stowgate.rules.test.yml"
+DASHBOARD = ROOT / "deploy" / "grafana" / "stowgate.json"
 RUNBOOK = "docs/operations.md"
 
 # Of the samples of a histogram.
@@ -43,6 +45,11 @@ def _anchors() -> set[str]:
         re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-")
         for heading in re.findall(r"^## (.+)$", text, re.MULTILINE)
     }
+
+
+def _panels() -> list[dict[str, Any]]:
+    found = json.loads(DASHBOARD.read_text("utf-8"))["panels"]
+    return [panel for panel in found if panel["type"] != "row"]
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +101,31 @@ def test_each_alert_fires_in_a_test_of_promtool() -> None:
     fired = set(re.findall(r'alertname="(\w+)"', RULE_TESTS.read_text("utf-8")))
 
     assert fired == set(_alerts())
+
+
+def test_each_panel_names_existing_metrics() -> None:
+    expressions = [target["expr"] for panel in _panels() for target in panel["targets"]]
+
+    assert _unknown(expressions) == set()
+
+
+def test_each_panel_answers_a_question_of_the_runbook() -> None:
+    runbook = " ".join((ROOT / RUNBOOK).read_text("utf-8").split())
+    titles = [panel["title"] for panel in _panels()]
+
+    assert [title for title in titles if f"*{title}*" not in runbook] == []
+    asked = re.findall(r"\*([^*]+\?)\*", runbook)
+    assert set(asked) == set(titles)
+
+
+def test_the_panels_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in json.loads(DASHBOARD.read_text("utf-8"))["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
