@@ -13,7 +13,7 @@ PATHS ?= worker/routing.py worker/leader.py
 MUTANT_TESTS ?= $(foreach path,$(PATHS),$(or $(wildcard $(dir tests/unit/$(path))test_$(basename $(notdir $(path)))*.py),$(dir tests/unit/$(path))))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check types language coverage mutants format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts lock clean
+.PHONY: help run test check types language coverage mutants format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts screenshots lock clean
 
 help: ## list all targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -96,6 +96,9 @@ chaos: .venv/.ready-dev ## POSTS=10000 SEED=n: kill processes at random while se
 fuzz: .venv/.ready-dev ## N=1000000 SEED=n: test with random hostile input and the worst known files
 	@PYTHONPATH=tests .venv/bin/python tests/fuzz/run.py --cases $(or $(N),50000) $(if $(SEED),--seed $(SEED))
 	@PYTHONPATH=tests .venv/bin/python tests/fuzz/worst.py
+
+screenshots: .venv/.ready-dev ## take the screenshots of the operator's page for the docs; needs Chromium
+	@PYTHONPATH=tests .venv/bin/python tests/page/screenshots.py
 
 lock: .venv/.ready-dev ## update the lock files
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \

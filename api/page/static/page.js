@@ -294,6 +294,9 @@ function offerSending(form) {
       bytes.className = "n";
       bytes.textContent = size(file.size);
       row.append(name, bytes, document.createElement("td"));
+      // A narrow window shows rows as blocks, which would lose their roles.
+      row.role = "row";
+      [name.role, bytes.role, row.lastElementChild.role] = ["rowheader", "cell", "cell"];
       body.append(row);
       const item = { file, row, isDicom };
       fate(item, isDicom ? "not sent yet" : "left out: not a DICOM file");
@@ -315,6 +318,7 @@ function offerSending(form) {
 
   async function choose(found) {
     result.hidden = true;
+    found.sort((one, other) => (one.path < other.path ? -1 : 1));
     const checked = [];
     for (let start = 0; start < found.length; start += SNIFFED_AT_ONCE) {
       const batch = found.slice(start, start + SNIFFED_AT_ONCE);
@@ -471,7 +475,6 @@ function offerSending(form) {
     for (const entry of entries) {
       found.push(...(await filesOf(entry)));
     }
-    found.sort((one, other) => (one.path < other.path ? -1 : 1));
     await choose(found);
   });
 }
