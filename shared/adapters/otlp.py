@@ -1,7 +1,7 @@
 """Spans over OTLP (HTTP with protobuf), or on the console. Needs the extra `tracing`."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import structlog
@@ -9,8 +9,13 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    ConsoleSpanExporter,
+    SpanExporter,
+    SpanExportResult,
+)
 from opentelemetry.trace import (
     Link,
     NonRecordingSpan,
@@ -33,6 +38,8 @@ EXPORTERS: Mapping[str, type[SpanExporter]] = {
 
 _CLOSE_SECONDS = 2.0
 
+_log = structlog.get_logger()
+
 
 def provider(service: str, version: str) -> TracerProvider:
     """Return a provider without exporters, which are added to it.
@@ -52,8 +59,38 @@ def exporting_tracer(
     """Return a tracer that exports in a thread of its own, so call this after a fork."""
     exporting = provider(service, version)
     for name in exporters:
-        exporting.add_span_processor(BatchSpanProcessor(EXPORTERS[name]()))
+        exporting.add_span_processor(BatchSpanProcessor(ReportingExporter(EXPORTERS[name]())))
     return OpenTelemetryTracer(exporting, messaging_system)
+
+
+class ReportingExporter(SpanExporter):
+    """Logs one line when another exporter begins to fail, and one when it works again.
+
+    `shared/runtime/logs.py` silences that exporter, which logs several lines for each attempt.
+    """
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+        self._is_failing = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._exporter.export(spans)
+        is_failing = result is not SpanExportResult.SUCCESS
+        if is_failing and not self._is_failing:
+            _log.warning(
+                "spans are not exported, and lost; check that the collector runs at "
+                "OTEL_EXPORTER_OTLP_ENDPOINT and accepts OTLP over HTTP"
+            )
+        elif self._is_failing and not is_failing:
+            _log.info("spans are exported again")
+        self._is_failing = is_failing
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
 
 
 class OpenTelemetryTracer(Tracer):

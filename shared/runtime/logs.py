@@ -46,8 +46,8 @@ def configure_logs(form: str | None, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # The adapters report the errors of these two in one line; pydicom's lines may quote values.
-    for name in ("pika", "urllib3"):
+    # The adapters report the errors of these in one line; pydicom's lines may quote values.
+    for name in ("opentelemetry.exporter", "pika", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("pydicom").disabled = True
 
