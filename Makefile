@@ -13,7 +13,7 @@ PATHS ?= worker/routing.py worker/leader.py
 MUTANT_TESTS ?= $(foreach path,$(PATHS),$(or $(wildcard $(dir tests/unit/$(path))test_$(basename $(notdir $(path)))*.py),$(dir tests/unit/$(path))))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check types language coverage mutants format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts screenshots lock clean
+.PHONY: help run test check types language coverage mutants format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts screenshots lock clean bench-tracing
 
 help: ## list all targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -119,6 +119,9 @@ bench-relay: .venv/.ready ## measure a pass of the relay with many records
 
 bench-parts: .venv/.ready-dev ## measure the memory that many small parts need
 	@PYTHONPATH=tests .venv/bin/python benchmarks/parts.py $(ARGS)
+
+bench-tracing: .venv/.ready-dev ## measure what tracing costs, off and on
+	@PYTHONPATH=tests .venv/bin/python benchmarks/tracing.py $(ARGS)
 
 clean: ## remove everything that was installed; keep the data
 	rm -rf .venv .cache

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import structlog
 from opentelemetry import trace
@@ -125,27 +125,20 @@ class OpenTelemetryTracer(Tracer):
         attributes: Attributes | None,
     ) -> Iterator[str | None]:
         here = trace.get_current_span().get_span_context()
-        links = []
-        if (
-            parent is not None
-            and here.is_valid
-            and format_trace_id(here.trace_id) != parent.trace_id
-        ):
-            links.append(Link(here))
+        is_elsewhere = parent is not None and int(parent.trace_id, 16) != here.trace_id
         span = self._tracer.start_span(
             name,
             context=None if parent is None else _within(parent),
             kind=SpanKind[kind],
             attributes=_named(attributes or {}),
-            links=links,
+            links=[Link(here)] if is_elsewhere and here.is_valid else None,
             start_time=None if began_at is None else int(began_at * 1e9),
             record_exception=False,
             set_status_on_exception=False,
         )
         context = _context_of(span)
-        shown = {"trace_id": context.trace_id} if context.is_sampled else {}
         with (
-            structlog.contextvars.bound_contextvars(**shown),
+            _log_lines_of(context) if is_elsewhere or not here.is_valid else nullcontext(),
             trace.use_span(
                 span, end_on_exit=True, record_exception=False, set_status_on_exception=False
             ),
@@ -175,6 +168,13 @@ class OpenTelemetryTracer(Tracer):
 
 def _named(attributes: Attributes) -> dict[str, Value]:
     return {str(attribute): value for attribute, value in attributes.items()}
+
+
+def _log_lines_of(context: TraceContext) -> AbstractContextManager[None]:
+    """Give log lines the id of the trace. A span within another of its trace need not."""
+    if context.is_sampled:
+        return structlog.contextvars.bound_contextvars(trace_id=context.trace_id)
+    return nullcontext()
 
 
 def _fail(span: trace.Span, error_type: str) -> None:
