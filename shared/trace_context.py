@@ -38,6 +38,12 @@ def trace_context(traceparent: str | None) -> TraceContext | None:
     return TraceContext(found["trace_id"], found["span_id"], is_sampled)
 
 
+def logged(traceparent: str | None) -> dict[str, str]:
+    """Return the field of a log line that is written outside of the span."""
+    trace_id = shown_trace_id(traceparent)
+    return {} if trace_id is None else {"trace_id": trace_id}
+
+
 def shown_trace_id(traceparent: str | None) -> str | None:
     """Return the id of the trace for people to look up, or None if it is not exported."""
     context = trace_context(traceparent)

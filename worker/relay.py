@@ -21,6 +21,7 @@ from shared.record_store import Records
 from shared.records import IngestRecord, State, payload_id_of
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import MAX_AHEAD, Clock, has_ended, utc_now
+from shared.trace_context import logged
 
 _log = structlog.get_logger()
 
@@ -196,7 +197,12 @@ class Relay:
         seen.announced_at = now
         seen.announcements += 1
         self._metrics.announced_again.inc()
-        _log.info("announced again", payload_id=payload_id_of(key), attempts=seen.attempts)
+        _log.info(
+            "announced again",
+            payload_id=payload_id_of(key),
+            attempts=seen.attempts,
+            **logged(seen.traceparent),
+        )
 
 
 def _due_at(record: IngestRecord, now: datetime) -> datetime:

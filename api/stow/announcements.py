@@ -12,6 +12,7 @@ import structlog
 from shared.errors import Transient
 from shared.events import InstancesStored
 from shared.runtime.metrics import ApiMetrics
+from shared.trace_context import logged
 
 _log = structlog.get_logger()
 
@@ -60,4 +61,5 @@ class Announcements:
             payload_id=event.payload_id,
             correlation_id=event.correlation_id,
             error=why,
+            **logged(event.traceparent),
         )

@@ -57,7 +57,9 @@ class Site:
 
     def post(self, *instances: bytes, path: str = "/dicomweb/studies", **headers: str) -> Any:
         body, content_type = multipart(*instances)
-        return self.client.post(path, data=body, content_type=content_type, headers=headers)
+        answer = self.client.post(path, data=body, content_type=content_type, headers=headers)
+        answer.close()  # which announces the record
+        return answer
 
     def payload(self, payload_id: str) -> dict[str, Any]:
         return dict(self.client.get(f"/payloads/{payload_id}").json or {})

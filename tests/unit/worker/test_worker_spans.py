@@ -14,6 +14,7 @@ from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
 from records_made import RECEIVED_AT, record
 from spans import Spans, context_of, parent_of
+from structlog.testing import capture_logs
 
 from shared.adapters.folder.publisher import FolderEventPublisher
 from shared.adapters.folder.store import FolderObjectStore
@@ -125,15 +126,18 @@ def test_the_relay_announces_a_record_with_the_trace_of_its_post(tmp_path: Path)
         announced.append(event)
         return Published()
 
-    Relay(
+    relay = Relay(
         records=records,
         announce=announce,
         backlog=lambda: 0,
         metrics=WorkerMetrics(CollectorRegistry()),
         clock=lambda: RECEIVED_AT + timedelta(minutes=1),
-    ).run_once()
+    )
+    with capture_logs() as lines:
+        relay.run_once()
 
     assert [event.traceparent for event in announced] == [OF_THE_POST]
+    assert [line["trace_id"] for line in lines] == [TRACE_ID]
 
 
 def test_a_replay_is_published_in_the_trace_of_the_post(tmp_path: Path, spans: Spans) -> None:
