@@ -27,8 +27,9 @@ class NewerEvent(Permanent):
 class InstancesStored:
     """The instances of one POST are stored, and their ingest record is written.
 
-    `new_record` is that record, if the event is published right after it and the record is small.
-    Who receives such an event first needs no read, and holds the record's first lease.
+    `new_version` is the version of that record, if the event is published right after it. Who
+    receives such an event first holds the record's first lease. `new_record` is the record itself,
+    if it is small, and need not be read.
     `traceparent` is the context of the trace of the POST. It is not in the body, as the context
     travels in a header.
     """
@@ -37,6 +38,7 @@ class InstancesStored:
     correlation_id: str
     traceparent: str | None = None
     new_record: VersionedRecord | None = None
+    new_version: str | None = None
 
 
 class _InstancesStoredSchema(Schema):
@@ -55,8 +57,13 @@ _SCHEMA = _InstancesStoredSchema()
 def of_new_record(added: VersionedRecord) -> InstancesStored:
     """Return the event that announces a record which was just added."""
     record = added.record
-    small = added if len(added.data) <= _MAX_COPY_BYTES else None
-    return InstancesStored(record.payload_id, record.correlation_id, record.traceparent, small)
+    return InstancesStored(
+        record.payload_id,
+        record.correlation_id,
+        record.traceparent,
+        new_record=added if len(added.data) <= _MAX_COPY_BYTES else None,
+        new_version=added.version,
+    )
 
 
 def encode(event: InstancesStored, exchange: str, routing_key: str) -> Message:
@@ -65,9 +72,10 @@ def encode(event: InstancesStored, exchange: str, routing_key: str) -> Message:
         "payload_id": event.payload_id,
         "correlation_id": event.correlation_id,
     }
+    if event.new_version is not None:
+        body["record_version"] = event.new_version
     if event.new_record is not None:
         body["record"] = event.new_record.data.decode()
-        body["record_version"] = event.new_record.version
     return Message(
         exchange=exchange,
         routing_key=routing_key,
@@ -91,7 +99,12 @@ def decode(body: bytes) -> InstancesStored:
     payload_id, correlation_id = row["payload_id"], row["correlation_id"]
     if not (is_guid(payload_id) and is_guid(correlation_id)):
         raise MalformedEvent("payload_id and correlation_id of an event must be GUIDs")
-    return InstancesStored(payload_id, correlation_id, new_record=_new_record(row))
+    return InstancesStored(
+        payload_id,
+        correlation_id,
+        new_record=_new_record(row),
+        new_version=row["record_version"],
+    )
 
 
 def _new_record(row: dict[str, Any]) -> VersionedRecord | None:

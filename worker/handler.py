@@ -107,9 +107,12 @@ class Handler:
             payload_id=event.payload_id, correlation_id=event.correlation_id
         ):
             try:
-                self.open_workflow_request(
-                    event.payload_id, None if message.redelivered else event.new_record
-                )
+                if message.redelivered:
+                    self.open_workflow_request(event.payload_id)
+                else:
+                    self.open_workflow_request(
+                        event.payload_id, event.new_record, event.new_version
+                    )
             except VersionConflict:
                 _log.info("another worker has the record")
             except StowgateError as error:
@@ -118,21 +121,22 @@ class Handler:
                 )
 
     def open_workflow_request(
-        self, payload_id: str, new_record: VersionedRecord | None = None
+        self,
+        payload_id: str,
+        new_record: VersionedRecord | None = None,
+        new_version: str | None = None,
     ) -> None:
         """Open the payload's workflow request, if its record is pending and not leased.
 
-        `new_record` is the record that came with the first delivery of its event. It is not read
-        again, and its first lease is this worker's.
+        `new_version` is the version of the record that the first delivery of its event names. While
+        the record has that version, its first lease is this worker's. `new_record` is the record,
+        if it came with the event; it is not read again.
 
         Raises `VersionConflict` if another worker changed the record, and the errors of the object
         store if the record could not be read or written.
         """
         if new_record is not None and self._has_first_lease(new_record.record):
-            first_attempt = replace(new_record.record, attempts=1)
-            self._open_leased(
-                LeasedRecord(self._records, replace(new_record, record=first_attempt))
-            )
+            self._open_first(new_record)
             return
         versioned = self._records.find(payload_id)
         if versioned is None:
@@ -145,10 +149,18 @@ class Handler:
             self._publish_replay(payload_id)
         if versioned.record.state is not State.PENDING:
             return
+        if versioned.version == new_version and self._has_first_lease(versioned.record):
+            self._open_first(versioned)
+            return
         lease = versioned.record.lease
         if lease is not None and not has_ended(lease.until, self._clock()):
             return
         self._open_leased(self._acquire(versioned))
+
+    def _open_first(self, versioned: VersionedRecord) -> None:
+        """Open the request under the record's first lease, which is not written again."""
+        first_attempt = replace(versioned.record, attempts=1)
+        self._open_leased(LeasedRecord(self._records, replace(versioned, record=first_attempt)))
 
     def _has_first_lease(self, record: IngestRecord) -> bool:
         lease = record.lease

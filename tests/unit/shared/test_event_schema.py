@@ -82,13 +82,15 @@ def test_the_event_of_a_small_new_record_carries_the_record_and_its_version(
     assert received.new_record == added
 
 
-def test_the_event_of_a_large_new_record_only_names_it(tmp_path: Path) -> None:
+def test_the_event_of_a_large_new_record_only_names_it_and_its_version(tmp_path: Path) -> None:
     added = add(tmp_path, 100)
 
     event = of_new_record(added)
+    body = encode(event, "exchange", "key").body
 
-    assert event.new_record is None
-    assert len(encode(event, "exchange", "key").body) < 200
+    assert decode(body) == event
+    assert (event.new_record, event.new_version) == (None, added.version)
+    assert len(body) < 300
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,9 @@ def test_a_copy_that_cannot_be_used_is_ignored(
 ) -> None:
     sent = json.loads(encode(of_new_record(add(tmp_path, 1)), "exchange", "key").body)
 
-    received = decode(json.dumps({**sent, field: value}).encode())
+    changed = {**sent, field: value}
+    received = decode(json.dumps(changed).encode())
 
-    assert received == InstancesStored({**sent, field: value}["payload_id"], sent["correlation_id"])
+    assert received == InstancesStored(
+        changed["payload_id"], changed["correlation_id"], new_version=changed["record_version"]
+    )

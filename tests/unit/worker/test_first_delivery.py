@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 from handler_bench import LEASE, Bench, Observed
-from instances import new_instance, real_file
+from instances import new_instance, one_series, real_file
 from observed_store import CALLS, Call, ObservedStore
 
 from shared import events
@@ -60,6 +60,48 @@ def test_the_first_delivery_reads_no_record_and_writes_no_lease(bench: Bench) ->
     assert instances.made == {"read_range": 1, "put": 1}
     found = bench.found(added.record)
     assert (found.attempts, found.lease, found.opened_at) == (1, None, bench.now)
+
+
+def _large(bench: Bench) -> VersionedRecord:
+    """A record that is too large for its event."""
+    lease = Lease(FIRST_DELIVERY, bench.now + FIRST_LEASE)
+    added = bench.add(*one_series(80), due_at=bench.now, lease=lease)
+    found = bench.records.find(added.payload_id)
+    assert found is not None
+    assert events.of_new_record(found).new_record is None
+    return found
+
+
+def test_the_first_delivery_of_a_large_record_reads_it_and_writes_no_lease(bench: Bench) -> None:
+    added = _large(bench)
+    state = Calls(bench.state)
+
+    bench.handler(state=state.store)(event(added))
+
+    assert opened(bench, added)
+    assert state.made["replace"] == 0
+    assert bench.found(added.record).attempts == 1
+
+
+def test_a_redelivered_event_of_a_large_record_waits_for_the_end_of_its_first_lease(
+    bench: Bench,
+) -> None:
+    added = _large(bench)
+
+    bench.handler()(event(added, redelivered=True))
+
+    assert not opened(bench, added)
+
+
+def test_a_first_delivery_of_a_large_record_that_was_changed_leaves_it_alone(
+    bench: Bench,
+) -> None:
+    added = _large(bench)
+    bench.records.change(added, last_error="changed by another worker")
+
+    bench.handler()(event(added))
+
+    assert not opened(bench, added)
 
 
 def test_a_redelivered_event_waits_for_the_end_of_the_first_lease(bench: Bench) -> None:
