@@ -13,7 +13,7 @@ PATHS ?= worker/routing.py worker/leader.py
 MUTANT_TESTS ?= $(foreach path,$(PATHS),$(or $(wildcard $(dir tests/unit/$(path))test_$(basename $(notdir $(path)))*.py),$(dir tests/unit/$(path))))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check types language coverage mutants format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts screenshots lock clean bench-tracing
+.PHONY: help run test check types language coverage mutants format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts bench-tracing screenshots lock clean
 
 help: ## list all targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
