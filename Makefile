@@ -46,7 +46,7 @@ coverage: .venv/.ready-dev ## run the unit tests and report the branches they mi
 
 mutants: .cache/mutmut/bin/mutmut ## PATHS=worker/relay.py: list small changes of the code that no test beside it notices
 	@rm -rf .cache/mutants && mkdir -p .cache/mutants
-	@cp -R api cli shared worker tests pyproject.toml .cache/mutants
+	@cp -RL api cli shared worker tests pyproject.toml .cache/mutants
 	@printf '\n[tool.mutmut]\n%s = [%s]\n%s = [%s]\n%s\n%s\n%s\n' \
 		source_paths '$(PATHS:%="%",)' pytest_add_cli_args_test_selection '$(MUTANT_TESTS:%="%",)' \
 		'also_copy = ["api", "cli", "shared", "worker", "tests"]' \
