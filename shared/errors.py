@@ -34,7 +34,7 @@ class StoreRefused(Permanent):
 
 
 class StoreUnfit(Permanent):
-    """The object store does not do what Stowgate relies on; nothing may be stored there."""
+    """The object store lacks what Stowgate relies on; nothing may be stored there."""
 
 
 class ObjectMissing(Permanent):

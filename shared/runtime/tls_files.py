@@ -1,4 +1,4 @@
-"""TLS by PEM files that are read again when they change, for new connections."""
+"""TLS from PEM files, which are reloaded for new connections when they have changed."""
 
 import os
 import ssl
@@ -14,10 +14,10 @@ _log = structlog.get_logger()
 
 
 class TlsFiles:
-    """The context that `make` makes of some files. Safe between threads.
+    """Keeps the TLS context that `make` creates from files. Safe between threads.
 
-    `make` raises `BadSetting` for files that cannot be used. At first that is raised here; later
-    the context made last stays, and the log has the reason.
+    `make` raises `BadSetting` for unusable files. At the start the error passes through. Later the
+    last context stays in use, and the log has the reason.
     """
 
     def __init__(self, files: Sequence[Path], make: Callable[[], ssl.SSLContext]) -> None:
@@ -25,13 +25,13 @@ class TlsFiles:
         self._make = make
         self._lock = threading.Lock()
         self._stamps = self._stamps_now()
-        # The authorities of the system take a while to read, and plain connections need none.
+        # Reading the authorities of the system takes time, and plain connections do not need them.
         self._context = make() if files else None
 
     def context(self) -> ssl.SSLContext:
-        """For one new connection."""
+        """Return the context for one new connection."""
         with self._lock:
-            # Before they are read, so that a change in between is seen the next time.
+            # Taken before reading, so that a change in between is seen next time.
             stamps = self._stamps_now()
             if self._context is None:
                 self._context = self._make()
@@ -40,9 +40,12 @@ class TlsFiles:
                 try:
                     self._context = self._make()
                 except BadSetting as error:
-                    _log.error("TLS files unusable; those read before are used", error=str(error))
+                    _log.error(
+                        "could not reload the TLS files; the last valid ones stay in use",
+                        error=str(error),
+                    )
                 else:
-                    _log.info("TLS files read again", files=[str(path) for path in self._files])
+                    _log.info("TLS files reloaded", files=[str(path) for path in self._files])
             return self._context
 
     def _stamps_now(self) -> list[tuple[int, int, int] | None]:
@@ -52,10 +55,10 @@ class TlsFiles:
 def client_tls(
     prefix: str, *, ca: Path | None, certificate: Path | None, key: Path | None
 ) -> TlsFiles:
-    """What a server has to prove, and what it is shown.
+    """Return the TLS of connections to a server, with a client certificate if there is one.
 
     Without `ca` the authorities of the system are trusted. `prefix` begins the names of the
-    settings, such as `STOWGATE_BROKER_`. Raises `BadSetting` for files that cannot be used.
+    settings, such as `STOWGATE_BROKER_`. Raises `BadSetting` for unusable files.
     """
 
     def make() -> ssl.SSLContext:

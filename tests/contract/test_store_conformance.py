@@ -156,12 +156,12 @@ def own_s3(kind: type[OwnS3]) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (IgnoresIfNoneMatch, r"If-None-Match: \* was answered with success although"),
-        (IgnoresIfMatch, "If-Match was answered with success although"),
-        (ChecksAndWritesInTwoSteps, r"of 16 writers .* were answered with success, where one may"),
+        (IgnoresIfNoneMatch, r"If-None-Match: \* succeeded although"),
+        (IgnoresIfMatch, "If-Match succeeded although"),
+        (ChecksAndWritesInTwoSteps, r"of 16 concurrent writers .* succeeded instead of one"),
         (KnowsNoConditions, "NotImplemented, no, HTTP 501"),
         (RacesEndInAnError, r"neither success .* 16 HTTP 400 InvalidRequest"),
-        (WritesWhatLost, r"the object, of 16 writers"),
+        (WritesWhatLost, r"the object, of 16 concurrent writers"),
     ],
 )
 def test_a_store_that_breaks_conditional_writes_is_refused_in_words(
@@ -222,7 +222,7 @@ def test_a_bucket_of_versitygw_that_keeps_versions_is_refused(
     # minio-py cannot read its list of versions, so the bucket goes when its store goes.
     endpoint, bucket = second_object_store_endpoint, f"versions-{secrets.token_hex(8)}"
     keep_versions(endpoint, bucket)
-    with pytest.raises(StoreUnfit, match="take one that keeps none"):
+    with pytest.raises(StoreUnfit, match="use one that keeps none"):
         conforms(connect(endpoint.url, bucket, endpoint))
 
 
@@ -296,9 +296,9 @@ def shows_what_is_not_finished(request: Forwarding, _: bytes) -> bool:
     [
         (other_etag_each_time, "the ETag of an object"),
         (no_ranges, "a range of 3 bytes from 2"),
-        (backward_listing, "a listing, by the bytes of the keys"),
-        (deletes_nothing, "that was deleted is still there"),
-        (shows_what_is_not_finished, "showed before its multipart upload ended"),
+        (backward_listing, "a listing in the byte order of the keys"),
+        (deletes_nothing, "a deleted object still exists"),
+        (shows_what_is_not_finished, "visible before its multipart upload ended"),
     ],
 )
 def test_a_store_that_reads_lists_or_deletes_otherwise_is_refused(
@@ -395,7 +395,7 @@ def test_a_store_that_is_unfit_stays_unused_and_says_why() -> None:
         verification = Verification(instances=raw, state=raw)
         with pytest.raises(StoreUnfit, match=re.escape(url)):
             verification.run()
-    with pytest.raises(StowgateError, match="where one may be"):
+    with pytest.raises(StowgateError, match="instead of one"):
         VerifiedObjectStore(raw, verification).ping()
 
 
@@ -420,7 +420,7 @@ def test_no_service_starts_on_a_store_that_lets_several_writers_through(
         )
     assert ended.returncode != 0
     (line,) = [
-        line for line in (ended.stdout + ended.stderr).splitlines() if "where one may be" in line
+        line for line in (ended.stdout + ended.stderr).splitlines() if "instead of one" in line
     ]
     assert line.startswith("FAIL      bucket stowgate" if command == "check" else "stowgate: ")
     assert "Traceback" not in ended.stderr

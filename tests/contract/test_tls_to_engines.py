@@ -133,7 +133,7 @@ def test_an_authority_of_the_site_is_trusted(
 
 
 def test_an_authority_that_is_not_given_is_not_trusted(engine: Engine, files: Files) -> None:
-    words = r"(?i)certificate.verify.failed.*look at its certificate.*STOWGATE_\w+_CA"
+    words = r"(?i)certificate.verify.failed.*check its certificate.*STOWGATE_\w+_CA"
     with pytest.raises(engine.unavailable, match=words):
         engine.reach(files.tls())()
     files.trust(trustme.CA())

@@ -439,6 +439,9 @@ def test_a_certificate_that_changes_is_shown_to_new_connections(tmp_path: Path) 
         assert not trusts(first, service)
         key.write_text("half a")
         wait_for(
-            lambda: trusts(second, service) and "TLS files unusable" in service.log.read_text()
+            lambda: (
+                trusts(second, service)
+                and "could not reload the TLS files" in service.log.read_text()
+            )
         )
         assert trusts(second, service)

@@ -159,7 +159,7 @@ class RabbitConnection:
             advice = "is it running, and is STOWGATE_BROKER right?"
             if "SSL" in self._down_cause:
                 advice = (
-                    "look at its certificate, at STOWGATE_BROKER_CA and at "
+                    "check its certificate, STOWGATE_BROKER_CA and "
                     "STOWGATE_BROKER_CLIENT_CERTIFICATE"
                 )
             raise self.unavailable(

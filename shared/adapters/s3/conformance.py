@@ -1,8 +1,8 @@
-"""Whether an object store does what Stowgate relies on.
+"""Checks that an object store does what Stowgate relies on.
 
-Leases, the commit point and the uniqueness of a VAE stand on conditional writes. Some S3 engines
-ignore the condition, and some check it and write in two steps, so that several writers succeed at
-once. Neither is seen in use: payloads are lost or opened twice, in silence.
+Leases, the commit point and the uniqueness of a VAE depend on conditional writes. Some S3 engines
+ignore the condition. Others check it and write in two steps, so that several concurrent writers
+succeed. Neither causes an error: payloads are lost or opened twice without any sign of it.
 """
 
 from collections import Counter
@@ -22,25 +22,25 @@ from shared.errors import (
 from shared.ports import ObjectStore
 
 PROBES = "stowgate-check"
-"""Folder, in each bucket, of the objects that a check writes and removes again."""
+"""The folder, in each bucket, of the objects that a check writes and removes."""
 
 _WRITERS = 16
-# By round, so that a store is busy with one writer while the others arrive, whatever keeps it busy.
-# VersityGW 1.6, which checks the condition and writes in two steps, lets several writers of 32 KiB
-# through in 39 of 40 rounds.
+# Sizes of the objects, one for each round: large ones keep a store busy with one writer while the
+# others arrive, small ones are like leases. VersityGW 1.6 checks the condition and writes in two
+# steps; with 32 KiB several of its writers succeed in 39 of 40 rounds.
 _RACED_BYTES = (32 << 10, 64, 32 << 10)
 
 _TEXT = "text/plain"
 _PART_BYTES = 8 << 20
 
 _ADVICE = (
-    "Stowgate would lose payloads or open them twice on such a store, and does not start: take an "
-    "engine and a version that docs/object-stores.md lists, and try it with stowgate check"
+    "On such a store Stowgate would lose payloads or open them twice, so it does not start: use an "
+    "engine and a version that docs/object-stores.md lists, and run stowgate check"
 )
 
 
 class Answer(Protocol):
-    """What a store answered to one write; its text names it."""
+    """The answer of a store to one write; its text has the status and the S3 error code."""
 
     @property
     def status(self) -> int: ...
@@ -48,19 +48,19 @@ class Answer(Protocol):
 
 @runtime_checkable
 class Raced(Protocol):
-    """A store that many may write to at the same moment."""
+    """A store that can get many writes at the same moment."""
 
     def put_at_once(
         self, key: str, bodies: Sequence[bytes], version: str | None
     ) -> Sequence[Answer]:
-        """Have a writer for each body create the object, or replace that version of it."""
+        """Create the object, or replace that version of it, once with each body."""
 
 
 def check_state_bucket(store: ObjectStore) -> None:
-    """Check what records, leases and registry rely on, and race the store where it can be raced.
+    """Check what records, leases and the registry rely on, with concurrent writers on S3.
 
-    Raises `StoreUnfit` where the store does anything otherwise, and what the store raises where it
-    cannot be used at all, such as for want of permissions.
+    Raises `StoreUnfit` if the store does something else. Raises the store's own error if it cannot
+    be used at all, for example for lack of permissions.
     """
     with _probes(store) as folder:
         _check_conditions(store, f"{folder}/condition")
@@ -82,16 +82,16 @@ def check_payload_bucket(store: ObjectStore) -> None:
 
 @contextmanager
 def _probes(store: ObjectStore) -> Iterator[str]:
-    """A folder for objects to try the store with, after plain reads and writes succeeded there."""
+    """Check plain reads and writes, and yield a folder for the objects of the other checks."""
     folder = f"{PROBES}/{uuid4()}"
     _check_reads(store, f"{folder}/read")
     try:
         yield folder
     except StoreRefused as error:
-        # Plain writes and reads succeeded, so this is what the store cannot do.
+        # Plain writes and reads succeeded, so the store lacks what this check needs.
         raise StoreUnfit(f"{error}. {_ADVICE}") from error
     finally:
-        # What keeps the store from removing them is found, or was said, elsewhere.
+        # Another check reports why the store cannot remove them.
         with suppress(StowgateError):
             store.delete([found.key for found in store.list(f"{folder}/")])
 
@@ -113,27 +113,27 @@ def _check_conditions(store: ObjectStore, key: str) -> None:
     _expect(store.get(key).version, first, "the ETag of an object after it was created")
     if not _conflicts(lambda: store.create(key, b"2", _TEXT)):
         raise StoreUnfit(
-            "a write with If-None-Match: * was answered with success although the object was "
-            f"there, so the store ignores the condition. {_ADVICE}"
+            "a write with If-None-Match: * succeeded although the object existed, so the store "
+            f"ignores the condition. {_ADVICE}"
         )
     second = store.replace(key, b"3", first, _TEXT)
     _expect(store.get(key).version, second, "the ETag of an object after it was replaced")
     if not _conflicts(lambda: store.replace(key, b"4", first, _TEXT)):
         raise StoreUnfit(
-            "a write with If-Match was answered with success although the object had another "
-            f"version, so the store ignores the condition. {_ADVICE}"
+            "a write with If-Match succeeded although the object had another version, so the "
+            f"store ignores the condition. {_ADVICE}"
         )
-    _expect(store.get(key).data, b"3", "an object after writes that were refused")
+    _expect(store.get(key).data, b"3", "an object after refused writes")
 
 
 def _race(store: ObjectStore, raced: Raced, key: str, size_bytes: int) -> None:
     bodies = [b"%02d" % number + bytes(size_bytes) for number in range(2 * _WRITERS)]
-    # Two writers of the same bytes would have the same ETag.
+    # Two writers of the same bytes would get the same ETag.
     created, replaced = bodies[:_WRITERS], bodies[_WRITERS:]
     _judge(store, key, created, raced.put_at_once(key, created, None), "created one object")
     try:
         version = store.get(key).version
-    except ObjectMissing:  # every writer was told to try again, as S3 may
+    except ObjectMissing:  # S3 may ask every writer to try again
         version = store.create(key, b"x", _TEXT)
     answers = raced.put_at_once(key, replaced, version)
     _judge(store, key, replaced, answers, "replaced one version of an object")
@@ -142,21 +142,21 @@ def _race(store: ObjectStore, raced: Raced, key: str, size_bytes: int) -> None:
 def _judge(
     store: ObjectStore, key: str, bodies: Sequence[bytes], answers: Sequence[Answer], doing: str
 ) -> None:
-    told = f"of {len(bodies)} writers that {doing} at the same time"
+    told = f"of {len(bodies)} concurrent writers that {doing}"
     if odd := [str(answer) for answer in answers if not _is_expected(answer.status)]:
         counts = Counter(odd)
         words = ", ".join(f"{number} {answer}" for answer, number in counts.items())
         raise StoreUnfit(
-            f"{told}, some were answered with neither success (200) nor a failed condition (412): "
-            f"{words}. {_ADVICE}"
+            f"{told}, some got neither success (200) nor a failed condition (412): {words}. "
+            f"{_ADVICE}"
         )
     winners = [
         body for body, answer in zip(bodies, answers, strict=True) if _is_success(answer.status)
     ]
     if len(winners) > 1:
         raise StoreUnfit(
-            f"{told}, {len(winners)} were answered with success, where one may be: the store "
-            f"does not check the condition and write in one step. {_ADVICE}"
+            f"{told}, {len(winners)} succeeded instead of one: the store does not check the "
+            f"condition and write in one step. {_ADVICE}"
         )
     if winners:
         _expect(store.get(key).data, winners[0], f"the object, {told},")
@@ -167,8 +167,7 @@ def _is_success(status: int) -> bool:
 
 
 def _is_expected(status: int) -> bool:
-    """S3 may also answer 409 (ConditionalRequestConflict), 404 to If-Match, and 5xx when it is
-    busy."""
+    """S3 may also answer 409 (ConditionalRequestConflict), 404 to If-Match, and 5xx under load."""
     return _is_success(status) or status in (404, 409, 412, 429, 500, 502, 503, 504)
 
 
@@ -183,7 +182,7 @@ def _check_multipart(store: ObjectStore, key: str) -> None:
         except ObjectMissing:
             pass
         else:
-            raise StoreUnfit(f"an object showed before its multipart upload ended. {_ADVICE}")
+            raise StoreUnfit(f"an object was visible before its multipart upload ended. {_ADVICE}")
         writing.finish(size_bytes)
     finally:
         writing.abandon()
@@ -196,9 +195,9 @@ def _check_listing(store: ObjectStore, prefix: str) -> None:
     for name in reversed(names):
         store.put(f"{prefix}{name}", BytesIO(b"x"), 1, _TEXT)
     listed = [found.key.removeprefix(prefix) for found in store.list(prefix)]
-    _expect(listed, names, "a listing, by the bytes of the keys")
-    behind = [found.key.removeprefix(prefix) for found in store.list(prefix, f"{prefix}a/b")]
-    _expect(behind, names[2:], "a listing behind a key (start-after)")
+    _expect(listed, names, "a listing in the byte order of the keys")
+    later = [found.key.removeprefix(prefix) for found in store.list(prefix, f"{prefix}a/b")]
+    _expect(later, names[2:], "a listing after a key (start-after)")
     _expect(next(store.folders(PROBES[:-1]), ""), PROBES, "a listing of folders (delimiter)")
     store.delete([f"{prefix}{name}" for name in [*names, "never"]])
     _expect(list(store.list(prefix)), [], "a listing after its objects were deleted in one request")
@@ -212,16 +211,16 @@ def _check_deletion(store: ObjectStore, key: str) -> None:
     except ObjectMissing:
         pass
     else:
-        raise StoreUnfit(f"an object that was deleted is still there. {_ADVICE}")
+        raise StoreUnfit(f"a deleted object still exists. {_ADVICE}")
     if not _conflicts(lambda: store.replace(key, b"2", version, _TEXT)):
         raise StoreUnfit(
-            "a write with If-Match was answered with success although the object was deleted; "
-            f"if the bucket keeps versions, take one that keeps none. {_ADVICE}"
+            "a write with If-Match succeeded although the object was deleted; if the bucket keeps "
+            f"versions, use one that keeps none. {_ADVICE}"
         )
     if _conflicts(lambda: store.create(key, b"3", _TEXT)):
         raise StoreUnfit(
             "a write with If-None-Match: * was refused although the object was deleted; if the "
-            f"bucket keeps versions, take one that keeps none. {_ADVICE}"
+            f"bucket keeps versions, use one that keeps none. {_ADVICE}"
         )
 
 

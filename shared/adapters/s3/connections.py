@@ -152,9 +152,9 @@ class _HttpPool(urllib3.HTTPConnectionPool):
 
 
 class ProgressPool(urllib3.PoolManager):
-    """A pool of connections that count progress, whose TLS is that of `tls` when they are made.
+    """A pool of connections that count progress. Its requests raise `NoProgress`.
 
-    Raises `NoProgress`.
+    `tls` returns the TLS context of each new connection.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Keys of the object store that end, or change, while a service runs."""
+"""Keys of the object store that expire, or change, while a service runs."""
 
 import math
 import re
@@ -20,17 +20,17 @@ from shared.errors import StoreUnavailable
 
 _log = structlog.get_logger()
 
-# Of their life, how much is left when keys are renewed, within these bounds.
+# Share of the lifetime of keys that is left when they are renewed, within these bounds.
 _AHEAD_SHARE = 0.25
 _MIN_AHEAD_SECONDS = 15.0
 _MAX_AHEAD_SECONDS = 300.0
-# Where the clocks differ so much that new keys seem to have ended already.
-_MIN_LIFE_SECONDS = 60.0
+# Lifetime of new keys that seem to have expired already, because the clocks differ.
+_MIN_LIFETIME_SECONDS = 60.0
 _AGAIN_SECONDS = 10.0
 _READ_AGAIN_SECONDS = 10.0
 
-# What S3 says of keys that have ended, were changed or are not known; AccessDenied is all that the
-# answer to a HEAD, which has no body, leaves.
+# The S3 error codes for expired, changed and unknown keys. minio-py reports AccessDenied for the
+# answer to a HEAD, which has no body.
 _REFUSED_KEYS = {
     "AccessDenied",
     "ExpiredToken",
@@ -43,16 +43,16 @@ _REFUSED_KEYS = {
 
 
 def refuses_keys(error: S3Error) -> bool:
-    """Whether other keys may be answered otherwise."""
+    """Check whether the same request may succeed with other keys."""
     return error.code in _REFUSED_KEYS
 
 
 class RenewedCredentials(Provider):
-    """Keys that are renewed ahead of their end, by one thread for all. Safe between threads.
+    """Renews keys before they expire, in one thread for all callers. Safe between threads.
 
-    `fetch` returns keys, and raises `OSError`, `ValueError` or what urllib3 raises. Where it fails,
-    those before are used for as long as they last. How long they last is counted from when they
-    were fetched, so that a clock which is set later changes nothing.
+    `fetch` returns keys, and raises `OSError`, `ValueError` or what urllib3 raises. If it fails,
+    the earlier keys are used until they expire. Their lifetime is measured from when they were
+    fetched, so a later change of the clock has no effect.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class RenewedCredentials(Provider):
         self._renewing = threading.Lock()
         self._current: Credentials | None = None
         self._due_at = self._ends_at = -math.inf
-        self._why = "never asked for"
+        self._why = "not fetched yet"
         self._refused: Credentials | None = None
         self._refused_at = -math.inf
 
     def end(self) -> datetime | None:
-        """When the keys that were fetched last expire; None if they do not."""
+        """Return when the current keys expire; None if they do not."""
         ends = self._current.expiration if self._current else None
         return ends.replace(tzinfo=UTC) if ends else None
 
     def retrieve(self) -> Credentials:
-        """The keys as they are. Raises `StoreUnavailable` where there are none that last."""
+        """Return valid keys. Raises `StoreUnavailable` if there are none."""
         moment = self._clock()
-        # While another thread renews them, those that still last will do.
+        # While another thread renews them, keys that have not expired are used.
         if moment >= self._due_at and self._renewing.acquire(blocking=moment >= self._ends_at):
             try:
                 if self._clock() >= self._due_at:
@@ -89,15 +89,15 @@ class RenewedCredentials(Provider):
                 self._renewing.release()
         if self._current is None or self._clock() >= self._ends_at:
             raise StoreUnavailable(
-                f"there are no keys for the object store: {self._why}; look at "
-                "STOWGATE_OBJECT_STORE_CREDENTIALS and the service that gives them"
+                f"there are no valid keys for the object store: {self._why}; check "
+                "STOWGATE_OBJECT_STORE_CREDENTIALS and the service that issues the keys"
             )
         return self._current
 
     def renew(self, refused: Credentials) -> bool:
-        """Fetch keys in place of those that the store refused; whether there are others now.
+        """Replace keys that the store refused, and return whether there are other keys now.
 
-        Asks once for the same keys, and again after 10 seconds at the earliest, for all threads.
+        All threads together fetch once for the same refused keys, and again after 10 seconds.
         """
         with self._renewing:
             moment = self._clock()
@@ -113,20 +113,20 @@ class RenewedCredentials(Provider):
         try:
             found = self._fetch()
         except (HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            # The texts of minio-py and urllib3 have URLs in them, and those a token.
+            # The texts of minio-py and urllib3 contain URLs, and those may contain a token.
             self._why = _words(error)
             self._due_at = moment + _AGAIN_SECONDS
-            _log.warning("keys of the object store not renewed", error=self._why)
+            _log.warning("could not renew the keys of the object store", error=self._why)
             return
         self._current = found
         if found.expiration is None:
             self._due_at, self._ends_at = moment + _READ_AGAIN_SECONDS, float("inf")
             return
         ends = found.expiration.replace(tzinfo=UTC)
-        life_seconds = max(_MIN_LIFE_SECONDS, (ends - self._now()).total_seconds())
-        ahead_seconds = _AHEAD_SHARE * life_seconds
+        lifetime_seconds = max(_MIN_LIFETIME_SECONDS, (ends - self._now()).total_seconds())
+        ahead_seconds = _AHEAD_SHARE * lifetime_seconds
         ahead_seconds = min(max(ahead_seconds, _MIN_AHEAD_SECONDS), _MAX_AHEAD_SECONDS)
-        self._ends_at = moment + life_seconds
+        self._ends_at = moment + lifetime_seconds
         self._due_at = self._ends_at - ahead_seconds
         _log.info("keys of the object store renewed", ends=ends.isoformat())
 
@@ -134,7 +134,7 @@ class RenewedCredentials(Provider):
 def static_credentials(
     access_key: Callable[[], str], secret_key: Callable[[], str], session_token: Callable[[], str]
 ) -> RenewedCredentials:
-    """Keys from settings, whose files are read again every few seconds."""
+    """Return keys from settings, whose files are read again every few seconds."""
     return RenewedCredentials(
         lambda: Credentials(access_key(), secret_key(), session_token() or None)
     )
@@ -143,13 +143,14 @@ def static_credentials(
 def iam_credentials(
     http_client: urllib3.PoolManager, *, url: str | None, region: str
 ) -> RenewedCredentials:
-    """Keys for a web identity, a container or an instance, as AWS_ variables say (IamAwsProvider).
+    """Return keys for a web identity, a container or an instance, by the AWS_ variables
+    (`IamAwsProvider` of minio-py).
 
-    `url` is that of the STS or of the metadata service, in place of AWS's own.
+    `url` is the address of another STS or metadata service than that of AWS.
     """
 
     def fetch() -> Credentials:
-        # A new one each time: it keeps what it fetched until ten seconds before the end.
+        # A new provider each time: it caches its keys until ten seconds before they expire.
         provider = IamAwsProvider(custom_endpoint=url, http_client=http_client, region=region)
         found: Credentials = provider.retrieve()
         return found
@@ -158,7 +159,7 @@ def iam_credentials(
 
 
 class RenewingMinio(Minio):
-    """Tries a request again, once, with other keys where the store refused those it had."""
+    """Repeats a request once with other keys if the store refused the keys."""
 
     def _url_open(self, *given: Any, **named: Any) -> Any:
         provider = cast("RenewedCredentials", self._provider)
@@ -174,7 +175,7 @@ class RenewingMinio(Minio):
 def _words(error: Exception) -> str:
     status = re.search(r"HTTP status code (\d+)", str(error))
     if status:
-        return f"the service that gives them answered HTTP {status[1]}"
+        return f"the service that issues them answered HTTP {status[1]}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return f"the service that gives them did not answer as it should ({type(error).__name__})"
+    return f"the service that issues them gave no valid answer ({type(error).__name__})"

@@ -127,7 +127,7 @@ def _text(answer: urllib3.BaseHTTPResponse, name: str) -> str:
 
 
 def _joining(etags: Sequence[str]) -> bytes:
-    """The body of CompleteMultipartUpload."""
+    """Return the body of CompleteMultipartUpload."""
     whole = ElementTree.Element("CompleteMultipartUpload")
     for number, etag in enumerate(etags, start=1):
         part = ElementTree.SubElement(whole, "Part")

@@ -1,8 +1,8 @@
 """Conditional writes that reach an S3 store at the same time.
 
-Threads do not do: Python sends their requests one after the other, and a store that lets several
-through is caught once in thirty rounds. Here every request but for the last byte of its body is
-sent first, then all last bytes within a fraction of a millisecond.
+Threads are too slow for this: Python sends their requests one after the other, and a store that
+accepts several of them is detected in one of thirty rounds. So each request is first sent without
+the last byte of its body, and then all last bytes follow within a fraction of a millisecond.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _SECONDS = 9.0
 
 @dataclass(frozen=True)
 class Reply:
-    """What the store answered to one writer; `code` is that of S3, empty on success."""
+    """The answer of the store to one writer; `code` is the S3 error code, empty on success."""
 
     status: int
     code: str
@@ -33,10 +33,10 @@ class Reply:
 def put_at_once(
     requests: SignedRequests, key: str, bodies: Sequence[bytes], condition: Mapping[str, str]
 ) -> list[Reply]:
-    """Have each body written to `key`, under that condition, by a connection of its own.
+    """Write each body to `key` under that condition, each over its own connection.
 
-    Returns the answers in the order of `bodies`, none of which is empty. Raises `StoreUnavailable`
-    where an answer does not come.
+    Returns the answers in the order of `bodies`, none of which may be empty. Raises
+    `StoreUnavailable` if an answer is missing.
     """
     with ExitStack() as stack:
         try:
@@ -44,14 +44,14 @@ def put_at_once(
             for writer, body in zip(writers, bodies, strict=True):
                 _begin(requests, writer, key, body, condition)
             for writer, body in zip(writers, bodies, strict=True):
-                # A store that has answered already may have hung up; its answer can be read.
+                # A store may answer early and close the connection; its answer can be read.
                 with suppress(BrokenPipeError, ConnectionResetError):
                     writer.send(body[-1:])
             return [_reply(writer.getresponse()) for writer in writers]
         except (OSError, HTTPException) as error:
             raise StoreUnavailable(
                 f"object store {requests.server.geturl()}: no answer to one of {len(bodies)} "
-                f"writes at once ({type(error).__name__}: {error}); look at its own health and log"
+                f"concurrent writes ({type(error).__name__}: {error}); check its health and log"
             ) from error
 
 
@@ -76,7 +76,7 @@ def _begin(
         key,
         len(body),
         {},
-        # A bucket with object lock wants the MD5 digest.
+        # A bucket with object lock requires the MD5 digest.
         {**condition, "Content-Type": "text/plain", "Content-MD5": b64encode(md5).decode()},
         hashlib.sha256(body).hexdigest(),
     )
@@ -93,7 +93,7 @@ def _reply(response: HTTPResponse) -> Reply:
     if response.status < 300:
         return Reply(response.status, "")
     try:
-        # The object store's own answer, and minio-py reads them no other way.
+        # The answer comes from the configured object store; minio-py parses it in the same way.
         code = ElementTree.fromstring(body).findtext("{*}Code") or ""  # noqa: S314
     except ElementTree.ParseError:
         code = ""

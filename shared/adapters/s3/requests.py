@@ -60,7 +60,7 @@ class SignedRequests:
     ) -> None:
         self._bucket = urlsplit(bucket_url)
         self.server = self._bucket._replace(path="")
-        # Straight to the one server that is asked: finding it again costs as much as signing.
+        # The pool of this server, because finding it for each request costs as much as signing.
         self._connections = pool.connection_from_host(
             self._bucket.hostname, self._bucket.port, self._bucket.scheme
         )
@@ -154,7 +154,7 @@ class SignedRequests:
         headers: Mapping[str, str],
         sha256: str,
     ) -> tuple[str, dict[str, str]]:
-        """Sign a request whose body has `size_bytes` and that digest; its target and headers."""
+        """Sign a request whose body has that size and digest; return its target and headers."""
         url = self._bucket._replace(
             path=self._bucket.path + quote(key, safe="/~"),
             query=urlencode(query, quote_via=quote),
@@ -162,7 +162,7 @@ class SignedRequests:
         now = datetime.now(UTC)
         credentials = self._credentials.retrieve()
         token = credentials.session_token
-        # Of an empty body of a GET a proxy may drop it, and the signature would not fit any more.
+        # A proxy may drop this header of a GET, and the signature would not match any more.
         length = {} if method == "GET" else {"Content-Length": str(size_bytes)}
         signed: Any = sign_v4_s3(
             method=method,

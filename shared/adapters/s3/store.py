@@ -158,8 +158,8 @@ class MinioObjectStore:
             region=region,
             http_client=pool,
         )
-        # Whether a bucket is part of the path or of the host is minio-py's to know, whatever the
-        # keys.
+        # minio-py knows whether a bucket is part of the path or of the host, which does not depend
+        # on the keys.
         unsigned = Minio(
             endpoint=parts.netloc,
             access_key="any",
@@ -313,26 +313,26 @@ class MinioObjectStore:
         )
 
     def identify(self) -> str:
-        """Where this bucket is, and which engine answers there, as far as that says."""
+        """Return the address of the bucket, and the engine as its `Server` header names it."""
         with self._typed("ask for its name"):
             try:
                 headers = self._requests.send("GET", "stowgate-check/name").headers
             except S3Error as error:
                 headers = error.response.headers
-        return f"{self._place} ({headers.get('Server') or 'an engine that names itself nowhere'})"
+        return f"{self._place} ({headers.get('Server') or 'an engine without a Server header'})"
 
     def put_at_once(
         self, key: str, bodies: Sequence[bytes], version: str | None
     ) -> Sequence[Reply]:
-        """Have a writer for each body create the object, or replace that version of it, all at the
-        same moment; returns the store's answers.
+        """Create the object, or replace that version of it, with each body at the same moment.
 
-        No answer is looked into, and none is waited for longer than 9 s. Raises `StoreUnavailable`.
+        Returns the answers of the store, whatever they are. Raises `StoreUnavailable` if one takes
+        longer than 9 s.
         """
         return put_at_once(self._requests, key, bodies, _condition(version))
 
     def _put_if(self, version: str | None, key: str, data: bytes, content_type: str) -> str:
-        """Replace that version, or without one create the object.
+        """Replace that version, or create the object if `version` is None.
 
         Each write has a unique id, which is stored with the object. So a writer recognises its own
         object after a retry, its own or a proxy's, and of two that write the same bytes one wins.
@@ -436,7 +436,7 @@ class MinioObjectStore:
             cause = error.reason if isinstance(error, MaxRetryError) else error
             advice = "is it running, and is STOWGATE_OBJECT_STORE right?"
             if isinstance(cause, SSLError):
-                advice = "look at its certificate, and at STOWGATE_OBJECT_STORE_CA"
+                advice = "check its certificate and STOWGATE_OBJECT_STORE_CA"
             raise StoreUnavailable(
                 f"{self._place}: cannot {doing}: no answer ({type(cause).__name__}: {cause}); "
                 f"{advice}"
@@ -451,14 +451,14 @@ class MinioObjectStore:
             self._full_until = time.monotonic() + _FULL_SECONDS
             return StoreFull(f"{what}; free some space or give the store more")
         is_passing = code in _PASSING_CODES or status in _PASSING_STATUSES or status >= 500
-        # With status 501, which passes where a proxy says it.
+        # NotImplemented has status 501, which is temporary if a proxy sends it.
         if is_passing and code != "NotImplemented":
-            return StoreUnavailable(f"{what}; look at the object store's own health and log")
-        return StoreRefused(f"{what}; {_HINTS.get(code, 'look at the object store and its log')}")
+            return StoreUnavailable(f"{what}; check the health and the log of the object store")
+        return StoreRefused(f"{what}; {_HINTS.get(code, 'check the object store and its log')}")
 
 
 def brief_pool(tls: Callable[[], ssl.SSLContext], connections: int) -> BriefPool:
-    """Connections with the deadlines of this store."""
+    """Return a pool of connections with the deadlines of this store."""
     return BriefPool(
         tls,
         maxsize=connections,
@@ -475,7 +475,7 @@ class _PastTheEnd(Exception):
 
 
 def _condition(version: str | None) -> dict[str, str]:
-    """RFC 9110 13.1: only over that version, or only where nothing is."""
+    """Return the header that accepts only that version, or None only no object (RFC 9110 13.1)."""
     return {"If-None-Match": "*"} if version is None else {"If-Match": f'"{version}"'}
 
 

@@ -1,4 +1,4 @@
-"""Object stores that are checked before anything is stored there, once for each store."""
+"""Object stores that are checked once, before anything is stored there."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -24,8 +24,8 @@ from shared.time import iso_utc, utc_now
 _log = structlog.get_logger()
 
 PASSED = f"{PROBES}/passed.json"
-"""In the state bucket, the stores that passed, by the addresses that services have for them.
-Another address or engine, as after a restore from a backup, is checked again."""
+"""The object in the state bucket with the stores that passed, by the addresses in the settings. A
+store with another address or engine is checked again, for example after a restore from a backup."""
 
 _MAX_REMEMBERED = 50
 _JSON = "application/json"
@@ -33,23 +33,22 @@ _JSON = "application/json"
 
 class NamedStore(ObjectStore, Protocol):
     def identify(self) -> str:
-        """Where the store is, and which engine answers there, as far as that says."""
+        """Return the address of the store and the name of its engine."""
 
 
 class Verification:
-    """Whether both buckets may be used. Safe between threads."""
+    """Checks both buckets before they are used. Safe between threads."""
 
     def __init__(self, *, instances: NamedStore, state: NamedStore) -> None:
         self._instances = instances
         self._state = state
         self._passed = Event()
-        self._failure: StowgateError = StoreUnavailable("its first answer is still awaited")
+        self._failure: StowgateError = StoreUnavailable("it has not answered yet")
 
     def run(self) -> None:
-        """Create the buckets where they are missing, and check them, unless they are known to have
-        passed.
+        """Create missing buckets, and check both unless they have passed before.
 
-        Raises `StoreUnfit`, and what the store raises where it cannot be asked.
+        Raises `StoreUnfit`, and the errors of the store.
         """
         try:
             self._run()
@@ -59,7 +58,7 @@ class Verification:
         self._passed.set()
 
     def require(self) -> None:
-        """Return when the buckets may be used, else raise `StoreUnavailable` or `StoreRefused`."""
+        """Raise `StoreUnavailable` or `StoreRefused` unless the buckets may be used."""
         if not self._passed.is_set():
             kind = StoreRefused if isinstance(self._failure, Permanent) else StoreUnavailable
             raise kind(f"the object store is not verified yet: {self._failure}")
@@ -77,13 +76,13 @@ class Verification:
             except StoreUnfit as error:
                 raise StoreUnfit(f"{name}: {error}") from error
         _log.info("object store verified", stores=stores)
-        # Where it cannot be kept, such as for want of room, the next start checks again.
+        # If it cannot be remembered, for example on a full store, the next start checks again.
         with suppress(StowgateError):
             remember(self._state, stores)
 
 
 def remember(state: ObjectStore, stores: list[str]) -> None:
-    """Note in the state bucket that these two, as `identify` names them, have passed."""
+    """Note in the state bucket that these two have passed, by the names of `identify`."""
     while True:
         passed, version = _passed(state)
         kept = [other for other in passed if other != stores][-_MAX_REMEMBERED:]
@@ -98,7 +97,7 @@ def remember(state: ObjectStore, stores: list[str]) -> None:
 
 
 def _passed(state: ObjectStore) -> tuple[list[object], str | None]:
-    """Those that passed, and the version of the object that says so."""
+    """Return the stores that passed, and the version of the object `PASSED`."""
     try:
         found = state.get(PASSED)
     except ObjectMissing:
@@ -111,8 +110,8 @@ def _passed(state: ObjectStore) -> tuple[list[object], str | None]:
 
 
 class VerifiedObjectStore:
-    """A bucket that is used once it is verified: until then every call but `prepare` raises
-    what `Verification.require` raises."""
+    """A bucket that is used only after verification. Until then every call except `prepare` raises
+    the errors of `Verification.require`."""
 
     def __init__(self, store: ObjectStore, verification: Verification) -> None:
         self._store = store
@@ -131,8 +130,8 @@ class VerifiedObjectStore:
     ) -> None:
         self._verified().put(key, data, size_bytes, content_type, sha256)
 
-    def begin(self, key: str, data: BinaryIO, content_type: str, most_bytes: int) -> Writing:
-        return self._verified().begin(key, data, content_type, most_bytes)
+    def begin(self, key: str, data: BinaryIO, content_type: str, max_bytes: int) -> Writing:
+        return self._verified().begin(key, data, content_type, max_bytes)
 
     def create(self, key: str, data: bytes, content_type: str) -> str:
         return self._verified().create(key, data, content_type)
