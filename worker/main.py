@@ -20,7 +20,8 @@ from shared.record_store import Records
 from shared.refusals import Refusals
 from shared.runtime.backends import Backends, open_backends
 from shared.runtime.facts import Facts
-from shared.runtime.health import HEALTH_PATHS, Readiness, health_views
+from shared.runtime.health import Readiness, health_views
+from shared.runtime.health_paths import HEALTH_PATHS
 from shared.runtime.listen import bind, url_of
 from shared.runtime.logs import log_start, where
 from shared.runtime.metrics import BackendMetrics, HealthMetrics, WorkerMetrics

@@ -8,7 +8,7 @@ import re
 from enum import StrEnum
 from typing import NamedTuple
 
-from shared.runtime.health import HEALTH_PATHS
+from shared.runtime.health_paths import HEALTH_PATHS
 
 
 class Scope(StrEnum):

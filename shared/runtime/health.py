@@ -17,14 +17,6 @@ from shared.runtime.metrics import CONTENT_TYPE, HealthMetrics, exposition
 
 _log = structlog.get_logger()
 
-HEALTH_PATHS = {
-    "health.live": "/health/live",
-    "health.ready": "/health/ready",
-    "health.startup": "/health/startup",
-    "health.metrics": "/metrics",
-}
-"""The paths of the views by endpoint."""
-
 # Maximum age of a report that is reused, and how long a caller waits for a newer one.
 _RECENT_SECONDS = 30.0
 _WAIT_SECONDS = 0.5

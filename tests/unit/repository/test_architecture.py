@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,19 @@ def test_only_adapters_import_the_engines_libraries() -> None:
         for path in _modules(room):
             if "adapters" not in path.parts:
                 assert not _imports(path) & {"minio", "pika"}, path
+
+
+def test_the_commands_do_not_import_prometheus_client_at_their_start() -> None:
+    """It reads on import whether several processes share their metrics, which is set later."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, cli.main; print('prometheus_client' in sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert found.stdout == "False\n"
 
 
 API_ORDER = (
