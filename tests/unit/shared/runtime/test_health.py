@@ -51,10 +51,14 @@ class Probe:
         self._app = Flask(__name__, static_folder=None)
         views = health_views(self.readiness, self.registry, CollectorRegistry(), lambda: may_read)
         self._app.add_url_rule("/health/ready", view_func=views["health.ready"])
+        self._app.add_url_rule("/metrics", view_func=views["health.metrics"])
 
     def ready(self) -> tuple[int, Mapping[str, Any], str]:
         answer = self._app.test_client().get("/health/ready")
         return answer.status_code, json.loads(answer.data), answer.headers["Age"]
+
+    def metrics(self) -> str:
+        return self._app.test_client().get("/metrics").text
 
 
 @pytest.fixture
@@ -175,3 +179,20 @@ def test_a_replica_that_stops_is_not_ready(engine: Engine) -> None:
     probe.readiness.stop()
     status, body, _ = probe.ready()
     assert (status, body["status"]) == (503, "stopping")
+
+
+def test_a_scrape_starts_a_check_and_does_not_wait_for_it(engine: Engine) -> None:
+    engine.silent = True
+    probe = Probe(engine)
+    up = 'stowgate_dependency_up{dependency="object_store"} 1.0'
+
+    for _ in range(3):
+        assert up not in probe.metrics()
+    wait_for(lambda: engine.asked == 1)
+    engine.goes_on.set()
+
+    wait_for(lambda: up in probe.metrics())
+    assert engine.asked == 1
+    probe.now += 6
+    probe.metrics()
+    wait_for(lambda: engine.asked == 2)
