@@ -1,6 +1,7 @@
 """Refusals and replays, over a real folder store."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from itertools import permutations
 from pathlib import Path
@@ -252,6 +253,20 @@ def test_a_repeated_dead_letter_is_counted_separately_and_recorded_once(noting: 
 
     assert noting.refusals.outcome(of.payload_id).refusals == 1
     assert noting.counted() == {"noted": 1, "noted-before": 2}
+
+
+def test_the_time_from_the_post_to_its_refusal_is_measured_but_not_that_of_a_replay(
+    noting: Noting,
+) -> None:
+    of = replace(record(), received_at=NOW - timedelta(seconds=40), workflow="w")
+    noting.records.add(of)
+
+    for number in (0, 0, 1):
+        noting.notes(letter(of.payload_id, number))
+
+    name, labels = "stowgate_post_to_refused_seconds", {"route": "workflow-in-url"}
+    assert noting.registry.get_sample_value(f"{name}_count", labels) == 1
+    assert noting.registry.get_sample_value(f"{name}_sum", labels) == 40
 
 
 def test_a_refusal_is_in_the_audit_trail_once_without_content_of_the_request(
