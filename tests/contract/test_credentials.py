@@ -69,7 +69,7 @@ def renewed(source: Source, clocks: Clocks) -> RenewedCredentials:
     return RenewedCredentials(source.fetch, clock=clocks.monotonic, now=clocks.now)
 
 
-def test_keys_are_renewed_ahead_of_their_end_by_one_thread_while_others_go_on() -> None:
+def test_keys_are_renewed_before_they_expire_by_one_thread_while_others_continue() -> None:
     clocks = Clocks()
     source = Source(clocks, life=3600)
     credentials = renewed(source, clocks)
@@ -104,7 +104,7 @@ def test_first_keys_are_fetched_once_for_all_threads() -> None:
 
 
 @pytest.mark.parametrize("ahead", [-7200.0, 7200.0])
-def test_a_clock_that_differs_neither_floods_the_service_nor_ends_the_keys(ahead: float) -> None:
+def test_a_wrong_clock_causes_no_repeated_fetches_and_no_expired_keys(ahead: float) -> None:
     clocks = Clocks()
     source = Source(clocks, life=3600, ahead=ahead)
     credentials = renewed(source, clocks)
@@ -119,7 +119,7 @@ def test_a_clock_that_differs_neither_floods_the_service_nor_ends_the_keys(ahead
     assert credentials.retrieve() != refused
 
 
-def test_while_no_keys_can_be_fetched_those_that_last_are_used() -> None:
+def test_keys_that_have_not_expired_are_used_while_no_others_can_be_fetched() -> None:
     clocks = Clocks()
     source = Source(clocks, life=3600)
     credentials = renewed(source, clocks)
@@ -144,7 +144,7 @@ def test_while_no_keys_can_be_fetched_those_that_last_are_used() -> None:
     assert credentials.retrieve().access_key == "key-4"
 
 
-def test_keys_that_the_store_refuses_are_asked_for_once_by_all_threads() -> None:
+def test_refused_keys_are_replaced_once_for_all_threads() -> None:
     clocks = Clocks()
     source = Source(clocks, life=3600)
     credentials = renewed(source, clocks)
@@ -207,7 +207,7 @@ def iam_store(
     return store
 
 
-def test_temporary_keys_with_a_session_token_come_from_where_aws_has_them(
+def test_temporary_keys_with_a_session_token_are_fetched_from_each_source_of_aws(
     asked: str,
     service: CredentialsService,
     object_store_endpoint: ObjectStoreEndpoint,
@@ -263,7 +263,7 @@ def user(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[Callable[[], tu
         admin.user_remove(access_key=name)
 
 
-def test_keys_that_end_in_the_middle_of_an_upload_end_nothing(
+def test_an_upload_continues_with_new_keys_when_its_keys_expire(
     user: Callable[[], tuple[str, str]],
     service: CredentialsService,
     service_url: str,
@@ -303,7 +303,7 @@ def test_keys_that_end_in_the_middle_of_an_upload_end_nothing(
     assert len(service.asked) == 6
 
 
-def test_keys_in_files_are_read_again_when_the_store_refuses_them(
+def test_key_files_are_reloaded_when_the_store_refuses_the_keys(
     user: Callable[[], tuple[str, str]],
     object_store_endpoint: ObjectStoreEndpoint,
     bucket: str,
@@ -334,7 +334,7 @@ def test_keys_in_files_are_read_again_when_the_store_refuses_them(
     assert "not-the-secret" not in str(caught.value)
 
 
-def test_without_its_service_there_are_no_keys_and_the_words_hold_no_token(
+def test_a_failed_fetch_of_keys_is_reported_without_the_token(
     service: CredentialsService,
     service_url: str,
     object_store_endpoint: ObjectStoreEndpoint,
@@ -356,7 +356,7 @@ def test_without_its_service_there_are_no_keys_and_the_words_hold_no_token(
     assert len(service.asked) == 1
 
 
-def test_static_keys_are_needed_unless_they_come_from_elsewhere(
+def test_static_keys_are_required_unless_another_source_is_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STOWGATE_OBJECT_STORE", "https://s3.example")

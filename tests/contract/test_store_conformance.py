@@ -164,7 +164,7 @@ def own_s3(kind: type[OwnS3]) -> Iterator[str]:
         (WritesWhatLost, r"the object, of 16 concurrent writers"),
     ],
 )
-def test_a_store_that_breaks_conditional_writes_is_refused_in_words(
+def test_a_store_that_breaks_conditional_writes_is_refused_with_the_reason(
     kind: type[OwnS3], words: str
 ) -> None:
     with own_s3(kind) as url, pytest.raises(StoreUnfit, match=words) as caught:
@@ -301,7 +301,7 @@ def shows_what_is_not_finished(request: Forwarding, _: bytes) -> bool:
         (shows_what_is_not_finished, "visible before its multipart upload ended"),
     ],
 )
-def test_a_store_that_reads_lists_or_deletes_otherwise_is_refused(
+def test_a_store_that_reads_lists_or_deletes_incorrectly_is_refused(
     object_store_endpoint: ObjectStoreEndpoint, bucket: str, meddle: Meddle, words: str
 ) -> None:
     with (
@@ -311,7 +311,7 @@ def test_a_store_that_reads_lists_or_deletes_otherwise_is_refused(
         check_payload_bucket(store)
 
 
-def test_a_busy_store_may_have_writers_try_again(
+def test_a_busy_store_may_ask_writers_to_retry(
     object_store_endpoint: ObjectStoreEndpoint, bucket: str
 ) -> None:
     """As S3 does with conditional writes at the same time (409) and under load (503)."""
@@ -331,7 +331,7 @@ def test_a_busy_store_may_have_writers_try_again(
         check_state_bucket(store)
 
 
-def test_permissions_that_are_missing_are_no_fault_of_the_store(
+def test_missing_permissions_are_not_reported_as_an_unfit_store(
     object_store_endpoint: ObjectStoreEndpoint, bucket: str
 ) -> None:
     def read_only(request: Forwarding, _: bytes) -> bool:
@@ -347,7 +347,7 @@ def test_permissions_that_are_missing_are_no_fault_of_the_store(
         check_state_bucket(store)
 
 
-def test_a_store_that_passed_is_checked_again_only_where_another_engine_answers(
+def test_a_store_that_passed_is_checked_again_only_if_its_engine_changes(
     object_store_endpoint: ObjectStoreEndpoint, bucket: str, second_bucket: str
 ) -> None:
     puts = Counter[str]()
@@ -389,7 +389,7 @@ def test_nothing_is_stored_before_the_store_is_verified(
     store.create("key", b"x", "text/plain")
 
 
-def test_a_store_that_is_unfit_stays_unused_and_says_why() -> None:
+def test_an_unfit_store_stays_unused_and_reports_the_reason() -> None:
     with own_s3(ChecksAndWritesInTwoSteps) as url:
         raw = connect(url, "bucket")
         verification = Verification(instances=raw, state=raw)
@@ -400,7 +400,7 @@ def test_a_store_that_is_unfit_stays_unused_and_says_why() -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "api", "worker", "check"])
-def test_no_service_starts_on_a_store_that_lets_several_writers_through(
+def test_no_service_starts_on_a_store_on_which_several_writers_succeed(
     command: str, tmp_path: Path
 ) -> None:
     with own_s3(ChecksAndWritesInTwoSteps) as url:

@@ -132,7 +132,7 @@ def test_an_authority_of_the_site_is_trusted(
     engine.reach(files.tls())()
 
 
-def test_an_authority_that_is_not_given_is_not_trusted(engine: Engine, files: Files) -> None:
+def test_an_authority_that_is_not_configured_is_not_trusted(engine: Engine, files: Files) -> None:
     words = r"(?i)certificate.verify.failed.*check its certificate.*STOWGATE_\w+_CA"
     with pytest.raises(engine.unavailable, match=words):
         engine.reach(files.tls())()
@@ -159,7 +159,7 @@ def test_a_certificate_that_has_expired_is_refused(
         engine.reach(files.tls())()
 
 
-def test_a_server_that_wants_a_certificate_is_shown_it(
+def test_a_server_that_requires_a_client_certificate_gets_it(
     engine: Engine, files: Files, authority: trustme.CA
 ) -> None:
     clients = trustme.CA()
@@ -174,7 +174,7 @@ def test_a_server_that_wants_a_certificate_is_shown_it(
     engine.reach(files.tls())()
 
 
-def test_files_that_change_count_for_new_connections(
+def test_changed_files_apply_to_new_connections(
     engine: Engine, files: Files, authority: trustme.CA
 ) -> None:
     clients = trustme.CA()
@@ -204,7 +204,7 @@ def test_files_that_change_count_for_new_connections(
     wait_for(reached)
 
 
-def test_the_race_of_a_store_goes_by_tls_too(
+def test_a_store_is_raced_over_tls(
     object_store_endpoint: ObjectStoreEndpoint, bucket: str, files: Files, authority: trustme.CA
 ) -> None:
     files.trust(authority)
@@ -223,7 +223,7 @@ def test_the_race_of_a_store_goes_by_tls_too(
 
 
 @pytest.mark.parametrize("which", ["OBJECT_STORE", "BROKER"])
-def test_files_that_will_not_do_stop_the_start_in_words(
+def test_unusable_tls_files_stop_the_start_with_the_reason(
     which: str, files: Files, monkeypatch: pytest.MonkeyPatch, authority: trustme.CA
 ) -> None:
     for name, value in {

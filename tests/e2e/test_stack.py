@@ -312,7 +312,7 @@ def test_odd_spelling_of_a_path_is_served_without_a_redirect(stack: Stack, path:
     assert answer.status_code == 200, (answer.headers, answer.text)
 
 
-def test_chunked_body_that_curl_would_send_is_stored_whole(stack: Stack) -> None:
+def test_a_chunked_body_of_curl_is_stored_completely(stack: Stack) -> None:
     boundary = "------------------------d74496d66958873e"
     instances = [new_instance() for _ in range(3)]
 

@@ -188,7 +188,9 @@ def test_a_key_that_was_used_for_other_files_is_refused_in_words(
 
 
 @pytest.mark.parametrize("key", ["", "two words", "line\nfeed", "k" * 256, "schl\u00fcssel"])
-def test_a_key_that_is_none_is_refused_in_words(stowgate: Service, folder: Path, key: str) -> None:
+def test_an_invalid_idempotency_key_is_refused_with_the_reason(
+    stowgate: Service, folder: Path, key: str
+) -> None:
     sent = send(folder, stowgate.url, "--idempotency-key", key)
 
     assert (sent.returncode, sent.stdout) == (2, "")

@@ -414,7 +414,7 @@ def test_the_health_check_of_the_image_uses_tls_if_the_api_does(
     assert healthy(service.url, STOWGATE_TLS_CERTIFICATE=str(made.certificate))
 
 
-def test_a_certificate_that_changes_is_shown_to_new_connections(tmp_path: Path) -> None:
+def test_new_connections_get_a_changed_certificate(tmp_path: Path) -> None:
     first, second = certificates(tmp_path / "first"), certificates(tmp_path / "second")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
 

@@ -48,7 +48,7 @@ def test_many_connections_to_a_worker_need_no_threads_and_it_stays_live(
         assert threads(worker) < before + 20
 
 
-def test_a_worker_shows_states_over_http_and_logs_the_reasons(worker: Service) -> None:
+def test_a_worker_reports_states_over_http_and_logs_the_reasons(worker: Service) -> None:
     ready = worker.get("/health/ready")
 
     assert ready.status_code == 200

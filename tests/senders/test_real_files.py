@@ -96,7 +96,7 @@ def test_every_file_of_the_packages_is_stored_byte_for_byte_and_has_a_sidecar(
         assert len(stored) == len(files)
 
 
-def test_every_file_that_is_no_instance_fails_alone_with_words(stowgate: Service) -> None:
+def test_a_file_that_is_not_an_instance_fails_alone_with_a_reason(stowgate: Service) -> None:
     names = [name for name in FILES if not _is_storable(name)]
     good = new_instance()
 

@@ -369,7 +369,7 @@ def test_finds_an_object_that_is_missing(stored: tuple[bytes, dict[str, bytes]],
         (".json", b"{}"),
     ],
 )
-def test_finds_an_object_that_is_something_else(
+def test_finds_an_object_with_other_content(
     stored: tuple[bytes, dict[str, bytes]], end: str, content: bytes
 ) -> None:
     body, objects = stored

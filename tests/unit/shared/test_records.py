@@ -536,7 +536,7 @@ def _fail(records: Records, payload_id: str) -> VersionedRecord:
     return failed
 
 
-def test_a_replayed_record_begins_anew(records: Records) -> None:
+def test_a_replayed_record_is_pending_without_attempts(records: Records) -> None:
     added = replace(record(), attempts=7, takeovers=5)
     records.add(added)
     failed = _fail(records, added.payload_id)

@@ -432,7 +432,7 @@ def test_a_record_on_a_bad_sector_is_passed_over(bench: Bench) -> None:
     assert bench.left() == {kept}
 
 
-def test_a_record_that_cannot_be_read_is_passed_over_and_nothing_else_waits(bench: Bench) -> None:
+def test_an_unreadable_record_is_skipped_and_delays_no_other(bench: Bench) -> None:
     unreadable = bench.upload(bench.payload_ids.mint(RECEIVED_AT))
     bench.records.add(replace(record(), payload_id=unreadable))
     (key,) = [found.key for found in bench.state.list("pending/")]

@@ -470,7 +470,7 @@ def test_replay_returns_a_failed_payload_to_pending(page: Page) -> None:
     assert "will be opened again" in shown.text
 
 
-def test_replay_of_an_opened_payload_is_refused_in_words(page: Page) -> None:
+def test_a_replay_of_an_opened_payload_is_refused_with_the_reason(page: Page) -> None:
     made = page.day.opened(NOW, 0.5)
 
     answer = page.post(f"/ui/payloads/{made.payload_id}/replay")
@@ -567,7 +567,7 @@ def test_an_invalid_vae_is_shown_again_with_the_reason(
     assert 'role="alert"' in answer.text
 
 
-def test_a_taken_ae_title_is_refused_in_words(page: Page) -> None:
+def test_a_used_ae_title_is_refused_with_the_reason(page: Page) -> None:
     page.day.add_vaes()
 
     answer = page.post("/ui/new-vae", {"virtualAeTitle": "CT", "name": "other"})

@@ -96,7 +96,7 @@ def test_one_caller_waits_for_a_silent_store_and_the_others_get_the_last_report(
 
 
 @pytest.mark.parametrize("last_seconds_ago", [None, 3600])
-def test_while_nothing_recent_is_known_others_are_told_that_this_replica_answers(
+def test_while_the_first_check_runs_others_get_the_status_unknown(
     engine: Engine, askers: ThreadPoolExecutor, last_seconds_ago: float | None
 ) -> None:
     probe = Probe(engine)
@@ -162,7 +162,7 @@ def test_each_change_of_a_dependency_is_logged_once_with_the_reason(engine: Engi
     ]
 
 
-def test_a_store_that_is_down_takes_no_replica_out_of_its_load_balancer(engine: Engine) -> None:
+def test_a_replica_stays_ready_while_the_store_is_down(engine: Engine) -> None:
     """All replicas share it: senders would meet an empty load balancer in place of a 503."""
     probe = Probe(engine)
     for fault, state, up in ((None, "ready", 1.0), (STORE, "down", 0.0), (None, "ready", 1.0)):
