@@ -265,14 +265,15 @@ class Handler:
                     partial(self._keep_lease_while_waiting, leased),
                 )
             steps.done("publish")
-        self._note_opened(
-            leased,
-            route=route.rule,
-            workflows=route.workflows,
-            opened_at=record.opened_at or self._clock(),
-            last_error=None,
-            workflow_request=request,
-        )
+        with self._tracer.span("write opened record"):
+            self._note_opened(
+                leased,
+                route=route.rule,
+                workflows=route.workflows,
+                opened_at=record.opened_at or self._clock(),
+                last_error=None,
+                workflow_request=request,
+            )
         steps.done("note")
         seconds = max(0.0, (self._clock() - record.received_at).total_seconds())
         self._metrics.opened.labels(route.rule).inc()

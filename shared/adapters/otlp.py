@@ -128,7 +128,7 @@ class OpenTelemetryTracer(Tracer):
         is_elsewhere = parent is not None and int(parent.trace_id, 16) != here.trace_id
         span = self._tracer.start_span(
             name,
-            context=None if parent is None else _within(parent),
+            context=_within(parent) if parent is not None and is_elsewhere else None,
             kind=SpanKind[kind],
             attributes=_named(attributes or {}),
             links=[Link(here)] if is_elsewhere and here.is_valid else None,

@@ -83,8 +83,8 @@ class Tracer:
         Args:
             name: A fixed name, which has nothing from outside.
             kind: The role of the span.
-            parent: The `traceparent` of the parent, which is ignored if it is not valid; by default
-                the current span is the parent.
+            parent: The `traceparent` of the parent, which is ignored if it is not valid. Without
+                it, and within a span of the same trace, the current span is the parent.
             began_at: When the span began, if earlier than now, in seconds since the epoch.
             attributes: Its first attributes.
         """

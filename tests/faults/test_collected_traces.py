@@ -78,6 +78,7 @@ def test_a_payload_is_one_trace_over_api_broker_and_worker(
         handled: event,
         "write sidecars": handled,
         request: handled,
+        "write opened record": handled,
     }
     services = {span.name: span.service for span in spans}
     assert (services[event], services[handled]) == ("stowgate-api", "stowgate-worker")

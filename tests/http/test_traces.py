@@ -105,6 +105,7 @@ def test_the_steps_of_a_post_are_one_trace_over_both_services(site: Site) -> Non
         PROCESS: PUBLISH_EVENT,
         "write sidecars": PROCESS,
         PUBLISH_REQUEST: PROCESS,
+        "write opened record": PROCESS,
     }
 
 
@@ -114,7 +115,7 @@ def test_a_post_of_many_instances_has_as_many_spans_as_of_one(site: Site) -> Non
 
     site.opened(payload_id)
 
-    assert len(site.spans.ended()) == 8
+    assert len(site.spans.ended()) == 9
     stored = site.spans.one("store instances").attributes
     assert stored is not None
     assert stored["stowgate.instances.stored"] == 120

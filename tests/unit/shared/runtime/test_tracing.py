@@ -62,6 +62,17 @@ def test_a_span_continues_the_trace_of_its_parent_elsewhere(spans: Spans) -> Non
     assert spans.tracer.current() is None
 
 
+def test_within_a_span_of_the_same_trace_that_span_is_the_parent(spans: Spans) -> None:
+    with (
+        spans.tracer.span("handled", parent=ELSEWHERE),
+        spans.tracer.span("replay", parent=ELSEWHERE),
+    ):
+        pass
+
+    assert parent_of(spans.one("replay")) == context_of(spans.one("handled")).span_id
+    assert not spans.one("replay").links
+
+
 @pytest.mark.parametrize("bad", ["", "DOE^JOHN", f"{ELSEWHERE}-more"])
 def test_a_parent_that_is_not_valid_is_ignored(spans: Spans, bad: str) -> None:
     with spans.tracer.span("here", parent=bad):
