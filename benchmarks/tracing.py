@@ -1,4 +1,5 @@
-"""What tracing costs: CPU and time of the same loads, with tracing off and on in one run.
+"""What tracing costs: CPU and time of the same loads, with tracing off and on in one run, and with
+no trace sampled.
 
     make bench-tracing ARGS="[--rounds 7] [--before FOLDER]"
 
@@ -25,7 +26,8 @@ _LOADS = (Load("200 × 20 KB", 4, 50, 1, 18_432), Load("4 × 50 × 20 KB", 4, 1,
 def main(rounds: int, before: Path | None) -> None:
     with ExitStack() as stack:
         url, bodies = stack.enter_context(keeping())
-        settings = {"off": {}, "on": {"OTEL_EXPORTER_OTLP_ENDPOINT": url}}
+        on = {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
+        settings = {"off": {}, "on": on, "sampled out": {**on, "OTEL_TRACES_SAMPLER": "always_off"}}
         if before is not None:
             settings = {"before": {"PYTHONPATH": str(before)}, **settings}
         services = {}
@@ -66,7 +68,7 @@ def _print(load: Load, figures: dict[str, list[tuple[float, float]]]) -> None:
                 for pair, base in zip(found, figures[first], strict=True)
             ]
             print(
-                f"  {name:<8}{statistics.median(values):>8.2f} ms   "
+                f"  {name:<12}{statistics.median(values):>8.2f} ms   "
                 f"{statistics.median(ratios):.3f} of {first} "
                 f"({min(ratios):.2f} to {max(ratios):.2f})"
             )

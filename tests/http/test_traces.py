@@ -13,7 +13,7 @@ from made_settings import api_settings
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
-from service import wait_for
+from service import Service, running, wait_for
 from spans import Spans, context_of, parent_of
 
 import api.main
@@ -193,3 +193,45 @@ def test_a_setting_adds_the_sender(tmp_path: Path) -> None:
     assert attributes is not None
     assert attributes["client.address"] == "127.0.0.1"
     assert attributes["stowgate.ae_title"] == "SECRETAET"
+
+
+def _lines(service: Service, words: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in service.log.read_text().splitlines() if line[-1:] == "}"]
+    return [line for line in lines if words in line["event"]]
+
+
+def test_a_service_starts_without_spans_if_a_variable_cannot_be_used(tmp_path: Path) -> None:
+    with running(
+        "run",
+        tmp_path,
+        STOWGATE_LOG="json",
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1",
+        OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
+    ) as service:
+        answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
+        payload = service.get(f"/payloads/{answer.headers['X-Payload-ID']}").json()
+        reported = _lines(service, "no spans are exported")
+
+    assert (answer.status_code, payload["trace_id"]) == (200, None)
+    assert len(reported) == 1
+
+
+def test_a_collector_that_is_away_delays_nothing_and_is_reported_once(tmp_path: Path) -> None:
+    with running(
+        "run",
+        tmp_path,
+        STOWGATE_LOG="json",
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1",
+        OTEL_EXPORTER_OTLP_TIMEOUT="1",
+        OTEL_BSP_SCHEDULE_DELAY="50",
+    ) as service:
+        for _ in range(3):
+            answer = service.post("/dicomweb/studies", new_instance(), "application/dicom")
+            assert answer.status_code == 200
+            service.opened(answer.headers["X-Payload-ID"])
+        reported = wait_for(lambda: _lines(service, "spans are not exported"))
+        trace_id = service.get(f"/payloads/{answer.headers['X-Payload-ID']}").json()["trace_id"]
+        (audited,) = [line for line in _lines(service, "store") if line.get("trace_id") == trace_id]
+
+    assert len(reported) == 1
+    assert audited["logger"] == "audit"
