@@ -254,6 +254,23 @@ def test_a_folder_is_sent_and_each_file_has_its_fate(
     assert embedded.opened(payload_id)["file_count"] == 3
 
 
+DROP = """bytes => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], "dropped.dcm"));
+  const event = new DragEvent("drop", { dataTransfer: data, cancelable: true });
+  document.querySelector("[data-drop]").dispatchEvent(event);
+}"""
+
+
+def test_a_dropped_file_is_sent(visit: Visit, embedded: Service) -> None:
+    page = visit(f"{embedded.url}/ui/send")
+    page.evaluate(DROP, list(new_instance()))
+    expect(page.locator("[data-status]")).to_contain_text("1 file to send")
+    page.get_by_role("button", name="Send").click()
+
+    expect(page.locator("tr", has_text="dropped.dcm")).to_contain_text("stored")
+
+
 def test_files_are_sent_one_by_one_to_a_vae(visit: Visit, embedded: Service, study: Path) -> None:
     embedded.post("/config/vae", b'{"virtualAeTitle": "EACH"}', "application/json")
 

@@ -135,8 +135,11 @@ function keepLive(bar) {
         waiting = page;
         say(`Checked at ${now()}`);
       }
-      news.textContent = waiting ? "There is news." : "";
-      show.hidden = !waiting;
+      if (show.hidden !== !waiting) {
+        // A screen reader reads it once.
+        news.textContent = waiting ? "There is news." : "";
+        show.hidden = !waiting;
+      }
     } catch {
       say(`No answer at ${now()}. The service, or the network, is down.`);
     }
@@ -295,8 +298,10 @@ function offerSending(form) {
       bytes.textContent = size(file.size);
       row.append(name, bytes, document.createElement("td"));
       // A narrow window shows rows as blocks, which would lose their roles.
-      row.role = "row";
-      [name.role, bytes.role, row.lastElementChild.role] = ["rowheader", "cell", "cell"];
+      row.setAttribute("role", "row");
+      name.setAttribute("role", "rowheader");
+      bytes.setAttribute("role", "cell");
+      row.lastElementChild.setAttribute("role", "cell");
       body.append(row);
       const item = { file, row, isDicom };
       fate(item, isDicom ? "not sent yet" : "left out: not a DICOM file");
@@ -337,6 +342,15 @@ function offerSending(form) {
       .join("/");
   }
 
+  // A retry of the same files has the same key, so that nothing is opened twice.
+  function keyOf(batch) {
+    const key = batch[0].key;
+    const sent = items.filter((item) => item.key === key);
+    return key && sent.length === batch.length && batch.every((item) => item.key === key)
+      ? key
+      : random();
+  }
+
   // Sends some files in one POST, and shows what became of each; returns whether it was answered.
   function post(batch, { body, type }, onProgress) {
     return new Promise((done) => {
@@ -345,8 +359,7 @@ function offerSending(form) {
       request.open("POST", url());
       request.setRequestHeader("Content-Type", type);
       request.setRequestHeader("Accept", "application/dicom+json");
-      // The same for a retry of the same files, so that nothing is opened twice.
-      const key = (batch[0].key ??= random());
+      const key = keyOf(batch);
       batch.forEach((item) => (item.key = key));
       request.setRequestHeader("Idempotency-Key", key);
       request.upload.addEventListener("progress", ({ loaded }) => onProgress(loaded));
@@ -471,7 +484,8 @@ function offerSending(form) {
     drop.classList.remove("over");
     // The entries are gone when the event has ended.
     const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
-    const found = [];
+    const files = [...event.dataTransfer.files];
+    const found = entries.length ? [] : files.map((file) => ({ file, path: file.name }));
     for (const entry of entries) {
       found.push(...(await filesOf(entry)));
     }

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,25 @@ def _imports(path: Path) -> set[str]:
 def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
     for path in _modules(room):
         assert _imports(path) & set(MAY_IMPORT) <= MAY_IMPORT[room], path
+
+
+def test_each_file_that_is_not_code_is_in_the_package_data() -> None:
+    """Otherwise it is missing in an installed package and in the image."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    declared_data = {
+        path
+        for package, patterns in project["tool"]["setuptools"]["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    found = {
+        path
+        for room in MAY_IMPORT
+        for path in (ROOT / room).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+
+    assert found == declared_data
 
 
 def test_only_adapters_import_the_engines_libraries() -> None:

@@ -1,15 +1,20 @@
 """The operator's page without a browser: markup, headers, permission, forms."""
 
 import base64
+import json
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from answering import Answering, serving
 from busy_day import BusyDay
 from flask.testing import FlaskClient
 from observed_store import CALLS, Hook, ObservedStore
@@ -215,6 +220,66 @@ def test_hostile_values_in_a_form_do_not_become_markup(page: Page) -> None:
     assert "&lt;script&gt;alert(1)" in answer.text
     assert "<script>alert" not in answer.text
     assert "<img src=x" not in answer.text
+
+
+class HostileWorkflowManager(Answering):
+    """Answers with names that are valid there, and markup here."""
+
+    def do_GET(self) -> None:
+        instance = {
+            "id": "4d3c2b1a-0000-4000-8000-000000000001",
+            "workflow_id": "w-1",
+            "workflow_name": HOSTILE,
+            "status": "Failed",
+            "input_metadata": {"patient": "DOE^JANE"},
+            "tasks": [{"task_id": "segment", "task_type": HOSTILE, "status": "Failed"}],
+        }
+        self.answer(200, json.dumps([instance]).encode())
+
+
+def test_the_progress_in_the_workflow_manager_is_shown_as_text(open_page: Open) -> None:
+    with serving(HostileWorkflowManager) as url:
+        page = open_page(STOWGATE_WORKFLOW_MANAGER_URL=url)
+        made = page.day.opened(NOW, 0.5)
+        text = page.get(f"/ui/payloads/{made.payload_id}").text
+
+    assert "&lt;script&gt;alert(1)" in text
+    assert "<script>alert" not in text
+    assert '<th scope="row">segment</th>' in text
+    assert "DOE" not in text
+
+
+def test_a_silent_workflow_manager_is_reported(open_page: Open) -> None:
+    page = open_page(STOWGATE_WORKFLOW_MANAGER_URL="http://127.0.0.1:9")
+    made = page.day.opened(NOW, 0.5)
+
+    answer = page.get(f"/ui/payloads/{made.payload_id}")
+
+    assert answer.status_code == 200
+    assert "The Workflow Manager at http://127.0.0.1:9" in answer.text
+
+
+def test_views_of_a_silent_store_block_four_threads_at_most(page: Page) -> None:
+    goes_on = threading.Event()
+    entered = threading.Semaphore(0)
+
+    def hold(_: str) -> None:
+        entered.release()
+        goes_on.wait(60)
+
+    page.hooks["list"] = hold
+    with ThreadPoolExecutor(5) as pool, ExitStack() as stack:
+        stack.callback(goes_on.set)
+        held = [pool.submit(page.get, "/ui/payloads") for _ in range(4)]
+        for _ in held:
+            assert entered.acquire(timeout=30)
+        refused = pool.submit(page.get, "/ui/payloads").result(30)
+        goes_on.set()
+
+        assert [one.result(60).status_code for one in held] == [200] * 4
+    assert refused.status_code == 429
+    assert refused.headers["Retry-After"]
+    assert "try again" in refused.text
 
 
 def test_the_number_of_store_requests_does_not_depend_on_the_number_of_records(page: Page) -> None:
