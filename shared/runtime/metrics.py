@@ -175,7 +175,8 @@ class WorkerMetrics:
         )
         self.lease_takeovers = Counter(
             "stowgate_lease_takeovers",
-            "records taken over from a crashed worker",
+            "records taken over from a crashed worker that had written a lease; on the first "
+            "delivery of an event it writes none",
             registry=registry,
         )
         self.announced_again = Counter(
