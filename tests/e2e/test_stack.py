@@ -235,6 +235,22 @@ def test_instance_posted_as_multipart_reaches_the_workflow_manager(stack: Stack)
     )
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/", "Services"),
+        ("/ui/payloads", "Payloads"),
+        ("/ui/help", "dicomweb_client import DICOMwebClient"),
+        ("/ui/static/page.css", "prefers-color-scheme"),
+    ],
+)
+def test_the_operators_page_is_in_the_image(stack: Stack, path: str, words: str) -> None:
+    answer = requests.get(f"{stack.url}{path}", headers={"Accept": "text/html"}, timeout=30)
+
+    assert answer.status_code == 200
+    assert words in answer.text
+
+
 def test_dicomweb_client_stores_an_instance(stack: Stack) -> None:
     correlation_id = str(uuid4())
     ds = pydicom.dcmread(BytesIO(new_instance()))

@@ -473,6 +473,8 @@ def test_the_page_says_that_the_object_store_is_away(visit: Visit, tmp_path: Pat
         expect(page.get_by_role("heading", level=1)).to_have_text("Connect a sender")
 
 
+STACK_NGINX = Path(__file__).resolve().parents[2] / "deploy" / "nginx.conf"
+
 NGINX = """
 daemon off;
 pid FOLDER/pid;
@@ -500,8 +502,12 @@ NGINX_HEADERS = "proxy_set_header Host $http_host;"
 
 @pytest.mark.parametrize(
     ("prefix", "forwards_host"),
-    [("/site/stow", False), ("/strips", True)],
-    ids=["keeps the prefix, and has a public URL", "removes the prefix, and forwards Host"],
+    [("/site/stow", False), ("/strips", True), ("", True)],
+    ids=[
+        "keeps the prefix, and has a public URL",
+        "removes the prefix, and forwards Host",
+        "that of the compose stack",
+    ],
 )
 def test_the_page_works_behind_nginx_below_a_path(
     visit: Visit, nginx: Path, study: Path, tmp_path: Path, prefix: str, forwards_host: bool
@@ -512,10 +518,10 @@ def test_the_page_works_behind_nginx_below_a_path(
     with ExitStack() as stack:
         service = stack.enter_context(running("run", tmp_path, **public))
         folder = temporary_folder(stack)
-        configuration = NGINX.replace("FOLDER", str(folder)).replace("PORT", str(port))
-        configuration = configuration.replace("API", urlsplit(service.url).netloc)
-        headers = NGINX_HEADERS if forwards_host else ""
-        (folder / "nginx.conf").write_text(configuration.replace("HEADERS", headers))
+        configuration = _nginx(
+            folder, port, urlsplit(service.url).netloc, has_prefix=bool(prefix), host=forwards_host
+        )
+        (folder / "nginx.conf").write_text(configuration)
         start_process([str(nginx), "-c", str(folder / "nginx.conf")], {}, folder, stack)
         site = f"http://127.0.0.1:{port}"
         wait_for(lambda: _answers(site))
@@ -536,6 +542,24 @@ def test_the_page_works_behind_nginx_below_a_path(
         expect(page.locator(".code").first).to_contain_text(address)
 
         assert page.url.startswith(f"{site}{prefix}/ui/")
+
+
+def _nginx(folder: Path, port: int | None, api: str, *, has_prefix: bool, host: bool) -> str:
+    if has_prefix:
+        text = NGINX.replace("HEADERS", NGINX_HEADERS if host else "")
+        changes = {"FOLDER": str(folder), "PORT": str(port), "API": api}
+    else:
+        text = STACK_NGINX.read_text()
+        changes = {
+            "listen 80;": f"listen 127.0.0.1:{port};",
+            "api:8080": api,
+            "/tmp": str(folder),
+            "worker_processes auto;": "worker_processes 1; daemon off;",
+        }
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
 
 
 def _answers(url: str) -> bool:

@@ -90,6 +90,7 @@ function keepLive(bar) {
   );
   let timer = 0;
   let waiting = null;
+  let isRefreshing = false;
 
   const say = (words) => (at.textContent = words);
   const now = () => local(new Date().toISOString(), { date: false });
@@ -115,9 +116,10 @@ function keepLive(bar) {
   }
 
   async function refresh() {
-    if (document.hidden) {
+    if (document.hidden || isRefreshing) {
       return;
     }
+    isRefreshing = true;
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -142,6 +144,8 @@ function keepLive(bar) {
       }
     } catch {
       say(`No answer at ${now()}. The service, or the network, is down.`);
+    } finally {
+      isRefreshing = false;
     }
   }
 
