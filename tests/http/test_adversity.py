@@ -114,10 +114,11 @@ def test_an_unexpected_error_is_logged_with_type_and_place_only(
 
     assert answer.status_code == 500
     assert json.loads(answer.data)["detail"] == "internal server error; see the log of this service"
-    (line,) = logged
+    line, audited = logged
     assert (line["event"], line["error"]) == ("request failed", "ValueError")
     assert line["place"].startswith(__file__)
-    assert "DOE" not in f"{line} {answer.text} {caplog.text}"
+    assert (audited["outcome"], audited["reason"]) == ("refused", "internal")
+    assert "DOE" not in f"{logged} {answer.text} {caplog.text}"
 
 
 def test_the_service_stores_without_its_broker_and_is_degraded(tmp_path: Path) -> None:

@@ -204,7 +204,13 @@ def test_one_of_many_concurrent_creations_of_a_vae_wins(stowgate: Service) -> No
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Service]]:
     """Runs two APIs and a worker on one folder."""
     data = tmp_path_factory.mktemp("replicas")
-    with running("api", data) as one, running("api", data) as two, running("worker", data):
+    # Without a broker between them, a payload waits for the end of its first lease.
+    lease = {"STOWGATE_LEASE_SECONDS": "2"}
+    with (
+        running("api", data, **lease) as one,
+        running("api", data, **lease) as two,
+        running("worker", data, **lease),
+    ):
         yield one, two
 
 
