@@ -366,6 +366,7 @@ def test_an_endless_preamble_is_rejected_early() -> None:
         (b"--b\n\n..DICM..\r\n--b\r\n\r\nx\r\n--b--", "precedes the first delimiter"),
         (b"--other\r\n\r\n..DICM..\r\n--b--", "precedes the first delimiter"),
         (b"--b\r\n\r\nx\r\n--b--\r\n..DICM", "follows the closing delimiter"),
+        (b"--b\r\n\r\nx\r\n--b--..DICM", "follows the closing delimiter"),
         (b"--b--DICM\r\n\r\n--b--", "precedes the first delimiter"),
     ],
 )
