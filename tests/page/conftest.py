@@ -47,7 +47,8 @@ def axe() -> str:
     return (folder / AXE).read_text("utf-8")
 
 
-@pytest.fixture(scope="session")
+# Not of the session: while Playwright runs, its event loop keeps other tests from asyncio.run.
+@pytest.fixture(scope="module")
 def browser(chromium: Path) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
