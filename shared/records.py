@@ -88,7 +88,8 @@ class IngestRecord:
     `instances` is None if they are an attachment; `Records.instances` returns them in both cases.
     `workflow` is the one in the URL. `vae_workflows` are those of the VAE on receipt, None without
     a VAE. `due_at` is when the relay may announce the record again. `size_bytes` is the size of all
-    instances, None in a record of an earlier release. `takeovers` counts the workers that crashed
+    instances, None in a record of an earlier release. `caller` is the authenticated sender, None
+    without authentication. `takeovers` counts the workers that crashed
     with the lease. `opened_at` is when the request was published, which may be set on a pending
     record. `workflow_request` is the request without its `payload`. `traceparent` is the context of
     the trace of the POST. `unknown` are fields of a newer service, which are kept for it."""
@@ -104,6 +105,7 @@ class IngestRecord:
     instances: tuple[StoredInstance, ...] | None
     due_at: datetime
     size_bytes: int | None = None
+    caller: str | None = None
     state: State = State.PENDING
     attempts: int = 0
     takeovers: int = 0
@@ -154,6 +156,7 @@ class _RecordSchema(Schema):
     instances = _Instances(required=True, allow_none=True)
     due_at = UtcDateTime(required=True)
     size_bytes = fields.Integer(load_default=None, strict=True, allow_none=True)
+    caller = fields.String(load_default=None, allow_none=True)
     state = fields.Enum(State, by_value=True, required=True)
     attempts = fields.Integer(required=True, strict=True)
     takeovers = fields.Integer(required=True, strict=True)

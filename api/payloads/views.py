@@ -33,6 +33,7 @@ class PayloadSchema(Schema):
     refused_at = UtcDateTime(required=True, allow_none=True)
     refusals = fields.Integer(required=True)
     source = fields.String(required=True)
+    caller = fields.String(required=True, allow_none=True)
     destination = fields.String(required=True)
     workflows = fields.List(fields.String(), required=True, allow_none=True)
     route = fields.String(required=True, allow_none=True)

@@ -98,6 +98,8 @@ class Ingest:
         render: Render,
         claimed: ClaimedKey | None = None,
         done: Callable[[str], None] = lambda _: None,
+        *,
+        caller: str | None = None,
     ) -> Receipt | None:
         """Store the parts of a request, and write its record; return None if it has no parts.
 
@@ -106,6 +108,7 @@ class Ingest:
 
         Args:
             source: The sender's name or address for the Workflow Manager.
+            caller: The name of the authenticated sender.
             done: Called at the end of each step with its name: `receive` (with most of the storing,
                 which runs beside it), `store`, `render` and `record`.
 
@@ -168,6 +171,7 @@ class Ingest:
                 due_at=now,
                 lease=Lease(FIRST_DELIVERY, now + self._first_lease),
                 size_bytes=upload.stored_bytes,
+                caller=caller,
                 first_answer=_first_answer(answer, upload) if claimed else None,
                 traceparent=self._tracer.current(),
             )

@@ -166,6 +166,7 @@ class StoreTransaction:
             self._rendered,
             claimed,
             g.steps.done,
+            caller=g.caller.name,
         )
         if receipt is None:
             return bare(HTTPStatus.NO_CONTENT)

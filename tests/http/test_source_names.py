@@ -46,11 +46,23 @@ def _vae(service: Service, source: str | None = None) -> str:
     return title
 
 
-def _source_sent(service: Service, path: str, who: str) -> str:
+def _payload_sent(service: Service, path: str, who: str) -> Any:
     headers = {"Content-Type": "application/dicom"}
     answer = _ask(service, "POST", path, who, data=new_instance(), headers=headers)
     payload_id = answer.headers["X-Payload-ID"]
-    return str(_ask(service, "GET", f"/payloads/{payload_id}").json()["source"])
+    return _ask(service, "GET", f"/payloads/{payload_id}").json()
+
+
+def _source_sent(service: Service, path: str, who: str) -> str:
+    return str(_payload_sent(service, path, who)["source"])
+
+
+def test_a_payload_names_the_caller_that_sent_it(service: Service) -> None:
+    payload = _payload_sent(service, "/dicomweb/studies", "ct-1")
+
+    assert payload["caller"] == "ct-1"
+    page = _ask(service, "GET", f"/ui/payloads/{payload['payload_id']}").text
+    assert "authenticated as ct-1" in page
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ FIELDS = {
     "refused_at",
     "refusals",
     "source",
+    "caller",
     "destination",
     "workflows",
     "route",
@@ -65,6 +66,7 @@ def test_a_payload_shows_its_progress_and_its_request(stowgate: Service) -> None
     assert set(payload) == FIELDS
     assert payload["payload_id"] == payload_id
     assert payload["source"] == "127.0.0.1"
+    assert payload["caller"] is None
     assert payload["destination"] == "default"
     assert payload["workflows"] == ["w-1"]
     assert payload["file_count"] == payload["attempts"] == 1
