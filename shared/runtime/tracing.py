@@ -11,9 +11,13 @@ from dataclasses import replace
 from enum import StrEnum
 from importlib.metadata import version
 
+import structlog
+
 from shared.adapters.queues import EventQueue
 from shared.ports import Message, ReceivedMessage
 from shared.trace_context import TRACEPARENT
+
+_log = structlog.get_logger()
 
 _EXPORTERS = ("otlp", "console")
 _PROTOCOL = "http/protobuf"
@@ -168,7 +172,12 @@ def open_tracer(service: str, broker: str, environment: Mapping[str, str]) -> Tr
     from shared.adapters.otlp import exporting_tracer
 
     system = "memory" if broker == "memory" else "rabbitmq"
-    return exporting_tracer(service, version("stowgate"), system, exporters)
+    try:
+        return exporting_tracer(service, version("stowgate"), system, exporters)
+    except ValueError as error:
+        # Limits of spans, or of the queue. The SDK reads them with the exporter's thread only.
+        _log.warning("no spans are exported: an OTEL_ variable cannot be used", error=str(error))
+        return NO_SPANS
 
 
 def why_no_spans(environment: Mapping[str, str]) -> str | None:

@@ -13,6 +13,7 @@ import pytest
 import structlog
 from opentelemetry.trace import SpanKind, StatusCode, format_trace_id
 from spans import Spans, context_of, parent_of
+from structlog.testing import capture_logs
 
 from shared.adapters.queues import EventQueue
 from shared.ports import Message, ReceivedMessage
@@ -226,6 +227,24 @@ def test_variables_that_cannot_be_used_are_reported_and_there_are_no_spans(
 ) -> None:
     assert why in (why_no_spans(environment) or "")
     assert _opened(environment) is NO_SPANS
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("OTEL_BSP_MAX_QUEUE_SIZE", "100"), ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")],
+)
+def test_a_limit_that_cannot_be_used_is_logged_and_there_are_no_spans(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with capture_logs() as logged:
+        tracer = _opened(ENDPOINT)
+
+    assert tracer is NO_SPANS
+    assert [line["event"] for line in logged] == [
+        "no spans are exported: an OTEL_ variable cannot be used"
+    ]
 
 
 def test_a_service_without_the_extra_reports_that_it_exports_no_spans() -> None:
