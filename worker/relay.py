@@ -48,9 +48,13 @@ _POLL_SECONDS = 1.0
 
 @dataclass(slots=True)
 class _Seen:
-    """A version of a record, and its announcements. Without `correlation_id` it was unreadable."""
+    """A version of a record, and its announcements. Without `correlation_id` it was unreadable.
 
-    modified_at: datetime
+    `listed` identifies the version. Some stores list times in full seconds, in which a record may
+    change twice; then its size differs.
+    """
+
+    listed: ListedObject
     due_at: datetime
     attempts: int = 0
     correlation_id: str | None = None
@@ -119,11 +123,11 @@ class Relay:
         self._announce_all(islice(due, room), now)
 
     def _forget_changed(self, pending: list[ListedObject], now: datetime) -> None:
-        listed_at = {listed.key: listed.modified_at for listed in pending}
+        now_listed = {listed.key: listed for listed in pending}
         self._seen = {
             key: seen
             for key, seen in self._seen.items()
-            if listed_at.get(key) == seen.modified_at
+            if now_listed.get(key) == seen.listed
             and seen.not_before(queue_is_long=True) <= now + MAX_AHEAD
             and (seen.correlation_id is not None or seen.due_at > now)
         }
@@ -139,10 +143,10 @@ class Relay:
                 _log.error("record skipped", error=str(error))
                 versioned = None
             if versioned is None:
-                self._seen[listed.key] = _Seen(listed.modified_at, now + _AGAIN)
+                self._seen[listed.key] = _Seen(listed, now + _AGAIN)
             elif versioned.record.state is State.PENDING:
                 self._seen[listed.key] = _Seen(
-                    listed.modified_at,
+                    listed,
                     _due_at(versioned.record, now),
                     versioned.record.attempts,
                     versioned.record.correlation_id,

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -17,9 +18,9 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.adapters.queues import Published
 from shared.errors import BrokerUnavailable, StoreRefused, StoreUnavailable, StowgateError
 from shared.events import InstancesStored
-from shared.ports import ObjectStore, Publication
+from shared.ports import ListedObject, ObjectStore, Publication
 from shared.record_store import Records, VersionedRecord
-from shared.records import IngestRecord, Lease, State, newest_first
+from shared.records import FIRST_DELIVERY, IngestRecord, Lease, State, newest_first
 from shared.runtime.metrics import WorkerMetrics
 from shared.time import utc_now
 from worker.relay import Relay
@@ -144,6 +145,26 @@ def test_an_announced_record_is_announced_again_only_after_a_pause(bench: Bench)
     bench.now += timedelta(minutes=1)
     bench.relay.run_once()
     assert bench.announced == [added.payload_id] * 2
+
+
+def test_a_change_within_the_listed_second_is_noticed(bench: Bench) -> None:
+    class FullSeconds(ObservedStore):
+        """Lists times as Amazon S3 does."""
+
+        def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
+            return (replace(o, modified_at=RECEIVED_AT) for o in super().list(prefix, after))
+
+    relay = bench.another_relay(CollectorRegistry(), FullSeconds(bench.store))
+    added = bench.add(lease=Lease(FIRST_DELIVERY, bench.now + timedelta(seconds=30)))
+    relay.run_once()
+    assert bench.announced == []
+
+    found = bench.records.find(added.payload_id)
+    assert found is not None
+    bench.records.change(found, lease=None, attempts=1, last_error="no queue")
+    relay.run_once()
+
+    assert bench.announced == [added.payload_id]
 
 
 def test_a_permanently_long_queue_starves_no_retry(bench: Bench) -> None:
