@@ -110,7 +110,7 @@ def _story(row: dict[str, Any]) -> Iterator[tuple[str, Cell]]:
     yield "state", _coloured(row["state"], f"{row['state']}: {_meaning(row)}")
     yield "received", _when(row["received_at"])
     yield "source", row["source"]
-    if row["caller"]:
+    if row.get("caller"):
         yield "caller", row["caller"]
     yield "destination", row["destination"]
     yield "instances", f"{row['file_count']}"
