@@ -107,13 +107,17 @@ def test_a_worker_that_takes_over_from_a_killed_one_continues_the_trace(
     site.opened(payload_id)
     event, handled, sent = _names(site)
 
-    spans = _trace(collector, api, payload_id, event, handled, sent)
-
-    print(drawn(spans))
     # The first handling never ended, so its span was never exported. The event came back, or the
     # relay of the second worker announced the record, both in the trace of the POST.
-    (request_span,) = [span for span in spans if span.name == sent]
-    (taken_over,) = [span for span in spans if span.span_id == request_span.parent_id]
+    def complete() -> tuple[list[Span], Span] | None:
+        """The trace and the parent of the request, whose span ends and is exported later."""
+        spans = _trace(collector, api, payload_id, event, handled, sent)
+        (request_span,) = [span for span in spans if span.name == sent]
+        parents = [span for span in spans if span.span_id == request_span.parent_id]
+        return (spans, parents[0]) if parents else None
+
+    spans, taken_over = wait_for(complete)
+    print(drawn(spans))
     assert taken_over.name == handled
     assert taken_over.parent_id in {span.span_id for span in spans if span.name == event}
     announced = [span for span in spans if span.name == event]
