@@ -71,8 +71,9 @@ def _is_dicom(part: ReceivedPart) -> bool:
 
 @dataclass(frozen=True)
 class _Putting:
-    """An instance that is being put into the store."""
+    """An instance that is being put into the store. `number` is that of its part."""
 
+    number: int
     instance: StoredInstance
     put: "Future[None]"
 
@@ -228,7 +229,12 @@ class Upload:
             if self._is_new(part.number, identity, spool.sha256):
                 self._await_turn()
                 self._store_spooled(
-                    identity, structure, spool, early_upload.put, spooled.pop_all().close
+                    part.number,
+                    identity,
+                    structure,
+                    spool,
+                    early_upload.put,
+                    spooled.pop_all().close,
                 )
 
     def _check(self, number: int, spool: Spool) -> tuple[Identity, Structure] | None:
@@ -289,6 +295,7 @@ class Upload:
 
     def _store_spooled(
         self,
+        number: int,
         identity: Identity,
         structure: Structure,
         spool: Spool,
@@ -307,7 +314,7 @@ class Upload:
         self.first_put_at = self.first_put_at or time.time()
         put = self._putters.submit(put_under, self._prefix + instance.path)
         put.add_done_callback(lambda _: self._free(close))
-        self._unsettled.append(_Putting(instance, put))
+        self._unsettled.append(_Putting(number, instance, put))
         self._contents.add(identity.sop_instance_uid, spool.sha256)
 
     def _free(self, close: Callable[[], None]) -> None:
@@ -334,7 +341,7 @@ class Upload:
         self._full = error
         return Failed(
             FailureReason.OUT_OF_RESOURCES,
-            f"{error}; then send it again",
+            f"part {putting.number}: {error}; then send it again",
             putting.instance.sop_class_uid,
             putting.instance.sop_instance_uid,
         )

@@ -482,6 +482,26 @@ def test_a_full_store_fails_what_it_did_not_take_in_the_order_of_the_request(
     receipt.answer.body.close()
 
 
+def test_a_failure_by_a_full_store_names_its_part(bench: Bench) -> None:
+    def refuse(key: str) -> None:
+        if key.removesuffix(".dcm").endswith("3"):
+            raise StoreFull("the store is full")
+
+    details: list[str] = []
+
+    def render(outcome: Outcome, heartbeat: Callable[[], None]) -> Answer:
+        details.extend(one.detail for one in outcome.failed())
+        return bench.render(outcome, heartbeat)
+
+    full = ObservedStore(bench.instances, before={"put": refuse})
+    sent = [Part(part.data, number) for number, part in enumerate(parts(5), start=1)]
+    receipt = bench.ingest(instances=full).ingest(sent, Target(), "127.0.0.1", "c", render)
+
+    assert details == ["part 4: the store is full; then send it again"]
+    assert receipt is not None
+    receipt.answer.body.close()
+
+
 class _Swallowing(FolderObjectStore):
     """Accepts objects, in small pieces, and keeps nothing: only memory is looked at."""
 
