@@ -181,7 +181,7 @@ def _from_another_site(listed: Collection[str]) -> bool:
         return False
     if site is not None:
         return site not in ("same-origin", "none")
-    return origin is not None and origin.partition("://")[2] != request.host
+    return origin is not None and not _is_of_requested_host(origin)
 
 
 def _check_own_page(own_origin: str | None) -> None:
@@ -194,14 +194,19 @@ def _check_own_page(own_origin: str | None) -> None:
     origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")
     if request.method in ("GET", "HEAD"):
         return
-    is_own = origin is not None and (
-        origin == own_origin or origin.partition("://")[2] == request.host
-    )
+    is_own = origin is not None and (origin == own_origin or _is_of_requested_host(origin))
     if not is_own or site not in (None, "same-origin"):
         raise Forbidden(
             "the form was not sent by this page. Behind a proxy, the Host that it forwards must be "
             "the one in the browser's address bar, or STOWGATE_PUBLIC_URL must be that address"
         )
+
+
+def _is_of_requested_host(origin: str) -> bool:
+    """Compare with `Host`, which werkzeug reports as empty if it has an underscore; `null`, the
+    origin of a sandboxed page, has an empty host too."""
+    host = request.host or request.headers.get("Host", "").lower()
+    return bool(host) and origin.partition("://")[2] == host
 
 
 def _caller(authenticator: Authenticator) -> Caller:

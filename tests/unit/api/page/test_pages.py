@@ -504,6 +504,29 @@ def test_a_form_of_another_origin_changes_nothing(open_page: Open, headers: dict
     assert page.get("/ui/vaes/CT").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/ui/vaes/CT/remove", "/payloads/none/replay"])
+def test_a_sandboxed_page_changes_nothing_at_a_host_with_an_underscore(
+    open_page: Open, path: str
+) -> None:
+    """Without TLS, browsers send no Sec-Fetch-Site."""
+    page = open_page(STOWGATE_ALLOW_ANYONE="true")
+    page.day.add_vaes()
+
+    answer = page.client.post(path, headers={"Origin": "null", "Host": "pacs_server"})
+
+    assert answer.status_code == 403
+
+
+def test_a_form_of_a_host_with_an_underscore_changes(open_page: Open) -> None:
+    page = open_page(STOWGATE_ALLOW_ANYONE="true")
+    page.day.add_vaes()
+
+    origin = {"Origin": "http://pacs_server:8080", "Host": "pacs_server:8080"}
+    answer = page.client.post("/ui/vaes/CT/remove", headers=origin)
+
+    assert answer.status_code == 303
+
+
 def test_a_form_without_an_origin_changes_nothing(page: Page) -> None:
     page.day.add_vaes()
 
