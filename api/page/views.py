@@ -223,6 +223,9 @@ def page_views(
         return _see_other(link("page.vae", name=added.name, done="added"))
 
     def change(name: str) -> ResponseReturnValue:
+        if not is_ae_title(name):
+            # Below, the name becomes part of the audit trail.
+            raise NotFound("no VAE has that name")
         values = parsed(bodies.receive())
         try:
             change_vae(vaes, name, loaded(values, is_new=False))

@@ -19,6 +19,7 @@ from busy_day import BusyDay
 from flask.testing import FlaskClient
 from observed_store import CALLS, Hook, ObservedStore
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 from werkzeug.test import TestResponse
 
 from api.auth.basic import user_line
@@ -211,6 +212,16 @@ def test_hostile_values_in_a_url_are_not_repeated(page: Page, path: str) -> None
 
     assert answer.status_code in (200, 400, 404)
     assert "alert(1)" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/ui/vaes/{}", "/ui/vaes/{}/remove"])
+def test_a_name_that_is_not_valid_is_neither_repeated_nor_logged(page: Page, path: str) -> None:
+    with capture_logs() as lines:
+        answer = page.post(path.replace("{}", "DOE%5EJANE"), {"workflows": ""})
+
+    assert answer.status_code == 404
+    assert "JANE" not in answer.text
+    assert "JANE" not in repr(lines)
 
 
 def test_hostile_values_in_a_form_do_not_become_markup(page: Page) -> None:
