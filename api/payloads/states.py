@@ -161,7 +161,10 @@ class Payloads:
             return self._in_state(state, limit, cursor)
         place = None if state is None else State(state)
         found, following = self._records.newest(place, limit, cursor)
-        outcomes = dict(self._outcomes(cursor, following))
+        outcomes: dict[str, Outcome] = {}
+        # A failed payload has none, and there may be many.
+        if state is not PayloadState.FAILED:
+            outcomes = dict(self._outcomes(cursor, following))
         page = (self._payload(r, outcomes.get(r.payload_id, NOTHING_KNOWN)) for r in found)
         if state is not PayloadState.PENDING:
             return (p for p in page if state in (None, p.state)), following
