@@ -72,15 +72,21 @@ def verdict(
             Level.WARNING, f"Not available: {words}", DEPENDENCIES.get(down[0], ("", ""))[1]
         )
     oldest = report.oldest_waiting
-    if oldest is not None and now - oldest > LONG_WAIT:
+    # Only the newest are listed: behind so many, older ones wait too.
+    if oldest is not None and (report.waiting.is_more or now - oldest > LONG_WAIT):
+        listed = "oldest of the newest 1,000" if report.waiting.is_more else "oldest"
         waited = duration((now - oldest).total_seconds())
         return Verdict(
             Level.WARNING,
             f"{_at_least(report.waiting)} wait{'s' if report.waiting.number == 1 else ''}",
-            f"The oldest has waited for {waited}. Is a worker running?",
+            f"The {listed} has waited for {waited}. Is a worker running?",
         )
     if status == "stopping":
         return Verdict(Level.WARNING, "This replica is stopping", "Another one takes over.")
+    if status == "unknown":
+        return Verdict(
+            Level.WARNING, "The services are being checked", "Look again in a few seconds."
+        )
     return Verdict(
         Level.GOOD,
         "Everything is getting through",

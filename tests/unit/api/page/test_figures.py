@@ -218,6 +218,12 @@ HEALTHY = {"object_store": None, "free_space": None, "broker": None}
             Level.WARNING,
             "2 payloads wait",
         ),
+        (
+            {},
+            Report((), NOW, Count(1000, is_more=True), Count(0), Count(0), NOW, ()),
+            Level.WARNING,
+            "At least 1,000 payloads wait",
+        ),
     ],
 )
 def test_the_verdict_is_the_most_serious_finding(
@@ -229,8 +235,11 @@ def test_the_verdict_is_the_most_serious_finding(
     assert words in found.headline
 
 
-def test_the_verdict_says_that_the_replica_stops() -> None:
-    assert verdict("stopping", HEALTHY, NOTHING, NOW).level is Level.WARNING
+@pytest.mark.parametrize(("status", "faults"), [("stopping", HEALTHY), ("unknown", {})])
+def test_the_verdict_says_that_the_replica_stops_or_knows_nothing_yet(
+    status: str, faults: dict[str, str | None]
+) -> None:
+    assert verdict(status, faults, NOTHING, NOW).level is Level.WARNING
 
 
 @pytest.mark.parametrize(
