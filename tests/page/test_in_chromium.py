@@ -334,6 +334,24 @@ def test_figures_are_live_and_what_would_move_others_waits(
     expect(page.locator("#troubles")).to_contain_text(failed.payload_id)
 
 
+def test_a_refresh_puts_no_other_payload_under_a_button(visit: Visit, tmp_path: Path) -> None:
+    day = BusyDay(tmp_path, datetime.now(UTC))
+    for minutes in range(1, 7):
+        day.failed(day.now - timedelta(minutes=minutes), "it failed")
+    with running("api", tmp_path) as service:
+        page = visit("about:blank")
+        page.clock.install()
+        page.goto(service.url)
+        replay = page.locator("#troubles form").first
+        action = replay.get_attribute("action")
+
+        day.failed(datetime.now(UTC), "it failed")
+        page.clock.run_for(16_000)
+
+        expect(page.get_by_role("button", name="Show")).to_be_visible()
+        assert replay.get_attribute("action") == action
+
+
 def test_the_code_for_senders_has_the_address_in_the_browser(
     visit: Visit, hospital: Hospital
 ) -> None:

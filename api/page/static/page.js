@@ -58,9 +58,11 @@ function offerCopies() {
 // Text and attributes change in place. What would add or remove elements, and so move others, waits
 // until the viewer asks for it.
 
+// A button that acts on another payload, or a link to it, counts as another element.
 function hasSameShape(old, fresh) {
   return (
     old.nodeName === fresh.nodeName &&
+    ["action", "href"].every((name) => old.getAttribute?.(name) === fresh.getAttribute?.(name)) &&
     old.childNodes.length === fresh.childNodes.length &&
     [...old.childNodes].every((node, index) => hasSameShape(node, fresh.childNodes[index]))
   );
@@ -121,7 +123,10 @@ function keepLive(bar) {
     }
     isRefreshing = true;
     try {
-      const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+      const answer = await fetch(location.href, {
+        headers: { Accept: "text/html" },
+        signal: AbortSignal.timeout(REFRESH_MILLISECONDS),
+      });
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       if (!answer.ok || !page.querySelector("[data-live]")) {
         say(`The service answered ${answer.status} at ${now()}.`);
@@ -130,6 +135,7 @@ function keepLive(bar) {
       showTimes(page);
       const ids = (one) => [...one.querySelectorAll("[data-live]")].map(({ id }) => id).join();
       const isSame = ids(page) === ids(document);
+      document.title = page.title;
       if (isSame && apply(page)) {
         waiting = null;
         say(`Updated at ${now()}`);
