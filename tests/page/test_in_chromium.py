@@ -15,7 +15,7 @@ from answering import Answering, serving
 from busy_day import BusyDay
 from engines import start_process, temporary_folder
 from instances import new_instance
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from service import Service, running, wait_for
 
 from api.auth.basic import user_line
@@ -303,6 +303,29 @@ def test_a_lost_connection_is_reported_and_the_retry_opens_nothing_twice(
 
     expect(page.locator("[data-result]")).to_have_text("All 3 files stored.")
     assert len(embedded.get("/payloads?limit=200").json()["payloads"]) == before
+
+
+def test_files_that_are_chosen_during_a_send_wait_for_its_end(
+    visit: Visit, embedded: Service, study: Path
+) -> None:
+    page = visit(f"{embedded.url}/ui/send")
+    held: list[Route] = []
+    page.route("**/dicomweb/studies", lambda route: held.append(route))
+    files = sorted((study / "series").iterdir())
+    page.locator("[data-files]").set_input_files(files[:2])
+    page.locator("[data-send]").click()
+    expect(page.locator("[data-progress]")).to_be_visible()
+
+    page.locator("[data-files]").set_input_files(files[2:])
+    expect(page.locator(".sent tbody tr")).to_have_count(3)
+    expect(page.locator("[data-send]")).to_be_disabled()
+    expect(page.locator("[data-clear]")).to_be_hidden()
+    held.pop().continue_()
+
+    expect(page.locator("[data-result]")).to_have_text("All 2 files stored.")
+    page.unroute("**/dicomweb/studies")
+    page.locator("[data-send]").click()
+    expect(page.locator("[data-result]")).to_have_text("All 1 file stored.")
 
 
 def test_figures_are_live_and_what_would_move_others_waits(

@@ -270,6 +270,7 @@ function offerSending(form) {
   let items = [];
   let current = null;
   let isStopped = false;
+  let isSending = false;
   let said = 0;
 
   const say = (words) => (status.textContent = words);
@@ -317,9 +318,13 @@ function offerSending(form) {
       fate(item, isDicom ? "not sent yet" : "left out: not a DICOM file");
       items.push(item);
     }
-    list.hidden = clear.hidden = items.length === 0;
+    list.hidden = items.length === 0;
     list.classList.toggle("long", items.length > 15);
+    if (isSending) {
+      return; // What is on its way must not be sent a second time.
+    }
     const ready = unsent();
+    clear.hidden = list.hidden;
     send.disabled = ready.length === 0;
     const bytes = ready.reduce((sum, { file }) => sum + file.size, 0);
     const left = items.filter((item) => !item.isDicom).length;
@@ -408,6 +413,7 @@ function offerSending(form) {
     const batch = unsent();
     const total = batch.reduce((sum, { file }) => sum + file.size, 0) || 1;
     isStopped = false;
+    isSending = true;
     result.hidden = true;
     progress.hidden = stop.hidden = false;
     send.disabled = clear.hidden = true;
@@ -442,6 +448,7 @@ function offerSending(form) {
       }
     }
     current = null;
+    isSending = false;
     progress.hidden = stop.hidden = true;
     clear.hidden = false;
     send.disabled = unsent().length === 0;
@@ -496,10 +503,20 @@ function offerSending(form) {
     const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
     const files = [...event.dataTransfer.files];
     const found = entries.length ? [] : files.map((file) => ({ file, path: file.name }));
+    let unread = "";
     for (const entry of entries) {
-      found.push(...(await filesOf(entry)));
+      try {
+        found.push(...(await filesOf(entry)));
+      } catch {
+        unread = `${entry.name} cannot be read.`;
+      }
     }
     await choose(found);
+    if (unread) {
+      result.hidden = false;
+      result.className = "message bad";
+      result.textContent = unread;
+    }
   });
 }
 
