@@ -412,6 +412,8 @@ def test_a_login_shows_the_page_and_sends(visit: Visit, guarded: Service, study:
     page.get_by_role("button", name="Send").click()
 
     expect(page.locator("[data-result]")).to_have_text("All 1 file stored.")
+    # Not sent without the password first.
+    assert 'stowgate_posts_total{status="401"}' not in guarded.get("/metrics").text
 
 
 def test_a_reader_is_offered_no_change(visit: Visit, guarded: Service) -> None:

@@ -433,6 +433,11 @@ function offerSending(form) {
       sayAtTimes(`Sent ${size(Math.min(total, before + loaded))} of ${size(total)}.`);
     };
     batch.forEach((item) => fate(item, "waiting"));
+    if (form.dataset.signIn) {
+      // Browsers send a password only below paths that have asked for it: they would send all files
+      // without it first.
+      await fetch(form.dataset.signIn).catch(() => {});
+    }
     if (form.requests.value === "one") {
       await post(batch, multipart(batch), show(0, batch));
     } else {
