@@ -96,7 +96,7 @@ def test_a_proxy_signs_a_person_in_and_passes_the_token_on(
         start_process(command, {}, folder, stack)
         wait_for(lambda: _status(f"{site}/stow/health/live") == 200)
 
-        page = visit(f"{site}/stow/ui")
+        page = visit(f"{site}/stow")
         expect(page.locator(".caller")).to_contain_text("anna")
         page.get_by_role("link", name="VAEs").click()
         page.get_by_role("link", name="Add a VAE").click()
