@@ -89,10 +89,10 @@ class IngestRecord:
     `workflow` is the one in the URL. `vae_workflows` are those of the VAE on receipt, None without
     a VAE. `due_at` is when the relay may announce the record again. `size_bytes` is the size of all
     instances, None in a record of an earlier release. `caller` is the authenticated sender, None
-    without authentication. `takeovers` counts the workers that crashed
-    with the lease. `opened_at` is when the request was published, which may be set on a pending
-    record. `workflow_request` is the request without its `payload`. `traceparent` is the context of
-    the trace of the POST. `unknown` are fields of a newer service, which are kept for it."""
+    without authentication. `takeovers` counts the workers that crashed with the lease. `opened_at`
+    is when the request was published, which may be set on a pending record. `workflow_request` is
+    the request without its `payload`. `traceparent` is the context of the trace of the POST.
+    `unknown` are fields of a newer service, which are kept for it."""
 
     payload_id: str
     correlation_id: str
@@ -118,6 +118,13 @@ class IngestRecord:
     first_answer: FirstAnswer | None = field(default=None, repr=False)
     traceparent: str | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def total_bytes(self) -> int | None:
+        """The size of all instances; None for the attached ones of an earlier release."""
+        if self.size_bytes is not None or self.instances is None:
+            return self.size_bytes
+        return sum(instance.size_bytes for instance in self.instances)
 
 
 class _Instances(fields.Field[tuple[StoredInstance, ...]]):

@@ -236,7 +236,4 @@ def _posts(
 
 
 def _size(versioned: VersionedRecord) -> Size:
-    record = versioned.record
-    if record.size_bytes is not None or record.instances is None:
-        return Size(record.file_count, record.size_bytes)
-    return Size(record.file_count, sum(one.size_bytes for one in record.instances))
+    return Size(versioned.record.file_count, versioned.record.total_bytes)

@@ -23,10 +23,10 @@ from api.page.rendering import Pages, link
 from api.page.senders import senders
 from api.page.verdict import verdict
 from api.payloads.states import Payload, Payloads
-from api.payloads.views import find
+from api.payloads.views import find, payload_state
 from api.payloads.workflow_manager_api import WorkflowManagerApi, WorkflowManagerSilent
 from api.settings import ApiSettings
-from api.vae.registry import VaeRegistry
+from api.vae.registry import Vae, VaeRegistry
 from api.vae.views import add_vae, change_vae, remove_vae
 from shared.errors import StowgateError
 from shared.ids import is_ae_title, is_guid
@@ -116,7 +116,8 @@ def page_views(
         wanted = request.args.get("id", "").strip().lower()
         if wanted and is_guid(wanted):
             return redirect(link("page.payload", payload_id=wanted))
-        state = _state(request.args.get("state", ""))
+        given = request.args.get("state", "")
+        state = payload_state(given) if given else None
         cursor = request.args.get("cursor", "").lower()
         if cursor and not is_guid(cursor):
             raise BadRequest("cursor must be that of a link on an earlier page")
@@ -142,7 +143,7 @@ def page_views(
             "payload.html",
             payload=found,
             record=found.record,
-            size_bytes=_size(found),
+            size_bytes=found.record.total_bytes,
             progress=progress,
             silent=silent,
             asks_workflow_manager=workflow_manager is not None,
@@ -163,7 +164,7 @@ def page_views(
         return _see_other(link("page.payload", payload_id=payload_id.lower(), replayed=1))
 
     def replay_all(state: str) -> ResponseReturnValue:
-        wanted = _state(state)
+        wanted = payload_state(state)
         if wanted not in _REPLAYABLE:
             raise BadRequest("only failed or refused payloads can be replayed")
         cursor = request.args.get("cursor", "").lower()
@@ -182,18 +183,29 @@ def page_views(
         )
 
     def vae(name: str) -> ResponseReturnValue:
+        found = existing_vae(name)
+        done = request.args.get("done", "")
+        done = done if done in ("added", "changed") else ""
+        return form_of_change(found, values_of(found), {}, HTTPStatus.OK, done=done)
+
+    def existing_vae(name: str) -> Vae:
         found = vaes.all().get(name)
         if found is None:
             raise NotFound("no VAE has that name")
-        done = request.args.get("done", "")
+        return found
+
+    def form_of_change(
+        found: Vae, values: Any, errors: Any, status: HTTPStatus, *, done: str = ""
+    ) -> Response:
         return pages.render(
             "vae.html",
+            status,
             vae=found,
             address=_address(settings),
             fields=FIELDS_OF_CHANGE,
-            values=values_of(found),
-            errors={},
-            done=done if done in ("added", "changed") else "",
+            values=values,
+            errors=errors,
+            done=done,
         )
 
     def new_vae() -> ResponseReturnValue:
@@ -230,19 +242,8 @@ def page_views(
         try:
             change_vae(vaes, name, loaded(values, is_new=False))
         except FormInvalid as error:
-            found = vaes.all().get(name)
-            if found is None:
-                raise NotFound("no VAE has that name") from error
-            return pages.render(
-                "vae.html",
-                HTTPStatus.BAD_REQUEST,
-                vae=found,
-                address=_address(settings),
-                fields=FIELDS_OF_CHANGE,
-                values=error.values,
-                errors=error.errors,
-                done="",
-            )
+            found = existing_vae(name)
+            return form_of_change(found, error.values, error.errors, HTTPStatus.BAD_REQUEST)
         return _see_other(link("page.vae", name=name, done="changed"))
 
     def remove(name: str) -> ResponseReturnValue:
@@ -289,14 +290,6 @@ def _address(settings: ApiSettings) -> Markup:
     return Markup("<span data-base>{}://{}</span>").format(settings.scheme, settings.listen)
 
 
-def _state(given: str) -> PayloadState | None:
-    if not given:
-        return None
-    if given not in list(PayloadState):
-        raise BadRequest(f"state must be one of {', '.join(PayloadState)}")
-    return PayloadState(given)
-
-
 def _count(name: str) -> int | None:
     given = request.args.get(name, "")
     return int(given) if re.fullmatch("[0-9]{1,4}", given) else None
@@ -310,10 +303,3 @@ def _guid(name: str) -> str | None:
 def _name(name: str) -> str | None:
     given = request.args.get(name, "")
     return given if is_ae_title(given) else None
-
-
-def _size(payload: Payload) -> int | None:
-    record = payload.record
-    if record.size_bytes is not None or record.instances is None:
-        return record.size_bytes
-    return sum(instance.size_bytes for instance in record.instances)

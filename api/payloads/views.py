@@ -124,8 +124,11 @@ def _dump(payload: Payload) -> dict[str, Any]:
 
 def _state() -> PayloadState | None:
     given = request.args.get("state")
-    if given is None:
-        return None
+    return None if given is None else payload_state(given)
+
+
+def payload_state(given: str) -> PayloadState:
+    """Return the state of that name. Raises `BadRequest`, which lists all names."""
     if given not in list(PayloadState):
         raise BadRequest(f"state must be one of {', '.join(PayloadState)}")
     return PayloadState(given)

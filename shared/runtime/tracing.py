@@ -59,7 +59,6 @@ class Attribute(StrEnum):
     STORED_BYTES = "stowgate.stored_bytes"
     ATTEMPTS = "stowgate.attempts"
     TAKEOVERS = "stowgate.takeovers"
-    ROUTE_RULE = "stowgate.route"
 
 
 Attributes = Mapping[Attribute, Value]
