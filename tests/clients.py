@@ -51,6 +51,14 @@ def from_debian(package: str, name: str) -> Path:
     return Path(program(name))
 
 
+def had_chromium() -> Path:
+    return had_by_one_of(
+        "chromium",
+        lambda: on_this_machine("chromium"),
+        lambda: from_debian("chromium", "chromium"),
+    )
+
+
 def orthanc_on_this_machine() -> Path:
     """With its DICOMweb plug-in, where Debian puts that."""
     if not ORTHANC_PLUGIN.exists():

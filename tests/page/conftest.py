@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from busy_day import BusyDay
-from clients import from_debian, had_by_one_of, npm_packages, on_this_machine
+from clients import from_debian, had_by_one_of, had_chromium, npm_packages, on_this_machine
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from service import Service, running
 
@@ -19,11 +19,7 @@ Visit = Callable[..., Page]
 
 @pytest.fixture(scope="session")
 def chromium() -> Path:
-    return had_by_one_of(
-        "chromium",
-        lambda: on_this_machine("chromium"),
-        lambda: from_debian("chromium", "chromium"),
-    )
+    return had_chromium()
 
 
 @pytest.fixture(scope="session")

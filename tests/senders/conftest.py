@@ -7,6 +7,7 @@ import pytest
 from clients import (
     from_debian,
     had_by_one_of,
+    had_chromium,
     npm_packages,
     on_this_machine,
     orthanc_from_debian,
@@ -67,11 +68,7 @@ def go() -> Path:
 
 @pytest.fixture(scope="session")
 def chromium() -> Path:
-    return had_by_one_of(
-        "chromium",
-        lambda: on_this_machine("chromium"),
-        lambda: from_debian("chromium", "chromium"),
-    )
+    return had_chromium()
 
 
 @pytest.fixture(scope="session")
