@@ -50,8 +50,17 @@ _PUT_THREADS = 8
 _PATIENCE_SECONDS = 5.0
 
 
-def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegistry) -> Flask:
-    """Create the application, with its `Admission` under `EXTENSION` for the server."""
+def compose(
+    settings: ApiSettings,
+    backends: Backends,
+    registry: CollectorRegistry,
+    *,
+    events_reach_workers: bool = True,
+) -> Flask:
+    """Create the application, with its `Admission` under `EXTENSION` for the server.
+
+    If events do not reach any worker, records have no first lease, for which the relay would wait.
+    """
     metrics = ApiMetrics(registry)
     records = Records(backends.state)
     payload_ids = PayloadIds(settings.state_bucket)
@@ -80,7 +89,11 @@ def compose(settings: ApiSettings, backends: Backends, registry: CollectorRegist
             metrics=metrics,
             mint=payload_ids.mint,
             tracer=backends.tracer,
-            first_lease=first_lease(timedelta(seconds=settings.lease_seconds)),
+            first_lease=(
+                first_lease(timedelta(seconds=settings.lease_seconds))
+                if events_reach_workers
+                else timedelta()
+            ),
         ),
         uploads=uploads,
         announcements=Announcements(backends.announce, announcers, metrics),

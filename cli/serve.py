@@ -118,7 +118,8 @@ def api() -> None:
     url = url_of(listener, settings.scheme)
     _log.info("listening", url=url, processes=settings.api_processes)
     click.echo(f"Stowgate's API listens on {url}")
-    if settings.broker == "memory":
+    events_reach_workers = settings.broker != "memory"
+    if not events_reach_workers:
         _log.warning(
             "STOWGATE_BROKER=memory does not reach other processes: payloads stored here wait "
             "until the relay of a worker on the same object store finds them; configure RabbitMQ "
@@ -142,7 +143,10 @@ def api() -> None:
         )
         _prepare(backends)
         opened.append(backends)
-        apps.append(api.main.compose(settings, backends, registry))
+        app = api.main.compose(
+            settings, backends, registry, events_reach_workers=events_reach_workers
+        )
+        apps.append(app)
         return apps[-1]
 
     def on_exit() -> None:

@@ -15,6 +15,9 @@ from disks import small_disk
 from instances import new_instance
 from service import Service, running, wait_for
 
+from shared.adapters.folder.store import FolderObjectStore
+from shared.record_store import Records
+
 
 @pytest.mark.parametrize("command", ["run", "api", "worker", "check"])
 def test_an_invalid_setting_stops_the_start_with_one_line(command: str, tmp_path: Path) -> None:
@@ -53,6 +56,17 @@ def test_an_api_with_the_memory_broker_warns_that_no_worker_is_notified(tmp_path
 
     (line,) = warned
     assert "STOWGATE_BROKER=memory" in json.loads(line)["event"]
+
+
+def test_a_relay_does_not_wait_for_a_worker_that_no_event_reaches(tmp_path: Path) -> None:
+    instance = new_instance()
+    with running("api", tmp_path) as api:
+        answer = api.post("/dicomweb/studies", instance, "application/dicom")
+    added = Records(FolderObjectStore(tmp_path / "stowgate")).find(answer.headers["X-Payload-ID"])
+
+    assert added is not None
+    assert added.record.lease is not None
+    assert added.record.lease.until == added.record.due_at
 
 
 def test_run_prints_the_public_url_that_senders_use(tmp_path: Path) -> None:
