@@ -211,18 +211,35 @@ class Refusals:
         """
         return _outcomes(self._list(place, after) for place in _PLACES)
 
-    def newest_outcomes(self, max_names: int) -> tuple[dict[str, Outcome], bool]:
-        """Return the newest refused or replayed payloads, and whether there may be more.
+    def outcomes_page(
+        self, max_names: int, after: str = ""
+    ) -> tuple[dict[str, Outcome], str | None]:
+        """Return the newest payloads after that id with a refused or replayed request, and the last
+        of them if there may be more.
 
-        Lists up to `max_names` names of each place; 1000 take three listings.
+        Lists up to `max_names` names of each kind of object; 1000 take three listings.
         """
-        listings = [list(islice(self._list(place), max_names)) for place in _PLACES]
+        listings = [list(islice(self._list(place, after), max_names)) for place in _PLACES]
         # Behind the end of a listing, a replay of the payload might be missing.
         ends = [listing[-1][0] for listing in listings if len(listing) == max_names]
         if not ends:
-            return dict(_outcomes(listings)), False
+            return dict(_outcomes(listings)), None
         end = min(ends)
-        return dict(_outcomes([i for i in one if i[0] < end] for one in listings)), True
+        page = dict(_outcomes([i for i in one if i[0] < end] for one in listings))
+        if not page:
+            # One payload was replayed that often.
+            payload_id = _payload_id(end)
+            page = {payload_id: self.outcome(payload_id)}
+        return page, next(reversed(page))
+
+    def replays(self, after: str = "") -> Iterator[str]:
+        """Yield the payloads after that id with a replay that must be published, newest first.
+
+        A crashed worker may have left the replay of one that was published. Lists lazily.
+        """
+        return map(
+            _payload_id, (name for name, _ in groupby(i[0] for i in self._list(_REPLAYS, after)))
+        )
 
     def request_replay(self, payload_id: str, number: int, due_at: datetime) -> Replay:
         """Request a replay with this number.
@@ -295,8 +312,11 @@ def _outcomes(
         numbers: dict[str, list[int]] = {place: [] for place in _PLACES}
         for _, place, number in found:
             numbers[place].append(number)
-        payload_id = name.partition(".")[2]
-        yield payload_id, _outcome(numbers[_REFUSED], numbers[_REPLAYED], numbers[_REPLAYS])
+        yield _payload_id(name), _outcome(numbers[_REFUSED], numbers[_REPLAYED], numbers[_REPLAYS])
+
+
+def _payload_id(name: str) -> str:
+    return name.partition(".")[2]
 
 
 def ordered_name(payload_id: str) -> str:

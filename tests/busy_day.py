@@ -13,7 +13,7 @@ from api.vae.registry import Vae, VaeRegistry
 from shared.adapters.folder.store import FolderObjectStore
 from shared.ids import PayloadIds
 from shared.records import IngestRecord, State, encode, newest_first
-from shared.refusals import Refusal, RefusalReason, Refusals
+from shared.refusals import Refusal, RefusalReason, Refusals, ordered_name
 
 BUCKET = "stowgate"
 
@@ -78,6 +78,14 @@ class BusyDay:
         at = received_at + timedelta(seconds=40)
         self.refusals.note(Refusal(made.payload_id, 0, reason, at))
         return made
+
+    def replayed(self, received_at: datetime) -> None:
+        """A payload that was refused, and then replayed; of that only the names count."""
+        name = ordered_name(self._ids.mint(received_at))
+        for key in (f"refused/{name}/000000.json", f"replayed/{name}/000001.json"):
+            path = self._folder / key
+            path.parent.mkdir(parents=True)
+            path.touch()
 
     def failed(self, received_at: datetime, error: str) -> IngestRecord:
         made = self.record(received_at, State.FAILED, attempts=10, last_error=error)

@@ -116,7 +116,7 @@ class Activity:
         pending = self._records.listed(State.PENDING, MAX_NAMES)
         opened = self._records.listed(State.OPENED, MAX_NAMES)
         failed = self._records.listed(State.FAILED, MAX_NAMES)
-        outcomes, more_refused = self._refusals.newest_outcomes(MAX_NAMES)
+        outcomes, last_outcome = self._refusals.outcomes_page(MAX_NAMES)
         # Of an opened record that is still in pending/, and of a replayed one in failed/, the first
         # place counts.
         places = {State.OPENED: opened, State.PENDING: pending, State.FAILED: failed}
@@ -128,7 +128,7 @@ class Activity:
         failures = [item for state, item in found.values() if state is State.FAILED]
         replays = [i for i, o in outcomes.items() if o.state_when_opened is PayloadState.PENDING]
         refused = [i for i, o in outcomes.items() if o.state_when_opened is PayloadState.REFUSED]
-        complete_since = _complete_since(places.values())
+        complete_since = _complete_since(places.values(), last_outcome)
         posts = self._with_sizes(
             [
                 post
@@ -145,7 +145,7 @@ class Activity:
             complete_since=complete_since,
             waiting=Count(len(waiting) + len(replays), len(pending) == MAX_NAMES),
             failed=Count(len(failures), len(failed) == MAX_NAMES),
-            refused=Count(len(refused), more_refused),
+            refused=Count(len(refused), last_outcome is not None),
             oldest_waiting=min(oldest, default=None),
             troubles=(
                 *self._troubles(failures[:MAX_TROUBLES], State.FAILED),
@@ -214,8 +214,12 @@ def _trouble(record: IngestRecord, state: PayloadState, reason: str | None) -> T
     )
 
 
-def _complete_since(places: Iterable[list[ListedObject]]) -> datetime | None:
+def _complete_since(
+    places: Iterable[list[ListedObject]], last_outcome: str | None
+) -> datetime | None:
     ends = [minted_at(payload_id_of(p[-1].key)) for p in places if len(p) == MAX_NAMES]
+    if last_outcome is not None:
+        ends.append(minted_at(last_outcome))
     return max(ends, default=None)
 
 

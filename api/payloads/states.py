@@ -31,6 +31,9 @@ from shared.time import Clock, utc_now
 
 _log = structlog.get_logger()
 
+# Of each kind of object, for a page of refused payloads: one request to an S3 store.
+_MAX_NAMES = 1000
+
 
 @dataclass(frozen=True)
 class Payload:
@@ -158,65 +161,51 @@ class Payloads:
         A page may be shorter if payloads have another state than their records.
         """
         if state is PayloadState.REFUSED:
-            return self._in_state(state, limit, cursor)
+            return self._refused(limit, cursor)
         place = None if state is None else State(state)
         found, following = self._records.newest(place, limit, cursor)
+        if state is PayloadState.PENDING:
+            return self._with_replays(found, following, limit, cursor)
         outcomes: dict[str, Outcome] = {}
         # A failed payload has none, and there may be many.
         if state is not PayloadState.FAILED:
-            outcomes = dict(self._outcomes(cursor, following))
+            listed = self._refusals.outcomes(cursor)
+            outcomes = dict(takewhile(lambda item: _is_before(item[0], following), listed))
         page = (self._payload(r, outcomes.get(r.payload_id, NOTHING_KNOWN)) for r in found)
-        if state is not PayloadState.PENDING:
-            return (p for p in page if state in (None, p.state)), following
-        return self._with_replays(page, outcomes, limit, following)
+        return (p for p in page if state in (None, p.state)), following
 
-    def _outcomes(self, cursor: str, until: str | None) -> Iterator[tuple[str, Outcome]]:
-        last = None if until is None else ordered_name(until)
-        return takewhile(
-            lambda item: last is None or ordered_name(item[0]) <= last,
-            self._refusals.outcomes(cursor),
-        )
-
-    def _in_state(
-        self, state: PayloadState, limit: int, cursor: str
-    ) -> tuple[Iterator[Payload], str | None]:
-        found = (
-            (payload_id, outcome)
-            for payload_id, outcome in self._refusals.outcomes(cursor)
-            if outcome.state_when_opened is state
-        )
-        listed = list(islice(found, limit + 1))
-        page = (self._readable(*item) for item in listed[:limit])
-        return (
-            (p for p in page if p is not None and p.state is state),
-            listed[limit - 1][0] if len(listed) > limit else None,
-        )
+    def _refused(self, limit: int, cursor: str) -> tuple[Iterator[Payload], str | None]:
+        outcomes, following = self._refusals.outcomes_page(_MAX_NAMES, cursor)
+        refused = [
+            payload_id
+            for payload_id, outcome in outcomes.items()
+            if outcome.state_when_opened is PayloadState.REFUSED
+        ]
+        if len(refused) > limit:
+            refused, following = refused[:limit], refused[limit - 1]
+        page = (self._readable(payload_id, outcomes[payload_id]) for payload_id in refused)
+        return (p for p in page if p is not None and p.state is PayloadState.REFUSED), following
 
     def _with_replays(
-        self,
-        page: Iterator[Payload],
-        outcomes: dict[str, Outcome],
-        limit: int,
-        following: str | None,
+        self, records: Iterator[IngestRecord], following: str | None, limit: int, cursor: str
     ) -> tuple[Iterator[Payload], str | None]:
         """Add the payloads with an unpublished replay, whose records are in opened/."""
-        replayed = [
-            of
-            for of, outcome in outcomes.items()
-            if outcome.state_when_opened is PayloadState.PENDING
-        ]
+        listed = takewhile(lambda of: _is_before(of, following), self._refusals.replays(cursor))
+        replayed = list(islice(listed, limit + 1))
         if not replayed:
-            return page, following
-        pending = {p.record.payload_id: p for p in page}
+            return map(Payload, records), following
+        pending = {record.payload_id: Payload(record) for record in records}
         ids = sorted({*pending, *replayed}, key=ordered_name)
         if len(ids) > limit:
             ids, following = ids[:limit], ids[limit - 1]
-        found = (pending.get(of) or self._readable(of, outcomes[of]) for of in ids)
+        found = (pending.get(payload_id) or self._readable(payload_id) for payload_id in ids)
         return (p for p in found if p is not None and p.state is PayloadState.PENDING), following
 
-    def _readable(self, payload_id: str, outcome: Outcome) -> Payload | None:
+    def _readable(self, payload_id: str, outcome: Outcome | None = None) -> Payload | None:
         """Return None for an unreadable record, which the list of all payloads reports."""
         try:
+            if outcome is None:
+                return self.find(payload_id)
             versioned = self._records.find(payload_id)
         except RecordUnreadable:
             return None
@@ -239,12 +228,17 @@ class Payloads:
         return payload
 
 
+def _is_before(payload_id: str, following: str | None) -> bool:
+    """Whether a list has it on the page with that cursor to the next one."""
+    return following is None or ordered_name(payload_id) <= ordered_name(following)
+
+
 def refusal_in_words(refusal: Refusal, record: IngestRecord) -> str:
     """Return what happened, the possible causes, and what to do.
 
     The Workflow Manager reports no cause. `docs/workflows.md` explains its rules.
     """
-    replay = f"then run stowgate payloads replay {refusal.payload_id}"
+    replay = f"then replay the payload (stowgate payloads replay {refusal.payload_id})"
     if refusal.reason is RefusalReason.NOT_SENT:
         return f"the replay was not published: {refusal.detail}"
     if refusal.reason is RefusalReason.REJECTED:

@@ -154,6 +154,38 @@ def test_payloads_are_listed_newest_first_and_after_a_cursor(refusals: Refusals)
     assert [outcome.refusals for _, outcome in refusals.outcomes()] == [2, 2, 2]
 
 
+def test_a_page_of_outcomes_ends_before_a_payload_that_it_may_not_know_fully(
+    refusals: Refusals,
+) -> None:
+    ids = [payload_id(minutes) for minutes in (4, 3, 2, 1)]
+    for of in ids:
+        refusals.note(refused(of))
+        refusals.note_replayed(of, 1, NOW)
+    refusals.note(refused(ids[0], 1))
+
+    first, end = refusals.outcomes_page(4)
+    assert (list(first), end) == (ids[:2], ids[1])
+    assert end
+    second, end = refusals.outcomes_page(4, end)
+
+    assert (list(second), end) == (ids[2:], None)
+    assert {**first, **second} == {of: refusals.outcome(of) for of in ids}
+
+
+def test_a_payload_that_was_refused_more_often_than_a_page_has_names_is_a_page(
+    refusals: Refusals,
+) -> None:
+    often, older = payload_id(2), payload_id(1)
+    for number in range(3):
+        refusals.note(refused(often, number))
+    refusals.note(refused(older))
+
+    first, end = refusals.outcomes_page(2)
+
+    assert (first, end) == ({often: refusals.outcome(often)}, often)
+    assert list(refusals.outcomes_page(2, often)[0]) == [older]
+
+
 def test_objects_with_other_names_are_skipped(refusals: Refusals, store: FolderObjectStore) -> None:
     for key in ("refused/notes.txt", f"refused/{payload_id()}/000000.json"):
         store.create(key, b"x", "text/plain")

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,11 +26,12 @@ from werkzeug.test import TestResponse
 from api.auth.basic import user_line
 from api.http.routes import PAGE_ROUTES, Scope
 from api.main import compose
-from api.page.activity import MAX_REQUESTS
+from api.page.activity import MAX_REQUESTS, Activity
 from api.page.views import PAGE_PAYLOADS
 from api.settings import ApiSettings
 from shared.errors import StoreUnavailable
 from shared.ports import ObjectStore
+from shared.record_store import Records
 from shared.records import State
 from shared.refusals import PayloadState, RefusalReason
 from shared.runtime.backends import open_backends
@@ -43,7 +45,7 @@ PINGS = 2
 
 @dataclass
 class Page:
-    """The page over a folder store, and the calls of that store."""
+    """The page over a folder store, and the requests that its calls would be to an S3 store."""
 
     client: FlaskClient
     day: BusyDay
@@ -74,22 +76,31 @@ def open_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
         settings = load(ApiSettings)
         day = BusyDay(tmp_path, NOW)
         calls: Counter[str] = Counter()
+        names: Counter[str] = Counter()
         hooks: dict[str, Hook] = {}
 
         def count(call: str) -> Hook:
             def hook(key: str) -> None:
                 calls[call] += 1
+                if call == "list":
+                    names[key.partition("/")[0]] = 0
                 if call in hooks:
                     hooks[call](key)
 
             return hook
+
+        def count_name(key: str) -> None:
+            place = key.partition("/")[0]
+            if names[place] and names[place] % 1000 == 0:
+                calls["list"] += 1
+            names[place] += 1
 
         backends = open_backends(settings, store_threads=4)
         backends.instances.prepare()
         observed = {call: count(call) for call in CALLS}
         backends = replace(
             backends,
-            state=ObservedStore(backends.state, before=observed),
+            state=ObservedStore(backends.state, before=observed, after={"list": count_name}),
             instances=ObservedStore(backends.instances, before=observed),
         )
         app = compose(settings, backends, CollectorRegistry())
@@ -168,6 +179,13 @@ def test_the_links_of_a_view_lead_to_views(page: Page) -> None:
             while target.startswith("../"):
                 target, steps = target.removeprefix("../"), steps[:-1]
             assert page.get("/".join([*steps, target])).status_code == 200, (path, target)
+
+
+def test_the_overview_is_also_served_with_a_slash_at_the_end(page: Page) -> None:
+    answer = page.get("/ui/")
+
+    assert answer.status_code == 200
+    assert 'href="../ui/static/page.css' in answer.text
 
 
 def test_hostile_values_in_a_record_do_not_become_markup(page: Page) -> None:
@@ -300,6 +318,8 @@ def test_the_number_of_store_requests_does_not_depend_on_the_number_of_records(p
         page.day.failed(NOW - timedelta(minutes=30, seconds=number), "it failed")
         page.day.refused(NOW - timedelta(minutes=40, seconds=number), RefusalReason.REJECTED)
         page.day.write(page.day.record(NOW - timedelta(minutes=50), State.PENDING))
+    for number in range(1500):
+        page.day.replayed(NOW - timedelta(hours=1, seconds=number))
     page.calls.clear()
 
     first = page.get("/ui?span=1h")
@@ -323,22 +343,54 @@ def test_a_later_view_reads_only_what_is_new(page: Page) -> None:
     assert page.calls["get"] == 1
 
 
-@pytest.mark.parametrize("state", ["", "?state=failed", "?state=refused", "?state=pending"])
-def test_a_list_reads_a_bounded_number_of_records(page: Page, state: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "listings"),
+    [("", 6), ("opened", 4), ("pending", 1 + 1 + 3 * PAGE_PAYLOADS), ("failed", 1), ("refused", 3)],
+)
+def test_a_list_takes_a_bounded_number_of_requests(page: Page, state: str, listings: int) -> None:
     for number in range(60):
         page.day.failed(NOW - timedelta(minutes=number), "it failed")
+        page.day.opened(NOW - timedelta(minutes=number), 0.5)
         page.day.refused(NOW - timedelta(minutes=number), RefusalReason.REJECTED)
         page.day.write(page.day.record(NOW - timedelta(minutes=number), State.PENDING))
+    for number in range(2500):
+        page.day.replayed(NOW - timedelta(seconds=number))
+    for number in range(60):
+        waiting = page.day.refused(NOW - timedelta(minutes=number), RefusalReason.REJECTED)
+        page.day.refusals.request_replay(waiting.payload_id, 1, NOW)
     page.calls.clear()
 
-    answer = page.get(f"/ui/payloads{state}")
+    answer = page.get(f"/ui/payloads?state={state}" if state else "/ui/payloads")
 
-    assert answer.text.count('scope="row"') == PAGE_PAYLOADS
-    assert page.calls["list"] <= 6
+    assert 0 < answer.text.count('scope="row"') <= PAGE_PAYLOADS
+    assert page.calls["list"] <= listings
     assert page.calls["get"] <= 4 * (PAGE_PAYLOADS + 1)
-    if state == "?state=failed":
-        # The refusals, of which there may be any number, say nothing about these.
-        assert page.calls["list"] == 1
+
+
+def test_a_list_continues_behind_many_payloads_of_another_state(page: Page) -> None:
+    refused = page.day.refused(NOW - timedelta(days=1), RefusalReason.REJECTED)
+    for number in range(1500):
+        page.day.replayed(NOW - timedelta(seconds=number))
+    shown, link = [], "/ui/payloads?state=refused"
+
+    while link:
+        text = page.get(link).text
+        shown.append(refused.payload_id in text)
+        older = re.search('rel="next" href="[^"]*(/ui/payloads[^"]*)"', text)
+        link = unescape(older[1]) if older else ""
+
+    assert shown == [False, True]
+    assert "None of the newest is refused" in page.get("/ui/payloads?state=refused").text
+
+
+def test_figures_of_payloads_whose_refusals_were_not_listed_are_not_shown(page: Page) -> None:
+    old = page.day.refused(NOW - timedelta(hours=2), RefusalReason.REJECTED)
+    for number in range(1000):
+        page.day.replayed(NOW - timedelta(hours=1, seconds=number))
+
+    posts = Activity(Records(page.day.store), page.day.refusals).read(NOW).posts
+
+    assert old.payload_id not in [post.payload_id for post in posts]
 
 
 def test_a_payload_takes_a_handful_of_store_requests(page: Page) -> None:
