@@ -63,6 +63,7 @@ ROUTES = (
 PAGE_ROUTES = (
     Route("GET", "/", "page.overview", Scope.READ),
     Route("GET", "/ui", "page.overview", Scope.READ),
+    Route("GET", "/ui/", "page.overview", Scope.READ),
     Route("GET", "/ui/payloads", "page.payloads", Scope.READ),
     Route("GET", "/ui/payloads/<payload_id>", "page.payload", Scope.READ),
     Route("POST", "/ui/payloads/<payload_id>/replay", "page.replay", Scope.ADMIN, "replay payload"),

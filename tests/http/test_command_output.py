@@ -19,7 +19,7 @@ from service import STOWGATE
 PAYLOAD_ID = "01890000-0000-7000-8000-000000000001"
 ERROR = (
     "the Workflow Manager gave up the workflow request after several deliveries. Create or correct "
-    f"the workflow, then run stowgate payloads replay {PAYLOAD_ID}"
+    f"the workflow, then replay the payload (stowgate payloads replay {PAYLOAD_ID})"
 )
 REFUSED = {
     "payload_id": PAYLOAD_ID,

@@ -305,6 +305,28 @@ def test_a_lost_connection_is_reported_and_the_retry_opens_nothing_twice(
     assert len(embedded.get("/payloads?limit=200").json()["payloads"]) == before
 
 
+def test_a_busy_service_gets_the_files_again_when_it_said(
+    visit: Visit, embedded: Service, study: Path
+) -> None:
+    page = visit(f"{embedded.url}/ui/send")
+    page.locator("[data-files]").set_input_files(sorted((study / "series").iterdir())[:1])
+    keys: list[str | None] = []
+
+    def busy_at_first(route: Route) -> None:
+        keys.append(route.request.header_value("Idempotency-Key"))
+        if len(keys) == 1:
+            route.fulfill(status=503, headers={"Retry-After": "2"}, json={"detail": "busy"})
+        else:
+            route.continue_()
+
+    page.route("**/dicomweb/studies", busy_at_first)
+    page.get_by_role("button", name="Send").click()
+
+    expect(page.locator(".sent .fate")).to_have_text("the service is busy; sent again in 2 s")
+    expect(page.locator("[data-result]")).to_have_text("All 1 file stored.")
+    assert keys == [keys[0]] * 2
+
+
 def test_files_that_are_chosen_during_a_send_wait_for_its_end(
     visit: Visit, embedded: Service, study: Path
 ) -> None:

@@ -145,7 +145,7 @@ function keepLive(bar) {
       }
       if (show.hidden !== !waiting) {
         // A screen reader reads it once.
-        news.textContent = waiting ? "There is news." : "";
+        news.textContent = waiting ? "Newer figures are available." : "";
         show.hidden = !waiting;
       }
     } catch {
@@ -184,6 +184,8 @@ function keepLive(bar) {
 
 const TYPE = "application/dicom";
 const SNIFFED_AT_ONCE = 16;
+const MAX_TRIES = 5;
+const MAX_PAUSE_SECONDS = 60;
 
 async function isDicom(file) {
   try {
@@ -250,6 +252,15 @@ function reasonsIn(text) {
     }
   }
   return reasons;
+}
+
+// The seconds after which the service wants the request again; 0 for a final answer. While the
+// first request with a key is running, another with that key is answered 409.
+function pauseOf(request) {
+  const seconds = Number(request.getResponseHeader("Retry-After"));
+  return [409, 429, 503].includes(request.status) && seconds > 0
+    ? Math.min(seconds, MAX_PAUSE_SECONDS)
+    : 0;
 }
 
 function problemIn(request) {
@@ -366,7 +377,27 @@ function offerSending(form) {
       : random();
   }
 
-  // Sends some files in one POST, and shows what became of each; returns whether it was answered.
+  // Sends some files in one POST, and again if the service was busy.
+  async function postPatiently(batch, content, onProgress) {
+    for (let tries = 1; ; tries += 1) {
+      const pauseSeconds = await post(batch, content, onProgress);
+      if (!pauseSeconds || tries === MAX_TRIES) {
+        return;
+      }
+      batch.forEach((item) => fate(item, `the service is busy; sent again in ${pauseSeconds} s`));
+      const end = Date.now() + 1000 * pauseSeconds;
+      while (!isStopped && Date.now() < end) {
+        await new Promise((done) => setTimeout(done, 200));
+      }
+      if (isStopped) {
+        batch.forEach((item) => fate(item, "stopped: not stored", "bad"));
+        return;
+      }
+    }
+  }
+
+  // Sends some files in one POST, and shows what became of each. Returns the seconds after which it
+  // may be sent again, else 0.
   function post(batch, { body, type }, onProgress) {
     return new Promise((done) => {
       const request = new XMLHttpRequest();
@@ -380,7 +411,7 @@ function offerSending(form) {
       request.upload.addEventListener("progress", ({ loaded }) => onProgress(loaded));
       const failed = (words) => {
         batch.forEach((item) => fate(item, words, "bad"));
-        done(false);
+        done(pauseOf(request));
       };
       request.addEventListener("abort", () => failed("stopped: probably not stored"));
       request.addEventListener("error", () =>
@@ -403,7 +434,7 @@ function offerSending(form) {
             fate(item, `not stored: ${why}`, "bad");
           }
         });
-        done(true);
+        done(0);
       });
       request.send(body);
     });
@@ -439,7 +470,7 @@ function offerSending(form) {
       await fetch(form.dataset.signIn).catch(() => {});
     }
     if (form.requests.value === "one") {
-      await post(batch, multipart(batch), show(0, batch));
+      await postPatiently(batch, multipart(batch), show(0, batch));
     } else {
       let before = 0;
       for (const item of batch) {
@@ -447,7 +478,7 @@ function offerSending(form) {
           fate(item, "not sent yet");
           continue;
         }
-        await post([item], { body: item.file, type: TYPE }, show(before, [item]));
+        await postPatiently([item], { body: item.file, type: TYPE }, show(before, [item]));
         before += item.file.size;
         bar.value = before / total;
       }
