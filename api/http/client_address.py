@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
@@ -42,6 +43,8 @@ def client_behind(peer: str, forwarded_for: str, trusted: Sequence[Network]) -> 
     return client
 
 
+# Each request asks several times.
+@lru_cache(maxsize=256)
 def address_of(text: str | None) -> IPv4Address | IPv6Address | None:
     """Parse an IP address, without the zone of an IPv6 address.
 

@@ -1,6 +1,7 @@
 """The settings of both API and worker: object store, broker and Workflow Manager."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from shared.settings.loader import BadSetting, SettingsSection, setting
@@ -171,7 +172,7 @@ class CommonSettings(SettingsSection):
         "log format: `console` or `json`; default: `console` on a terminal, else `json`",
     )
 
-    @property
+    @cached_property
     def spool(self) -> Path:
         return self.data / "spool"
 
