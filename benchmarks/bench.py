@@ -46,6 +46,7 @@ LOADS = (
     Load("one of 1 GB", 1, 1, 1, 1 << 30),
     Load("500 × 20 KB", 1, 1, 500, 18432),
     Load("32 senders, 20 × 0.5 MB", 32, 1, 20, HALF_A_MEGABYTE),
+    Load("5 × 100 × 0.5 MB, serial", 1, 5, 100, HALF_A_MEGABYTE),
     Load("2 senders, 5 × 100 × 0.5 MB", 2, 5, 100, HALF_A_MEGABYTE),
 )
 
@@ -108,11 +109,12 @@ def measure_alone(
     done."""
     os.sync()
     posts: dict[str, list[_PostAlone]] = {subject.name: [] for subject in all_subjects}
-    with ExitStack() as stack:
-        costs = [stack.enter_context(measured(subject.process_ids)) for subject in all_subjects]
-        for _ in range(_ALONE_TIMES):
-            for subject in all_subjects:
+    costs = [Cost() for _ in all_subjects]
+    for _ in range(_ALONE_TIMES):
+        for subject, cost in zip(all_subjects, costs, strict=True):
+            with measured(subject.process_ids) as of_one:
                 posts[subject.name].append(_post_alone(load, subject))
+            cost.add(of_one)
     for subject, cost in zip(all_subjects, costs, strict=True):
         seconds, answers, waited = zip(*posts[subject.name], strict=True)
         out = _out_latencies([after for after in waited if after is not None])

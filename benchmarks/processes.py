@@ -3,11 +3,13 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+ENGINES = {"MinIO": "minio", "RabbitMQ": "beam.smp"}
 
 ProcessIds = Callable[[], Mapping[str, Sequence[int]]]
 
@@ -21,6 +23,11 @@ class Cost:
 
     cpu_seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: dict[str, float] = field(default_factory=dict)
+
+    def add(self, later: "Cost") -> None:
+        for name, seconds in later.cpu_seconds.items():
+            self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + seconds
+            self.peak_mib[name] = max(self.peak_mib.get(name, 0.0), later.peak_mib[name])
 
 
 @contextmanager
@@ -37,6 +44,21 @@ def measured(process_ids: ProcessIds) -> Iterator[Cost]:
     for name, pids in groups.items():
         cost.cpu_seconds[name] = _cpu_seconds(pids) - before[name]
         cost.peak_mib[name] = max(_peak_mib(pid) for pid in pids)
+
+
+def engine_process_ids() -> dict[str, list[int]]:
+    """Those of `ENGINES`; no others of their kind may run on this machine during a benchmark."""
+    return {engine: _named(command) for engine, command in ENGINES.items()}
+
+
+def _named(command: str) -> list[int]:
+    """The processes with that name (Linux, proc(5): comm)."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):  # It has just ended.
+            if comm.read_text().strip() == command:
+                found.append(int(comm.parent.name))
+    return found
 
 
 def _cpu_seconds(pids: Sequence[int]) -> float:

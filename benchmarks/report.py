@@ -2,9 +2,11 @@
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from processes import ENGINES
 
 _DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BEGIN, _END = "<!-- measured: make bench -->", "<!-- end of what was measured -->"
@@ -47,14 +49,21 @@ class Figures:
         )
         return [mine / theirs for mine, theirs in pairs]
 
-    def total(self, load: str, subject: str, figure: str) -> list[float]:
+    def total(
+        self, load: str, subject: str, figure: str, without: Collection[str] = ()
+    ) -> list[float]:
         """Of a figure that each part of a subject has: the sum, for each turn."""
-        return [sum(parts.values()) for parts in self._by_part(load, subject, figure)]
+        return [
+            sum(value for part, value in parts.items() if part not in without)
+            for parts in self._by_part(load, subject, figure)
+        ]
 
     def peak(self, load: str, subject: str) -> str:
         parts: dict[str, float] = {}
         for measured in self._by_part(load, subject, "peak_mib"):
             for name, mib in measured.items():
+                if name in ENGINES:
+                    continue
                 parts[name] = max(parts.get(name, 0.0), mib)
         return ", ".join(f"{mib:.0f}" for mib in parts.values())
 
@@ -66,12 +75,12 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "Medians of all turns, with the minimum and the maximum in brackets. Ratios compare two "
-        "subjects within each turn, by MB/s unless the column names another figure. CPU is the "
-        "time of all processes of the subject, in ms per instance. Peaks are in MiB, of API and "
-        "worker if there are two. MinIO and RabbitMQ are not counted. Requests out: the time from "
-        "the first byte of a POST to its workflow request, and the rate at which requests are "
-        "published, in MB/s of their instances. Its ratio to Orthanc compares this rate with the "
-        "rate at which Orthanc receives."
+        "subjects within each turn, by MB/s unless the column names another figure. CPU is in ms "
+        "per instance: of the subject's own processes, and of all, with MinIO and RabbitMQ, but "
+        "not the sender. Peaks are in MiB, of API and worker if there are two. Requests out: the "
+        "time from the first byte of a POST to its workflow request, and the rate at which "
+        "requests are published, in MB/s of their instances. Its ratio to Orthanc compares this "
+        "rate with the rate at which Orthanc receives."
     )
     figures = Figures(report["measurements"])
     for load in figures.loads:
@@ -79,11 +88,11 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
         yield f"### {load}"
         yield ""
         yield (
-            "| | MB/s | instances/s | to Orthanc | to raw PUT | to raw payload | p50 ms "
-            "| p50 to Orthanc | p95 ms | p99 ms | CPU ms | peak MiB | requests out p95 ms "
-            "| out MB/s | out to Orthanc |"
+            "| | MB/s | instances/s | to Orthanc | to raw payload | p50 ms | p50 to Orthanc "
+            "| p95 ms | CPU ms | all CPU ms | peak MiB | requests out p95 ms | out MB/s "
+            "| out to Orthanc |"
         )
-        yield f"|---|{'---:|' * 14}"
+        yield f"|---|{'---:|' * 13}"
         for subject in figures.subjects:
             yield _row(figures, load, subject)
     if report["growth"]:
@@ -115,21 +124,27 @@ def _row(figures: Figures, load: str, subject: str) -> str:
 
     instances = figures.of(load, subject, "instances_per_second")
     seconds = figures.of(load, subject, "seconds")
-    cpu = [
-        total / (rate * took) * 1000
-        for total, rate, took in zip(
-            figures.total(load, subject, "cpu_seconds"), instances, seconds, strict=False
-        )
-    ]
+    own_cpu, all_cpu = (
+        [
+            total / (rate * took) * 1000
+            for total, rate, took in zip(
+                figures.total(load, subject, "cpu_seconds", without),
+                instances,
+                seconds,
+                strict=False,
+            )
+        ]
+        for without in (ENGINES, ())
+    )
     cells = [
         _spread(figures.of(load, subject, "mb_per_second"), "{:.0f}"),
         _spread(instances, "{:.0f}"),
-        *(beside(to, "mb_per_second") for to in (_ORTHANC, RAW, _RAW_PAYLOAD)),
+        *(beside(to, "mb_per_second") for to in (_ORTHANC, _RAW_PAYLOAD)),
         _median(figures.of(load, subject, "p50_ms")),
         beside(_ORTHANC, "p50_ms"),
         _median(figures.of(load, subject, "p95_ms")),
-        _median(figures.of(load, subject, "p99_ms")),
-        _median(cpu),
+        _median(own_cpu),
+        _median(all_cpu),
         figures.peak(load, subject),
         _median(figures.of(load, subject, "out_p95_ms")),
         _median(figures.of(load, subject, "out_mb_per_second")),

@@ -27,6 +27,7 @@ import urllib3
 from engines import Engines, NotToBeHad, ObjectStoreEndpoint, lasting_port, program
 from loads import Answered, Load, Template, new_uid, send, template
 from minio import Minio
+from processes import engine_process_ids
 from service import Service, running, wait_for, with_children
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def raw_puts(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
                 answers = list(threads.map(put_alone, patterns))
             return time.perf_counter() - began, answers
 
-        yield Subject("raw PUT", send_raw, dict)
+        yield Subject("raw PUT", send_raw, engine_process_ids)
 
 
 @contextmanager
@@ -149,7 +150,12 @@ def raw_payloads(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
                 answers = list(senders.map(post, [load] * load.all_posts))
             return time.perf_counter() - began, answers
 
-        yield Subject("raw payload", send_payloads, dict, lambda ids: {i: open_one(i) for i in ids})
+        yield Subject(
+            "raw payload",
+            send_payloads,
+            engine_process_ids,
+            lambda ids: {i: open_one(i) for i in ids},
+        )
 
 
 def _raw_record(keys: Sequence[str]) -> bytes:
@@ -165,7 +171,7 @@ def raw_service(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
             yield Subject(
                 "raw service",
                 lambda load: send(f"{url}/dicomweb/studies", load),
-                lambda: {"service": process_ids()},
+                lambda: {"service": process_ids(), **engine_process_ids()},
             )
 
 
@@ -369,7 +375,11 @@ def distributed(
         yield Subject(
             f"distributed, {api_processes} API process{'es' * (api_processes > 1)}",
             lambda load: send(f"{site.api.url}/dicomweb/studies", load),
-            lambda: {"api": site.api.process_ids(), "worker": site.worker_process_ids()},
+            lambda: {
+                "api": site.api.process_ids(),
+                "worker": site.worker_process_ids(),
+                **engine_process_ids(),
+            },
             site.workflow_manager.times,
         )
 
