@@ -152,6 +152,9 @@ class SweepCursor:
                     _decode(found.data), found.version, None if witness is None else witness.version
                 )
                 if witness is None and versioned.cursor.confirmations:
+                    if _found(self._instances, self._witness) is not None:
+                        # The first confirmation took place between the two reads.
+                        continue
                     self._restart(versioned, f"{self._witness} is missing in the payloads' bucket")
                     self._create_witness(versioned.cursor.confirmations)
                 elif count > versioned.cursor.confirmations:

@@ -371,6 +371,18 @@ def test_a_confirmation_between_the_two_looks_does_not_look_like_a_restore(site:
     assert log == []
 
 
+def test_a_first_confirmation_between_the_two_looks_does_not_look_like_a_lost_witness(
+    site: Site,
+) -> None:
+    site.cursor.read()
+    late = ObservedStore(site.instances, after={"get": once(site.another_cursor().confirm)})
+
+    with structlog.testing.capture_logs() as log:
+        assert site.another_cursor(instances=late).read().confirmations == 1
+
+    assert log == []
+
+
 def die(_: str) -> NoReturn:
     raise StoreUnavailable("killed")
 
