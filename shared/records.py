@@ -16,6 +16,7 @@ from shared.errors import Permanent
 from shared.ids import has_moment, is_guid
 from shared.instances import StoredInstance, load_instance
 from shared.time import UtcDateTime
+from shared.trace_context import trace_context
 
 # The claims of Idempotency-Keys lie in 256 folders, so that a sweep can check some at a time.
 CLAIM_FOLDERS = 256
@@ -198,13 +199,16 @@ def decode(data: bytes) -> IngestRecord:
         found = versions.loads(data, VERSION)
         unknown = {name: found.pop(name) for name in found.keys() - _SCHEMA.fields.keys()}
         row = _SCHEMA.load(found)
-        if not is_guid(row["payload_id"]):
-            raise ValueError("the payload id is not a GUID")
+        if not (is_guid(row["payload_id"]) and is_guid(row["correlation_id"])):
+            raise ValueError("the payload id or the correlation id is not a GUID")
         if row["instances"] is not None and len(row["instances"]) != row["file_count"]:
             raise ValueError("the number of instances differs from file_count")
     except (ValueError, TypeError, KeyError, ValidationError) as error:
         raise RecordUnreadable(versions.why_unreadable(error)) from error
     lease, first_answer = row.pop("lease"), row.pop("first_answer")
+    if trace_context(row["traceparent"]) is None:
+        # Nothing else depends on it, and a header of any length would stop each announcement.
+        row["traceparent"] = None
     return IngestRecord(
         lease=None if lease is None else Lease(**lease),
         first_answer=None if first_answer is None else FirstAnswer(**first_answer),

@@ -81,6 +81,7 @@ NOTHING = asdict(NOTHING_LEFT_OUT)
     "changes",
     [
         {"payload_id": "../../etc"},
+        {"correlation_id": "x" * 300},
         {"attempts": 10**30},
         {"received_at": "0001-01-01T00:00:00+23:59"},
         {"instances": [{}]},
@@ -103,6 +104,13 @@ def test_a_record_with_a_value_of_the_wrong_type_is_unreadable(changes: dict[str
         (row if key in row else row["instances"][0])[key] = value
     with pytest.raises(RecordUnreadable):
         decode(json.dumps(row).encode())
+
+
+@pytest.mark.parametrize("traceparent", ["00-of another form", "x" * 5000])
+def test_a_trace_context_that_is_not_valid_is_ignored(traceparent: str) -> None:
+    made = replace(record(INSTANCE), traceparent=traceparent)
+
+    assert decode(encode(made)) == replace(made, traceparent=None)
 
 
 def test_a_record_without_some_of_its_instances_is_unreadable() -> None:

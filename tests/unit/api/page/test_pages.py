@@ -194,7 +194,6 @@ def test_hostile_values_in_a_record_do_not_become_markup(page: Page) -> None:
         "destination": HOSTILE,
         "workflows": (HOSTILE,),
         "route": HOSTILE,
-        "correlation_id": HOSTILE,
         "last_error": HOSTILE,
     }
     made = page.day.record(NOW - timedelta(minutes=1), State.FAILED, **changes)
