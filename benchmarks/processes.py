@@ -52,13 +52,13 @@ def engine_process_ids() -> dict[str, list[int]]:
 
 
 def _named(command: str) -> list[int]:
-    """The processes with that name (Linux, proc(5): comm)."""
+    """The first process with that name (Linux, proc(5): comm); health checks run later ones."""
     found = []
     for comm in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):  # It has just ended.
             if comm.read_text().strip() == command:
                 found.append(int(comm.parent.name))
-    return found
+    return sorted(found)[:1]
 
 
 def _cpu_seconds(pids: Sequence[int]) -> float:

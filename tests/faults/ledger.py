@@ -208,8 +208,9 @@ class Ledger:
     def _published_without_attempt(self) -> Iterable[str]:
         for (payload_id, number), copies in self._deliveries_by_request.items():
             attempts = self.payloads.get(payload_id, {}).get("attempts", 0)
-            # Nothing says how often a replay was attempted once it was published.
-            if number == 0 and _publications(copies) > attempts:
+            # Nothing says how often a replay was attempted once it was published. A worker that was
+            # killed under the first lease wrote no attempt.
+            if number == 0 and _publications(copies) > attempts + 1:
                 yield f"payload {payload_id}: {_publications(copies)} times, {attempts} attempts"
 
     def _refused_and_not_noted(self) -> Iterable[str]:

@@ -44,7 +44,7 @@ def reconcile(site: Site, *, published_twice: int = 0, stop: bool = True) -> Led
         sha256={k: hashlib.sha256(data).hexdigest() for k, data in instances.items() if data},
     )
     findings = {finding.name: finding.cases for finding in ledger.must_be_zero() if finding.count}
-    assert findings == {}
+    assert findings == {}, findings
     twice = ledger.published_twice()
     assert twice.count == published_twice, twice.cases
     return ledger

@@ -9,6 +9,9 @@ from engines import MISSING, NotToBeHad
 from service import wait_for
 from stowgate_site import Node, Site, publish_to, study
 
+# The first test builds the collector.
+pytestmark = pytest.mark.timeout(1500)
+
 STORE = "POST /dicomweb/studies"
 
 
