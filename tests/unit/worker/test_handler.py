@@ -1,5 +1,6 @@
 """Opening a workflow request, over a real folder store and a real in-memory broker."""
 
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
@@ -7,10 +8,12 @@ from handler_bench import LEASE, Bench, Observed, SlowBroker
 from instances import new_instance, real_file
 from observed_store import ObservedStore, once
 from records_made import inline, record
+from structlog.testing import capture_logs
 
 from shared.adapters.memory import MemoryBroker
 from shared.errors import MalformedEvent, MessageRefused, StoreFull, StoreUnavailable
 from shared.ports import Message, ReceivedMessage
+from shared.record_store import Records
 from shared.records import State
 from worker.handler import retry_seconds
 
@@ -60,7 +63,7 @@ def test_a_request_without_a_queue_is_noted_and_due_again_later(bench: Bench) ->
     assert (found.state, found.attempts, found.last_error) == (State.OPENED, 2, None)
 
 
-def test_a_confirm_that_is_overdue_is_told_of_the_payload_until_it_comes(bench: Bench) -> None:
+def test_an_overdue_confirm_is_the_last_error_of_the_payload_until_it_arrives(bench: Bench) -> None:
     added = bench.add(real_file())
     told: list[str | None] = []
 
@@ -78,7 +81,7 @@ def test_a_confirm_that_is_overdue_is_told_of_the_payload_until_it_comes(bench: 
     assert (found.state, found.last_error) == (State.OPENED, None)
 
 
-def test_a_store_that_blinks_does_not_end_the_wait_for_a_confirm(bench: Bench) -> None:
+def test_a_brief_outage_of_the_store_does_not_end_the_wait_for_a_confirm(bench: Bench) -> None:
     looks = 0
     added = bench.add(real_file())
 
@@ -100,7 +103,9 @@ def test_a_store_that_blinks_does_not_end_the_wait_for_a_confirm(bench: Bench) -
     assert broker.published == [added.payload_id]
 
 
-def test_a_worker_that_stops_waits_a_little_for_a_confirm_and_hands_back(bench: Bench) -> None:
+def test_a_stopping_worker_waits_briefly_for_a_confirm_and_returns_the_payload(
+    bench: Bench,
+) -> None:
     added = bench.add(real_file())
     looks = 0
 
@@ -147,7 +152,7 @@ def test_a_request_that_the_broker_refuses_for_good_fails_the_payload(bench: Ben
     assert (found.state, found.last_error) == (State.FAILED, "too large")
 
 
-def test_a_request_that_is_out_is_noted_although_the_store_blinks(bench: Bench) -> None:
+def test_a_published_request_is_recorded_despite_a_brief_outage_of_the_store(bench: Bench) -> None:
     added = bench.add(real_file())
     published: list[str] = []
 
@@ -167,7 +172,27 @@ def test_a_request_that_is_out_is_noted_although_the_store_blinks(bench: Bench) 
     assert published == [added.payload_id]
 
 
-def test_a_request_that_is_out_is_published_once_however_long_its_record_cannot_be_written(
+def test_a_request_that_another_worker_opened_meanwhile_keeps_its_record(bench: Bench) -> None:
+    added = bench.add(real_file())
+
+    def open_elsewhere() -> None:
+        held = bench.records.find(added.payload_id)
+        assert held
+        earlier = bench.now - timedelta(seconds=1)
+        Records(bench.state, lambda _: None).settle(held, State.OPENED, opened_at=earlier)
+
+    state = ObservedStore(bench.state, before={"create": once(open_elsewhere)})
+    with capture_logs() as log:
+        bench.handler(state=state).open_workflow_request(added.payload_id)
+
+    assert "error" not in [line["log_level"] for line in log]
+    found = bench.found(added)
+    assert (found.state, found.last_error) == (State.OPENED, None)
+    assert found.opened_at == bench.now - timedelta(seconds=1)
+    assert bench.records.pending() == []
+
+
+def test_a_published_request_is_not_published_again_while_its_record_cannot_be_written(
     bench: Bench,
 ) -> None:
     added = bench.add(real_file())
@@ -196,7 +221,7 @@ def test_a_request_that_is_out_is_published_once_however_long_its_record_cannot_
     assert found.workflow_request is not None
 
 
-def test_an_instance_that_is_gone_fails_the_payload_with_words(bench: Bench) -> None:
+def test_a_missing_instance_fails_the_payload_with_the_reason(bench: Bench) -> None:
     added = bench.add(real_file())
     bench.instances.delete([f"{added.payload_id}/{inline(added)[0].path}"])
 
@@ -208,7 +233,7 @@ def test_an_instance_that_is_gone_fails_the_payload_with_words(bench: Bench) -> 
     assert bench.opened_requests() == []
 
 
-def test_an_error_of_our_own_fails_the_payload_without_quoting_it(bench: Bench) -> None:
+def test_an_internal_error_fails_the_payload_and_is_not_quoted(bench: Bench) -> None:
     added = bench.add(real_file())
 
     def trip(_: Message) -> None:
@@ -222,7 +247,7 @@ def test_an_error_of_our_own_fails_the_payload_without_quoting_it(bench: Bench) 
     assert "Citizen" not in (found.last_error or "")
 
 
-def test_a_worker_without_memory_leaves_the_payload_for_another_time(bench: Bench) -> None:
+def test_a_worker_that_is_out_of_memory_tries_again_later(bench: Bench) -> None:
     added = bench.add(real_file())
 
     def run_out(_: Message) -> None:
@@ -235,7 +260,7 @@ def test_a_worker_without_memory_leaves_the_payload_for_another_time(bench: Benc
     assert "out of memory" in (found.last_error or "")
 
 
-def test_a_worker_that_stops_hands_back_what_it_has_in_hand(bench: Bench) -> None:
+def test_a_stopping_worker_returns_its_payload(bench: Bench) -> None:
     added = bench.add(real_file())
     handler = bench.handler()
     handler.stop()
@@ -248,7 +273,7 @@ def test_a_worker_that_stops_hands_back_what_it_has_in_hand(bench: Bench) -> Non
     assert bench.opened_requests() == []
 
 
-def test_a_worker_that_stops_reads_no_further(bench: Bench) -> None:
+def test_a_stopping_worker_reads_no_more_instances(bench: Bench) -> None:
     pixels = new_instance(PixelData=bytes(1 << 17), DataSetTrailingPadding=bytes(1 << 10))
     added = bench.add(pixels)
     reads: list[str] = []
@@ -266,7 +291,7 @@ def test_a_worker_that_stops_reads_no_further(bench: Bench) -> None:
     assert (found.state, found.lease, found.attempts) == (State.PENDING, None, 0)
 
 
-def test_an_error_of_our_own_while_the_worker_stops_is_no_failure(bench: Bench) -> None:
+def test_an_internal_error_while_the_worker_stops_does_not_fail_the_payload(bench: Bench) -> None:
     added = bench.add(real_file())
 
     def refuse(_: Message) -> None:
@@ -292,7 +317,7 @@ def test_an_event_without_a_record_opens_nothing_and_shows_that_a_record_is_lost
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"payload_id": "x"}', b"\xff"])
-def test_a_body_that_is_no_event_is_malformed(bench: Bench, body: bytes) -> None:
+def test_a_body_that_is_not_an_event_is_malformed(bench: Bench, body: bytes) -> None:
     with pytest.raises(MalformedEvent):
         bench.handler()(ReceivedMessage(body))
 

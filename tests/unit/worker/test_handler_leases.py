@@ -101,7 +101,7 @@ def test_a_confirm_is_awaited_under_the_lease_for_as_long_as_it_takes(bench: Ben
     )
 
 
-def test_a_worker_that_lost_its_lease_leaves_the_payload_to_the_one_that_has_it(
+def test_a_worker_that_lost_its_lease_leaves_the_payload_to_the_new_owner(
     bench: Bench,
 ) -> None:
     added = bench.add(real_file())
@@ -130,7 +130,7 @@ def test_a_record_under_another_workers_lease_is_left_alone(bench: Bench) -> Non
     assert bench.found(added) == added
 
 
-def test_a_lease_that_ran_out_is_taken_over(bench: Bench) -> None:
+def test_an_expired_lease_is_taken_over(bench: Bench) -> None:
     added = bench.add(real_file(), lease=Lease("dead", bench.now - timedelta(seconds=1)))
 
     bench.handler().open_workflow_request(added.payload_id)
@@ -147,7 +147,7 @@ def test_a_lease_of_a_clock_that_was_ahead_is_taken_over(bench: Bench) -> None:
     assert bench.opened_requests() == [added.payload_id]
 
 
-def test_a_worker_whose_clock_is_set_back_renews_its_lease_before_a_request_goes_out(
+def test_a_worker_whose_clock_is_set_back_renews_its_lease_before_it_publishes(
     bench: Bench,
 ) -> None:
     """The others take its lease for one that has ended."""
@@ -164,7 +164,7 @@ def test_a_worker_whose_clock_is_set_back_renews_its_lease_before_a_request_goes
     assert leases == [Lease("me", bench.now + LEASE)]
 
 
-def test_a_lease_of_its_own_that_ran_out_is_no_takeover(bench: Bench) -> None:
+def test_an_expired_lease_of_its_own_is_not_a_takeover(bench: Bench) -> None:
     added = bench.add(real_file(), lease=Lease("me", bench.now), takeovers=MAX_TAKEOVERS)
 
     bench.handler().open_workflow_request(added.payload_id)
@@ -173,7 +173,7 @@ def test_a_lease_of_its_own_that_ran_out_is_no_takeover(bench: Bench) -> None:
     assert (found.state, found.takeovers) == (State.OPENED, MAX_TAKEOVERS)
 
 
-def test_a_payload_that_workers_do_not_survive_fails_with_words(bench: Bench) -> None:
+def test_a_payload_that_crashes_workers_fails_with_the_reason(bench: Bench) -> None:
     added = bench.add(
         real_file(),
         takeovers=MAX_TAKEOVERS,
@@ -188,7 +188,7 @@ def test_a_payload_that_workers_do_not_survive_fails_with_words(bench: Bench) ->
     assert bench.opened_requests() == []
 
 
-def test_an_orderly_end_of_an_attempt_forgives_earlier_takeovers(bench: Bench) -> None:
+def test_an_orderly_end_of_an_attempt_resets_the_takeovers(bench: Bench) -> None:
     added = bench.add(real_file(), takeovers=MAX_TAKEOVERS - 1)
 
     bench.handler(MemoryBroker().publisher()).open_workflow_request(added.payload_id)
@@ -197,7 +197,7 @@ def test_an_orderly_end_of_an_attempt_forgives_earlier_takeovers(bench: Bench) -
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_lease_is_renewed_while_there_is_work_and_before_a_request_goes_out(
+def test_a_lease_is_renewed_during_the_work_and_before_a_request_is_published(
     bench: Bench, count: int
 ) -> None:
     added = bench.add(*[new_instance() for _ in range(count)])
@@ -247,7 +247,7 @@ def test_a_lease_is_renewed_while_sidecars_wait_for_the_store(
     assert bench.found(added).state is State.OPENED
 
 
-def test_what_went_wrong_after_a_renewal_is_noted_too(bench: Bench) -> None:
+def test_an_error_after_a_renewal_is_recorded_too(bench: Bench) -> None:
     added = bench.add(real_file())
 
     def slow(_: str) -> None:

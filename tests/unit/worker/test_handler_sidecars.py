@@ -78,7 +78,7 @@ def test_a_request_that_waits_for_a_queue_has_its_sidecars_written_once(
     assert bench.found(added).state is State.OPENED
 
 
-def test_an_attempt_goes_on_with_the_sidecars_where_the_store_was_away(bench: Bench) -> None:
+def test_an_attempt_continues_with_the_sidecars_after_an_outage_of_the_store(bench: Bench) -> None:
     added = bench.add(*[new_instance() for _ in range(250)])
     puts = SidecarPuts(bench, fails_at=150)
     bench.handler(instances=puts.store).open_workflow_request(added.payload_id)
@@ -94,7 +94,7 @@ def test_an_attempt_goes_on_with_the_sidecars_where_the_store_was_away(bench: Be
     assert bench.found(added).state is State.OPENED
 
 
-def test_a_large_payload_that_was_handed_back_is_not_described_anew(bench: Bench) -> None:
+def test_the_sidecars_of_a_returned_payload_are_not_written_again(bench: Bench) -> None:
     added = bench.add(*[new_instance() for _ in range(120)])
 
     def stop(key: str) -> None:
@@ -120,7 +120,7 @@ def test_a_sidecar_that_was_lost_since_an_earlier_attempt_is_written_again(bench
     assert sidecars_of_the_next_attempt(bench) == [lost]
 
 
-def test_a_sidecar_holds_everything_but_the_bulk(bench: Bench) -> None:
+def test_a_sidecar_has_everything_but_bulk_data(bench: Bench) -> None:
     added = bench.add(real_file())
 
     bench.handler().open_workflow_request(added.payload_id)
@@ -159,7 +159,7 @@ def test_an_attempt_after_one_that_failed_writes_no_sidecars_while_the_queue_is_
         bench.instances.get(sidecar)
 
 
-def test_no_room_to_inflate_in_is_a_failure_that_passes(
+def test_a_full_disk_while_a_dataset_is_inflated_is_a_transient_failure(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     added = bench.add(real_file("image_dfl.dcm"))
@@ -228,7 +228,7 @@ def test_the_message_of_attached_instances_is_the_same_on_every_attempt(bench: B
     assert _published(bench, added.payload_id) == messages[0].body == messages[1].body
 
 
-def test_a_record_says_little_however_many_instances_were_opened(bench: Bench) -> None:
+def test_the_record_of_an_opened_payload_stays_small_with_many_instances(bench: Bench) -> None:
     added = _attach(bench, bench.add(*one_series(150)))
 
     bench.handler().open_workflow_request(added.payload_id)
@@ -236,7 +236,7 @@ def test_a_record_says_little_however_many_instances_were_opened(bench: Bench) -
     assert len(encode(bench.found(added))) < 2000
 
 
-def test_a_payload_whose_attached_instances_are_missing_fails_in_words(bench: Bench) -> None:
+def test_a_payload_whose_attached_instances_are_missing_fails_with_the_reason(bench: Bench) -> None:
     added = _attach(bench, bench.add(new_instance()))
     bench.records.attachments.remove(added.payload_id)
 

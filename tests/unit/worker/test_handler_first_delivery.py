@@ -62,6 +62,20 @@ def test_the_first_delivery_reads_no_record_and_writes_no_lease(bench: Bench) ->
     assert (found.attempts, found.lease, found.opened_at) == (1, None, bench.now)
 
 
+@pytest.mark.parametrize(("left", "leases_written"), [(0.8, 0), (0.7, 1)])
+def test_three_quarters_of_a_first_lease_are_enough_to_publish(
+    bench: Bench, left: float, leases_written: int
+) -> None:
+    added = add(bench)
+    state = Calls(bench.state)
+    bench.now += FIRST_LEASE * (1 - left)
+
+    bench.handler(state=state.store)(event(added))
+
+    assert opened(bench, added)
+    assert state.made["replace"] == leases_written
+
+
 def _large(bench: Bench) -> VersionedRecord:
     """A record that is too large for its event."""
     lease = Lease(FIRST_DELIVERY, bench.now + FIRST_LEASE)
