@@ -41,6 +41,7 @@ from worker.sweeper import Sweeper
 
 UPLOAD = timedelta(hours=1)
 LEASE = timedelta(seconds=60)
+CORRELATION_ID = "0b1c2d3e-0000-4000-8000-000000000001"
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,12 @@ class Bench:
         instances: ObjectStore | None = None,
     ) -> str | None:
         receipt = self.ingest(state=state, instances=instances).ingest(
-            parts or [Part(new_instance())], Target(), "127.0.0.1", "c", self.render, claimed
+            parts or [Part(new_instance())],
+            Target(),
+            "127.0.0.1",
+            CORRELATION_ID,
+            self.render,
+            claimed,
         )
         assert receipt is not None
         receipt.answer.body.close()
@@ -474,7 +480,9 @@ def test_a_full_store_fails_what_it_did_not_take_in_the_order_of_the_request(
     sent = parts(8)
     sent.insert(4, Part(b"no DICOM"))
     sent.append(sent[1])
-    receipt = bench.ingest(instances=full).ingest(sent, Target(), "127.0.0.1", "c", render)
+    receipt = bench.ingest(instances=full).ingest(
+        sent, Target(), "127.0.0.1", CORRELATION_ID, render
+    )
 
     assert outcomes == [(["0", "1", "2", "4", "6", "7"], ["3", "x", "5"])]
     assert receipt is not None
@@ -495,7 +503,9 @@ def test_a_failure_by_a_full_store_names_its_part(bench: Bench) -> None:
 
     full = ObservedStore(bench.instances, before={"put": refuse})
     sent = [Part(part.data, number) for number, part in enumerate(parts(5), start=1)]
-    receipt = bench.ingest(instances=full).ingest(sent, Target(), "127.0.0.1", "c", render)
+    receipt = bench.ingest(instances=full).ingest(
+        sent, Target(), "127.0.0.1", CORRELATION_ID, render
+    )
 
     assert details == ["part 4: the store is full; then send it again"]
     assert receipt is not None
@@ -519,7 +529,9 @@ def _peak_bytes(tmp_path: Path, count: int, *, is_dicom: bool) -> int:
     claimed = bench.claim()
     tracemalloc.start()
     try:
-        receipt = ingest.ingest(map(Part, files), Target(), "127.0.0.1", "c", bench.render, claimed)
+        receipt = ingest.ingest(
+            map(Part, files), Target(), "127.0.0.1", CORRELATION_ID, bench.render, claimed
+        )
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
