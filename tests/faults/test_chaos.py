@@ -130,7 +130,7 @@ def test_a_replay_is_neither_duplicated_nor_published_twice() -> None:
             "doubled requests",
         ),
         (
-            lambda ledger: replace(ledger, deliveries=[DELIVERY, DELIVERY]),
+            lambda ledger: replace(ledger, deliveries=[DELIVERY] * 3),
             "published more often than attempted",
         ),
         (
