@@ -27,6 +27,7 @@ from api.stow.upload import Uploads
 from api.stow.view import StoreTransaction, stow_views
 from api.vae.registry import VaeRegistry
 from api.vae.views import vae_views
+from shared.events import InstancesStored
 from shared.ids import PayloadIds
 from shared.record_store import Records
 from shared.records import first_lease
@@ -59,8 +60,10 @@ def compose(
 ) -> Flask:
     """Create the application, with its `Admission` under `EXTENSION` for the server.
 
-    If events do not reach any worker, records have no first lease, for which the relay would wait.
+    If events do not reach any worker, none are published, as they would only fill memory, and
+    records have no first lease, for which the relay would wait.
     """
+    announce = backends.announce if events_reach_workers else _leave_to_relay
     metrics = ApiMetrics(registry)
     records = Records(backends.state)
     payload_ids = PayloadIds(settings.state_bucket)
@@ -96,7 +99,7 @@ def compose(
             ),
         ),
         uploads=uploads,
-        announcements=Announcements(backends.announce, announcers, metrics),
+        announcements=Announcements(announce, announcers, metrics),
         vaes=vaes,
         records=records,
         keys=IdempotencyKeys(
@@ -111,7 +114,7 @@ def compose(
     authenticator = authenticator_of(settings)
     readiness = Readiness(backends.dependencies(backends.publisher.ping), HealthMetrics(registry))
     refusals = Refusals(backends.state)
-    payloads = Payloads(records, refusals, backends.instances, backends.announce)
+    payloads = Payloads(records, refusals, backends.instances, announce)
     workflow_manager = WorkflowManagerApi.from_settings(settings)
     bodies = SmallBodies(admission.watchdog)
     pages = Pages(authenticator.scheme)
@@ -146,6 +149,10 @@ def compose(
     app.extensions[EXTENSION] = admission
     app.extensions[READINESS] = readiness
     return app
+
+
+def _leave_to_relay(_: InstancesStored) -> None:
+    """The relay of a worker on the same object store finds the record."""
 
 
 def _facts(settings: ApiSettings, backends: Backends) -> Facts:
