@@ -147,7 +147,7 @@ def api() -> None:
             settings, backends, registry, events_reach_workers=events_reach_workers
         )
         apps.append(app)
-        return apps[-1]
+        return app
 
     def on_exit() -> None:
         for backends in opened:

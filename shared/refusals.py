@@ -237,9 +237,8 @@ class Refusals:
 
         A crashed worker may have left the replay of one that was published. Lists lazily.
         """
-        return map(
-            _payload_id, (name for name, _ in groupby(i[0] for i in self._list(_REPLAYS, after)))
-        )
+        for name, _ in groupby(self._list(_REPLAYS, after), key=lambda item: item[0]):
+            yield _payload_id(name)
 
     def request_replay(self, payload_id: str, number: int, due_at: datetime) -> Replay:
         """Request a replay with this number.
