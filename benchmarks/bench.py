@@ -196,7 +196,7 @@ def subjects(endpoint: ObjectStoreEndpoint, broker_url: str) -> Iterator[list[Su
         found = [
             stack.enter_context(raw_puts(endpoint)),
             stack.enter_context(raw_payloads(endpoint)),
-            stack.enter_context(raw_service(endpoint)),
+            stack.enter_context(raw_service(endpoint, broker_url)),
             stack.enter_context(raw_embedded()),
         ]
         try:

@@ -163,56 +163,64 @@ def _raw_record(keys: Sequence[str]) -> bytes:
 
 
 @contextmanager
-def raw_service(endpoint: ObjectStoreEndpoint) -> Iterator[Subject]:
-    """The least that a service can do on Flask, gunicorn and our stores; see there."""
-    with _bucket(endpoint) as bucket:
-        arguments = (endpoint.url, endpoint.access_key, endpoint.secret_key, bucket)
-        with _raw_service(f"make_app{arguments!r}", {}) as (url, process_ids):
-            yield Subject(
-                "raw service",
-                lambda load: send(f"{url}/dicomweb/studies", load),
-                lambda: {"service": process_ids(), **engine_process_ids()},
-            )
+def raw_service(endpoint: ObjectStoreEndpoint, broker_url: str) -> Iterator[Subject]:
+    """The least that two services can do on Flask, gunicorn, pika and our stores; see there."""
+    module = Path(__file__).with_name("raw_service.py")
+    with (
+        _exchanges(endpoint, broker_url) as (settings, workflow_manager),
+        _raw_api("make_app()", settings) as (url, process_ids),
+        _raw_process([sys.executable, str(module)], settings) as worker,
+    ):
+        yield Subject(
+            "raw service",
+            lambda load: send(f"{url}/dicomweb/studies", load),
+            lambda: {"api": process_ids(), "worker": [worker.pid], **engine_process_ids()},
+            workflow_manager.times,
+        )
 
 
 @contextmanager
 def raw_embedded() -> Iterator[Subject]:
-    """The least that a service can do on Flask, gunicorn and all that is behind the API; see there.
-
-    It opens workflow requests as `embedded` does.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {"STOWGATE_DATA": folder, **_QUIET}
-        with _raw_service("make_embedded_app()", settings) as (url, process_ids):
-            yield Subject(
-                "raw embedded",
-                lambda load: send(f"{url}/dicomweb/studies", load),
-                lambda: {"service": process_ids()},
-                lambda payload_ids: wait_for(partial(_written, Path(folder), payload_ids), 600),
-            )
+    """The least that one service can do on Flask, gunicorn and a folder; see there."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _raw_api("make_embedded_app()", {"STOWGATE_DATA": folder}) as (url, process_ids),
+    ):
+        yield Subject(
+            "raw embedded",
+            lambda load: send(f"{url}/dicomweb/studies", load),
+            lambda: {"service": process_ids()},
+            lambda payload_ids: wait_for(partial(_written, Path(folder), payload_ids), 600),
+        )
 
 
 @contextmanager
-def _raw_service(
+def _raw_api(
     app: str, settings: Mapping[str, str]
 ) -> Iterator[tuple[str, Callable[[], list[int]]]]:
     port = lasting_port()
+    command = [
+        *(sys.executable, "-m", "gunicorn", f"raw_service:{app}"),
+        *("--bind", f"127.0.0.1:{port}", "--keep-alive", "60"),
+        *("--worker-class", "gthread", "--threads", "40", "--no-control-socket"),
+        *("--pythonpath", str(Path(__file__).parent)),
+    ]
+    with _raw_process(command, settings) as process:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: _answers(f"{url}/ready"))
+        yield url, lambda: with_children(process.pid)
+
+
+@contextmanager
+def _raw_process(
+    command: Sequence[str], settings: Mapping[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "gunicorn", f"raw_service:{app}"),
-                *("--bind", f"127.0.0.1:{port}", "--keep-alive", "60"),
-                *("--worker-class", "gthread", "--threads", "40", "--no-control-socket"),
-                *("--pythonpath", str(Path(__file__).parent)),
-            ],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **settings},
+            command, stdout=log, stderr=log, env={**os.environ, **_QUIET, **settings}
         )
         try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for(lambda: _answers(f"{url}/ready"))
-            yield url, lambda: with_children(process.pid)
+            yield process
         finally:
             process.terminate()
             process.wait(60)
@@ -417,8 +425,12 @@ class _Site:
 
 
 @contextmanager
-def _site(endpoint: ObjectStoreEndpoint, broker_url: str, api_processes: int) -> Iterator[_Site]:
+def _exchanges(
+    endpoint: ObjectStoreEndpoint, broker_url: str
+) -> Iterator[tuple[dict[str, str], "_WorkflowManager"]]:
+    """The settings of a site with buckets, exchanges and queues of its own, which are removed."""
     name = f"stowgate-bench-{secrets.token_hex(6)}"
+    _declare(broker_url, name)
     settings = {
         "STOWGATE_OBJECT_STORE": endpoint.url,
         "STOWGATE_OBJECT_STORE_ACCESS_KEY": endpoint.access_key,
@@ -429,17 +441,25 @@ def _site(endpoint: ObjectStoreEndpoint, broker_url: str, api_processes: int) ->
         "STOWGATE_EVENT_EXCHANGE": f"{name}-events",
         "STOWGATE_WORKFLOW_MANAGER_EXCHANGE": name,
         "STOWGATE_WORKFLOW_MANAGER_QUEUE": name,
-        "STOWGATE_API_PROCESSES": str(api_processes),
     }
-    _declare(broker_url, name)
+    try:
+        with _WorkflowManager(broker_url, name) as workflow_manager:
+            yield settings, workflow_manager
+    finally:
+        _remove(endpoint, broker_url, name)
+
+
+@contextmanager
+def _site(endpoint: ObjectStoreEndpoint, broker_url: str, api_processes: int) -> Iterator[_Site]:
     with ExitStack() as stack:
+        settings, workflow_manager = stack.enter_context(_exchanges(endpoint, broker_url))
+        settings["STOWGATE_API_PROCESSES"] = str(api_processes)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.callback(_remove, endpoint, broker_url, name)
         api = stack.enter_context(_quiet("api", folder, settings))
         folders = (folder / f"worker-{number}" for number in count())
         yield _Site(
             api,
-            stack.enter_context(_WorkflowManager(broker_url, name)),
+            workflow_manager,
             lambda: stack.enter_context(_quiet("worker", next(folders), settings)),
             [],
         )
