@@ -70,17 +70,24 @@ def test_only_adapters_import_the_engines_libraries() -> None:
                 assert not _imports(path) & {"minio", "opentelemetry", "pika"}, path
 
 
+def _loaded_by(importing: str) -> set[str]:
+    """The modules of a new interpreter after that statement."""
+    code = f"import sys; {importing}; print(*sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(found.stdout.split())
+
+
 def test_the_commands_do_not_import_prometheus_client_at_their_start() -> None:
     """It reads on import whether several processes share their metrics, which is set later."""
-    found = subprocess.run(
-        [sys.executable, "-c", "import sys, cli.main; print('prometheus_client' in sys.modules)"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    assert "prometheus_client" not in _loaded_by("import cli.main")
 
-    assert found.stdout == "False\n"
+
+def test_only_a_process_that_uses_s3_or_amqp_imports_their_clients() -> None:
+    loaded = _loaded_by("import api.main, cli.main, cli.serve, worker.main")
+
+    assert not loaded & {"minio", "pika"}
 
 
 API_ORDER = (
