@@ -281,8 +281,8 @@ def _beside_the_message(bench: Bench, count: int) -> int:
 def test_ten_times_the_instances_take_hardly_more_memory_beside_the_message(
     bench: Bench,
 ) -> None:
-    few = _beside_the_message(bench, 300)
+    few = _beside_the_message(bench, 150)
 
-    many = _beside_the_message(bench, 3000)
+    many = _beside_the_message(bench, 1500)
 
-    assert many - few < 2700 * 200
+    assert many - few < 1350 * 200

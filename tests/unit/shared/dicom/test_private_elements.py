@@ -142,7 +142,7 @@ def test_small_binary_numbers_are_not_read_as_digits(number: int) -> None:
 def test_many_private_creators_take_constant_memory() -> None:
     many = b"".join(
         implicit_element(group << 16 | block, PHILIPS)
-        for group in range(0x2001, 0x2801, 2)
+        for group in range(0x2001, 0x2201, 2)
         for block in range(0x10, 0x100)
     )
     data = file_with(many, IMPLICIT)
