@@ -13,7 +13,7 @@ PATHS ?= worker/routing.py worker/leader.py
 MUTANT_TESTS ?= $(foreach path,$(PATHS),$(or $(wildcard $(dir tests/unit/$(path))test_$(basename $(notdir $(path)))*.py),$(dir tests/unit/$(path))))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check types language coverage mutants format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts bench-tracing screenshots lock clean
+.PHONY: help run test check types language coverage mutants format up down test-versitygw test-cluster e2e faults chaos fuzz bench bench-guard bench-relay bench-parts bench-tracing screenshots lock release clean
 
 help: ## list all targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,7 +33,7 @@ check: .venv/.ready-dev ## check format, lint, types and spelling, then run the 
 types: .venv/.ready-dev ## check the types of the code, its tests and its benchmarks
 	.venv/bin/mypy
 	MYPYPATH=tests .venv/bin/mypy tests/*.py benchmarks/*.py
-	@set -e; for folder in cluster contract e2e faults fuzz http page senders unit; do \
+	@set -e; for folder in cluster contract e2e faults fuzz http page release senders unit; do \
 		echo "MYPYPATH=tests:tests/$$folder .venv/bin/mypy tests/$$folder"; \
 		MYPYPATH=tests:tests/$$folder .venv/bin/mypy $$(git ls-files "tests/$$folder/*.py"); \
 	done
@@ -107,6 +107,25 @@ lock: .venv/.ready-dev ## update the lock files
 		pyproject.toml --extra tracing --group dev --output-file requirements-dev.lock
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
 		pyproject.toml --extra tracing --group dev --group bench --output-file requirements-bench.lock
+	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
+		pyproject.toml --extra tracing --group dev --group release --output-file requirements-release.lock
+
+# The time of the commit, and not that of the build, is in the archives.
+release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+release: VERSION = $(shell .venv/bin/python -c 'from importlib.metadata import version as v; print(v("stowgate"))')
+release: .venv/.ready-release ## build wheel, sdist, bill of materials and image, and check them; needs Docker
+	@[ -z "$$(git status --porcelain)" ] || \
+		{ echo "a release is built from a commit: commit or stash what git status shows" >&2; exit 1; }
+	@rm -rf dist .cache/release && mkdir -p .cache/release
+	@git archive HEAD | tar --extract --directory .cache/release
+	.venv/bin/uv build --quiet --out-dir dist .cache/release
+	.venv/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	PYTHONWARNINGS=ignore .venv/bin/cyclonedx-py requirements --validate --output-reproducible \
+		--pyproject pyproject.toml --output-file dist/stowgate-$(VERSION).cdx.json requirements.lock
+	docker build --quiet --target stowgate --tag stowgate:$(VERSION) .
+	.venv/bin/python -m pytest tests/release
+	@cd dist && sha256sum stowgate-* > SHA256SUMS
+	@echo "checked: image stowgate:$(VERSION), and in dist/:" && cat dist/SHA256SUMS
 
 bench: .venv/.ready-bench ## ROUNDS=3: measure performance, compared with the store's limit and Orthanc
 	@PYTHONPATH=tests .venv/bin/python benchmarks/bench.py --write --rounds $(or $(ROUNDS),3)
@@ -152,4 +171,9 @@ clean: ## remove everything that was installed; keep the data
 .venv/.ready-bench: requirements-bench.lock .venv/.ready-dev
 	@echo "installing the plot tools (first run only)"
 	@$(PIP) install --require-hashes --requirement requirements-bench.lock
+	@touch $@
+
+.venv/.ready-release: requirements-release.lock .venv/.ready-dev
+	@echo "installing the release tools (first run only)"
+	@$(PIP) install --require-hashes --requirement requirements-release.lock
 	@touch $@

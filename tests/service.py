@@ -120,13 +120,15 @@ def environment(data: Path, settings: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def running(command: str, data: Path, **settings: str) -> Iterator[Service]:
+def running(
+    command: str, data: Path, *, program: Path = STOWGATE, **settings: str
+) -> Iterator[Service]:
     """`stowgate COMMAND` with these settings, until the block ends."""
     data.mkdir(parents=True, exist_ok=True)
     log = data / f"{command}-{time.monotonic_ns()}.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [STOWGATE, command],
+            [program, command],
             env=environment(data, settings),
             stdout=subprocess.PIPE,
             stderr=stderr,
