@@ -121,7 +121,7 @@ def environment(data: Path, settings: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def running(
-    command: str, data: Path, *, program: Path = STOWGATE, **settings: str
+    command: str, data: Path, program: Path = STOWGATE, /, **settings: str
 ) -> Iterator[Service]:
     """`stowgate COMMAND` with these settings, until the block ends."""
     data.mkdir(parents=True, exist_ok=True)

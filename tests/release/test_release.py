@@ -102,7 +102,7 @@ def test_the_installed_wheel_stores_an_instance_and_opens_its_request(
     installed: Path, tmp_path: Path
 ) -> None:
     assert VERSION in _run(installed / "stowgate", "--version")
-    with running("run", tmp_path, program=installed / "stowgate") as service:
+    with running("run", tmp_path, installed / "stowgate") as service:
         _expect_opened(service.url)
 
 
