@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -24,9 +24,8 @@ import requests
 from dicomweb_client import DICOMwebClient
 from engines import MINIO_IMAGE, NotToBeHad, lasting_port, rabbitmq_image
 from instances import multipart, new_instance, real_file, uid
+from program_output import ROOT, CommandFailed, output_of
 from service import STOWGATE, wait_for
-
-ROOT = Path(__file__).resolve().parents[2]
 
 UP_SECONDS = 240
 
@@ -45,25 +44,6 @@ ENVIRONMENT = {
 pytestmark = pytest.mark.timeout(UP_SECONDS + 180)
 
 
-class CommandFailed(Exception):
-    """A command did not end with 0; the text holds the end of what it said."""
-
-
-def _run(*command: str, seconds: float = 60, environment: Mapping[str, str] | None = None) -> str:
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=seconds,
-    )
-    if done.returncode != 0:
-        raise CommandFailed(f"{' '.join(command)} ended with:\n{done.stdout[-5000:]}")
-    return done.stdout
-
-
 @dataclass(frozen=True)
 class Stack:
     """The services of one compose project, and the URL of the port that they publish."""
@@ -76,7 +56,7 @@ class Stack:
         return f"http://127.0.0.1:{self.port}"
 
     def compose(self, *arguments: str, seconds: float = 60) -> str:
-        return _run(
+        return output_of(
             *("docker", "compose", "--project-name", self.project, *arguments),
             seconds=seconds,
             environment={"STOWGATE_PORT": str(self.port), **ENVIRONMENT},
@@ -90,7 +70,7 @@ class Stack:
 
     def addresses(self, service: str) -> set[str]:
         form = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
-        return set(_run("docker", "inspect", "-f", form, *self.containers(service)).split())
+        return set(output_of("docker", "inspect", "-f", form, *self.containers(service)).split())
 
     def post(self, path: str, body: Any, content_type: str, **headers: str) -> requests.Response:
         return requests.post(
@@ -127,17 +107,17 @@ class Stack:
     @contextmanager
     def without(self, containers: list[str]) -> Iterator[None]:
         """Kill these containers, and have them back in the end."""
-        _run("docker", "kill", *containers)
+        output_of("docker", "kill", *containers)
         try:
             yield
         finally:
-            _run("docker", "start", *containers)
+            output_of("docker", "start", *containers)
             wait_for(lambda: all(map(_is_healthy, containers)), 60)
 
 
 def _is_healthy(container: str) -> bool:
     form = "{{.State.Health.Status}}"
-    return _run("docker", "inspect", "-f", form, container).strip() == "healthy"
+    return output_of("docker", "inspect", "-f", form, container).strip() == "healthy"
 
 
 def _need_docker() -> None:
@@ -145,19 +125,19 @@ def _need_docker() -> None:
     if shutil.which("docker") is None:
         raise NotToBeHad("there is no command docker")
     try:
-        _run("docker", "compose", "version")
-        _run("docker", "info")
+        output_of("docker", "compose", "version")
+        output_of("docker", "info")
         for image in _images():
             try:
-                _run("docker", "image", "inspect", image)
+                output_of("docker", "image", "inspect", image)
             except CommandFailed:
-                _run("docker", "pull", "--quiet", image, seconds=300)
+                output_of("docker", "pull", "--quiet", image, seconds=300)
     except (CommandFailed, subprocess.TimeoutExpired) as error:
         raise NotToBeHad(str(error)) from error
 
 
 def _images() -> list[str]:
-    config = _run("docker", "compose", "config", "--format", "json", environment=ENVIRONMENT)
+    config = output_of("docker", "compose", "config", "--format", "json", environment=ENVIRONMENT)
     services = json.loads(config)["services"].values()
     bases = re.findall(r"^FROM (\S+:\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     return [service["image"] for service in services if "build" not in service] + bases
@@ -384,7 +364,7 @@ def test_source_is_the_sender_and_neither_the_proxy_nor_what_the_sender_claims(
 @pytest.mark.parametrize("service", ["api", "worker"])
 def test_who_gets_into_a_container_of_ours_can_do_little_there(stack: Stack, service: str) -> None:
     for container in stack.containers(service):
-        (found,) = json.loads(_run("docker", "inspect", container))
+        (found,) = json.loads(output_of("docker", "inspect", container))
         host, config = found["HostConfig"], found["Config"]
 
         assert config["User"] == "10001:10001"
@@ -393,18 +373,18 @@ def test_who_gets_into_a_container_of_ours_can_do_little_there(stack: Stack, ser
         assert not host["CapAdd"]
         assert not host["Privileged"]
         assert "no-new-privileges:true" in host["SecurityOpt"]
-        status = _run("docker", "exec", container, "cat", "/proc/1/status")
+        status = output_of("docker", "exec", container, "cat", "/proc/1/status")
         values = dict(line.split(":\t", 1) for line in status.splitlines())
         assert set(values["Uid"].split()) == {"10001"}
         assert int(values["CapEff"], 16) == 0
         with pytest.raises(CommandFailed, match=r"Read-only file system|Permission denied"):
-            _run("docker", "exec", container, "touch", "/opt/x")
+            output_of("docker", "exec", container, "touch", "/opt/x")
 
 
 def test_stowgate_send_sends_through_the_stack(stack: Stack, vae: str, tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.dcm").write_bytes(new_instance())
-    said = _run(str(STOWGATE), "send", "--url", stack.url, "--vae", vae, str(tmp_path))
+    said = output_of(str(STOWGATE), "send", "--url", stack.url, "--vae", vae, str(tmp_path))
     assert "stored 3 of 3 files" in said
     payload_id = re.search(r"payload (\S+)", said)
     assert payload_id, said

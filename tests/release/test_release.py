@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import tarfile
 import tomllib
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ import pytest
 import requests
 from engines import lasting_port
 from instances import multipart, new_instance
+from program_output import ROOT, output_of
 from service import running, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 DIST = ROOT / "dist"
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 WHEEL = DIST / f"stowgate-{VERSION}-py3-none-any.whl"
@@ -31,26 +30,18 @@ UV = ROOT / ".venv" / "bin" / "uv"
 pytestmark = pytest.mark.timeout(600)
 
 
-def _run(*command: str | Path) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, (
-        f"{command} ended with:\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
-    )
-    return done.stdout
-
-
 def _in_git(*folders: str) -> set[str]:
-    return set(_run("git", "ls-files", "--", *folders).split("\n")) - {""}
+    return set(output_of("git", "ls-files", "--", *folders).split("\n")) - {""}
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of commands of a new environment, with the wheel and the locked dependencies."""
     place = tmp_path_factory.mktemp("installed") / "venv"
-    _run(UV, "venv", "--quiet", place)
-    install = (UV, "pip", "install", "--quiet", "--python", place)
-    _run(*install, "--require-hashes", "--requirement", ROOT / "requirements.lock")
-    _run(*install, "--no-deps", WHEEL)
+    output_of(UV, "venv", "--quiet", place)
+    install = partial(output_of, UV, "pip", "install", "--quiet", "--python", place, seconds=300)
+    install("--require-hashes", "--requirement", ROOT / "requirements.lock")
+    install("--no-deps", WHEEL)
     return place / "bin"
 
 
@@ -85,14 +76,13 @@ def test_the_wheel_has_the_files_of_the_packages_and_the_licence_only() -> None:
 
 
 def test_the_sdist_builds_the_same_wheel(tmp_path: Path) -> None:
-    _run(UV, "build", "--quiet", "--wheel", "--out-dir", tmp_path, SDIST)
+    output_of(UV, "build", "--quiet", "--wheel", "--out-dir", tmp_path, SDIST, seconds=300)
     assert (tmp_path / WHEEL.name).read_bytes() == WHEEL.read_bytes()
 
 
 def test_the_sdist_has_no_file_that_is_not_in_the_repository() -> None:
     with tarfile.open(SDIST) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-        files = {name for name in names if archive.getmember(f"{SDIST.name[:-7]}/{name}").isfile()}
+        files = {found.name.partition("/")[2] for found in archive.getmembers() if found.isfile()}
     made = {"PKG-INFO", "setup.cfg"}
     foreign = {n for n in files - made - _in_git(".") if not n.startswith("stowgate.egg-info/")}
     assert not foreign
@@ -101,7 +91,7 @@ def test_the_sdist_has_no_file_that_is_not_in_the_repository() -> None:
 def test_the_installed_wheel_stores_an_instance_and_opens_its_request(
     installed: Path, tmp_path: Path
 ) -> None:
-    assert VERSION in _run(installed / "stowgate", "--version")
+    assert VERSION in output_of(installed / "stowgate", "--version")
     with running("run", tmp_path, installed / "stowgate") as service:
         _expect_opened(service.url)
 
@@ -127,19 +117,19 @@ def test_the_bill_of_materials_names_each_locked_dependency_with_its_digests() -
 
 @contextmanager
 def _container(*options: str) -> Iterator[str]:
-    container = _run("docker", "run", "--detach", *options, IMAGE).strip()
+    container = output_of("docker", "run", "--detach", *options, IMAGE).strip()
     try:
         yield container
     finally:
-        _run("docker", "rm", "--force", "--volumes", container)
+        output_of("docker", "rm", "--force", "--volumes", container)
 
 
 def test_the_image_stores_an_instance_and_opens_its_request_without_root() -> None:
     port = lasting_port()
     options = ("--env", "STOWGATE_ALLOW_ANYONE=true", "--publish", f"127.0.0.1:{port}:8080")
     with _container(*options) as container:
-        inspect = partial(_run, "docker", "inspect", container, "--format")
+        inspect = partial(output_of, "docker", "inspect", container, "--format")
         wait_for(lambda: inspect("{{.State.Health.Status}}").strip() == "healthy", 120)
         assert inspect("{{.Config.User}}").strip() == "10001:10001"
-        assert VERSION in _run("docker", "exec", container, "stowgate", "--version")
+        assert VERSION in output_of("docker", "exec", container, "stowgate", "--version")
         _expect_opened(f"http://127.0.0.1:{port}")
