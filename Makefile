@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
 COMPOSE := docker compose
+LOCK := .venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade pyproject.toml --extra tracing
 # Most tests wait more than they compute, so three processes help even on two cores.
 PYTEST := .venv/bin/python -m pytest --numprocesses 3 --dist worksteal
 
@@ -101,14 +102,10 @@ screenshots: .venv/.ready-dev ## take the screenshots of the operator's page for
 	@PYTHONPATH=tests .venv/bin/python tests/page/screenshots.py
 
 lock: .venv/.ready-dev ## update the lock files
-	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
-		pyproject.toml --extra tracing --output-file requirements.lock
-	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
-		pyproject.toml --extra tracing --group dev --output-file requirements-dev.lock
-	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
-		pyproject.toml --extra tracing --group dev --group bench --output-file requirements-bench.lock
-	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
-		pyproject.toml --extra tracing --group dev --group release --output-file requirements-release.lock
+	$(LOCK) --output-file requirements.lock
+	$(LOCK) --group dev --output-file requirements-dev.lock
+	$(LOCK) --group dev --group bench --output-file requirements-bench.lock
+	$(LOCK) --group dev --group release --output-file requirements-release.lock
 
 # The time of the commit, and not that of the build, is in the archives.
 release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
@@ -168,12 +165,8 @@ clean: ## remove everything that was installed; keep the data
 	@$(PIP) install --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
-.venv/.ready-bench: requirements-bench.lock .venv/.ready-dev
-	@echo "installing the plot tools (first run only)"
-	@$(PIP) install --require-hashes --requirement requirements-bench.lock
-	@touch $@
-
-.venv/.ready-release: requirements-release.lock .venv/.ready-dev
-	@echo "installing the release tools (first run only)"
-	@$(PIP) install --require-hashes --requirement requirements-release.lock
+# For `make bench` and `make release`.
+.venv/.ready-%: requirements-%.lock .venv/.ready-dev
+	@echo "installing the tools of make $* (first run only)"
+	@$(PIP) install --require-hashes --requirement $<
 	@touch $@
