@@ -140,7 +140,8 @@ def _app(settings: WorkerSettings, backends: Backends) -> Flask:
                 lease=Lease(FIRST_DELIVERY, now + first_lease(timedelta(seconds=60))),
             )
         )
-        backends.announce(of_new_record(added))
+        # As in Stowgate, the answer does not wait for the broker.
+        backends.begin_announcement(of_new_record(added))
         return Response(headers={"X-Payload-ID": payload_id})
 
     @app.get("/ready")
