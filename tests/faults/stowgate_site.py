@@ -300,7 +300,10 @@ class Site:
     @contextmanager
     def channel(self) -> Iterator[BlockingChannel]:
         with pika.BlockingConnection(pika.URLParameters(self.broker_url)) as connection:
-            yield connection.channel()
+            channel = connection.channel()
+            # A broker under load may drop what is unconfirmed when its connection closes.
+            channel.confirm_delivery()
+            yield channel
 
     def start_workflow_manager(self) -> None:
         """Its exchanges and queues, as it declares them."""
@@ -332,7 +335,6 @@ class Site:
 
     def publish_event(self, body: bytes) -> None:
         with self.channel() as channel:
-            channel.confirm_delivery()
             channel.basic_publish(self.events, "instances-stored", body, mandatory=True)
 
     def records(self) -> dict[str, dict[str, Any]]:

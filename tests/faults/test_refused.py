@@ -350,6 +350,7 @@ def publish_dead_letter(
         pika.BasicProperties(
             message_id=message_id, headers={"x-death": [{"reason": "rejected", "count": 1}]}
         ),
+        mandatory=True,
     )
 
 
