@@ -27,8 +27,10 @@ from api.stow.upload import Uploads
 from api.stow.view import StoreTransaction, stow_views
 from api.vae.registry import VaeRegistry
 from api.vae.views import vae_views
+from shared.adapters.queues import Published
 from shared.events import InstancesStored
 from shared.ids import PayloadIds
+from shared.ports import Publication
 from shared.record_store import Records
 from shared.records import first_lease
 from shared.refusals import Refusals
@@ -40,9 +42,6 @@ from shared.runtime.threads import started_pool
 
 READINESS = "stowgate.readiness"
 """Key of the application's `Readiness` among its extensions, which a stop calls."""
-
-# These threads wait for the broker, which has a deadline.
-_ANNOUNCE_THREADS = 4
 
 # Each thread holds data in memory, so there are just enough to keep a store busy.
 _PUT_THREADS = 8
@@ -64,6 +63,8 @@ def compose(
     records have no first lease, for which the relay would wait.
     """
     announce = backends.announce if events_reach_workers else _leave_to_relay
+    # So that the first events find a connection.
+    backends.publisher.start()
     metrics = ApiMetrics(registry)
     records = Records(backends.state)
     payload_ids = PayloadIds(settings.state_bucket)
@@ -71,9 +72,6 @@ def compose(
         backends.instances,
         started_pool(_PUT_THREADS, "put"),
         settings,
-    )
-    announcers = (
-        None if settings.broker == "memory" else started_pool(_ANNOUNCE_THREADS, "announce")
     )
     confirmations = Confirmations(backends.sweep_cursor.confirm)
     confirmations.start()
@@ -99,7 +97,7 @@ def compose(
             ),
         ),
         uploads=uploads,
-        announcements=Announcements(announce, announcers, metrics),
+        announcements=Announcements(announce, metrics),
         vaes=vaes,
         records=records,
         keys=IdempotencyKeys(
@@ -151,8 +149,9 @@ def compose(
     return app
 
 
-def _leave_to_relay(_: InstancesStored) -> None:
+def _leave_to_relay(_: InstancesStored) -> Publication:
     """The relay of a worker on the same object store finds the record."""
+    return Published()
 
 
 def _facts(settings: ApiSettings, backends: Backends) -> Facts:

@@ -38,6 +38,7 @@ from worker.sidecars import Sidecars
 from worker.workflow_manager import WorkflowManager
 
 _STORE_THREADS = 64
+_CONFIRM_SECONDS = 30
 
 
 def make_app() -> Flask:
@@ -89,9 +90,9 @@ def _open_requests(settings: WorkerSettings, backends: Backends) -> None:
             again=False,
         )
         request = workflow_manager.request(record, resolve(record))
-        backends.requests.publish(
-            workflow_manager.message(record, request, records.instances(record))
-        )
+        request_message = workflow_manager.message(record, request, records.instances(record))
+        if not backends.requests.begin(request_message).wait(_CONFIRM_SECONDS):
+            raise TimeoutError
         records.settle(versioned, State.OPENED, workflow_request=request)
 
     backends.consumer.start(handle)
@@ -141,7 +142,7 @@ def _app(settings: WorkerSettings, backends: Backends) -> Flask:
             )
         )
         # As in Stowgate, the answer does not wait for the broker.
-        backends.begin_announcement(of_new_record(added))
+        backends.announce(of_new_record(added))
         return Response(headers={"X-Payload-ID": payload_id})
 
     @app.get("/ready")

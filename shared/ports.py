@@ -237,27 +237,30 @@ class Publication(Protocol):
             BrokerUnavailable: The result will remain unknown; the message may have arrived.
         """
 
+    def on_settled(self, settled: Callable[[BaseException | None], None]) -> None:
+        """Call `settled` with None once the message is confirmed, or with what `wait` would raise.
+
+        It is called once, in any thread, and must not wait. Nothing else may wait for it.
+        """
+
 
 class EventPublisher(Protocol):
-    @property
-    def overdue(self) -> str | None:
-        """The description of an overdue publication, if there is one."""
+    def start(self) -> None:
+        """Start to connect, without waiting."""
 
     def begin(self, message: Message) -> Publication:
         """Send a message without waiting for the confirm.
 
         A message in transit is not sent again: while the connection lasts it has one publication.
+        Waits for the first connection of this process, within the adapter's deadline.
         Raises what `Publication.wait` raises.
         """
 
-    def publish(self, message: Message) -> None:
-        """Send a message and wait for the confirm.
-
-        Raises what `Publication.wait` raises, and `BrokerUnavailable` if it is overdue.
-        """
-
     def ping(self) -> None:
-        """Return if a message could be published now. Raises `BrokerUnavailable`."""
+        """Return if a message could be published now, and none is overdue.
+
+        Raises `BrokerUnavailable`, and `Unroutable` if the expected queue is missing.
+        """
 
     def close(self) -> None:
         """Close the publisher, within the adapter's deadline."""

@@ -167,7 +167,7 @@ def compose(settings: WorkerSettings, backends: Backends, registry: CollectorReg
     )
     relay = Relay(
         records=records,
-        announce=backends.begin_announcement,
+        announce=backends.announce,
         backlog=backends.consumer.backlog,
         metrics=metrics,
     )

@@ -76,7 +76,7 @@ class Payloads:
         records: Records,
         refusals: Refusals,
         instances: ObjectStore,
-        announce: Callable[[InstancesStored], None],
+        announce: Callable[[InstancesStored], object],
         clock: Clock = utc_now,
     ) -> None:
         """`announce` publishes the event of a payload that is replayed."""

@@ -45,17 +45,14 @@ class MemoryBroker:
 
 
 class MemoryEventPublisher:
-    overdue = None
-
     def __init__(self, queues: "list[_Queue]") -> None:
         self._queues = queues
         self._closed = False
 
-    def begin(self, message: Message) -> Published:
-        self.publish(message)
-        return Published()
+    def start(self) -> None:
+        """Does nothing."""
 
-    def publish(self, message: Message) -> None:
+    def begin(self, message: Message) -> Published:
         self.ping()
         bound = [queue for queue in self._queues if queue.takes(message)]
         if not bound:
@@ -65,6 +62,7 @@ class MemoryEventPublisher:
             )
         for queue in bound:
             queue.put(message)
+        return Published()
 
     def ping(self) -> None:
         if self._closed:

@@ -57,10 +57,13 @@ class DeadLetterQueue:
 class Published:
     """A publication that is already confirmed."""
 
-    overdue = None
+    overdue: str | None = None
 
     def wait(self, seconds: float) -> bool:  # noqa: ARG002
         return True
+
+    def on_settled(self, settled: Callable[[BaseException | None], None]) -> None:
+        settled(None)
 
 
 class NoDeadLetters:

@@ -21,13 +21,12 @@ from shared.adapters.folder.store import FolderObjectStore
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.queues import DeadLetterQueue, EventQueue, NoDeadLetters, TopicExchange
 from shared.adapters.s3.verified_store import Verification, VerifiedObjectStore
-from shared.errors import BrokerUnavailable, StoreUnfit, StowgateError
+from shared.errors import StoreUnfit, StowgateError
 from shared.ids import PayloadIds
 from shared.ports import (
     DeadLetterConsumer,
     EventConsumer,
     EventPublisher,
-    Message,
     ObjectStore,
     Publication,
 )
@@ -91,18 +90,11 @@ class Backends:
     keys_end: Callable[[], datetime | None]
     tracer: Tracer = NO_SPANS
 
-    def announce(self, event: events.InstancesStored) -> None:
-        """Publish the event and wait. Raises what `EventPublisher.publish` raises."""
-        with self.tracer.publishing(self._message(event), event.traceparent) as message:
-            self.publisher.publish(message)
-
-    def begin_announcement(self, event: events.InstancesStored) -> Publication:
+    def announce(self, event: events.InstancesStored) -> Publication:
         """Publish the event without waiting. Raises what `EventPublisher.begin` raises."""
-        with self.tracer.publishing(self._message(event), event.traceparent) as message:
-            return self.publisher.begin(message)
-
-    def _message(self, event: events.InstancesStored) -> Message:
-        return events.encode(event, self.queue.exchange, self.queue.routing_key)
+        message = events.encode(event, self.queue.exchange, self.queue.routing_key)
+        with self.tracer.publishing(message, event.traceparent) as traced:
+            return self.publisher.begin(traced)
 
     def dependencies(self, ping_broker: Callable[[], None]) -> dict[str, Dependency]:
         """Return the dependencies that health reports. Only the object store is essential."""
@@ -110,15 +102,9 @@ class Backends:
             "object_store": Dependency(self._ping_stores, essential=True),
             "free_space": Dependency(self.instances.check_room, essential=False),
             "broker": Dependency(ping_broker, essential=False),
-            "workflow_manager_queue": Dependency(self._ping_requests, essential=False),
+            "workflow_manager_queue": Dependency(self.requests.ping, essential=False),
             "workflow_manager_refusals": Dependency(self.dead_letters.ping, essential=False),
         }
-
-    def _ping_requests(self) -> None:
-        self.requests.ping()
-        overdue = self.requests.overdue
-        if overdue is not None:
-            raise BrokerUnavailable(overdue)
 
     def _ping_stores(self) -> None:
         self.instances.ping()

@@ -1,7 +1,7 @@
 """Ports whose calls are measured: how long each took, and its outcome."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -83,7 +83,7 @@ class Calls:
             self.observe(operation, outcome, seconds)
 
 
-def outcome_of(error: Exception) -> str:
+def outcome_of(error: BaseException) -> str:
     """Return the label for the error of a call."""
     return next((word for kind, word in _OUTCOMES if isinstance(error, kind)), "error")
 
@@ -180,9 +180,8 @@ class MeasuredEventPublisher:
         self._calls = calls
         self._operation = operation
 
-    @property
-    def overdue(self) -> str | None:
-        return self._publisher.overdue
+    def start(self) -> None:
+        self._publisher.start()
 
     def begin(self, message: Message) -> Publication:
         began_at = time.monotonic()
@@ -193,10 +192,6 @@ class MeasuredEventPublisher:
             self._calls.observe(self._operation, outcome_of(error), seconds)
             raise
         return _MeasuredPublication(publication, self._calls, self._operation, began_at)
-
-    def publish(self, message: Message) -> None:
-        with self._calls.timed(self._operation):
-            self._publisher.publish(message)
 
     def ping(self) -> None:
         with self._calls.timed("ping"):
@@ -228,6 +223,13 @@ class _MeasuredPublication:
         if is_confirmed:
             self._observe("ok")
         return is_confirmed
+
+    def on_settled(self, settled: Callable[[BaseException | None], None]) -> None:
+        def measured(error: BaseException | None) -> None:
+            self._observe("ok" if error is None else outcome_of(error))
+            settled(error)
+
+        self._publication.on_settled(measured)
 
     def _observe(self, outcome: str) -> None:
         self._calls.observe(self._operation, outcome, time.monotonic() - self._began_at)

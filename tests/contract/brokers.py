@@ -200,9 +200,24 @@ class Rabbit:
         self.channel.exchange_delete(self.other_queue)
 
 
+def publish(publisher: EventPublisher, message: Message) -> None:
+    """Publish it and wait for the confirm, until that is overdue."""
+    publication = publisher.begin(message)
+    while not publication.wait(0.02):
+        if publication.overdue is not None:
+            raise BrokerUnavailable(publication.overdue)
+
+
+class Told(list[BaseException | None]):
+    """Of a publication's end, each time that it is called."""
+
+    def __call__(self, error: BaseException | None) -> None:
+        self.append(error)
+
+
 def publishes(publisher: EventPublisher, message: Message) -> bool:
     try:
-        publisher.publish(message)
+        publish(publisher, message)
     except (BrokerUnavailable, Unroutable):
         return False
     return True

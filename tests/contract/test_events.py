@@ -7,7 +7,17 @@ from dataclasses import replace
 
 import pytest
 import structlog.testing
-from brokers import PATIENCE_SECONDS, Broker, Handled, eventually, message_for, pings, random_queue
+from brokers import (
+    PATIENCE_SECONDS,
+    Broker,
+    Handled,
+    Told,
+    eventually,
+    message_for,
+    pings,
+    publish,
+    random_queue,
+)
 
 from shared.adapters.memory import MemoryBroker
 from shared.errors import BrokerUnavailable, MalformedEvent, Unroutable
@@ -18,7 +28,7 @@ def test_a_published_event_reaches_the_handler_with_its_body(broker: Broker) -> 
     handled = Handled()
     broker.consumer().start(handled)
     body = '{"payload_id": "ü", "nul": "\\u0000"}'.encode()
-    broker.publisher().publish(broker.message(body))
+    publish(broker.publisher(), broker.message(body))
     eventually(lambda: handled.bodies == [body])
 
 
@@ -28,7 +38,7 @@ def test_events_published_before_any_consumer_existed_are_delivered_in_order(
     bodies = [b"%d" % number for number in range(20)]
     publisher = broker.publisher()
     for body in bodies:
-        publisher.publish(broker.message(body))
+        publish(publisher, broker.message(body))
     handled = Handled()
     broker.consumer().start(handled)
     eventually(lambda: handled.bodies == bodies)
@@ -51,7 +61,7 @@ def test_up_to_concurrency_events_are_handled_at_once(broker: Broker) -> None:
 
     publisher = broker.publisher()
     for _ in range(9):
-        publisher.publish(broker.message())
+        publish(publisher, broker.message())
     broker.consumer(concurrency=3).start(handle)
     eventually(lambda: done == 9)
     assert most == 3
@@ -65,7 +75,7 @@ def test_a_malformed_event_is_dead_lettered_and_its_neighbours_are_handled(broke
 
     publisher = broker.publisher()
     for body in (b"before", b"poison", b"after"):
-        publisher.publish(broker.message(body))
+        publish(publisher, broker.message(body))
     handled = Handled(refuse_poison)
     consumer = broker.consumer(concurrency=3)
     consumer.start(handled)
@@ -84,11 +94,11 @@ def test_an_event_whose_handler_fails_is_dead_lettered_and_the_next_is_handled(
             raise KeyError("something nobody thought of")
 
     publisher = broker.publisher()
-    publisher.publish(broker.message(b"bug"))
+    publish(publisher, broker.message(b"bug"))
     handled = Handled(fail_once)
     broker.consumer().start(handled)
     eventually(lambda: broker.dead_letters() == [b"bug"])
-    publisher.publish(broker.message(b"next"))
+    publish(publisher, broker.message(b"next"))
     eventually(lambda: handled.bodies == [b"bug", b"next"])
 
 
@@ -101,7 +111,7 @@ def test_a_failed_handler_is_logged_without_the_exceptions_text(
         raise ValueError(patient_name)
 
     with structlog.testing.capture_logs() as log:
-        broker.publisher().publish(broker.message())
+        publish(broker.publisher(), broker.message())
         broker.consumer().start(quote_the_dataset)
         eventually(broker.dead_letters)
     (entry,) = [entry for entry in log if entry.get("queue") == broker.queue.queue]
@@ -115,16 +125,31 @@ def test_an_unroutable_message_is_reported_with_exchange_and_routing_key(
 ) -> None:
     publisher = broker.publisher()
     with pytest.raises(Unroutable) as raised:
-        publisher.publish(broker.message(routing_key="nobody.listens"))
+        publish(publisher, broker.message(routing_key="nobody.listens"))
     assert broker.queue.exchange in str(raised.value)
     assert "nobody.listens" in str(raised.value)
-    publisher.publish(broker.message())
+    publish(publisher, broker.message())
+
+
+def test_whoever_does_not_wait_is_told_of_the_confirm_or_the_error(broker: Broker) -> None:
+    publisher = broker.publisher()
+    told = Told()
+    publisher.begin(broker.message()).on_settled(told)
+    eventually(lambda: told == [None])
+
+    try:
+        publisher.begin(broker.message(routing_key="nobody.listens")).on_settled(told)
+    except Unroutable as at_once:
+        told(at_once)
+
+    eventually(lambda: len(told) == 2)
+    assert isinstance(told[1], Unroutable)
 
 
 def test_the_backlog_counts_undelivered_events(broker: Broker) -> None:
     publisher = broker.publisher()
     for _ in range(5):
-        publisher.publish(broker.message())
+        publish(publisher, broker.message())
     released = threading.Event()
     handled = Handled(lambda _: released.wait(PATIENCE_SECONDS))
     consumer = broker.consumer(concurrency=2)
@@ -155,8 +180,8 @@ def test_close_waits_for_the_event_in_progress_and_consumes_no_more(broker: Brok
         released.wait(PATIENCE_SECONDS)
 
     publisher = broker.publisher()
-    publisher.publish(broker.message(b"in hand"))
-    publisher.publish(broker.message(b"waiting"))
+    publish(publisher, broker.message(b"in hand"))
+    publish(publisher, broker.message(b"waiting"))
     consumer = broker.consumer(close_seconds=PATIENCE_SECONDS)
     consumer.start(handle)
     assert in_hand.wait(PATIENCE_SECONDS)
@@ -186,7 +211,7 @@ def test_close_requeues_events_that_do_not_finish_in_time_and_marks_them_as_rede
         released.wait(PATIENCE_SECONDS)
         finished.set()
 
-    broker.publisher().publish(broker.message(b"unfinished"))
+    publish(broker.publisher(), broker.message(b"unfinished"))
     hanging = broker.consumer(close_seconds=0.05)
     hanging.start(handle)
     assert in_hand.wait(PATIENCE_SECONDS)
@@ -212,8 +237,8 @@ def test_events_are_distributed_among_consumers(broker: Broker) -> None:
     broker.consumer().start(first)
     broker.consumer().start(second)
     publisher = broker.publisher()
-    publisher.publish(broker.message(b"1"))
-    publisher.publish(broker.message(b"2"))
+    publish(publisher, broker.message(b"1"))
+    publish(publisher, broker.message(b"2"))
     eventually(lambda: sorted(first.bodies + second.bodies) == [b"1", b"2"])
     assert len(first.bodies) == 1
 
@@ -223,12 +248,12 @@ def test_many_threads_publish_at_once_and_nothing_is_lost(broker: Broker) -> Non
     handled = Handled()
     broker.consumer(concurrency=4).start(handled)
 
-    def publish(thread: int) -> None:
+    def publish_many(thread: int) -> None:
         for number in range(200):
-            publisher.publish(broker.message(b"%d/%d" % (thread, number)))
+            publish(publisher, broker.message(b"%d/%d" % (thread, number)))
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(publish, range(8)))
+        list(pool.map(publish_many, range(8)))
     eventually(lambda: len(handled.bodies) >= 1600)
     assert Counter(handled.bodies) == Counter(
         b"%d/%d" % (thread, number) for thread in range(8) for number in range(200)
@@ -240,7 +265,7 @@ def test_concurrent_routable_and_unroutable_messages_are_distinguished(broker: B
 
     def is_unroutable(number: int) -> bool:
         try:
-            publisher.publish(broker.message(routing_key="nobody.listens" if number % 2 else None))
+            publish(publisher, broker.message(routing_key="nobody.listens" if number % 2 else None))
         except Unroutable:
             return True
         return False
@@ -259,7 +284,7 @@ def test_both_ends_answer_a_ping_until_they_are_closed(broker: Broker) -> None:
     with pytest.raises(BrokerUnavailable, match="closed"):
         publisher.ping()
     with pytest.raises(BrokerUnavailable, match="closed"):
-        publisher.publish(broker.message())
+        publish(publisher, broker.message())
     with pytest.raises(BrokerUnavailable, match="closed"):
         consumer.ping()
     with pytest.raises(BrokerUnavailable, match="closed"):
@@ -290,15 +315,15 @@ def test_a_full_memory_queue_refuses_messages_until_it_has_room_again() -> None:
     queue = random_queue()
     broker = MemoryBroker(queue, capacity=2)
     publisher = broker.publisher()
-    publisher.publish(message_for(queue))
-    publisher.publish(message_for(queue))
+    publish(publisher, message_for(queue))
+    publish(publisher, message_for(queue))
     with pytest.raises(BrokerUnavailable, match="has its maximum of 2 messages"):
-        publisher.publish(message_for(queue))
+        publish(publisher, message_for(queue))
     handled = Handled()
     consumer = broker.consumer(queue, concurrency=1)
     consumer.start(handled)
     eventually(lambda: len(handled.bodies) == 2)
-    publisher.publish(message_for(queue))
+    publish(publisher, message_for(queue))
     eventually(lambda: len(handled.bodies) == 3)
     consumer.close()
 
@@ -312,7 +337,7 @@ def test_the_memory_broker_keeps_the_last_dead_letters_with_their_reasons() -> N
 
     publisher = broker.publisher()
     for number in range(3):
-        publisher.publish(message_for(queue, b"%d" % number))
+        publish(publisher, message_for(queue, b"%d" % number))
     consumer = broker.consumer(queue, concurrency=1)
     consumer.start(refuse)
     eventually(

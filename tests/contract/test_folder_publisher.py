@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from brokers import message_for, random_queue
+from brokers import message_for, publish, random_queue
 
 from shared.adapters.folder.publisher import FolderEventPublisher
 from shared.errors import BrokerUnavailable
@@ -20,8 +20,8 @@ def test_a_message_file_shows_properties_and_body(tmp_path: Path) -> None:
         headers={"traceparent": "00-1"},
     )
     publisher.ping()
-    publisher.publish(message)
-    publisher.publish(message)
+    publish(publisher, message)
+    publish(publisher, message)
     (file,) = folder.iterdir()
     assert file.name == f"{message.message_id}.json"
     text = file.read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def test_an_unwritable_folder_is_an_unavailable_broker(tmp_path: Path) -> None:
     in_the_way.write_text("")
     publisher = FolderEventPublisher(in_the_way / "workflow-requests")
     with pytest.raises(BrokerUnavailable, match=r"cannot write to .*workflow-requests"):
-        publisher.publish(message_for(random_queue()))
+        publish(publisher, message_for(random_queue()))
     with pytest.raises(BrokerUnavailable, match=r"cannot write to .*workflow-requests"):
         publisher.ping()
 
@@ -57,7 +57,7 @@ def test_a_message_file_that_cannot_be_renamed_leaves_nothing_behind(tmp_path: P
     message = message_for(random_queue())
     (tmp_path / f"{message.message_id}.json").mkdir()
     with pytest.raises(BrokerUnavailable):
-        FolderEventPublisher(tmp_path).publish(message)
+        publish(FolderEventPublisher(tmp_path), message)
     assert [path.name for path in tmp_path.iterdir()] == [f"{message.message_id}.json"]
 
 
@@ -66,5 +66,5 @@ def test_a_message_id_that_is_not_a_file_name_is_rejected(tmp_path: Path, messag
     folder = tmp_path / "folder"
     properties = vars(message_for(random_queue())) | {"message_id": message_id}
     with pytest.raises(ValueError, match="file name"):
-        FolderEventPublisher(folder).publish(Message(**properties))
+        publish(FolderEventPublisher(folder), Message(**properties))
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pika
 import pytest
-from brokers import Broker, Handled, Rabbit, eventually, message_for, random_queue
+from brokers import Broker, Handled, Rabbit, eventually, message_for, publish, random_queue
 
 from shared.ports import HEADERS_MAX_BYTES
 
@@ -22,7 +22,7 @@ from shared.ports import HEADERS_MAX_BYTES
 def test_the_headers_of_an_event_reach_the_handler(broker: Broker, headers: dict[str, str]) -> None:
     handled = Handled()
     broker.consumer().start(handled)
-    broker.publisher().publish(replace(broker.message(), headers=headers))
+    publish(broker.publisher(), replace(broker.message(), headers=headers))
     eventually(lambda: handled.headers == [headers])
 
 

@@ -14,9 +14,11 @@ from brokers import (
     PATIENCE_SECONDS,
     Handled,
     Rabbit,
+    Told,
     begins,
     eventually,
     pings,
+    publish,
     publishes,
     within_patience,
 )
@@ -30,7 +32,7 @@ def test_nothing_connects_before_the_first_use(rabbit: Rabbit, proxy: Proxy) -> 
     publisher = rabbit.publisher(proxy.url)
     rabbit.consumer(url=proxy.url)
     assert proxy.accepted == 0
-    publisher.publish(rabbit.message())
+    publish(publisher, rabbit.message())
     assert proxy.accepted == 1
 
 
@@ -41,7 +43,7 @@ def test_an_unreachable_broker_is_reported_with_cause_and_time_without_password(
         port = listener.getsockname()[1]
     publisher = rabbit.publisher(f"amqp://somebody:swordfish@127.0.0.1:{port}/some-vhost")
     with pytest.raises(BrokerUnavailable) as raised:
-        publisher.publish(rabbit.message())
+        publish(publisher, rabbit.message())
     text = str(raised.value)
     assert f"127.0.0.1:{port}, vhost some-vhost" in text
     assert "Connection refused" in text
@@ -53,17 +55,17 @@ def test_a_refused_password_is_not_reported(rabbit: Rabbit, proxy: Proxy) -> Non
     address = proxy.url.rpartition("@")[2]
     publisher = rabbit.publisher(f"amqp://guest:swordfish@{address}")
     with pytest.raises(BrokerUnavailable, match="ACCESS_REFUSED") as raised:
-        publisher.publish(rabbit.message())
+        publish(publisher, rabbit.message())
     assert "swordfish" not in str(raised.value)
 
 
 def test_a_publisher_reconnects_after_a_lost_connection(rabbit: Rabbit, proxy: Proxy) -> None:
     publisher = rabbit.publisher(proxy.url)
-    publisher.publish(rabbit.message())
+    publish(publisher, rabbit.message())
     proxy.cut()
     eventually(lambda: not pings(publisher))
     with pytest.raises(BrokerUnavailable, match="not connected since"):
-        publisher.publish(rabbit.message())
+        publish(publisher, rabbit.message())
     proxy.heal()
     eventually(lambda: publishes(publisher, rabbit.message()))
 
@@ -76,7 +78,7 @@ def test_messages_confirmed_before_a_connection_broke_are_in_the_queue(
     stop = threading.Event()
     confirmed: list[bytes] = []
 
-    def publish(thread: int) -> None:
+    def publish_many(thread: int) -> None:
         number = 0
         while not stop.is_set():
             number += 1
@@ -90,7 +92,7 @@ def test_messages_confirmed_before_a_connection_broke_are_in_the_queue(
         return len(confirmed) >= count
 
     with ThreadPoolExecutor(4) as pool:
-        publishing = [pool.submit(publish, thread) for thread in range(4)]
+        publishing = [pool.submit(publish_many, thread) for thread in range(4)]
         for enough in (50, 100, 150):
             eventually(partial(at_least, enough))
             proxy.reset()
@@ -108,20 +110,56 @@ def test_a_silent_broker_delays_no_publisher_beyond_its_deadline(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
     publisher = rabbit.publisher(proxy.url, confirm_seconds=1)
-    publisher.publish(rabbit.message())
+    publish(publisher, rabbit.message())
     proxy.swallow()
     with ThreadPoolExecutor(16) as pool:
-        errors = [pool.submit(publisher.publish, rabbit.message()).exception for _ in range(16)]
+        errors = [pool.submit(publish, publisher, rabbit.message()).exception for _ in range(16)]
         assert {type(error(timeout=15)) for error in errors} == {BrokerUnavailable}
     proxy.heal()
     eventually(lambda: publishes(publisher, rabbit.message()))
+
+
+def test_whoever_does_not_wait_is_told_when_the_connection_is_lost(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url)
+    publisher.ping()
+    proxy.hold_answers()
+    told = Told()
+    publisher.begin(rabbit.message()).on_settled(told)
+    assert told == []
+
+    proxy.reset()
+
+    eventually(lambda: told)
+    (error,) = told
+    assert isinstance(error, BrokerUnavailable)
+    assert "may have arrived" in str(error)
+
+
+def test_messages_over_the_maximum_in_transit_are_refused_and_later_ones_sent(
+    rabbit: Rabbit, proxy: Proxy
+) -> None:
+    publisher = rabbit.publisher(proxy.url)
+    publisher.ping()
+    proxy.hold_answers()
+    told = Told()
+    for number in range(1010):
+        publisher.begin(rabbit.message(b"%d" % number)).on_settled(told)
+
+    eventually(lambda: len(told) == 10)
+    assert all("is the maximum" in str(error) for error in told)
+    proxy.release_answers()
+    eventually(lambda: told[10:] == [None] * 1000)
+    publish(publisher, rabbit.message())
+    assert rabbit.waiting(rabbit.queue.queue) == 1001
 
 
 def test_a_silent_broker_is_dropped_before_pika_misses_its_heartbeats(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
     publisher, consumer = rabbit.publisher(proxy.url), rabbit.consumer(url=proxy.url)
-    publisher.publish(rabbit.message())
+    publish(publisher, rabbit.message())
     consumer.ping()
     proxy.swallow()
     publication = publisher.begin(rabbit.message())
@@ -138,7 +176,7 @@ def test_a_silent_broker_is_dropped_before_pika_misses_its_heartbeats(
 def test_a_late_confirm_counts_and_its_message_is_not_sent_again(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
-    publisher = rabbit.publisher(proxy.url, confirm_seconds=0.2)
+    publisher = rabbit.publisher(proxy.url, confirm_seconds=0.2, expected_queue=rabbit.queue.queue)
     publisher.ping()
     message = rabbit.message(b"once")
     proxy.hold_answers()
@@ -148,16 +186,18 @@ def test_a_late_confirm_counts_and_its_message_is_not_sent_again(
         with pytest.raises(
             BrokerUnavailable, match=f"has not confirmed message {message.message_id}"
         ):
-            publisher.publish(message)
+            publish(publisher, message)
     assert publication.overdue is not None
-    eventually(lambda: publisher.overdue)
+    eventually(lambda: not pings(publisher))
+    with pytest.raises(BrokerUnavailable, match="has not confirmed"):
+        publisher.ping()
     assert not publication.wait(0)
 
     proxy.release_answers()
 
     assert publication.wait(PATIENCE_SECONDS)
-    eventually(lambda: publisher.overdue is None)
-    publisher.publish(rabbit.message(b"next"))
+    eventually(lambda: pings(publisher))
+    publish(publisher, rabbit.message(b"next"))
     assert proxy.accepted == 1
     handled = Handled()
     rabbit.consumer().start(handled)
@@ -166,8 +206,8 @@ def test_a_late_confirm_counts_and_its_message_is_not_sent_again(
 
 def test_a_confirmed_message_can_be_published_again(rabbit: Rabbit) -> None:
     publisher, message = rabbit.publisher(), rabbit.message()
-    publisher.publish(message)
-    publisher.publish(message)
+    publish(publisher, message)
+    publish(publisher, message)
     eventually(lambda: rabbit.waiting(rabbit.queue.queue) == 2)
 
 
@@ -179,7 +219,7 @@ def test_a_large_message_gets_the_time_that_a_slow_line_needs(rabbit: Rabbit, pr
     # Like the request of a POST with 20,000 instances, which may take more than three seconds.
     large = publisher.begin(replace(rabbit.foreign_message(), body=bytes(8_700_000)))
     with ThreadPoolExecutor(2) as pool:
-        neighbours = [pool.submit(publisher.publish, rabbit.message()) for _ in range(2)]
+        neighbours = [pool.submit(publish, publisher, rabbit.message()) for _ in range(2)]
         for neighbour in neighbours:
             neighbour.result(PATIENCE_SECONDS)
     assert large.wait(PATIENCE_SECONDS)
@@ -193,14 +233,14 @@ def test_a_broker_that_never_answers_is_given_up_at_the_deadline(
     proxy.swallow()
     publisher = rabbit.publisher(proxy.url, answer_seconds=0.2)
     with pytest.raises(BrokerUnavailable, match="first connection is still being made"):
-        within_patience(lambda: publisher.publish(rabbit.message()))
+        within_patience(lambda: publish(publisher, rabbit.message()))
     proxy.heal()
     eventually(lambda: publishes(publisher, rabbit.message()))
 
 
 def test_closing_does_not_wait_for_a_silent_broker(rabbit: Rabbit, proxy: Proxy) -> None:
     publisher = rabbit.publisher(proxy.url)
-    publisher.publish(rabbit.message())
+    publish(publisher, rabbit.message())
     proxy.swallow()
     within_patience(publisher.close)
     eventually(lambda: not [t for t in threading.enumerate() if t.name == "stowgate publisher"])
@@ -217,9 +257,9 @@ def test_a_publisher_recovers_from_a_temporary_lack_of_threads(
     with monkeypatch.context() as lack:
         lack.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(RuntimeError):
-            publisher.publish(rabbit.message())
+            publish(publisher, rabbit.message())
 
-    publisher.publish(rabbit.message())
+    publish(publisher, rabbit.message())
 
 
 def test_closing_while_connecting_logs_nothing_and_leaves_no_thread(rabbit: Rabbit) -> None:
@@ -236,12 +276,12 @@ def test_a_broker_in_alarm_is_unavailable_until_it_accepts_messages_again(
     rabbit: Rabbit, proxy: Proxy
 ) -> None:
     publisher = rabbit.publisher(proxy.url)
-    publisher.publish(rabbit.message())
+    publish(publisher, rabbit.message())
     blocked = pika.frame.Method(0, pika.spec.Connection.Blocked(reason="low on memory"))
     proxy.tell_clients(blocked.marshal())
     eventually(lambda: not pings(publisher))
     with pytest.raises(BrokerUnavailable, match="low on memory"):
-        publisher.publish(rabbit.message())
+        publish(publisher, rabbit.message())
     proxy.tell_clients(pika.frame.Method(0, pika.spec.Connection.Unblocked()).marshal())
     eventually(lambda: publishes(publisher, rabbit.message()))
     assert proxy.accepted == 1
@@ -272,7 +312,7 @@ def test_the_expected_queue_is_not_checked_for_each_message(rabbit: Rabbit, prox
     rabbit.bind_foreign_queue()
     publisher = rabbit.publisher(proxy.url, expected_queue=rabbit.foreign_queue)
     for _ in range(200):
-        publisher.publish(rabbit.foreign_message())
+        publish(publisher, rabbit.foreign_message())
     # Class and method of queue.declare (AMQP 0-9-1, 1.7.2.1), and its reserved short.
     look = b"\x00\x32\x00\x0a\x00\x00" + bytes([len(rabbit.foreign_queue)])
     looks = proxy.asked.count(look + rabbit.foreign_queue.encode())
@@ -315,10 +355,10 @@ def test_a_consumer_reconnects_and_continues(rabbit: Rabbit, proxy: Proxy) -> No
     consumer = rabbit.consumer(url=proxy.url)
     consumer.start(handled)
     publisher = rabbit.publisher()
-    publisher.publish(rabbit.message(b"1"))
+    publish(publisher, rabbit.message(b"1"))
     eventually(lambda: handled.bodies == [b"1"])
     proxy.cut()
-    publisher.publish(rabbit.message(b"2"))
+    publish(publisher, rabbit.message(b"2"))
     eventually(lambda: not pings(consumer))
     proxy.heal()
     eventually(lambda: b"2" in handled.bodies)
@@ -339,13 +379,13 @@ def test_an_event_in_progress_is_redelivered_after_a_lost_connection_and_acked_o
     consumer = rabbit.consumer(concurrency=2, url=proxy.url)
     consumer.start(hang_at_first)
     publisher = rabbit.publisher()
-    publisher.publish(rabbit.message(b"in hand"))
+    publish(publisher, rabbit.message(b"in hand"))
     eventually(lambda: deliveries == [b"in hand"])
     proxy.reset()
     eventually(lambda: deliveries == [b"in hand"] * 2)
     connections = proxy.accepted
     released.set()
-    publisher.publish(rabbit.message(b"next"))
+    publish(publisher, rabbit.message(b"next"))
     eventually(lambda: deliveries[2:] == [b"next"])
     consumer.close()
     # A stale ack would have closed the channel, and the connection with it.

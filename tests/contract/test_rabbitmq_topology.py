@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import structlog.testing
-from brokers import Handled, Rabbit, eventually, pings, publishes
+from brokers import Handled, Rabbit, eventually, pings, publish, publishes
 
 from shared.adapters.rabbitmq.publisher import RabbitEventPublisher
 from shared.errors import BrokerUnavailable, Unroutable
@@ -16,7 +16,7 @@ def test_the_message_properties_arrive_unchanged(rabbit: Rabbit) -> None:
     publisher.ping()
     queue = rabbit.bind_foreign_queue()
     message = rabbit.foreign_message()
-    publisher.publish(message)
+    publish(publisher, message)
     method, properties, body = rabbit.channel.basic_get(queue, auto_ack=True)
     assert (method.exchange, method.routing_key) == (message.exchange, message.routing_key)
     assert body == message.body
@@ -36,9 +36,9 @@ def test_a_request_is_sent_once_the_missing_queue_exists(rabbit: Rabbit) -> None
     publisher = rabbit.publisher()
     message = rabbit.foreign_message()
     with pytest.raises(Unroutable):
-        publisher.publish(message)
+        publish(publisher, message)
     queue = rabbit.bind_foreign_queue()
-    publisher.publish(message)
+    publish(publisher, message)
     assert rabbit.channel.basic_get(queue, auto_ack=True)[1].message_id == message.message_id
 
 
@@ -46,20 +46,20 @@ def test_a_message_that_the_broker_refuses_counts_as_unpublished(rabbit: Rabbit)
     publisher = rabbit.publisher()
     publisher.ping()
     rabbit.bind_foreign_queue(**{"x-max-length": 1, "x-overflow": "reject-publish"})
-    publisher.publish(rabbit.foreign_message())
+    publish(publisher, rabbit.foreign_message())
     with pytest.raises(BrokerUnavailable, match="refused message"):
-        publisher.publish(rabbit.foreign_message())
+        publish(publisher, rabbit.foreign_message())
 
 
 def test_two_releases_with_different_queue_arguments_work_side_by_side(
     rabbit: Rabbit,
 ) -> None:
-    rabbit.publisher().publish(rabbit.message(b"of this release"))
+    publish(rabbit.publisher(), rabbit.message(b"of this release"))
     rabbit.queue = replace(rabbit.queue, delivery_limit=7, max_dead_letters=3)
     handled = Handled()
     with structlog.testing.capture_logs() as log:
         rabbit.consumer().start(handled)
-        rabbit.publisher().publish(rabbit.message(b"of the next"))
+        publish(rabbit.publisher(), rabbit.message(b"of the next"))
         eventually(lambda: handled.bodies == [b"of this release", b"of the next"])
     causes = [entry["cause"] for entry in log if "is used as it is" in entry["event"]]
     assert len(causes) == 4
@@ -71,7 +71,7 @@ def test_two_releases_with_different_queue_arguments_work_side_by_side(
 def test_a_queue_that_cannot_be_declared_is_reported_with_the_cause(rabbit: Rabbit) -> None:
     rabbit.queue = replace(rabbit.queue, max_dead_letters=-1)
     with pytest.raises(BrokerUnavailable, match=r"invalid arg 'x-max-length'.*dead'"):
-        rabbit.publisher().publish(rabbit.message())
+        publish(rabbit.publisher(), rabbit.message())
 
 
 def test_the_newest_dead_letters_are_kept_up_to_a_bound(rabbit: Rabbit) -> None:
@@ -91,8 +91,7 @@ def test_nothing_is_published_without_the_expected_queue_even_if_another_is_boun
     rabbit.channel.exchange_declare(rabbit.foreign.name, "topic", durable=True)
     rabbit.channel.queue_declare(rabbit.other_queue)
     rabbit.channel.queue_bind(rabbit.other_queue, rabbit.foreign.name, "#")
-    publish = partial(publisher.publish, rabbit.foreign_message())
-    for call in (publish, publisher.ping):
+    for call in (partial(publish, publisher, rabbit.foreign_message()), publisher.ping):
         with pytest.raises(Unroutable, match=f"no queue '{rabbit.foreign_queue}'"):
             call()
     assert rabbit.waiting(rabbit.other_queue) == 0
@@ -100,7 +99,7 @@ def test_nothing_is_published_without_the_expected_queue_even_if_another_is_boun
     rabbit.bind_foreign_queue()
 
     eventually(lambda: pings(publisher))
-    publisher.publish(rabbit.foreign_message())
+    publish(publisher, rabbit.foreign_message())
     assert (rabbit.waiting(rabbit.foreign_queue), rabbit.waiting(rabbit.other_queue)) == (1, 1)
 
     rabbit.channel.queue_delete(rabbit.foreign_queue)
@@ -120,16 +119,16 @@ def test_an_alternate_exchange_does_not_replace_the_expected_queue(rabbit: Rabbi
         arguments={"alternate-exchange": rabbit.other_queue},
     )
     with pytest.raises(Unroutable, match="no queue"):
-        rabbit.publisher(expected_queue=rabbit.foreign_queue).publish(rabbit.foreign_message())
+        publish(rabbit.publisher(expected_queue=rabbit.foreign_queue), rabbit.foreign_message())
     assert rabbit.waiting(rabbit.other_queue) == 0
 
 
 def test_a_deleted_exchange_is_declared_again(rabbit: Rabbit) -> None:
     publisher = rabbit.publisher()
-    publisher.publish(rabbit.message())
+    publish(publisher, rabbit.message())
     rabbit.channel.exchange_delete(rabbit.queue.exchange)
     with pytest.raises(BrokerUnavailable, match="no exchange"):
-        publisher.publish(rabbit.message())
+        publish(publisher, rabbit.message())
     eventually(lambda: publishes(publisher, rabbit.message()))
 
 
@@ -138,7 +137,7 @@ def test_a_consumer_redeclares_its_deleted_queue_and_continues(rabbit: Rabbit) -
     consumer = rabbit.consumer()
     consumer.start(handled)
     publisher = rabbit.publisher()
-    publisher.publish(rabbit.message(b"before"))
+    publish(publisher, rabbit.message(b"before"))
     eventually(lambda: handled.bodies == [b"before"])
     rabbit.channel.queue_delete(rabbit.queue.queue)
     eventually(lambda: publishes(publisher, rabbit.message(b"after")))
@@ -155,7 +154,7 @@ def test_counting_a_deleted_queue_fails_and_does_not_stop_the_consumer(
         idle.backlog()
     handled = Handled()
     rabbit.consumer().start(handled)
-    rabbit.publisher().publish(rabbit.message(b"event"))
+    publish(rabbit.publisher(), rabbit.message(b"event"))
     eventually(lambda: handled.bodies == [b"event"])
     assert idle.backlog() == 0
 

@@ -67,7 +67,7 @@ def test_a_message_over_the_brokers_limit_is_permanently_refused_with_the_reason
     publisher: RabbitEventPublisher, site: Site, size_bytes: int
 ) -> None:
     with pytest.raises(MessageRefused) as raised:
-        publisher.publish(_message(site, 1, size_bytes))
+        publisher.begin(_message(site, 1, size_bytes)).wait(30)
 
     words = str(raised.value)
     assert f"message 1, of {size_bytes} bytes" in words

@@ -82,3 +82,15 @@ def test_a_stopping_worker_returns_its_payloads_to_the_queue(site: Site) -> None
     site.worker()
     site.opened(payload_id)
     reconcile(site)
+
+
+def test_the_events_of_a_stopping_api_reach_the_broker(site: Site) -> None:
+    api, worker = site.pair()
+    answer = site.post(api, study(1))
+    assert api.service.stop() == 0
+
+    site.opened(answer.headers["X-Payload-ID"])
+
+    assert "not announced" not in api.log()
+    assert worker.metric("stowgate_announced_again_total") == 0
+    reconcile(site)

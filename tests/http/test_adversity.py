@@ -136,6 +136,14 @@ def test_the_service_stores_without_its_broker_and_is_degraded(tmp_path: Path) -
     assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
 
 
+def test_the_broker_is_connected_to_before_the_first_upload(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as broker:
+        broker.settimeout(30)
+        address = f"amqp://guest:guest@127.0.0.1:{broker.getsockname()[1]}/"
+        with running("api", tmp_path, STOWGATE_BROKER=address), broker.accept()[0] as connection:
+            assert connection.recv(4) == b"AMQP"
+
+
 def test_failed_announcements_are_counted(tmp_path: Path) -> None:
     in_the_way = tmp_path / "workflow-requests"
     in_the_way.write_text("where the folder should be")

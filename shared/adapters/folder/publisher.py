@@ -24,16 +24,13 @@ class FolderEventPublisher:
     not JSON.
     """
 
-    overdue = None
-
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def begin(self, message: Message) -> Published:
-        self.publish(message)
-        return Published()
+    def start(self) -> None:
+        """Does nothing."""
 
-    def publish(self, message: Message) -> None:
+    def begin(self, message: Message) -> Published:
         if not _FILE_NAME.fullmatch(message.message_id):
             raise ValueError("the message id cannot be a file name: only letters, digits and ._-")
         content = orjson.dumps(
@@ -59,6 +56,7 @@ class FolderEventPublisher:
             self._write(f"{message.message_id}.json", content)
         except OSError as error:
             raise self._unavailable(error) from error
+        return Published()
 
     def ping(self) -> None:
         try:

@@ -92,14 +92,13 @@ class RabbitEventPublisher:
             tls=tls,
         )
         self._expected_queue = _ExpectedQueue(expected_queue, self._connection)
-        self.overdue: str | None = None
+        self._overdue: str | None = None
         # The fields below belong to the I/O thread.
         self._shared = _Confirms(self._connection)
         self._open: dict[_Key, _Publication] = {}
         self._open_bytes = 0
 
     def start(self) -> None:
-        """Start to connect, without waiting."""
         self._connection.start()
 
     def begin(self, message: Message) -> "_Publication":
@@ -110,12 +109,6 @@ class RabbitEventPublisher:
             raise self._connection.unavailable("reconnecting")
         return publication
 
-    def publish(self, message: Message) -> None:
-        publication = self.begin(message)
-        while not publication.wait(publication.left_seconds):
-            if publication.overdue is not None:
-                raise BrokerUnavailable(publication.overdue)
-
     def ping(self) -> None:
         if self._expected_queue.name is None:
             self._connection.ask(_open_and_close, self._answer_seconds)
@@ -124,6 +117,9 @@ class RabbitEventPublisher:
             # wait behind the requests that are being sent.
             self._connection.require(self._answer_seconds)
             self._expected_queue.check(self._answer_seconds)
+        overdue = self._overdue
+        if overdue is not None:
+            raise BrokerUnavailable(overdue)
 
     def close(self) -> None:
         self._connection.close(_CLOSE_SECONDS)
@@ -187,7 +183,7 @@ class RabbitEventPublisher:
 
     def _on_tick(self) -> None:
         overdue = (publication.overdue for publication in self._open.values())
-        self.overdue = next(filter(None, overdue), None)
+        self._overdue = next(filter(None, overdue), None)
         self._expected_queue.on_tick()
 
     def _on_down(self, cause: str, error: BaseException | None) -> None:
@@ -200,7 +196,7 @@ class RabbitEventPublisher:
                     f"{cause}; the message was not confirmed, but may have arrived"
                 )
             )
-        self.overdue = None
+        self._overdue = None
         self._expected_queue.forget()
 
 
@@ -287,17 +283,13 @@ class _Publication:
         self._due_at = self._begun_at + confirm_seconds
 
     @property
-    def left_seconds(self) -> float:
-        """The time until it is overdue."""
-        return max(0.0, self._due_at - time.monotonic())
-
-    @property
     def overdue(self) -> str | None:
-        if self.left_seconds:
+        now = time.monotonic()
+        if now < self._due_at:
             return None
         return (
             f"{self._connection.broker} has not confirmed message {self.message.message_id}, of "
-            f"{self.size_bytes} bytes, for {time.monotonic() - self._begun_at:.0f} s; it may still "
+            f"{self.size_bytes} bytes, for {now - self._begun_at:.0f} s; it may still "
             "have arrived. Check that its queue has a leader, and that the broker is not overloaded"
         )
 
@@ -310,6 +302,9 @@ class _Publication:
                 raise self._connection.unavailable("its connection accepts no messages") from None
             return False
         return True
+
+    def on_settled(self, settled: Callable[[BaseException | None], None]) -> None:
+        self.fate.add_done_callback(lambda fate: settled(fate.exception()))
 
     def due_in(self, seconds: float) -> None:
         self._due_at = time.monotonic() + seconds

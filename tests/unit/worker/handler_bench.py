@@ -14,6 +14,7 @@ from records_made import RECEIVED_AT, inline, record
 
 from shared.adapters.folder.publisher import FolderEventPublisher
 from shared.adapters.folder.store import FolderObjectStore
+from shared.adapters.queues import Published
 from shared.dicom.structure import check_structure
 from shared.instances import StoredInstance
 from shared.ports import EventPublisher, Message, ObjectStore, Publication
@@ -109,14 +110,13 @@ class Observed:
 
     publisher: EventPublisher
     look: Callable[[Message], None]
-    overdue: str | None = None
+
+    def start(self) -> None:
+        self.publisher.start()
 
     def begin(self, message: Message) -> Publication:
         self.look(message)
         return self.publisher.begin(message)
-
-    def publish(self, message: Message) -> None:
-        self.begin(message)
 
     def ping(self) -> None:
         self.publisher.ping()
@@ -125,14 +125,15 @@ class Observed:
         self.publisher.close()
 
 
-class SlowBroker:
+class SlowBroker(Published):
     """Confirms what was published once `look` has returned true, which each wait calls."""
 
     def __init__(self, look: Callable[[], object]) -> None:
         self.published: list[str] = []
         self.messages: list[Message] = []
-        self.overdue: str | None = None
         self._look = look
+
+    def start(self) -> None: ...
 
     def begin(self, message: Message) -> Publication:
         self.published.append(message.message_id)
@@ -142,9 +143,6 @@ class SlowBroker:
     def wait(self, seconds: float) -> bool:
         assert seconds <= 1
         return bool(self._look())
-
-    def publish(self, message: Message) -> None:
-        raise NotImplementedError
 
     def ping(self) -> None: ...
 

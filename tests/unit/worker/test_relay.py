@@ -255,10 +255,10 @@ def test_a_pass_announces_all_before_it_waits_for_the_broker(bench: Bench) -> No
 def test_an_overdue_announcement_is_not_repeated_at_once(bench: Bench) -> None:
     added = bench.add()
 
-    class Overdue:
+    class Overdue(Published):
         overdue = "for 40 s"
 
-        def wait(self, _: float) -> bool:
+        def wait(self, seconds: float) -> bool:  # noqa: ARG002
             return False
 
     bench.publication = Overdue()

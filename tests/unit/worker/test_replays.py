@@ -14,6 +14,7 @@ from records_made import RECEIVED_AT, record
 
 from shared.adapters.folder.publisher import FolderEventPublisher
 from shared.adapters.folder.store import FolderObjectStore
+from shared.adapters.queues import Published
 from shared.errors import MessageRefused, Unroutable, VersionConflict
 from shared.ports import EventPublisher, Message, ObjectStore, Publication
 from shared.record_store import Records
@@ -90,15 +91,13 @@ class Failing:
     """A publisher that raises a given error."""
 
     error: Exception
-    overdue: str | None = None
     begun: int = 0
+
+    def start(self) -> None: ...
 
     def begin(self, message: Message) -> Publication:  # noqa: ARG002
         self.begun += 1
         raise self.error
-
-    def publish(self, message: Message) -> None:
-        self.begin(message)
 
     def ping(self) -> None: ...
 
@@ -216,7 +215,7 @@ def test_a_worker_that_loses_the_race_for_a_replay_does_not_publish(bench: Bench
 
 
 @dataclass
-class Late:
+class Late(Published):
     """A publication whose confirm arrives after some polls, each of which takes time."""
 
     polls: int
