@@ -66,6 +66,7 @@ def compose(
     # So that the first events find a connection.
     backends.publisher.start()
     metrics = ApiMetrics(registry)
+    announcements = Announcements(announce, metrics)
     records = Records(backends.state)
     payload_ids = PayloadIds(settings.state_bucket)
     uploads = Uploads(
@@ -97,7 +98,7 @@ def compose(
             ),
         ),
         uploads=uploads,
-        announcements=Announcements(announce, metrics),
+        announcements=announcements,
         vaes=vaes,
         records=records,
         keys=IdempotencyKeys(
@@ -112,7 +113,7 @@ def compose(
     authenticator = authenticator_of(settings)
     readiness = Readiness(backends.dependencies(backends.publisher.ping), HealthMetrics(registry))
     refusals = Refusals(backends.state)
-    payloads = Payloads(records, refusals, backends.instances, announce)
+    payloads = Payloads(records, refusals, backends.instances, announcements.make)
     workflow_manager = WorkflowManagerApi.from_settings(settings)
     bodies = SmallBodies(admission.watchdog)
     pages = Pages(authenticator.scheme)

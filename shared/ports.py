@@ -240,7 +240,8 @@ class Publication(Protocol):
     def on_settled(self, settled: Callable[[BaseException | None], None]) -> None:
         """Call `settled` with None once the message is confirmed, or with what `wait` would raise.
 
-        It is called once, in any thread, and must not wait. Nothing else may wait for it.
+        It is called once, in any thread, and must not wait; not at all if this process stops
+        before. Nothing else may wait for it.
         """
 
 

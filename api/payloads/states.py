@@ -1,14 +1,13 @@
 """The reported state of a payload: its ingest record, with the refusals and replays."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 
 import structlog
 
 from api.http.problems import Conflict
-from shared.errors import ObjectMissing, Transient, VersionConflict
+from shared.errors import ObjectMissing, VersionConflict
 from shared.events import InstancesStored
 from shared.instances import StoredInstance
 from shared.ports import ObjectStore
@@ -76,10 +75,10 @@ class Payloads:
         records: Records,
         refusals: Refusals,
         instances: ObjectStore,
-        announce: Callable[[InstancesStored], object],
+        announce: Callable[[InstancesStored], None],
         clock: Clock = utc_now,
     ) -> None:
-        """`announce` publishes the event of a payload that is replayed."""
+        """`announce` publishes the event of a replayed payload, or leaves it to the relay."""
         self._records = records
         self._refusals = refusals
         self._instances = instances
@@ -103,18 +102,16 @@ class Payloads:
         """Have the workflow request published again. Raises `Conflict`."""
         replayed = self._replay(payload)
         record = replayed.record
-        # If the broker does not accept the event, the relay finds the replay, which is due.
-        with suppress(Transient):
-            self._announce(
-                InstancesStored(record.payload_id, record.correlation_id, record.traceparent)
-            )
+        self._announce(
+            InstancesStored(record.payload_id, record.correlation_id, record.traceparent)
+        )
         return replayed
 
     def replay_page(self, state: PayloadState, limit: int, cursor: str = "") -> ReplayedPage:
         """Replay the payloads of one page of a list, oldest first.
 
-        Publishes no events, as the broker may confirm each of them late: the relay finds the
-        replays, which are due.
+        Publishes no events: the relay finds the replays, which are due, and its pace is that of the
+        workers.
         """
         page, following = self.newest(state, limit, cursor)
         payloads = list(page)

@@ -1,7 +1,7 @@
-"""Announces new records to the workers, after the sender has its answer.
+"""Announces new records and replays to the workers.
 
-Nothing waits for the broker's confirm; the relay announces the record if the broker does not accept
-the event.
+Nothing waits for the broker's confirm; if the broker does not accept an event, the relay finds the
+record or the replay.
 """
 
 from collections.abc import Callable

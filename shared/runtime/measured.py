@@ -225,8 +225,12 @@ class _MeasuredPublication:
         return is_confirmed
 
     def on_settled(self, settled: Callable[[BaseException | None], None]) -> None:
+        # Without a reference to the publication, which would be a cycle.
+        calls, operation, began_at = self._calls, self._operation, self._began_at
+
         def measured(error: BaseException | None) -> None:
-            self._observe("ok" if error is None else outcome_of(error))
+            outcome = "ok" if error is None else outcome_of(error)
+            calls.observe(operation, outcome, time.monotonic() - began_at)
             settled(error)
 
         self._publication.on_settled(measured)

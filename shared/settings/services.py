@@ -122,8 +122,9 @@ class CommonSettings(SettingsSection):
         "10",
         whole_number(1, 3600),
         "timeout of RabbitMQ's publisher confirms; a message also gets the time that its bytes "
-        "take at 1 Mbit/s. The relay repeats an overdue event. A worker waits for an overdue "
-        "workflow request until the connection is lost, and `/health/ready` reports it",
+        "take at 1 Mbit/s. `/health/ready` reports an overdue message. The relay repeats an "
+        "overdue event; a worker waits for an overdue workflow request until the connection is "
+        "lost",
     )
     event_exchange: str = setting(
         "stowgate", amqp_name, "exchange of Stowgate's own events, and prefix of its queues"

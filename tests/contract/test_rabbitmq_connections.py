@@ -1,7 +1,9 @@
 """Connections to a real RabbitMQ that are lost, silent, slow or blocked."""
 
+import gc
 import socket
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -22,10 +24,13 @@ from brokers import (
     publishes,
     within_patience,
 )
+from prometheus_client import CollectorRegistry
 from proxy import Proxy
 
 from shared.errors import BrokerUnavailable
 from shared.ports import EventConsumer, EventPublisher, ReceivedMessage
+from shared.runtime.measured import Calls, MeasuredEventPublisher
+from shared.runtime.metrics import BackendMetrics
 
 
 def test_nothing_connects_before_the_first_use(rabbit: Rabbit, proxy: Proxy) -> None:
@@ -127,6 +132,7 @@ def test_whoever_does_not_wait_is_told_when_the_connection_is_lost(
     proxy.hold_answers()
     told = Told()
     publisher.begin(rabbit.message()).on_settled(told)
+    eventually(lambda: rabbit.waiting(rabbit.queue.queue) == 1)
     assert told == []
 
     proxy.reset()
@@ -135,6 +141,55 @@ def test_whoever_does_not_wait_is_told_when_the_connection_is_lost(
     (error,) = told
     assert isinstance(error, BrokerUnavailable)
     assert "may have arrived" in str(error)
+
+
+def test_closing_waits_for_the_confirms_of_what_was_sent(rabbit: Rabbit, proxy: Proxy) -> None:
+    publisher = rabbit.publisher(proxy.url)
+    publisher.ping()
+    proxy.delay(0.1)
+    told = Told()
+    for _ in range(50):
+        publisher.begin(rabbit.message()).on_settled(told)
+
+    publisher.close()
+
+    assert told == [None] * 50
+
+
+def test_a_silent_broker_holds_all_up_for_one_deadline_after_the_start(
+    rabbit: Rabbit, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float | None] = []
+
+    class Waiting(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout)
+            return super().wait(timeout)
+
+    proxy.swallow()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading, "Event", Waiting)
+        publisher = rabbit.publisher(proxy.url, answer_seconds=0.2)
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailable):
+            publisher.begin(rabbit.message())
+    assert waited[-1] == 0
+
+
+def test_a_settled_publication_leaves_nothing_to_the_garbage_collector(rabbit: Rabbit) -> None:
+    calls = Calls(BackendMetrics(CollectorRegistry()).broker_call_seconds)
+    publisher = MeasuredEventPublisher(rabbit.publisher(), calls, "publish_event")
+    told = Told()
+    message = rabbit.message()
+    alive = weakref.ref(message)
+    gc.disable()
+    try:
+        publisher.begin(message).on_settled(told)
+        del message
+        eventually(lambda: told == [None])
+        eventually(lambda: alive() is None)
+    finally:
+        gc.enable()
 
 
 def test_messages_over_the_maximum_in_transit_are_refused_and_later_ones_sent(

@@ -103,6 +103,7 @@ class RabbitConnection:
 
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._started_at = 0.0
         self._loop: IOLoop | None = None
         self._closing = threading.Event()
         self._first_attempt_done = threading.Event()
@@ -129,6 +130,7 @@ class RabbitConnection:
         """Start the I/O thread, unless it is running."""
         with self._lock:
             if self._thread is None and not self._closing.is_set():
+                self._started_at = time.monotonic()
                 self._down_since = datetime.now(UTC)
                 self._down_cause = "the first connection is still being made"
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -146,10 +148,11 @@ class RabbitConnection:
     def require(self, grace_seconds: float) -> None:
         """Return if the connection is usable, else raise `BrokerUnavailable`.
 
-        Waits up to `grace_seconds`, but only for the first connection attempt of this process.
+        Waits only for the first connection attempt of this process, and up to `grace_seconds` after
+        its beginning.
         """
         self.start()
-        self._first_attempt_done.wait(grace_seconds)
+        self._first_attempt_done.wait(max(0.0, self._started_at + grace_seconds - time.monotonic()))
         self.usable_channel()
 
     def usable_channel(self) -> Channel:

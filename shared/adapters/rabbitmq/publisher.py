@@ -9,7 +9,8 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -122,7 +123,16 @@ class RabbitEventPublisher:
             raise BrokerUnavailable(overdue)
 
     def close(self) -> None:
+        self._wait_for_confirms(_CLOSE_SECONDS)
         self._connection.close(_CLOSE_SECONDS)
+
+    def _wait_for_confirms(self, seconds: float) -> None:
+        fates: Future[list[Future[None]]] = Future()
+        if self._connection.call(
+            lambda: fates.set_result([publication.fate for publication in self._open.values()])
+        ):
+            with suppress(TimeoutError):
+                wait(fates.result(seconds), seconds)
 
     def _set_up(self, channel: Channel, ready: Callable[[], None]) -> None:
         def confirming() -> None:
@@ -156,12 +166,15 @@ class RabbitEventPublisher:
     def _keep(self, publication: "_Publication") -> None:
         """Keep the publication until its result is known."""
 
-        def forget(_: Future[None]) -> None:
-            del self._open[publication.key]
-            self._open_bytes -= publication.size_bytes
+        # Without a reference to the publication, which would be a cycle.
+        key, size_bytes = publication.key, publication.size_bytes
 
-        self._open[publication.key] = publication
-        self._open_bytes += publication.size_bytes
+        def forget(_: Future[None]) -> None:
+            del self._open[key]
+            self._open_bytes -= size_bytes
+
+        self._open[key] = publication
+        self._open_bytes += size_bytes
         publication.due_in(self._confirm_seconds + self._open_bytes / _SLOW_LINE_BYTES_PER_SECOND)
         publication.fate.add_done_callback(forget)
 

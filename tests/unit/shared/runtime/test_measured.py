@@ -1,5 +1,6 @@
 """Calls to the store and to the broker, as their metrics have them."""
 
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from shared.adapters.folder.store import FolderObjectStore
-from shared.adapters.memory import MemoryBroker
-from shared.adapters.queues import EventQueue
-from shared.errors import ObjectMissing, Unroutable, VersionConflict
+from shared.adapters.memory import MemoryBroker, MemoryEventPublisher
+from shared.adapters.queues import EventQueue, Published
+from shared.errors import BrokerUnavailable, ObjectMissing, Unroutable, VersionConflict
 from shared.ports import Message
 from shared.runtime.measured import Calls, MeasuredEventPublisher, MeasuredObjectStore
 from shared.runtime.metrics import BackendMetrics
@@ -96,3 +97,24 @@ def test_publications_are_counted_with_their_outcome(bench: Bench) -> None:
         bench.publisher.begin(_message("another"))
 
     assert bench.counted() == {("publish_event", "ok"): 2, ("publish_event", "unroutable"): 1}
+
+
+def test_a_publication_that_nobody_waits_for_is_counted_with_its_late_error() -> None:
+    class Late(Published):
+        def on_settled(self, settled: Callable[[BaseException | None], None]) -> None:
+            settled(BrokerUnavailable("gone"))
+
+    class Publisher(MemoryEventPublisher):
+        def begin(self, message: Message) -> Published:  # noqa: ARG002
+            return Late()
+
+    registry = CollectorRegistry()
+    calls = Calls(BackendMetrics(registry).broker_call_seconds)
+    told: list[BaseException | None] = []
+
+    publisher = MeasuredEventPublisher(Publisher([]), calls, "publish_event")
+    publisher.begin(_message()).on_settled(told.append)
+
+    assert [str(error) for error in told] == ["gone"]
+    labels = {"operation": "publish_event", "outcome": "unavailable"}
+    assert registry.get_sample_value("stowgate_broker_call_seconds_count", labels) == 1
