@@ -185,13 +185,16 @@ class MeasuredEventPublisher:
 
     def begin(self, message: Message) -> Publication:
         began_at = time.monotonic()
+
+        def observe(outcome: str) -> None:
+            self._calls.observe(self._operation, outcome, time.monotonic() - began_at)
+
         try:
             publication = self._publisher.begin(message)
         except StowgateError as error:
-            seconds = time.monotonic() - began_at
-            self._calls.observe(self._operation, outcome_of(error), seconds)
+            observe(outcome_of(error))
             raise
-        return _MeasuredPublication(publication, self._calls, self._operation, began_at)
+        return _MeasuredPublication(publication, observe)
 
     def ping(self) -> None:
         with self._calls.timed("ping"):
@@ -202,13 +205,9 @@ class MeasuredEventPublisher:
 
 
 class _MeasuredPublication:
-    def __init__(
-        self, publication: Publication, calls: Calls, operation: str, began_at: float
-    ) -> None:
+    def __init__(self, publication: Publication, observe: Callable[[str], None]) -> None:
         self._publication = publication
-        self._calls = calls
-        self._operation = operation
-        self._began_at = began_at
+        self._observe = observe
 
     @property
     def overdue(self) -> str | None:
@@ -225,15 +224,10 @@ class _MeasuredPublication:
         return is_confirmed
 
     def on_settled(self, settled: Callable[[BaseException | None], None]) -> None:
-        # Without a reference to the publication, which would be a cycle.
-        calls, operation, began_at = self._calls, self._operation, self._began_at
+        observe = self._observe  # a reference to this publication would be a cycle
 
         def measured(error: BaseException | None) -> None:
-            outcome = "ok" if error is None else outcome_of(error)
-            calls.observe(operation, outcome, time.monotonic() - began_at)
+            observe("ok" if error is None else outcome_of(error))
             settled(error)
 
         self._publication.on_settled(measured)
-
-    def _observe(self, outcome: str) -> None:
-        self._calls.observe(self._operation, outcome, time.monotonic() - self._began_at)

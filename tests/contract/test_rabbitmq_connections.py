@@ -124,14 +124,20 @@ def test_a_silent_broker_delays_no_publisher_beyond_its_deadline(
     eventually(lambda: publishes(publisher, rabbit.message()))
 
 
-def test_whoever_does_not_wait_is_told_when_the_connection_is_lost(
-    rabbit: Rabbit, proxy: Proxy
-) -> None:
+@pytest.fixture
+def unanswered(rabbit: Rabbit, proxy: Proxy) -> EventPublisher:
+    """A connected publisher to which no confirm comes until `proxy.release_answers`."""
     publisher = rabbit.publisher(proxy.url)
     publisher.ping()
     proxy.hold_answers()
+    return publisher
+
+
+def test_whoever_does_not_wait_is_told_when_the_connection_is_lost(
+    rabbit: Rabbit, proxy: Proxy, unanswered: EventPublisher
+) -> None:
     told = Told()
-    publisher.begin(rabbit.message()).on_settled(told)
+    unanswered.begin(rabbit.message()).on_settled(told)
     eventually(lambda: rabbit.waiting(rabbit.queue.queue) == 1)
     assert told == []
 
@@ -193,20 +199,17 @@ def test_a_settled_publication_leaves_nothing_to_the_garbage_collector(rabbit: R
 
 
 def test_messages_over_the_maximum_in_transit_are_refused_and_later_ones_sent(
-    rabbit: Rabbit, proxy: Proxy
+    rabbit: Rabbit, proxy: Proxy, unanswered: EventPublisher
 ) -> None:
-    publisher = rabbit.publisher(proxy.url)
-    publisher.ping()
-    proxy.hold_answers()
     told = Told()
     for number in range(1010):
-        publisher.begin(rabbit.message(b"%d" % number)).on_settled(told)
+        unanswered.begin(rabbit.message(b"%d" % number)).on_settled(told)
 
     eventually(lambda: len(told) == 10)
     assert all("is the maximum" in str(error) for error in told)
     proxy.release_answers()
     eventually(lambda: told[10:] == [None] * 1000)
-    publish(publisher, rabbit.message())
+    publish(unanswered, rabbit.message())
     assert rabbit.waiting(rabbit.queue.queue) == 1001
 
 
