@@ -5,8 +5,8 @@ PYTHON ?= python3
 PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
 COMPOSE := docker compose
 LOCK := .venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade pyproject.toml --extra tracing
-# Most tests wait more than they compute, so three processes help even on two cores.
-PYTEST := .venv/bin/python -m pytest --numprocesses 3 --dist worksteal
+# Most tests wait more than they compute, so five processes help even on two cores.
+PYTEST := .venv/bin/python -m pytest --numprocesses 5 --dist worksteal
 
 # Of `make mutants`; a large module with slow tests takes half an hour. The unit tests mirror the folders
 # of the code.
@@ -88,7 +88,7 @@ e2e: .venv/.ready-dev ## STORE=minio: run end-to-end tests on a temporary compos
 	@STORE=$(STORE) .venv/bin/python -m pytest tests/e2e
 
 faults: .venv/.ready-dev ## run the fault tests, on real processes
-	@$(PYTEST) tests/faults
+	@$(PYTEST) --numprocesses 3 tests/faults
 
 chaos: .venv/.ready-dev ## POSTS=10000 SEED=n: kill processes at random while senders send
 	@PYTHONPATH=tests .venv/bin/python tests/faults/chaos.py --posts $(or $(POSTS),1000) $(if $(SEED),--seed $(SEED)) \
