@@ -1,7 +1,6 @@
 """Conditional writes to an S3 store whose answers are lost, late or errors."""
 
 import contextlib
-import os
 import secrets
 import socket
 import threading
@@ -13,12 +12,12 @@ from urllib.parse import urlsplit
 
 import pytest
 from answering import Forwarding, serving
-from engines import OBJECT_STORE_VARIABLE, VERSITYGW, ObjectStoreEndpoint, object_store_client
+from engines import ObjectStoreEndpoint, object_store_client
 from minio.commonconfig import GOVERNANCE
-from minio.deleteobjects import DeleteObject
 from minio.objectlockconfig import DAYS, ObjectLockConfig
 from object_stores import MIB, TEXT, at_once, generated, keys, minio_store, put, put_growing
 from records_made import record
+from versioning import remove_versioned, require_versions
 
 from shared.adapters.s3.store import MinioObjectStore
 from shared.errors import StoreUnavailable, VersionConflict
@@ -258,20 +257,12 @@ def test_minio_reports_a_conflict_if_its_write_was_overwritten(
 @pytest.fixture
 def locked_bucket(object_store_endpoint: ObjectStoreEndpoint) -> Iterator[str]:
     """A bucket with object lock, which keeps every version for a day."""
-    if os.environ.get(OBJECT_STORE_VARIABLE) == VERSITYGW:
-        pytest.skip("its buckets with versions are refused, see test_store_conformance.py")
+    require_versions()
     client, name = object_store_client(object_store_endpoint), f"locked-{secrets.token_hex(8)}"
     client.make_bucket(bucket_name=name, object_lock=True)
     client.set_object_lock_config(bucket_name=name, config=ObjectLockConfig(GOVERNANCE, 1, DAYS))
     yield name
-    versions = client.list_objects(bucket_name=name, recursive=True, include_version=True)
-    doomed = [DeleteObject(str(found.object_name), found.version_id) for found in versions]
-    assert not list(
-        client.remove_objects(
-            bucket_name=name, delete_object_list=doomed, bypass_governance_mode=True
-        )
-    )
-    client.remove_bucket(bucket_name=name)
+    remove_versioned(object_store_endpoint, name)
 
 
 def test_minio_writes_to_a_bucket_with_object_lock(

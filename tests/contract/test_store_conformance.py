@@ -15,11 +15,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from answering import Answering, Forwarding, serving
-from engines import ObjectStoreEndpoint, object_store_client
-from minio.commonconfig import ENABLED
-from minio.deleteobjects import DeleteObject
-from minio.versioningconfig import VersioningConfig
+from engines import ObjectStoreEndpoint
 from service import STOWGATE, environment
+from versioning import make_versioned, versioned
 
 from shared.adapters.folder.store import FolderObjectStore
 from shared.adapters.s3.conformance import PROBES, check_payload_bucket, check_state_bucket
@@ -194,25 +192,11 @@ def test_the_second_object_store_conforms(
     conforms(connect(endpoint.url, bucket_of_second_store, endpoint))
 
 
-def keep_versions(endpoint: ObjectStoreEndpoint, bucket: str) -> None:
-    client = object_store_client(endpoint)
-    client.make_bucket(bucket_name=bucket)
-    client.set_bucket_versioning(bucket_name=bucket, config=VersioningConfig(ENABLED))
-
-
-def remove_versions(endpoint: ObjectStoreEndpoint, bucket: str) -> None:
-    client = object_store_client(endpoint)
-    versions = client.list_objects(bucket_name=bucket, recursive=True, include_version=True)
-    doomed = [DeleteObject(str(found.object_name), found.version_id) for found in versions]
-    assert not list(client.remove_objects(bucket_name=bucket, delete_object_list=doomed))
-
-
 def test_a_bucket_of_minio_that_keeps_versions_conforms(
-    object_store_endpoint: ObjectStoreEndpoint, bucket: str
+    object_store_endpoint: ObjectStoreEndpoint,
 ) -> None:
-    keep_versions(object_store_endpoint, bucket)
-    conforms(connect(object_store_endpoint.url, bucket, object_store_endpoint))
-    remove_versions(object_store_endpoint, bucket)
+    with versioned(object_store_endpoint) as bucket:
+        conforms(connect(object_store_endpoint.url, bucket, object_store_endpoint))
 
 
 def test_a_bucket_of_versitygw_that_keeps_versions_is_refused(
@@ -220,8 +204,8 @@ def test_a_bucket_of_versitygw_that_keeps_versions_is_refused(
 ) -> None:
     """It takes the marker that a deletion leaves for an object."""
     # minio-py cannot read its list of versions, so the bucket goes when its store goes.
-    endpoint, bucket = second_object_store_endpoint, f"versions-{secrets.token_hex(8)}"
-    keep_versions(endpoint, bucket)
+    endpoint = second_object_store_endpoint
+    bucket = make_versioned(endpoint)
     with pytest.raises(StoreUnfit, match="use one that keeps none"):
         conforms(connect(endpoint.url, bucket, endpoint))
 
