@@ -78,8 +78,7 @@ down: ## stop the compose stack; keep its volumes
 	$(COMPOSE) down
 
 test-versitygw: .venv/.ready-dev ## run contract and fault tests with VersityGW instead of MinIO
-	@STOWGATE_TEST_OBJECT_STORE=versitygw $(PYTEST) tests/contract
-	@STOWGATE_TEST_OBJECT_STORE=versitygw $(PYTEST) tests/faults
+	@STOWGATE_TEST_OBJECT_STORE=versitygw $(MAKE) --no-print-directory test faults TESTS=tests/contract
 
 test-cluster: .venv/.ready-dev ## kill each of three RabbitMQ nodes under load; needs Docker
 	@.venv/bin/python -m pytest tests/cluster -s
@@ -87,6 +86,7 @@ test-cluster: .venv/.ready-dev ## kill each of three RabbitMQ nodes under load; 
 e2e: .venv/.ready-dev ## STORE=minio: run end-to-end tests on a temporary compose stack
 	@STORE=$(STORE) .venv/bin/python -m pytest tests/e2e
 
+# These compute more, with a service or two in each; five processes take no less time.
 faults: .venv/.ready-dev ## run the fault tests, on real processes
 	@$(PYTEST) --numprocesses 3 tests/faults
 
